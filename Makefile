@@ -1,0 +1,66 @@
+# Everything a contributor or a newcomer runs. Needs Python 3.11 or newer, pip and make; each target sets up .venv itself.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PROTO_VENV := .venv-proto
+PROTOC := $(PROTO_VENV)/bin/python -W ignore -m grpc_tools.protoc -Iproto
+PROTOS := cnnserve/wire/classifier.proto cnnserve/wire/model_config.proto cnnserve/wire/open_inference.proto
+SOURCES := server export client tests bench
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types drift proto format image-test clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## a virtual environment in .venv with everything, from pinned versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: Python 3.11 or newer is needed: PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,dev]'
+	@touch $@
+
+demo: setup ## export two models, serve them, classify real images, compare with PyTorch
+	$(BIN)/python bench/demo.py
+
+test: setup ## every test
+	$(BIN)/python -m pytest
+
+check: lint types drift test ## what CI runs: lint, types, import rules, stub drift, every test
+
+lint: setup
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/lint-imports
+
+types: setup
+	$(BIN)/mypy
+
+format: setup ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# The stubs come from the oldest protobuf the client supports: newer generated code refuses an older runtime.
+$(PROTO_VENV)/.installed: proto/requirements.txt
+	$(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/python -m pip install --quiet --requirement proto/requirements.txt
+	@touch $@
+
+proto: $(PROTO_VENV)/.installed ## make the message classes in server/cnnserve/wire from proto/
+	$(PROTOC) --python_out=server --pyi_out=server $(PROTOS)
+
+drift: $(PROTO_VENV)/.installed
+	@rm -rf build/proto && mkdir -p build/proto
+	@$(PROTOC) --python_out=build/proto --pyi_out=build/proto $(PROTOS)
+	@diff -r -x __init__.py -x __pycache__ build/proto/cnnserve/wire server/cnnserve/wire \
+	  || { echo "server/cnnserve/wire does not match proto/: run make proto"; exit 1; }
+
+image-test: ## build the container image, run it, classify, stop it under load, print its size
+	bash deploy/docker/image-test.sh
+
+clean: ## remove the environments and everything built
+	rm -rf $(VENV) $(PROTO_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .demo

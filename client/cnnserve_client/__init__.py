@@ -1,0 +1,78 @@
+"""The cnnserve client: images in, labels and probabilities out.
+
+    from cnnserve_client import Client
+
+    with Client("127.0.0.1:8001") as client:
+        answer = client.classify(["cat.jpg", "dog.png"], model="resnet50")
+        print(answer.results[0].top.label)
+
+Parts:
+
+    client, aio   Client and AsyncClient: one channel, one deadline, nothing else
+    calls         what each RPC asks and how its answer reads; shared by both clients
+    rpc           the method table
+    target        address, limits, channel options, gRPC status -> exception
+    images        path, bytes, PIL image or array -> protobuf
+    results       what a call returns
+    errors        what a call raises
+    files         many files through one model; `batching` decides how many go into one request
+    cli, report   `cnnserve classify`, `health` and `models`: flags and exit codes; tables and JSON
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .aio import AsyncClient
+    from .client import Client
+    from .errors import (
+        CnnserveError,
+        ConnectionFailedError,
+        DeadlineExceededError,
+        InternalError,
+        InvalidInputError,
+        NotFoundError,
+        PermissionDeniedError,
+        QueueFullError,
+        ResourceExhaustedError,
+        UnauthenticatedError,
+        UnavailableError,
+        UnsupportedError,
+    )
+    from .results import Class, Classification, ImageResult, ModelInfo, TensorInfo, Timings, VersionInfo
+
+__all__ = [
+    "AsyncClient",
+    "Class",
+    "Classification",
+    "Client",
+    "CnnserveError",
+    "ConnectionFailedError",
+    "DeadlineExceededError",
+    "ImageResult",
+    "InternalError",
+    "InvalidInputError",
+    "ModelInfo",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "QueueFullError",
+    "ResourceExhaustedError",
+    "TensorInfo",
+    "Timings",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnsupportedError",
+    "VersionInfo",
+]
+
+_CLIENTS = {"AsyncClient": "aio", "Client": "client"}
+
+# Hidden from type checkers, which would take any name for an attribute.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import on first use: the command line must answer --help before grpc and numpy are read."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _CLIENTS.get(name) or ("errors" if name.endswith("Error") else "results")
+        return getattr(import_module(f".{home}", __name__), name)

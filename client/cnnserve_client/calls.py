@@ -1,0 +1,140 @@
+"""What each call asks, and how its answer reads. Decided here once, sent by `Client` and `AsyncClient` alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from cnnserve.wire import classifier_pb2 as pb
+
+from . import images as image_input
+from .errors import InternalError, InvalidInputError, from_status
+from .results import Class, Classification, ImageResult, ModelInfo, TensorInfo, Timings, VersionInfo
+from .rpc import CLASSIFY, GET_MODEL, HEALTH, LIST_MODELS, Method
+
+Result = TypeVar("Result")
+
+_CODE_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
+_SERVING = 1  # grpc.health.v1.HealthCheckResponse.ServingStatus
+
+
+@dataclass(frozen=True)
+class Call(Generic[Result]):
+    """A request ready to send, and how its answer reads."""
+
+    method: Method
+    about: str
+    request: Message
+    read: Callable[[Any], Result]
+
+    def result(self, answer: bytes) -> Result:
+        """The answer's value. Decoded here because grpc.aio makes None of what it cannot decode."""
+        try:
+            message = self.method.answer.FromString(answer)
+        except DecodeError as error:
+            raise InternalError(f"{self.about}: the answer is no {self.method.answer.__name__}") from error
+        return self.read(message)
+
+
+def classify(
+    images: image_input.Image | Sequence[image_input.Image], *, model: str, version: str, top_k: int
+) -> Call[Classification]:
+    """One Classify request for one or many images. Reads the files among them."""
+    if not 0 <= top_k < 2**32:
+        raise InvalidInputError(f"top_k is {top_k}: expected 0 for the default, or a number of classes")
+    request = pb.ClassifyRequest(model=_text("model", model), version=_text("version", version), top_k=top_k)
+    for name, image in image_input.each(images):
+        image_input.fill(request.images.add(), image, name)
+    if not request.images:
+        raise InvalidInputError("images is empty: expected at least one image")
+    return Call(CLASSIFY, f"model {model!r}", request, partial(_classification, images=len(request.images)))
+
+
+def list_models() -> Call[tuple[ModelInfo, ...]]:
+    """All models, without labels."""
+    return Call(LIST_MODELS, "list of models", pb.ListModelsRequest(), _models)
+
+
+def get_model(name: str) -> Call[ModelInfo]:
+    """One model in full."""
+    return Call(GET_MODEL, f"model {name!r}", pb.GetModelRequest(model=_text("name", name)), _one_model)
+
+
+def is_healthy(service: str) -> Call[bool]:
+    """One health check; an empty service means the whole server."""
+    return Call(HEALTH, f"health of {service!r}", StringValue(value=_text("service", service)), _serving)
+
+
+def _text(name: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{name} is {value!r}: not valid Unicode text") from error
+    return value
+
+
+def _classification(answer: pb.ClassifyResponse, *, images: int) -> Classification:
+    if len(answer.results) != images:
+        raise InternalError(f"the server answered {len(answer.results)} results for {images} images")
+    timings = answer.timings
+    return Classification(
+        model=answer.model,
+        version=answer.version,
+        results=tuple(map(_image_result, answer.results)),
+        timings=Timings(timings.queue_us, timings.preprocess_us, timings.compute_us, timings.total_us),
+    )
+
+
+def _image_result(result: pb.ImageResult) -> ImageResult:
+    if result.HasField("error"):
+        return ImageResult(error=from_status(_CODE_NAMES.get(result.error.code, "UNKNOWN"), result.error.message))
+    if not result.classes:
+        return ImageResult(error=InternalError("the server answered neither classes nor an error for this image"))
+    return ImageResult(tuple(Class(c.index, c.label, c.probability) for c in result.classes))
+
+
+def _models(answer: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
+    return tuple(_model(model) for model in answer.models)
+
+
+def _one_model(answer: pb.GetModelResponse) -> ModelInfo:
+    return _model(answer.model, answer.max_message_bytes or None)
+
+
+def _model(model: pb.Model, max_message_bytes: int | None = None) -> ModelInfo:
+    return ModelInfo(model.name, tuple(map(_version, model.versions)), max_message_bytes)
+
+
+def _version(version: pb.ModelVersion) -> VersionInfo:
+    return VersionInfo(
+        version=version.version,
+        state=_state(version.state),
+        reason=version.reason,
+        input=_tensor(version.input) if version.HasField("input") else None,
+        class_count=version.class_count,
+        labels=tuple(version.labels),
+        max_batch_size=version.max_batch_size,
+        verified=version.verified,
+        placement=dict(version.placement),
+        accepts_images=version.accepts_images,
+        architecture=version.architecture,
+        precision=version.precision,
+    )
+
+
+def _state(state: pb.ModelState) -> str:
+    if state not in pb.ModelState.values():  # a state that a newer server has
+        return f"STATE_{state}"
+    return pb.ModelState.Name(state).removeprefix("MODEL_STATE_")
+
+
+def _tensor(spec: pb.TensorSpec) -> TensorInfo:
+    return TensorInfo(spec.name, spec.datatype, tuple(spec.shape))
+
+
+def _serving(answer: Int32Value) -> bool:
+    return answer.value == _SERVING

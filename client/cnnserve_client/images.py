@@ -1,0 +1,116 @@
+"""Images as a caller has them -> `cnnserve.v1.Image`.
+
+Files and bytes travel as they are: the server decodes them exactly as the model's manifest says. PIL images and arrays
+travel as uint8 pixels, row by row, channels last.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnserve.wire import classifier_pb2 as pb
+
+from .errors import InvalidInputError
+
+
+class PilImage(Protocol):
+    """What is used of a `PIL.Image.Image`; the client does not import Pillow."""
+
+    @property
+    def mode(self) -> str:
+        """The pixel format, "RGB" for instance."""
+
+    def convert(self, mode: str) -> "PilImage":
+        """A copy in another pixel format."""
+
+
+Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8] | PilImage
+"""A path, a file's bytes, a uint8 array (HxW, HxWx1, HxWx3, HxWx4) or a PIL image.
+
+PIL images are taken as they are in memory: EXIF orientation is not applied, and modes other than L, RGB and RGBA are
+converted to RGB by Pillow. Send the file itself where the model's own rules should decide.
+"""
+
+_PATH = (str, os.PathLike)
+_BYTES = (bytes, bytearray, memoryview)
+_IN_MEMORY = (bytes, bytearray, memoryview, np.ndarray)
+_RAW_MODES = ("L", "RGB", "RGBA")
+
+
+def each(images: Image | Sequence[Image]) -> Iterator[tuple[str, Image]]:
+    """One image or several, each with the name that an error calls it: `images` or `images[3]`."""
+    # A path and bytes are sequences too, of characters and of numbers.
+    if isinstance(images, (*_PATH, *_BYTES)) or not isinstance(images, Sequence):
+        yield "images", images
+        return
+    for position, image in enumerate(cast("Sequence[Image]", images)):
+        yield f"images[{position}]", image
+
+
+def take_time(images: Image | Sequence[Image]) -> bool:
+    """True where an image must be read from disk or decoded by Pillow before it can be sent."""
+    return any(not isinstance(image, _IN_MEMORY) for _, image in each(images))
+
+
+def fill(message: pb.Image, image: Image, name: str) -> None:
+    """Put `image` into `message`.
+
+    In place, because protobuf copies a finished message once more when it is added to a request.
+
+    Raises:
+        InvalidInputError: the image is missing, unreadable or of the wrong type, dtype or shape; names `name`.
+    """
+    if isinstance(image, _PATH):
+        message.encoded = _read(image, name)
+    elif isinstance(image, _BYTES):
+        message.encoded = bytes(image)
+    elif isinstance(image, np.ndarray):
+        _fill_raw(message.raw, image, name)
+    elif hasattr(image, "mode") and hasattr(image, "convert"):
+        _fill_raw(message.raw, _pixels(image, name), name)
+    else:
+        raise InvalidInputError(
+            f"{name} is a {type(image).__name__}: expected a path, a file's bytes, a PIL image, a numpy uint8 array "
+            "or a sequence of these"
+        )
+
+
+def _read(path: str | os.PathLike[str], name: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidInputError(f"{name}: cannot read {os.fspath(path)!r}: {reason}") from error
+
+
+def _pixels(image: PilImage, name: str) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(image if image.mode in _RAW_MODES else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes here, and a broken PNG is a SyntaxError
+        raise InvalidInputError(f"{name}: Pillow cannot decode the image: {error}") from error
+
+
+def _fill_raw(raw: pb.RawImage, array: NDArray[np.uint8], name: str) -> None:
+    if array.dtype != np.uint8:
+        raise InvalidInputError(f"{name} has dtype {array.dtype}: expected uint8, values 0 to 255")
+    shape = array.shape if array.ndim == 3 else (*array.shape, 1)
+    if len(shape) != 3 or shape[2] not in (1, 3, 4):
+        raise InvalidInputError(
+            f"{name} has shape {array.shape}: expected HxW, HxWx1, HxWx3 or HxWx4{_shape_hint(array.shape)}"
+        )
+    if array.size == 0:
+        raise InvalidInputError(f"{name} has shape {array.shape}: it holds no pixels")
+    raw.data = array.tobytes()
+    raw.height, raw.width, raw.channels = shape
+
+
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and shape[0] in (1, 3, 4):
+        return "; this looks like channels first: use array.transpose(1, 2, 0)"
+    if len(shape) == 4:
+        return "; send a batch as a list: list(array)"
+    return ""

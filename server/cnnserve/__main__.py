@@ -1,0 +1,7 @@
+"""`python -m cnnserve`."""
+
+import sys
+
+from cnnserve.cli import main
+
+sys.exit(main())

@@ -1,0 +1,37 @@
+"""From a model's output row to the classes a person reads."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_TOP_K = 5
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Softmax over the last axis in float32; finite for any finite input, each row sums to 1."""
+    values = logits.astype(np.float32, copy=False)
+    # The largest exponent is 0, so nothing overflows.
+    exponentials: NDArray[np.float32] = np.exp(values - values.max(axis=-1, keepdims=True))
+    exponentials /= exponentials.sum(axis=-1, keepdims=True)
+    return exponentials
+
+
+def are_probabilities(rows: NDArray[np.floating], tolerance: float = 1e-3) -> bool:
+    """True where every row has values from 0 to 1 that sum to 1."""
+    return bool(
+        np.isfinite(rows).all()
+        and (rows >= -tolerance).all()
+        and (rows <= 1 + tolerance).all()
+        and (np.abs(rows.astype(np.float64).sum(axis=-1) - 1) <= tolerance).all()
+    )
+
+
+def top_k(probabilities: NDArray[np.floating], k: int) -> NDArray[np.intp]:
+    """Indices of the `k` largest of one row, largest first, the lower index first among equals.
+
+    `k` 0 means 5; a `k` above the class count means all classes.
+    """
+    count = probabilities.shape[-1]
+    wanted = min(k or DEFAULT_TOP_K, count)
+    # Stable on the negated row: ties keep the order of their indices.
+    order = np.argsort(-probabilities, kind="stable")
+    return order[:wanted]

@@ -1,0 +1,77 @@
+"""The `cnnserve` command. Subcommands are named here and imported only when they are called.
+
+So `cnnserve classify` needs no onnxruntime and `cnnserve serve` no torch, installed or not.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cnnserve
+
+
+@dataclass(frozen=True)
+class _Command:
+    module: str
+    function: str
+    help: str
+    # What to install where the import fails.
+    extra: str = ""
+
+
+_COMMANDS = {
+    "serve": _Command("cnnserve.cli", "serve", "serve a model repository over gRPC", "cpu"),
+    "export": _Command("cnnserve_export.cli", "export", "PyTorch network -> verified ONNX model", "cpu,export"),
+    "train-lenet": _Command("cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits", "cpu,export"),
+    "classify": _Command("cnnserve_client.cli", "classify", "classify image files with a running server"),
+    "models": _Command("cnnserve_client.cli", "models", "list the models of a running server"),
+    "health": _Command("cnnserve_client.cli", "health", "exit 0 if a running server (or one model) is SERVING"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version", "version"):
+        print(f"cnnserve {cnnserve.__version__}")
+        return 0
+    command = _COMMANDS.get(words[0])
+    if command is None:
+        print(f"cnnserve: no command {words[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    try:
+        function = getattr(importlib.import_module(command.module), command.function)
+        return int(function(words[1:]))
+    except ModuleNotFoundError as error:
+        if not command.extra or (error.name or "").partition(".")[0].startswith("cnnserve"):
+            raise
+        print(
+            f'cnnserve {words[0]} needs {error.name}, which is not installed: pip install "cnnserve[{command.extra}]"',
+            file=sys.stderr,
+        )
+        return 1
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """`cnnserve serve`."""
+    from cnnserve.config import ConfigError, from_sources
+
+    try:
+        config = from_sources(arguments)
+    except ConfigError as error:
+        print(f"cnnserve serve: {error}", file=sys.stderr)
+        return 2
+    from cnnserve import app, logs
+
+    logs.configure(config.log_level)
+    return app.run(config)
+
+
+def _usage() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in _COMMANDS.items())
+    return f"usage: cnnserve COMMAND ...\n\n{lines}\n\ncnnserve COMMAND --help says more."

@@ -1,0 +1,133 @@
+"""The server's settings: command-line flag > environment variable > TOML file > default.
+
+Every field is one flag (`grpc_port` is `--grpc-port`), one variable (`CNNSERVE_GRPC_PORT`) and one key of the file. A
+value that cannot be meant refuses to start.
+"""
+
+import argparse
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PREFIX = "CNNSERVE_"
+# The largest length that gRPC's message options can say.
+_MAX_MESSAGE_MIB = 2047
+
+
+class ConfigError(Exception):
+    """A setting that cannot be meant; the text names it, where it came from and what is expected."""
+
+
+def _setting(default: Any, help_text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """All settings of `cnnserve serve`."""
+
+    model_repository: Path = dataclasses.field(
+        metadata={"help": "folder with one subfolder per model: MODEL/VERSION/model.onnx"}
+    )
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for every interface")
+    grpc_port: int = _setting(8001, "gRPC port; 0 picks a free one and prints it")
+    http_port: int = _setting(8000, "HTTP port; 0 picks a free one and prints it")
+    max_message_mib: int = _setting(64, "largest gRPC message read or sent, in MiB")
+    drain_grace_s: float = _setting(30.0, "seconds that accepted requests may still take after SIGTERM")
+    strict_readiness: bool = _setting(False, "ready only when every model found at start is; default: one is enough")
+    cpu_threads: int = _setting(0, "threads for one model's runs; 0: what the CPU affinity and the cgroup quota allow")
+    decode_threads: int = _setting(0, "threads that decode images; 0: as many as cpu_threads")
+    log_level: str = _setting("info", "debug, info, warning or error")
+
+    def __post_init__(self) -> None:
+        if not self.model_repository.is_dir():
+            raise ConfigError(f"model_repository {str(self.model_repository)!r} is not a folder")
+        for name in ("grpc_port", "http_port"):
+            _check_range(name, getattr(self, name), 0, 65535)
+        if self.grpc_port == self.http_port != 0:
+            raise ConfigError(f"grpc_port and http_port are both {self.grpc_port}; they must differ")
+        _check_range("max_message_mib", self.max_message_mib, 1, _MAX_MESSAGE_MIB)
+        _check_range("drain_grace_s", self.drain_grace_s, 0, 3600)
+        _check_range("cpu_threads", self.cpu_threads, 0, 1024)
+        _check_range("decode_threads", self.decode_threads, 0, 1024)
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ConfigError(f"log_level is {self.log_level!r}, expected debug, info, warning or error")
+
+
+def from_sources(
+    arguments: Sequence[str], environment: Mapping[str, str] | None = None, prog: str = "cnnserve serve"
+) -> ServerConfig:
+    """Settings from flags, environment and file. Raises `ConfigError`; flags unknown to argparse exit with 2."""
+    flags = vars(_parser(prog).parse_args(arguments))
+    environment = os.environ if environment is None else environment
+    file = flags.pop("config") or environment.get(f"{_PREFIX}CONFIG")
+    values = _read_file(Path(file)) if file else {}
+    for field in dataclasses.fields(ServerConfig):
+        variable = f"{_PREFIX}{field.name.upper()}"
+        if variable in environment:
+            values[field.name] = _convert(field.name, environment[variable], variable)
+    values |= {name: _convert(name, text, _flag(name)) for name, text in flags.items() if text is not None}
+    if "model_repository" not in values:
+        raise ConfigError(f"say which model repository to serve: --model-repository DIR or {_PREFIX}MODEL_REPOSITORY")
+    return ServerConfig(**values)
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Serve the models of a repository over gRPC.",
+        epilog=f"Each flag can also be a variable ({_PREFIX}GRPC_PORT) or a key of the --config file (grpc_port).",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with these settings")
+    for field in dataclasses.fields(ServerConfig):
+        default = "" if field.default is dataclasses.MISSING else f" (default: {field.default})"
+        if field.type is bool:
+            parser.add_argument(
+                _flag(field.name), action="store_const", const="true", default=None, help=field.metadata["help"]
+            )
+        else:
+            parser.add_argument(
+                _flag(field.name), metavar=_metavar(field.type), default=None, help=field.metadata["help"] + default
+            )
+    return parser
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
+    known = {field.name for field in dataclasses.fields(ServerConfig)}
+    if unknown := sorted(raw.keys() - known):
+        raise ConfigError(f"config file {str(path)!r} has unknown settings: {', '.join(unknown)}")
+    return {name: _convert(name, value, f"{path.name}: {name}") for name, value in raw.items()}
+
+
+def _convert(name: str, value: object, source: str) -> object:
+    kind = next(field.type for field in dataclasses.fields(ServerConfig) if field.name == name)
+    text = str(value).strip() if not isinstance(value, bool) else str(value).lower()
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if isinstance(value, bool):
+            raise ValueError
+        return kind(text)  # type: ignore[operator]
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{source} is {value!r}, expected {_metavar(kind)}") from error
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value}, expected {low} to {high}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _metavar(kind: object) -> str:
+    return {bool: "true or false", int: "INTEGER", float: "NUMBER", Path: "DIR"}.get(kind, "TEXT")  # type: ignore[call-overload,no-any-return]

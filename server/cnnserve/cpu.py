@@ -1,0 +1,53 @@
+"""How many CPU threads this process may really use."""
+
+import os
+from pathlib import Path
+
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def cpu_budget(cgroup_root: Path = _CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> int:
+    """CPUs of the affinity mask, or fewer where the cgroup's quota allows fewer; at least 1.
+
+    A quota of 2.5 CPUs gives 2: a third thread would be stopped for part of every period.
+    """
+    available = len(os.sched_getaffinity(0))
+    quota = _quota(cgroup_root, membership)
+    return max(1, available if quota is None else min(available, int(quota)))
+
+
+def _quota(root: Path, membership: Path) -> float | None:
+    """The tightest quota on the way from this process's cgroup to the root, in CPUs; None where there is none."""
+    quotas = [q for folder in _folders(root, membership) if (q := _read_quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _folders(root: Path, membership: Path) -> list[Path]:
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    folders = [root, root / "cpu"]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or "cpu" in controllers.split(","):
+            # A container may see the host's path while only its own cgroup is mounted: missing folders are skipped.
+            base = root if controllers == "" else root / "cpu"
+            parts = [part for part in path.split("/") if part not in ("", "..")]
+            folders += [base.joinpath(*parts[: depth + 1]) for depth in range(len(parts))]
+    return folders
+
+
+def _read_quota(folder: Path) -> float | None:
+    try:
+        # cgroup v2: "max 100000" or "200000 100000"
+        quota, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if quota in ("max", "-1"):
+        return None
+    return int(quota) / int(period)

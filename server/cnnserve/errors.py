@@ -1,0 +1,61 @@
+"""Every error a caller can be told about.
+
+The text of a `ServingError` reaches the client, so it names the caller's own value and the fix, never a path or an
+internal name. `rpc/status.py` gives each class its gRPC status. This module imports nothing.
+"""
+
+
+class ServingError(Exception):
+    """Root of the errors whose text is meant for the client."""
+
+
+class InvalidInput(ServingError):
+    """A shape, data type, image or parameter that the model cannot take."""
+
+
+class ModelNotFound(ServingError):
+    """No model of that name is in the repository."""
+
+
+class VersionNotFound(ServingError):
+    """The model exists, that version of it does not."""
+
+
+class ModelNotReady(ServingError):
+    """The model or version exists and is not READY; the text says why."""
+
+
+class ShuttingDown(ServingError):
+    """The server is draining and takes no new work."""
+
+
+class QueueFull(ServingError):
+    """More images wait for the model than its queue may hold."""
+
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class DeadlineExceeded(ServingError):
+    """The request's deadline passed before its work began."""
+
+
+class Unauthenticated(ServingError):
+    """No credentials, or wrong ones."""
+
+
+class PermissionDenied(ServingError):
+    """The caller is known and may not do this."""
+
+
+class Unsupported(ServingError):
+    """A part of the protocol this server or this model does not have."""
+
+
+class ModelLoadFailed(ServingError):
+    """A model could not be loaded; the text is the reason and the fix."""
+
+
+class InferenceFailed(ServingError):
+    """The runtime failed. The cause is logged; the client gets a fixed text."""

@@ -1,0 +1,177 @@
+"""One loaded version of a model and its two uses: tensors in (`infer`), images in (`classify`). Knows no wire."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from cnnserve import classification
+from cnnserve.batcher import BatchResult, DynamicBatcher
+from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError, Unsupported
+from cnnserve.instance import Rows
+from cnnserve.manifest import Manifest
+from cnnserve.model_config import Settings
+from cnnserve.preprocessing import ImageSource, Preprocessor
+from cnnserve.selftest import SelfTest
+from cnnserve.session import NUMPY_TYPES
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a loaded version; a client may see all of it."""
+
+    name: str
+    version: int
+    settings: Settings
+    labels: tuple[str, ...]
+    class_count: int
+    manifest: Manifest | None
+    self_test: SelfTest | None
+    placement: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Class:
+    """One class of one image; `label` is empty where the model has none."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Nanoseconds."""
+
+    queue: int = 0
+    preprocess: int = 0
+    compute: int = 0
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One outcome per image, in order: its classes, most probable first, or its own error."""
+
+    outcomes: list[list[Class] | ServingError]
+    timings: Timings
+
+
+class Model:
+    """A READY version. `preprocessor` is None where no manifest says how images become inputs."""
+
+    def __init__(
+        self, info: ModelInfo, batcher: DynamicBatcher, preprocessor: Preprocessor | None, decoders: Executor
+    ) -> None:
+        self.info = info
+        self._batcher = batcher
+        self._preprocessor = preprocessor
+        self._decoders = decoders
+
+    def __repr__(self) -> str:
+        return f"<Model {self.info.name}/{self.info.version} {self._batcher!r}>"
+
+    @property
+    def accepts_images(self) -> bool:
+        """Whether `classify` works."""
+        return self._preprocessor is not None
+
+    async def infer(self, tensor: Rows, deadline_ns: int | None = None) -> BatchResult:
+        """Runs a tensor of the input's wire shape; the outputs come in wire shape too. Raises `ServingError`s."""
+        rows = self._as_rows(tensor)
+        permit = self._batcher.reserve(len(rows))
+        try:
+            result = await self._batcher.submit(rows, permit, deadline_ns)
+        finally:
+            permit.release()
+        if self.info.settings.add_batch:
+            result = replace(result, outputs=[output[0] for output in result.outputs])
+        return result
+
+    async def classify(
+        self, images: Sequence[ImageSource], top_k: int = 0, deadline_ns: int | None = None
+    ) -> Classification:
+        """Classifies 1 to max_batch_size images. An image that cannot be read fails alone."""
+        if self._preprocessor is None:
+            raise Unsupported(
+                f"model '{self.info.name}' has no manifest, so how an image becomes its input is unknown; "
+                "send tensors with ModelInfer, or export the model with cnnserve"
+            )
+        self._check_count(len(images), "images")
+        permit = self._batcher.reserve(len(images))
+        try:
+            started = time.monotonic_ns()
+            if deadline_ns is not None and deadline_ns <= started:
+                raise DeadlineExceeded("the deadline passed before the images were read")
+            rows = await self._preprocess(self._preprocessor, images)
+            preprocess_ns = time.monotonic_ns() - started
+            good = [row for row in rows if not isinstance(row, ServingError)]
+            if not good:
+                return Classification([row for row in rows if isinstance(row, ServingError)], Timings(0, preprocess_ns))
+            permit.shrink(len(good))
+            result = await self._batcher.submit(np.stack(good), permit, deadline_ns)
+        finally:
+            permit.release()
+        classes = iter(self._top_k(result.outputs[0], top_k))
+        outcomes = [row if isinstance(row, ServingError) else next(classes) for row in rows]
+        return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
+
+    async def close(self) -> None:
+        """Answers everything accepted, then ends the instances."""
+        await self._batcher.close()
+
+    async def _preprocess(self, preprocessor: Preprocessor, images: Sequence[ImageSource]) -> list[Rows | ServingError]:
+        loop = asyncio.get_running_loop()
+        jobs = [loop.run_in_executor(self._decoders, _row, preprocessor, image) for image in images]
+        try:
+            return await asyncio.gather(*jobs)
+        except asyncio.CancelledError:
+            # What has not begun is not decoded any more.
+            for job in jobs:
+                job.cancel()
+            raise
+
+    def _top_k(self, rows: Rows, k: int) -> list[list[Class]]:
+        scores = rows.reshape(len(rows), -1)
+        manifest = self.info.manifest
+        if manifest is not None and manifest.activation == "none":
+            scores = classification.softmax(scores)
+        return [[self._class(int(i), float(row[i])) for i in classification.top_k(row, k)] for row in scores]
+
+    def _class(self, index: int, probability: float) -> Class:
+        labels = self.info.labels
+        return Class(index, labels[index] if labels else "", probability)
+
+    def _check_count(self, count: int, what: str) -> None:
+        limit = self.info.settings.max_batch_size
+        if count < 1:
+            raise InvalidInput(f"the request has no {what}; send 1 to {limit}")
+        if count > limit:
+            raise InvalidInput(
+                f"the request has {count} {what}, model '{self.info.name}' takes at most {limit}; send several requests"
+            )
+
+    def _as_rows(self, tensor: Rows) -> Rows:
+        settings = self.info.settings
+        spec = settings.input
+        expected_type = NUMPY_TYPES[spec.datatype]
+        if tensor.dtype != expected_type:
+            raise InvalidInput(f"input '{spec.name}' has type {tensor.dtype}, expected {spec.datatype}")
+        dims = tensor.shape[1:] if settings.batched else tensor.shape
+        if len(dims) != len(spec.dims) or any(want not in (-1, got) for got, want in zip(dims, spec.dims, strict=True)):
+            wanted = [*([-1] if settings.batched else []), *spec.dims]
+            raise InvalidInput(f"input '{spec.name}' has shape {list(tensor.shape)}, expected {wanted}")
+        if not settings.batched:
+            return tensor[np.newaxis] if settings.add_batch else tensor
+        self._check_count(len(tensor), "rows")
+        return tensor
+
+
+def _row(preprocessor: Preprocessor, image: ImageSource) -> Rows | ServingError:
+    """On a decoding thread: one image's row, or the error that is its answer."""
+    try:
+        return preprocessor.row(image)
+    except ServingError as error:
+        return error

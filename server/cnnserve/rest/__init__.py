@@ -1,0 +1,1 @@
+"""HTTP: the same use cases on another wire."""

@@ -1,0 +1,1 @@
+"""gRPC: the method table, its handlers, and the transport that carries them."""

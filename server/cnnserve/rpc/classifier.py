@@ -1,0 +1,184 @@
+"""`cnnserve.v1.Classifier` handlers: images in, labels out."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from cnnserve import model as models
+from cnnserve.errors import InvalidInput, ServingError
+from cnnserve.lifecycle import ModelEntry, VersionEntry
+from cnnserve.preprocessing import ImageSource, RawImage
+from cnnserve.registry import Registry
+from cnnserve.rpc import status
+from cnnserve.rpc.methods import CallContext, Kind, Method
+from cnnserve.wire import classifier_pb2 as pb
+
+_SERVICE = "cnnserve.v1.Classifier"
+# Requests of one stream at work at once; the transport's flow control holds back the rest.
+STREAM_LIMIT = 64
+
+
+class ClassifierService:
+    """`cnnserve.v1.Classifier`. `drain` ends its streams after what they had sent is answered."""
+
+    def __init__(self, registry: Registry, max_message_bytes: int) -> None:
+        self._registry = registry
+        self._max_message_bytes = max_message_bytes
+        self._draining = asyncio.Event()
+
+    def methods(self) -> list[Method]:
+        """The service's rows of the method table."""
+        return [
+            Method(f"{_SERVICE}/Classify", pb.ClassifyRequest, pb.ClassifyResponse, self.classify),
+            Method(
+                f"{_SERVICE}/ClassifyStream",
+                pb.ClassifyStreamRequest,
+                pb.ClassifyStreamResponse,
+                self.classify_stream,
+                Kind.STREAM,
+            ),
+            Method(f"{_SERVICE}/ListModels", pb.ListModelsRequest, pb.ListModelsResponse, self.list_models),
+            Method(f"{_SERVICE}/GetModel", pb.GetModelRequest, pb.GetModelResponse, self.get_model),
+        ]
+
+    def drain(self) -> None:
+        """No stream reads another request."""
+        self._draining.set()
+
+    async def classify(self, request: pb.ClassifyRequest, context: CallContext) -> pb.ClassifyResponse:
+        """Classifies the images of one request."""
+        started = time.monotonic_ns()
+        model = self._registry.get(request.model, request.version)
+        images = [_image(image, index) for index, image in enumerate(request.images)]
+        result = await model.classify(images, request.top_k, context.deadline_ns)
+        response = pb.ClassifyResponse(model=model.info.name, version=str(model.info.version))
+        for outcome in result.outcomes:
+            _add_result(response, outcome)
+        timings = result.timings
+        response.timings.queue_us = timings.queue // 1000
+        response.timings.preprocess_us = timings.preprocess // 1000
+        response.timings.compute_us = timings.compute // 1000
+        response.timings.total_us = (time.monotonic_ns() - started) // 1000
+        return response
+
+    async def classify_stream(
+        self, requests: AsyncIterator[pb.ClassifyStreamRequest], context: CallContext
+    ) -> AsyncIterator[pb.ClassifyStreamResponse]:
+        """Answers each request of the stream as it finishes; at most `STREAM_LIMIT` are at work."""
+        slots = asyncio.Semaphore(STREAM_LIMIT)
+        answers: asyncio.Queue[pb.ClassifyStreamResponse | None] = asyncio.Queue()
+        async with asyncio.TaskGroup() as tasks:
+            reader = tasks.create_task(self._read_stream(requests, context, slots, answers))
+            try:
+                while (answer := await answers.get()) is not None:
+                    yield answer
+                    # Only now: an answer the client does not take keeps its slot.
+                    slots.release()
+            finally:
+                reader.cancel()
+
+    async def list_models(self, _: pb.ListModelsRequest, __: CallContext) -> pb.ListModelsResponse:
+        """Every model, without labels."""
+        return pb.ListModelsResponse(models=[_model(entry, labels=False) for entry in self._registry.models])
+
+    async def get_model(self, request: pb.GetModelRequest, _: CallContext) -> pb.GetModelResponse:
+        """One model with its labels."""
+        entry = self._registry.entry(request.model)
+        return pb.GetModelResponse(model=_model(entry, labels=True), max_message_bytes=self._max_message_bytes)
+
+    async def _read_stream(
+        self,
+        requests: AsyncIterator[pb.ClassifyStreamRequest],
+        context: CallContext,
+        slots: asyncio.Semaphore,
+        answers: asyncio.Queue[pb.ClassifyStreamResponse | None],
+    ) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            async for request in _until(requests, self._draining):
+                await slots.acquire()
+                tasks.create_task(self._answer(request, context, answers))
+        answers.put_nowait(None)
+
+    async def _answer(
+        self,
+        request: pb.ClassifyStreamRequest,
+        context: CallContext,
+        answers: asyncio.Queue[pb.ClassifyStreamResponse | None],
+    ) -> None:
+        answer = pb.ClassifyStreamResponse(id=request.id)
+        deadline_ns = context.deadline_ns
+        if request.timeout_us:
+            own_ns = time.monotonic_ns() + request.timeout_us * 1000
+            deadline_ns = own_ns if deadline_ns is None else min(own_ns, deadline_ns)
+        try:
+            answer.response.CopyFrom(await self.classify(request.request, CallContext(deadline_ns)))
+        except Exception as error:
+            told = status.of(error, f"{_SERVICE}/ClassifyStream")
+            answer.error.code, answer.error.message = told.code, told.message
+        answers.put_nowait(answer)
+
+
+async def _until(
+    requests: AsyncIterator[pb.ClassifyStreamRequest], stop: asyncio.Event
+) -> AsyncIterator[pb.ClassifyStreamRequest]:
+    """The stream's requests until it ends or `stop` is set."""
+    stopped = asyncio.ensure_future(stop.wait())
+    pending: asyncio.Future[pb.ClassifyStreamRequest] | None = None
+    try:
+        while not stop.is_set():
+            pending = asyncio.ensure_future(anext(requests))
+            await asyncio.wait((pending, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not pending.done():
+                return
+            try:
+                yield pending.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        stopped.cancel()
+        if pending is not None:
+            pending.cancel()
+
+
+def _image(image: pb.Image, index: int) -> ImageSource:
+    content = image.WhichOneof("content")
+    if content == "encoded":
+        return image.encoded
+    if content == "raw":
+        raw = image.raw
+        return RawImage(raw.data, raw.height, raw.width, raw.channels)
+    raise InvalidInput(f"image {index} is empty; set encoded or raw")
+
+
+def _add_result(response: pb.ClassifyResponse, outcome: list[models.Class] | ServingError) -> None:
+    result = response.results.add()
+    if isinstance(outcome, ServingError):
+        result.error.code = status.of(outcome, "image").code
+        result.error.message = str(outcome)
+        return
+    for item in outcome:
+        result.classes.add(index=item.index, label=item.label, probability=item.probability)
+
+
+def _model(entry: ModelEntry, *, labels: bool) -> pb.Model:
+    return pb.Model(name=entry.name, versions=[_version(version, labels=labels) for version in entry.versions.values()])
+
+
+def _version(entry: VersionEntry, *, labels: bool) -> pb.ModelVersion:
+    message = pb.ModelVersion(version=str(entry.version), state=f"MODEL_STATE_{entry.state.value}", reason=entry.reason)
+    if entry.model is None:
+        return message
+    info = entry.model.info
+    settings = info.settings
+    message.input.name, message.input.datatype = settings.input.name, settings.input.datatype
+    message.input.shape.extend([*([-1] if settings.batched else []), *settings.input.dims])
+    message.class_count = info.class_count
+    message.max_batch_size = settings.max_batch_size
+    message.verified = info.self_test is not None
+    message.accepts_images = entry.model.accepts_images
+    message.placement.update(info.placement)
+    if info.manifest is not None:
+        message.architecture, message.precision = info.manifest.architecture, info.manifest.onnx.precision
+    if labels:
+        message.labels.extend(info.labels)
+    return message

@@ -1,0 +1,70 @@
+"""One table from error to gRPC status. Every RPC's errors leave through here, on any transport."""
+
+import enum
+import logging
+from dataclasses import dataclass, field
+
+from cnnserve import errors
+
+_log = logging.getLogger(__name__)
+
+INTERNAL_TEXT = "internal error; the server's log has the cause"
+
+
+class Code(enum.IntEnum):
+    """gRPC's status codes by number."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+STATUS: dict[type[Exception], Code] = {
+    errors.InvalidInput: Code.INVALID_ARGUMENT,
+    errors.ModelNotFound: Code.NOT_FOUND,
+    errors.VersionNotFound: Code.NOT_FOUND,
+    errors.ModelNotReady: Code.UNAVAILABLE,
+    errors.ShuttingDown: Code.UNAVAILABLE,
+    errors.QueueFull: Code.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
+    errors.Unauthenticated: Code.UNAUTHENTICATED,
+    errors.PermissionDenied: Code.PERMISSION_DENIED,
+    errors.Unsupported: Code.UNIMPLEMENTED,
+    errors.ModelLoadFailed: Code.FAILED_PRECONDITION,
+    errors.InferenceFailed: Code.INTERNAL,
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a client is told."""
+
+    code: Code
+    message: str
+    trailers: dict[str, str] = field(default_factory=dict)
+
+
+def of(error: Exception, request: str) -> Status:
+    """The status of an error. What nobody foresaw is logged with the request's name and told as a fixed text."""
+    code = STATUS.get(type(error), Code.INTERNAL)
+    if code is Code.INTERNAL:
+        _log.error("%s failed", request, exc_info=error)
+        return Status(code, INTERNAL_TEXT)
+    trailers = {}
+    if isinstance(error, errors.QueueFull):
+        trailers["grpc-retry-pushback-ms"] = str(error.retry_after_ms)
+    return Status(code, str(error), trailers)

@@ -1,0 +1,88 @@
+"""Open Inference tensors <-> numpy arrays. Raw contents are read without a copy."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnserve.errors import InvalidInput, Unsupported
+from cnnserve.session import NUMPY_TYPES
+from cnnserve.wire import open_inference_pb2 as pb
+
+_NAMES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
+
+# FP16 has no typed field: raw only.
+_TYPED_FIELDS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+
+
+def read_inputs(request: pb.ModelInferRequest) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name and array of every input. Raises `InvalidInput` naming the input and what was expected."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidInput(
+            f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs; send one for each"
+        )
+    for index, tensor in enumerate(request.inputs):
+        yield tensor.name, _read(tensor, raw[index] if raw else None)
+
+
+def write_output(response: pb.ModelInferResponse, name: str, array: NDArray[Any]) -> None:
+    """Appends an array: always raw, which every client can read."""
+    response.outputs.add(name=name, datatype=_NAMES[array.dtype], shape=array.shape)
+    response.raw_output_contents.append(array.tobytes())
+
+
+def _read(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> NDArray[Any]:
+    name, shape = tensor.name, tuple(tensor.shape)
+    dtype = NUMPY_TYPES.get(tensor.datatype)
+    if dtype is None:
+        raise InvalidInput(f"input '{name}' has datatype {tensor.datatype!r}, expected one of {', '.join(NUMPY_TYPES)}")
+    if any(size < 0 for size in shape):
+        raise InvalidInput(f"input '{name}' has shape {list(shape)}; every size must be 0 or more")
+    if "shared_memory_region" in tensor.parameters:
+        raise Unsupported(f"input '{name}' asks for shared memory, which this server does not offer; send the bytes")
+    count = math.prod(shape)
+    if raw is None:
+        return _typed(tensor, dtype, count).reshape(shape)
+    if tensor.HasField("contents"):
+        raise InvalidInput(f"input '{name}' has contents beside raw_input_contents; send one of the two")
+    if len(raw) != count * dtype.itemsize:
+        raise InvalidInput(
+            f"input '{name}' has {len(raw)} bytes, expected {count * dtype.itemsize} "
+            f"for {tensor.datatype} {list(shape)}"
+        )
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _typed(tensor: pb.ModelInferRequest.InferInputTensor, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    field = _TYPED_FIELDS.get(tensor.datatype)
+    if field is None:
+        raise InvalidInput(f"input '{tensor.name}' of {tensor.datatype} must be sent in raw_input_contents")
+    for other, values in tensor.contents.ListFields():
+        if other.name != field:
+            raise InvalidInput(f"input '{tensor.name}' of {tensor.datatype} has {other.name}, expected {field}")
+        if len(values) != count:
+            raise InvalidInput(
+                f"input '{tensor.name}' has {len(values)} values, expected {count} for shape {list(tensor.shape)}"
+            )
+    values = getattr(tensor.contents, field)
+    if len(values) != count:
+        raise InvalidInput(f"input '{tensor.name}' has no data, expected {count} values for {list(tensor.shape)}")
+    try:
+        return np.array(values, dtype)
+    except OverflowError as error:
+        raise InvalidInput(f"input '{tensor.name}' has a value outside {tensor.datatype}: {error}") from error

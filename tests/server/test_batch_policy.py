@@ -1,0 +1,62 @@
+"""The batching decision, as tables and as properties."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnnserve.batch_policy import BatchPolicy, Dispatch, Wait, Waiting, next_action
+
+US = 1000
+
+
+def queue(*sizes: int, arrived_us: int = 0) -> list[Waiting]:
+    return [Waiting(size, arrived_us * US) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("policy", "sizes", "now_us", "expected"),
+    [
+        (BatchPolicy(8), [], 0, Wait(None)),
+        (BatchPolicy(8), [1], 0, Dispatch(1)),
+        (BatchPolicy(8), [1, 2, 3], 0, Dispatch(3)),
+        # What does not fit is not split and closes the batch, even if a later one would fit.
+        (BatchPolicy(8), [5, 4, 1], 0, Dispatch(1)),
+        (BatchPolicy(8), [8, 1], 0, Dispatch(1)),
+        # With a delay, only a full batch or the oldest entry's time dispatches.
+        (BatchPolicy(8, max_queue_delay_us=100), [1, 2], 50, Wait(100 * US)),
+        (BatchPolicy(8, max_queue_delay_us=100), [1, 2], 100, Dispatch(2)),
+        (BatchPolicy(8, max_queue_delay_us=100), [4, 4, 1], 0, Dispatch(2)),
+        (BatchPolicy(8, max_queue_delay_us=100), [5, 4], 0, Dispatch(1)),
+        # The largest preferred size that can be made goes at once; what cannot make one waits.
+        (BatchPolicy(8, (2, 4), 100), [1, 1, 1, 1, 1], 0, Dispatch(4)),
+        (BatchPolicy(8, (2, 4), 100), [1, 1, 1], 0, Dispatch(2)),
+        (BatchPolicy(8, (4,), 100), [1, 1, 1], 0, Wait(100 * US)),
+        (BatchPolicy(8, (4,), 100), [1, 1, 1], 100, Dispatch(3)),
+        (BatchPolicy(8, (4,), 100), [3, 3], 0, Wait(100 * US)),
+    ],
+)
+def test_decision(policy: BatchPolicy, sizes: list[int], now_us: int, expected: Dispatch | Wait) -> None:
+    assert next_action(policy, queue(*sizes), now_us * US) == expected
+
+
+@given(
+    st.lists(st.integers(1, 16), max_size=20),
+    st.integers(1, 16),
+    st.sets(st.integers(1, 16)),
+    st.integers(0, 1000),
+    st.integers(0, 2000),
+)
+def test_never_too_large_and_never_waits_without_a_reason(
+    sizes: list[int], largest: int, preferred: set[int], delay_us: int, now_us: int
+) -> None:
+    sizes = [min(size, largest) for size in sizes]
+    policy = BatchPolicy(largest, tuple(size for size in preferred if size <= largest), delay_us)
+    action = next_action(policy, queue(*sizes), now_us * US)
+    if isinstance(action, Dispatch):
+        assert 1 <= action.count <= len(sizes)
+        assert sum(sizes[: action.count]) <= largest
+    elif sizes:
+        assert action.until_ns == delay_us * US > now_us * US
+        assert sum(sizes) not in policy.preferred_batch_sizes
+    else:
+        assert action == Wait(None)

@@ -1,0 +1,59 @@
+"""Settings: which source wins, and which values refuse to start."""
+
+from pathlib import Path
+
+import pytest
+
+from cnnserve.config import ConfigError, ServerConfig, from_sources
+
+
+def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(f'model_repository = "{tmp_path}"\ngrpc_port = 1\nhttp_port = 2\nmax_message_mib = 3\n')
+    environment = {"CNNSERVE_GRPC_PORT": "10", "CNNSERVE_HTTP_PORT": "20", "CNNSERVE_CONFIG": str(file)}
+    config = from_sources(["--grpc-port", "100"], environment)
+    assert (config.grpc_port, config.http_port, config.max_message_mib, config.drain_grace_s) == (100, 20, 3, 30)
+
+
+@pytest.mark.parametrize("text", ["true", "1", "True"])
+def test_booleans(tmp_path: Path, text: str) -> None:
+    arguments = ["--model-repository", str(tmp_path)]
+    assert from_sources(arguments, {"CNNSERVE_STRICT_READINESS": text}).strict_readiness
+    assert from_sources([*arguments, "--strict-readiness"], {}).strict_readiness
+    assert not from_sources(arguments, {}).strict_readiness
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["--grpc-port", "70000"], {}, "grpc_port is 70000, expected 0 to 65535"),
+        (["--grpc-port", "many"], {}, "--grpc-port is 'many', expected INTEGER"),
+        ([], {"CNNSERVE_HTTP_PORT": "x"}, "CNNSERVE_HTTP_PORT is 'x'"),
+        (["--grpc-port", "8000"], {}, "both 8000"),
+        (["--max-message-mib", "4096"], {}, "max_message_mib"),
+        (["--drain-grace-s", "-1"], {}, "drain_grace_s"),
+        (["--drain-grace-s", "nan"], {}, "drain_grace_s"),
+        (["--log-level", "loud"], {}, "log_level is 'loud'"),
+        ([], {"CNNSERVE_STRICT_READINESS": "perhaps"}, "expected true or false"),
+        ([], {"CNNSERVE_CONFIG": "/no/such/file"}, "cannot be read"),
+    ],
+)
+def test_a_bad_value_is_named(tmp_path: Path, arguments: list[str], environment: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        from_sources(["--model-repository", str(tmp_path), *arguments], environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("grpc_prot = 1", "unknown settings: grpc_prot"), ("grpc_port = true", "expected INTEGER")]
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        from_sources(["--config", str(tmp_path / "c.toml")], {})
+
+
+def test_the_repository_must_be_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a folder"):
+        ServerConfig(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="--model-repository"):
+        from_sources([], {})

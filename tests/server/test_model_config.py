@@ -1,0 +1,116 @@
+"""config.pbtxt against the ONNX file and the manifest."""
+
+from pathlib import Path
+
+import pytest
+from support import write_version
+
+from cnnserve import manifest as manifests
+from cnnserve import model_config
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.model_config import VersionPolicy, parse, resolve, version_policy
+from cnnserve.session import TensorSpec
+
+INPUT = TensorSpec("image", "UINT8", (-1, 8, 8, 1))
+OUTPUT = TensorSpec("probabilities", "FP32", (-1, 3))
+TENSORS = """
+input { name: "image" data_type: TYPE_UINT8 dims: [8, 8, 1] }
+output { name: "probabilities" data_type: TYPE_FP32 dims: [3] label_filename: "labels.txt" }
+"""
+
+
+def test_nothing_said_is_derived_from_the_file() -> None:
+    settings = resolve("m", None, None, [INPUT], [OUTPUT])
+    assert (settings.batched, settings.max_batch_size, settings.instances) == (True, 32, 1)
+    assert settings.input.dims == (8, 8, 1)
+    assert settings.policy.max_queue_size == 512
+    assert settings.policy.max_queue_delay_us == 0
+
+
+def test_everything_said_is_used() -> None:
+    config = parse(
+        f"""max_batch_size: 16 {TENSORS}
+        dynamic_batching {{
+          preferred_batch_size: [8, 4] max_queue_delay_microseconds: 500
+          default_queue_policy {{ max_queue_size: 10 default_timeout_microseconds: 7 }}
+        }}
+        instance_group {{ count: 2 kind: KIND_CPU }}""",
+        "m",
+    )
+    settings = resolve("m", config, None, [INPUT], [OUTPUT])
+    policy = settings.policy
+    assert (settings.max_batch_size, settings.instances, settings.label_file) == (16, 2, "labels.txt")
+    assert policy.preferred_batch_sizes == (4, 8)
+    assert (policy.max_queue_delay_us, policy.max_queue_size, policy.default_timeout_us) == (500, 10, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_batch_size: many", "line 1"),
+        ("\nmax_batchsize: 3", "line 2.*max_batchsize"),
+        ('name: "other"', 'name is "other", the folder is "m"'),
+        ('backend: "python"', 'backend is "python"'),
+        ('platform: "tensorflow_savedmodel"', "platform"),
+        ("max_batch_size: -1", "max_batch_size is -1"),
+        ('ensemble_scheduling { step { model_name: "x" } }', "ensemble_scheduling is not supported"),
+        ("sequence_batching { }", "sequence_batching"),
+        ("model_transaction_policy { decoupled: true }", "decoupled"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(text: str, said: str) -> None:
+    with pytest.raises(ModelLoadFailed, match=said):
+        parse(text, "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('input { name: "data" data_type: TYPE_UINT8 dims: [8, 8, 1] }', 'input is "data", the ONNX file has "image"'),
+        ('max_batch_size: 4 input { name: "image" data_type: TYPE_FP32 dims: [8, 8, 1] }', "has data_type TYPE_FP32"),
+        ('max_batch_size: 4 input { name: "image" data_type: TYPE_UINT8 dims: [1, 8, 8] }', r"write dims: \[8, 8, 1\]"),
+        ("max_batch_size: 4 dynamic_batching { preferred_batch_size: 5 }", "preferred_batch_size 5 is not within"),
+        ("instance_group { kind: KIND_GPU }", "KIND_GPU is not available"),
+    ],
+)
+def test_what_contradicts_the_file_is_told_with_the_fix(text: str, said: str) -> None:
+    with pytest.raises(ModelLoadFailed, match=said):
+        resolve("m", parse(text, "m"), None, [INPUT], [OUTPUT])
+
+
+def test_a_fixed_batch_bounds_the_maximum() -> None:
+    fixed = TensorSpec("image", "UINT8", (4, 8, 8, 1))
+    settings = resolve("m", None, None, [fixed], [OUTPUT])
+    assert (settings.max_batch_size, settings.fixed_batch) == (4, 4)
+    with pytest.raises(ModelLoadFailed, match="the ONNX file fixes the batch at 4"):
+        resolve("m", parse("max_batch_size: 8", "m"), None, [fixed], [OUTPUT])
+
+
+def test_several_inputs_are_refused() -> None:
+    with pytest.raises(ModelLoadFailed, match="2 inputs"):
+        resolve("m", None, None, [INPUT, INPUT], [OUTPUT])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "chosen"),
+    [
+        ("", VersionPolicy(), [9]),
+        ("version_policy { latest { num_versions: 2 } }", VersionPolicy(count=2), [3, 9]),
+        ("version_policy { all {} }", VersionPolicy("all"), [1, 3, 9]),
+        ("version_policy { specific { versions: [3, 4] } }", VersionPolicy("specific", versions=(3, 4)), [3]),
+    ],
+)
+def test_version_policy(text: str, expected: VersionPolicy, chosen: list[int]) -> None:
+    policy = version_policy(parse(text, "m"))
+    assert policy == expected
+    assert policy.choose([9, 1, 3]) == chosen
+
+
+def test_the_rendered_config_says_what_would_be_derived(tmp_path: Path) -> None:
+    manifest = manifests.read(write_version(tmp_path / "m" / "1"))
+    assert manifest is not None
+    config = parse(model_config.render(manifest), "m")
+    derived = resolve("m", None, manifest, [INPUT], [OUTPUT])
+    rendered = resolve("m", config, manifest, [INPUT], [OUTPUT])
+    assert rendered.label_file == "labels.txt"
+    assert (rendered.input, rendered.outputs, rendered.policy) == (derived.input, derived.outputs, derived.policy)

@@ -1,0 +1,161 @@
+"""Images to rows, as the manifest says."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support import png
+
+from cnnserve.errors import InvalidInput
+from cnnserve.manifest import Preprocessing, Resize, TensorInfo
+from cnnserve.preprocessing import Preprocessor, RawImage, resized_size
+
+IMAGENET = Preprocessing(
+    "RGB", Resize("shorter", (256,)), (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "host"
+)
+UINT8 = TensorInfo("image", "UINT8", (224, 224, 3), "NHWC")
+FLOAT = TensorInfo("image", "FP32", (3, 224, 224), "NCHW")
+GREY = Preprocessing("L", Resize("exact", (28, 28)), None, (0.0,), (1.0,), "graph")
+DIGIT = TensorInfo("image", "UINT8", (28, 28, 1), "NHWC")
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((500, 375), (341, 256)), ((375, 500), (256, 341)), ((256, 256), (256, 256)), ((1, 3), (256, 768))],
+)
+def test_the_longer_side_is_truncated(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resized_size(size, Resize("shorter", (256,))) == expected
+
+
+def test_uint8_and_float_rows_agree() -> None:
+    data = png(noise(300, 400))
+    pixels = Preprocessor(IMAGENET, UINT8).encoded(data)
+    floats = Preprocessor(IMAGENET, FLOAT).encoded(data)
+    assert pixels.shape == (224, 224, 3)
+    assert pixels.dtype == np.uint8
+    expected = (pixels / np.float32(255) - np.float32(IMAGENET.mean)) / np.float32(IMAGENET.std)
+    assert floats.shape == (3, 224, 224)
+    np.testing.assert_allclose(floats, expected.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_the_crop_is_the_centre() -> None:
+    spec = Preprocessing("RGB", None, (2, 2), (0.0,) * 3, (1.0,) * 3, "graph")
+    image = noise(4, 6)
+    row = Preprocessor(spec, TensorInfo("image", "UINT8", (2, 2, 3), "NHWC")).encoded(png(image))
+    assert (row == image[1:3, 2:4]).all()
+
+
+def test_an_image_smaller_than_the_crop_is_padded_with_black() -> None:
+    spec = Preprocessing("RGB", None, (4, 4), (0.0,) * 3, (1.0,) * 3, "graph")
+    image = noise(2, 2) | 1
+    row = Preprocessor(spec, TensorInfo("image", "UINT8", (4, 4, 3), "NHWC")).encoded(png(image))
+    assert (row[1:3, 1:3] == image).all()
+    assert np.count_nonzero(row) == np.count_nonzero(image)
+
+
+def test_bgr_is_rgb_backwards() -> None:
+    spec = Preprocessing("BGR", Resize("exact", (4, 4)), None, (0.0,) * 3, (1.0,) * 3, "graph")
+    image = noise(4, 4)
+    row = Preprocessor(spec, TensorInfo("image", "UINT8", (4, 4, 3), "NHWC")).encoded(png(image))
+    assert (row == image[:, :, ::-1]).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 3, 4]), st.integers(0, 99))
+def test_raw_pixels_pass_the_same_preprocessing_as_a_file(height: int, width: int, channels: int, seed: int) -> None:
+    image = noise(height, width, channels, seed)
+    for spec, tensor in ((IMAGENET, UINT8), (GREY, DIGIT)):
+        preprocessor = Preprocessor(spec, tensor)
+        from_file = preprocessor.row(png(image))
+        from_pixels = preprocessor.row(RawImage(image.tobytes(), height, width, channels))
+        assert (from_file == from_pixels).all()
+        assert from_file.shape == tensor.shape
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("color", ["RGB", "L"])
+def test_every_mode_of_a_white_image_is_white(mode: str, color: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.full((40, 40), 65535, np.uint16))
+    elif mode == "P":
+        image = Image.new("P", (40, 40), 7)
+        image.putpalette([255, 255, 255] * 256)
+    else:
+        image = Image.new("RGB", (40, 40), "white").convert(mode)
+    buffer = io.BytesIO()
+    transparency = {"transparency": b"\xff" * 256} if mode == "P" else {}
+    image.save(buffer, "JPEG" if mode == "CMYK" else "PNG", **transparency)
+    spec, tensor = (IMAGENET, UINT8) if color == "RGB" else (GREY, DIGIT)
+    assert (Preprocessor(spec, tensor).encoded(buffer.getvalue()) >= 254).all()
+
+
+def test_exif_orientation_is_applied_where_the_manifest_says_so() -> None:
+    image = Image.fromarray(noise(28, 28, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    turned = Preprocessor(GREY, DIGIT).encoded(buffer.getvalue())
+    plain = Preprocessor(
+        Preprocessing("L", GREY.resize, None, (0.0,), (1.0,), "graph", exif_orientation=False), DIGIT
+    ).encoded(buffer.getvalue())
+    assert (turned == plain[::-1, ::-1]).all()
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG whose header claims a size its data does not have."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return png(noise(2, 2, 1))[:8] + chunk + png(noise(2, 2, 1))[33:]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "empty"),
+        (b"hello, world", "no image this server reads"),
+        (png(noise(64, 64))[:100], "damaged"),
+        (huge_png(100_000, 100_000), "over this model's limit of 50,000,000 pixels"),
+        # 3000 pixels, but the resized image would have 256 x 768,000.
+        (png(noise(3000, 1, 1)), "over this model's limit"),
+    ],
+)
+def test_bad_files(data: bytes, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        Preprocessor(IMAGENET, UINT8).encoded(data)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (RawImage(bytes(12), 2, 2, 2), "2 channels"),
+        (RawImage(bytes(11), 2, 2, 3), "11 bytes, expected 12"),
+        (RawImage(b"", 0, 2, 3), "0x2"),
+    ],
+)
+def test_bad_pixels(image: RawImage, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        Preprocessor(IMAGENET, UINT8).raw(image)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_mutated_files_are_an_image_or_an_invalid_input(data: st.DataObject) -> None:
+    content = bytearray(png(noise(20, 20)))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        row = Preprocessor(GREY, DIGIT).encoded(bytes(content))
+    except InvalidInput:
+        return
+    assert row.shape == (28, 28, 1)

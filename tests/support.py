@@ -1,0 +1,170 @@
+"""Small real models, and real servers to serve them."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from cnnserve import manifest as manifests
+from cnnserve.manifest import Golden, Manifest, OnnxInfo, Parity, Preprocessing, Resize, TensorInfo
+from cnnserve.preprocessing import Preprocessor
+from cnnserve.session import Session
+
+REPOSITORY = Path(__file__).parent.parent / "model_repo"
+SIDE = 8
+CLASSES = ("dark", "left", "bright")
+START_SECONDS = 60.0
+_BOUND = re.compile(r"gRPC port (\d+), HTTP port (\d+)")
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def picture(kind: str) -> bytes:
+    """A PNG that the tiny model puts into class `kind` with near certainty."""
+    pixels = np.zeros((SIDE, SIDE), np.uint8)
+    if kind == "bright":
+        pixels[:] = 255
+    elif kind == "left":
+        pixels[:, : SIDE // 2] = 255
+    return png(pixels)
+
+
+def tiny_onnx(*, softmax: bool = True, batch: str | int = "batch", datatype: int = TensorProto.UINT8) -> bytes:
+    """A classifier of 8x8 grey images (NHWC) into dark, left, bright: a linear layer over the two halves' means."""
+    weights = np.zeros((SIDE, SIDE, len(CLASSES)), np.float32)
+    weights[:, : SIDE // 2] = [-20, 20, 10]
+    weights[:, SIDE // 2 :] = [-20, -20, 30]
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["floats", "flat"], ["rows"]),
+        helper.make_node("Gemm", ["rows", "weights", "bias"], ["logits"]),
+        helper.make_node("Softmax" if softmax else "Identity", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", datatype, [batch, SIDE, SIDE, 1])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [batch, len(CLASSES)])],
+        [
+            numpy_helper.from_array(weights.reshape(-1, len(CLASSES)) / (255 * SIDE * SIDE), "weights"),
+            numpy_helper.from_array(np.array([10, 0, -5], np.float32), "bias"),
+            numpy_helper.from_array(np.array([-1, SIDE * SIDE], np.int64), "flat"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def write_version(folder: Path, model: bytes | None = None, **changes: Any) -> Path:
+    """A complete version folder `<repository>/<model>/<version>` with its manifest; `changes` replace manifest fields."""
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(model or tiny_onnx())
+    (folder / "labels.txt").write_text("\n".join(CLASSES) + "\n")
+    (folder / "golden.png").write_bytes(picture("left"))
+    spec = Preprocessing("L", Resize("exact", (SIDE, SIDE)), None, (0.0,), (1.0,), "graph")
+    tensor = TensorInfo("image", "UINT8", (SIDE, SIDE, 1), "NHWC")
+    row = Preprocessor(spec, tensor).encoded(picture("left"))
+    session = Session(folder / "model.onnx")
+    expected = session.run(row[np.newaxis].repeat(max(1, session.inputs[0].shape[0]), 0))[0][0]
+    files = ("model.onnx", "labels.txt", "golden.png")
+    manifest = Manifest(
+        model=folder.parent.name,
+        version=int(folder.name),
+        architecture="tiny",
+        parameters=195,
+        onnx=OnnxInfo("model.onnx", 18, 10, "fp32"),
+        input=tensor,
+        output=TensorInfo("probabilities", "FP32", (len(CLASSES),)),
+        activation="softmax",
+        class_count=len(CLASSES),
+        labels="labels.txt",
+        max_batch_size=8,
+        preprocessing=spec,
+        golden=Golden("golden.png", tuple(float(value) for value in expected), 1e-4),
+        parity=Parity({"1": 0.0}, 1e-4, "CPUExecutionProvider"),
+        weights={"source": "written by hand"},
+        files={name: manifests.digest(folder / name) for name in files},
+    )
+    text = manifests.to_json(dataclasses.replace(manifest, **changes))
+    (folder / manifests.MANIFEST_FILE).write_text(text)
+    return folder
+
+
+@dataclass
+class RunningServer:
+    """A `cnnserve serve` process."""
+
+    process: subprocess.Popen[bytes]
+    log_file: Path
+    grpc_port: int = 0
+    http_port: int = 0
+
+    @property
+    def address(self) -> str:
+        """Where gRPC listens."""
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def log(self) -> str:
+        """Everything it said so far."""
+        return self.log_file.read_text()
+
+    def terminate(self, timeout_s: float = 40) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+    def wait_for(self, pattern: str, timeout_s: float = START_SECONDS) -> re.Match[str]:
+        """Waits until its log has `pattern`."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            if match := re.search(pattern, self.log):
+                return match
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"no {pattern!r} in the log (exit code {self.process.poll()}):\n{self.log}")
+
+
+def spawn(log_file: Path, *arguments: str | Path) -> RunningServer:
+    """Starts `cnnserve serve` with these flags on free ports of 127.0.0.1; does not wait."""
+    command = [sys.executable, "-m", "cnnserve", "serve", "--grpc-port", "0", "--http-port", "0", *map(str, arguments)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("CNNSERVE_")}
+    with log_file.open("wb") as log:
+        return RunningServer(subprocess.Popen(command, stdout=log, stderr=log, env=environment), log_file)
+
+
+@contextlib.contextmanager
+def serving(log_file: Path, repository: Path, *arguments: str | Path) -> Iterator[RunningServer]:
+    """A server that has settled all its models; ended afterwards, by pid."""
+    server = spawn(log_file, "--model-repository", repository, *arguments)
+    try:
+        bound = server.wait_for(_BOUND.pattern)
+        server.grpc_port, server.http_port = int(bound[1]), int(bound[2])
+        server.wait_for(r"ready; models:|NOT ready; models:")
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.terminate()
