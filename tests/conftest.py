@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support import RunningServer, serving, tiny_onnx, write_version
 
 # numpy and grpc start threads of their own; nothing of a test's may stay behind them.

@@ -78,7 +78,7 @@ def tiny_onnx(*, softmax: bool = True, batch: str | int = "batch", datatype: int
 
 
 def write_version(folder: Path, model: bytes | None = None, **changes: Any) -> Path:
-    """A complete version folder `<repository>/<model>/<version>` with its manifest; `changes` replace manifest fields."""
+    """A complete version folder `<repository>/<model>/<version>`; `changes` replace fields of its manifest."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(model or tiny_onnx())
     (folder / "labels.txt").write_text("\n".join(CLASSES) + "\n")

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
 import pytest
-from fakes import FakeClock, FakeSession
 
 from cnnserve.batch_policy import BatchPolicy
 from cnnserve.batcher import BatchResult, DynamicBatcher
 from cnnserve.errors import DeadlineExceeded, InferenceFailed, InvalidInput, QueueFull, ShuttingDown
 from cnnserve.instance import ModelInstance
+from fakes import FakeClock, FakeSession
 
 MakeBatcher = Callable[..., DynamicBatcher]
 

@@ -8,7 +8,9 @@ from hypothesis.extra import numpy as hnp
 
 from cnnserve.classification import are_probabilities, softmax, top_k
 
-LOGITS = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 20)), elements=st.floats(-1e4, 1e4, width=32))
+LOGITS = hnp.arrays(
+    np.float32, st.tuples(st.integers(1, 4), st.integers(1, 20)), elements=st.floats(-1e4, 1e4, width=32)
+)
 
 
 @pytest.mark.parametrize("logits", [[-100, 0, 1], [1e4, 1e4], [0], [-3e38, 3e38]])

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeSession
 from numpy.typing import NDArray
 
 from cnnserve.errors import InferenceFailed
 from cnnserve.instance import run_rows
+from fakes import FakeSession
 
 
 class Flat:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import write_version
 
 from cnnserve import manifest as manifests
 from cnnserve.errors import ModelLoadFailed
+from support import write_version
 
 
 @pytest.fixture

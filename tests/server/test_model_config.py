@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from support import write_version
 
 from cnnserve import manifest as manifests
 from cnnserve import model_config
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config import VersionPolicy, parse, resolve, version_policy
 from cnnserve.session import TensorSpec
+from support import write_version
 
 INPUT = TensorSpec("image", "UINT8", (-1, 8, 8, 1))
 OUTPUT = TensorSpec("probabilities", "FP32", (-1, 3))

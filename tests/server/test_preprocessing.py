@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support import png
 
 from cnnserve.errors import InvalidInput
 from cnnserve.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve.preprocessing import Preprocessor, RawImage, resized_size
+from support import png
 
 IMAGENET = Preprocessing(
     "RGB", Resize("shorter", (256,)), (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "host"

@@ -67,15 +67,15 @@ class ClassifierService:
         """Answers each request of the stream as it finishes; at most `STREAM_LIMIT` are at work."""
         slots = asyncio.Semaphore(STREAM_LIMIT)
         answers: asyncio.Queue[pb.ClassifyStreamResponse | None] = asyncio.Queue()
-        async with asyncio.TaskGroup() as tasks:
-            reader = tasks.create_task(self._read_stream(requests, context, slots, answers))
-            try:
-                while (answer := await answers.get()) is not None:
-                    yield answer
-                    # Only now: an answer the client does not take keeps its slot.
-                    slots.release()
-            finally:
-                reader.cancel()
+        reader = asyncio.create_task(self._read_stream(requests, context, slots, answers))
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+                # Only now: an answer the client does not take keeps its slot.
+                slots.release()
+            await reader
+        finally:
+            reader.cancel()
 
     async def list_models(self, _: pb.ListModelsRequest, __: CallContext) -> pb.ListModelsResponse:
         """Every model, without labels."""
@@ -93,11 +93,18 @@ class ClassifierService:
         slots: asyncio.Semaphore,
         answers: asyncio.Queue[pb.ClassifyStreamResponse | None],
     ) -> None:
-        async with asyncio.TaskGroup() as tasks:
+        tasks: set[asyncio.Task[None]] = set()
+        try:
             async for request in _until(requests, self._draining):
                 await slots.acquire()
-                tasks.create_task(self._answer(request, context, answers))
-        answers.put_nowait(None)
+                task = asyncio.create_task(self._answer(request, context, answers))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            answers.put_nowait(None)
 
     async def _answer(
         self,

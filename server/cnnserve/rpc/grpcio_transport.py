@@ -1,5 +1,7 @@
 """Puts the method table on `grpc.aio`. Nothing of grpc goes past this file."""
 
+import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -8,9 +10,21 @@ from typing import Any, NoReturn
 import grpc
 from grpc_reflection.v1alpha import reflection
 
+from cnnserve.errors import ShuttingDown
 from cnnserve.rpc import status
 from cnnserve.rpc.methods import CallContext, Kind, Method
 
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # A client that leaves in the middle of a write is everyday life; grpc logs it as an error with a traceback.
+    return "ExecuteBatchError" not in record.getMessage()
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+
+# No new call for this long, or at most for that long: then grpc may stop.
+_LULL_S = 0.1
+_LULL_AT_MOST_S = 3.0
 _MAKERS = {
     Kind.UNARY: grpc.unary_unary_rpc_method_handler,
     Kind.SERVER_STREAM: grpc.unary_stream_rpc_method_handler,
@@ -31,9 +45,10 @@ class GrpcioTransport:
                 ("grpc.so_reuseport", 0),
             ]
         )
+        self._gate = _Gate()
         services: defaultdict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = defaultdict(dict)
         for method in methods:
-            services[method.service][method.rpc] = _rpc_handler(method)
+            services[method.service][method.rpc] = _rpc_handler(method, self._gate)
         for service, handlers in services.items():
             self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
         reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server)
@@ -54,24 +69,48 @@ class GrpcioTransport:
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Takes no new call, waits for those in flight at most `grace_s` seconds, then cancels the rest."""
-        await self._server.stop(grace_s)
+        """Refuses new calls with UNAVAILABLE, waits for those in flight at most `grace_s` seconds, cancels the rest."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
+        self._gate.draining = True
+        self._gate.last_refusal = loop.time()
+        # Calls that wait to be taken in when grpc stops are cut off as CANCELLED, which no client tries again. So it
+        # stops only when the calls have ceased to come.
+        lull_until = min(deadline, loop.time() + _LULL_AT_MOST_S)
+        while loop.time() < min(lull_until, self._gate.last_refusal + _LULL_S):  # noqa: ASYNC110 - a lull is the absence of events
+            await asyncio.sleep(_LULL_S / 5)
+        await self._server.stop(max(0.0, deadline - loop.time()))
 
 
-def _rpc_handler(method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
+class _Gate:
+    """Whether calls may come in; shared by all handlers."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.last_refusal = 0.0
+
+    def check(self, method: Method) -> None:
+        """Raises `ShuttingDown` while draining, unless the method is answered then."""
+        if self.draining and not method.while_draining:
+            self.last_refusal = asyncio.get_running_loop().time()
+            raise ShuttingDown("the server is shutting down; send the request to another one")
+
+
+def _rpc_handler(method: Method, gate: _Gate) -> "grpc.RpcMethodHandler[Any, Any]":
     make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = _MAKERS[method.kind]
     return make(
-        _unary(method) if method.kind is Kind.UNARY else _streaming(method),
+        _unary(method, gate) if method.kind is Kind.UNARY else _streaming(method, gate),
         request_deserializer=method.request.FromString,
         response_serializer=method.response.SerializeToString,
     )
 
 
-def _unary(method: Method) -> Callable[[Any, Any], Awaitable[Any]]:
+def _unary(method: Method, gate: _Gate) -> Callable[[Any, Any], Awaitable[Any]]:
     handler: Any = method.handler
 
     async def behavior(request: Any, context: Any) -> Any:
         try:
+            gate.check(method)
             return await handler(request, _call_context(context))
         except Exception as error:
             await _abort(context, error, method.name)
@@ -79,11 +118,12 @@ def _unary(method: Method) -> Callable[[Any, Any], Awaitable[Any]]:
     return behavior
 
 
-def _streaming(method: Method) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _streaming(method: Method, gate: _Gate) -> Callable[[Any, Any], AsyncIterator[Any]]:
     handler: Any = method.handler
 
     async def behavior(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
+            gate.check(method)
             async for response in handler(request, _call_context(context)):
                 yield response
         except Exception as error:

@@ -20,8 +20,8 @@ class HealthService:
         """The service's rows of the method table."""
         request, response = pb.HealthCheckRequest, pb.HealthCheckResponse
         return [
-            Method(f"{_SERVICE}/Check", request, response, self.check),
-            Method(f"{_SERVICE}/Watch", request, response, self.watch, Kind.SERVER_STREAM),
+            Method(f"{_SERVICE}/Check", request, response, self.check, while_draining=True),
+            Method(f"{_SERVICE}/Watch", request, response, self.watch, Kind.SERVER_STREAM, while_draining=True),
         ]
 
     async def check(self, request: pb.HealthCheckRequest, _: CallContext) -> pb.HealthCheckResponse:

@@ -27,8 +27,20 @@ class InferenceService:
     def methods(self) -> list[Method]:
         """The service's rows of the method table."""
         return [
-            Method(f"{_SERVICE}/ServerLive", pb.ServerLiveRequest, pb.ServerLiveResponse, self.server_live),
-            Method(f"{_SERVICE}/ServerReady", pb.ServerReadyRequest, pb.ServerReadyResponse, self.server_ready),
+            Method(
+                f"{_SERVICE}/ServerLive",
+                pb.ServerLiveRequest,
+                pb.ServerLiveResponse,
+                self.server_live,
+                while_draining=True,
+            ),
+            Method(
+                f"{_SERVICE}/ServerReady",
+                pb.ServerReadyRequest,
+                pb.ServerReadyResponse,
+                self.server_ready,
+                while_draining=True,
+            ),
             Method(f"{_SERVICE}/ModelReady", pb.ModelReadyRequest, pb.ModelReadyResponse, self.model_ready),
             Method(
                 f"{_SERVICE}/ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse, self.server_metadata

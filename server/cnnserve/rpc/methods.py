@@ -42,6 +42,8 @@ class Method:
     response: type[Message]
     handler: Unary | ServerStream | Stream
     kind: Kind = Kind.UNARY
+    # Answered while the server drains, too: who asks whether it is ready wants a no, not an error.
+    while_draining: bool = False
 
     @property
     def service(self) -> str:

@@ -82,7 +82,10 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor, dtype: np.dtype[Any], 
     values = getattr(tensor.contents, field)
     if len(values) != count:
         raise InvalidInput(f"input '{tensor.name}' has no data, expected {count} values for {list(tensor.shape)}")
-    try:
-        return np.array(values, dtype)
-    except OverflowError as error:
-        raise InvalidInput(f"input '{tensor.name}' has a value outside {tensor.datatype}: {error}") from error
+    wide = np.array(values)
+    array = wide.astype(dtype)
+    # Small integers travel in wider fields.
+    if dtype.kind in "iu" and (array != wide).any():
+        wrong = wide[array != wide][0]
+        raise InvalidInput(f"input '{tensor.name}' has the value {wrong}, which is no {tensor.datatype}")
+    return array

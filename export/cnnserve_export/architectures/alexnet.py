@@ -1,0 +1,62 @@
+"""AlexNet: Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014.
+
+https://arxiv.org/abs/1404.5997, the single-column network of the footnote on page 5. 61,100,840 parameters at 1000
+classes. Parameter names are torchvision's, so its checkpoints load.
+"""
+
+from torch import Tensor, nn
+
+from cnnserve_export.architectures.initialisation import he_initialise
+
+
+class AlexNet(nn.Module):
+    """RGB images (N, 3, 224, 224) to logits (N, classes).
+
+    Deviations from the paper, all of them torchvision's:
+    - No local response normalisation.
+    - 64, 192, 384, 256, 256 filters; the paper's fourth layer has 384.
+    - Dropout stands before the first two linear layers instead of after them.
+    """
+
+    def __init__(self, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2),  # N, 64, 55, 55
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(kernel_size=3, stride=2),  # N, 64, 27, 27
+            nn.Conv2d(64, 192, kernel_size=5, padding=2),  # N, 192, 27, 27
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(kernel_size=3, stride=2),  # N, 192, 13, 13
+            nn.Conv2d(192, 384, kernel_size=3, padding=1),  # N, 384, 13, 13
+            nn.ReLU(inplace=True),
+            nn.Conv2d(384, 256, kernel_size=3, padding=1),  # N, 256, 13, 13
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, 256, kernel_size=3, padding=1),  # N, 256, 13, 13
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(kernel_size=3, stride=2),  # N, 256, 6, 6
+        )
+        # Changes nothing at 224 x 224; other sizes are brought to the classifier's 6 x 6.
+        self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.5),
+            nn.Linear(256 * 6 * 6, 4096),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Linear(4096, 4096),
+            nn.ReLU(inplace=True),
+            nn.Linear(4096, num_classes),
+        )
+        he_initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, 3, 224, 224)."""
+        x = self.features(x)  # N, 256, 6, 6
+        x = self.avgpool(x)  # N, 256, 6, 6
+        x = x.flatten(1)  # N, 9216
+        logits: Tensor = self.classifier(x)  # N, classes
+        return logits
+
+
+def alexnet(num_classes: int = 1000) -> nn.Module:
+    """AlexNet with random weights."""
+    return AlexNet(num_classes)

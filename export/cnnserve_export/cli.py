@@ -1,0 +1,165 @@
+"""`cnnserve export` and `cnnserve train-lenet`: flags in, exit status out.
+
+Progress goes to stderr, the published folder to stdout. Exit status 0, 1 for an error (one message, nothing left
+behind), 2 for a wrong flag, 130 when interrupted. torch is imported only once there is something to do.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnnserve_export import flags
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cnnserve_export.architectures import Architecture
+    from cnnserve_export.progress import Progress
+
+
+def export(argv: list[str]) -> int:
+    """Runs `cnnserve export` with these arguments; returns the exit status."""
+    arguments = flags.export_parser().parse_args(argv)
+    return _guarded(_export, arguments)
+
+
+def train_lenet(argv: list[str]) -> int:
+    """Runs `cnnserve train-lenet` with these arguments; returns the exit status."""
+    arguments = flags.train_parser().parse_args(argv)
+    return _guarded(_train, arguments)
+
+
+def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.Namespace) -> int:
+    from cnnserve.errors import ServingError
+    from cnnserve_export.errors import ExportError
+
+    try:
+        print(command(arguments))
+    except (ExportError, ServingError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was published", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> Path:
+    from cnnserve_export import golden, labels, pipeline
+    from cnnserve_export.progress import Progress
+
+    architecture = _architecture(arguments.architecture)
+    class_count = arguments.num_classes or architecture.class_count
+    names = labels.read(arguments.labels, class_count) if arguments.labels else None
+    golden_png = golden.from_file(arguments.golden) if arguments.golden else architecture.golden()
+    progress = Progress(sys.stderr)
+    network = _build(architecture, class_count, progress)
+    weights = _weights(network, architecture, arguments.weights, progress)
+    if arguments.transform_input:
+        weights = _transform_input(network, weights)
+    job = pipeline.Export(
+        network=network,
+        architecture=architecture.name,
+        class_count=class_count,
+        preprocessing=architecture.preprocessing,
+        weights=weights,
+        golden_png=golden_png,
+        repository=arguments.repository,
+        name=arguments.name or architecture.name,
+        version=arguments.version,
+        labels=names,
+        input_form=arguments.input,
+        max_batch_size=arguments.max_batch_size,
+        opset=arguments.opset,
+    )
+    return pipeline.run(job, progress)
+
+
+def _architecture(name: str) -> "Architecture":
+    _limit_threads()
+    from cnnserve_export.architectures import ARCHITECTURES
+    from cnnserve_export.errors import ExportError
+
+    if name not in ARCHITECTURES:
+        raise ExportError(f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def _limit_threads() -> None:
+    import torch
+
+    from cnnserve.cpu import cpu_budget
+
+    # torch counts the host's cores, not those a container may use.
+    torch.set_num_threads(cpu_budget())
+
+
+def _build(architecture: "Architecture", class_count: int, progress: "Progress") -> "nn.Module":
+    from cnnserve_export import checkpoints, pipeline
+
+    with progress.stage("build") as stage:
+        network = checkpoints.build(architecture, class_count)
+        count = pipeline.parameter_count(network)
+        stage.finding = f"{architecture.name} ({architecture.paper}), {count:,} parameters, {class_count} classes"
+        return network
+
+
+def _transform_input(network: "nn.Module", origin: dict[str, str]) -> dict[str, str]:
+    from cnnserve_export.architectures.googlenet import GoogLeNet
+    from cnnserve_export.errors import ExportError
+
+    if not isinstance(network, GoogLeNet):
+        raise ExportError("--transform-input belongs to googlenet; no other network has such a step")
+    network.transform_input = True
+    return {**origin, "transform_input": "true"}
+
+
+def _weights(
+    network: "nn.Module", architecture: "Architecture", path: Path | None, progress: "Progress"
+) -> dict[str, str]:
+    from cnnserve_export import checkpoints
+
+    with progress.stage("weights") as stage:
+        if path is None:
+            stage.finding = f"random, seed {checkpoints.SEED}: the model is untrained (use --weights FILE)"
+            return checkpoints.random_origin()
+        origin = checkpoints.load(network, path, architecture.training_only)
+        stage.finding = f"{origin['file']}, SHA-256 {origin['sha256'][:12]}…"
+        return origin
+
+
+def _train(arguments: argparse.Namespace) -> Path:
+    _limit_threads()
+    import torch
+
+    from cnnserve_export import pipeline, train
+    from cnnserve_export.architectures import ARCHITECTURES
+    from cnnserve_export.progress import Progress
+
+    progress = Progress(sys.stderr)
+    with progress.stage("train") as stage:
+        epochs = arguments.epochs
+        trained = train.train_lenet5(
+            epochs, arguments.seed, lambda epoch, loss: stage.update(f"epoch {epoch}/{epochs}, loss {loss:.3f}")
+        )
+        stage.finding = f"{epochs} epochs, {trained.accuracy:.2%} of the held-out digits right"
+    if arguments.save_weights:
+        # A path given to torch.save itself fails with a RuntimeError of C++ words.
+        with arguments.save_weights.open("wb") as file:
+            torch.save(trained.network.state_dict(), file)
+    architecture = ARCHITECTURES["lenet5"]
+    job = pipeline.Export(
+        network=trained.network,
+        architecture=architecture.name,
+        class_count=len(train.LABELS),
+        preprocessing=architecture.preprocessing,
+        weights=trained.origin,
+        golden_png=architecture.golden(),
+        repository=arguments.repository,
+        name=arguments.name or architecture.name,
+        version=arguments.version,
+        labels=train.LABELS,
+    )
+    return pipeline.run(job, progress)

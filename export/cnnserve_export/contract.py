@@ -1,0 +1,51 @@
+"""What a served model takes and answers: chosen once, and then held to by converter, proof, manifest and publisher."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from cnnserve.manifest import Preprocessing, TensorInfo
+from cnnserve_export.errors import ExportError
+
+InputForm = Literal["uint8", "float32"]
+INPUT_FORMS: tuple[InputForm, ...] = get_args(InputForm)
+INPUT_NAME = "image"
+OUTPUT_NAME = "probabilities"
+
+DEFAULT_MAX_BATCH_SIZE = 32
+# What ONNX Runtime 1.18 (May 2024) and everything after it reads.
+DEFAULT_OPSET = 18
+OPSETS = range(18, 23)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One image's input and output tensors, and the preprocessing that makes the input."""
+
+    input: TensorInfo
+    output: TensorInfo
+    preprocessing: Preprocessing
+
+    @property
+    def class_count(self) -> int:
+        """Probabilities in an answer."""
+        return self.output.shape[0]
+
+
+def contract(trained: Preprocessing, form: InputForm, class_count: int) -> Contract:
+    """The contract of a network trained behind `trained`.
+
+    "uint8" takes pixels (H, W, C) and normalises inside the graph, "float32" takes normalised values (C, H, W).
+    Raises `ExportError` where the preprocessing ends at no fixed size.
+    """
+    size = trained.crop or (trained.resize.size if trained.resize else ())
+    if len(size) != 2:
+        raise ExportError("the preprocessing ends at no fixed size; give it a crop or an exact resize")
+    height, width = size
+    channels = len(trained.mean)
+    output = TensorInfo(OUTPUT_NAME, "FP32", (class_count,))
+    if form == "uint8":
+        tensor = TensorInfo(INPUT_NAME, "UINT8", (height, width, channels), "NHWC")
+        return Contract(tensor, output, dataclasses.replace(trained, normalize="graph"))
+    tensor = TensorInfo(INPUT_NAME, "FP32", (channels, height, width), "NCHW")
+    return Contract(tensor, output, dataclasses.replace(trained, normalize="host"))

@@ -1,0 +1,121 @@
+"""nn.Module -> ONNX: normalisation and softmax in the graph, a symbolic batch, the same bytes every time."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from cnnserve.manifest import OnnxInfo
+from cnnserve_export.contract import DEFAULT_OPSET, INPUT_NAME, OUTPUT_NAME, Contract
+from cnnserve_export.errors import ExportError
+
+MODEL_FILE = "model.onnx"
+
+# The newest that the runtimes which know these operator sets all read; torch's own choice changes with its version.
+IR_VERSION = 10
+
+# With an example batch of 1 the exporter takes the batch for a constant (pytorch#157621).
+_EXAMPLE_BATCH = 2
+
+
+def to_onnx(network: nn.Module, contract: Contract, path: Path, opset: int = DEFAULT_OPSET) -> OnnxInfo:
+    """Writes `network` (normalised images N, C, H, W to logits N, classes) as one ONNX file without external data.
+
+    The file takes and answers what `contract` says, for any N. Raises `ExportError`.
+    """
+    served = _Served(network, contract).eval()
+    dtype = torch.uint8 if contract.input.datatype == "UINT8" else torch.float32
+    model = _trace(served, torch.zeros((_EXAMPLE_BATCH, *contract.input.shape), dtype=dtype), opset)
+    model.ir_version = IR_VERSION
+    _strip(model)
+    _check_shapes(model, contract.class_count)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return OnnxInfo(path.name, _opset(model), model.ir_version, "fp32")
+
+
+class _Served(nn.Module):
+    """The network as the server runs it: image rows (N, *contract.input.shape) in, probabilities (N, classes) out."""
+
+    def __init__(self, network: nn.Module, contract: Contract) -> None:
+        super().__init__()
+        self.network = network
+        spec = contract.preprocessing
+        self._channels_last = contract.input.layout == "NHWC"
+        self._normalises = spec.normalize == "graph"
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+        # (image / 255 - mean) / std, as one multiplication and one addition
+        self.register_buffer("scale", (1 / (255 * std)).float())
+        self.register_buffer("shift", (-mean / std).float())
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image.permute(0, 3, 1, 2) if self._channels_last else image  # N, C, H, W
+        x = x.to(torch.float32)
+        if self._normalises:
+            x = x * self.get_buffer("scale") + self.get_buffer("shift")
+        logits = self.network(x)  # N, classes
+        return torch.softmax(logits, dim=1)
+
+
+def _trace(network: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=opset,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("torch.onnx.export gave no program")
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silences two messages of torch's exporter about its own parts: of no meaning here, and nothing one could do."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+        # "torchvision is not installed. Skipping torchvision::nms"
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    # The exporter notes source paths and stack traces on every node: they betray the machine and change the digest.
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    # Intermediate shapes; every runtime infers them.
+    graph.ClearField("value_info")
+
+
+def _check_shapes(model: onnx.ModelProto, class_count: int) -> None:
+    for value in (model.graph.input[0], model.graph.output[0]):
+        batch = value.type.tensor_type.shape.dim[0]
+        if not batch.dim_param:
+            raise ExportError(
+                f"the exporter fixed the batch of {value.name!r} at {batch.dim_value}; "
+                "the network computes with its batch size as a constant"
+            )
+    output = [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim[1:]]
+    if output != [class_count]:
+        raise ExportError(f"the network answers {output} values for an image, expected {[class_count]} classes")
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))

@@ -1,0 +1,84 @@
+"""The golden image: the one the server repeats before it serves a version, and the pictures parity is proved on."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from cnnserve.preprocessing import FORMATS
+from cnnserve_export.errors import ExportError
+
+GOLDEN_FILE = "golden.png"
+
+# A three, scanned for NIST from a person's handwriting and reduced to 8 x 8 counts of ink from 0 to 16: one of the
+# held-out images of scikit-learn's `load_digits`, kept here so that an export does not need scikit-learn.
+_DIGIT = (
+    (0, 0, 6, 14, 16, 16, 2, 0),
+    (0, 5, 16, 13, 11, 16, 0, 0),
+    (0, 0, 7, 2, 15, 12, 0, 0),
+    (0, 0, 0, 7, 16, 13, 1, 0),
+    (0, 0, 0, 0, 6, 15, 10, 0),
+    (0, 0, 0, 0, 0, 15, 9, 0),
+    (0, 0, 3, 11, 8, 16, 6, 0),
+    (0, 0, 7, 16, 16, 8, 0, 0),
+)
+
+
+def photograph() -> bytes:
+    """PNG of the standard picture, 500 x 375 (width x height) in RGB: gradients, texture and shapes."""
+    return encode_png(picture(0, 375, 500))
+
+
+def digit() -> bytes:
+    """PNG of a real scanned digit, 8 x 8 grey."""
+    return encode_png(ink_to_pixels(np.array(_DIGIT)))
+
+
+def from_file(path: Path) -> bytes:
+    """A person's own image as PNG: a PNG as it is, anything else decoded now and turned upright.
+
+    A JPEG's pixels depend on who decodes it; a golden image has to be the same everywhere. Raises `ExportError`.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
+            if image.format == "PNG":
+                return path.read_bytes()
+            upright = ImageOps.exif_transpose(image)
+            return _png(upright if upright.mode in ("L", "RGB") else upright.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        # Pillow's decoders raise all three on damaged files.
+        raise ExportError(f"the golden image {path} cannot be read: {error}") from error
+
+
+def picture(seed: int, height: int, width: int) -> NDArray[np.uint8]:
+    """An RGB picture (height, width, 3) that `seed` determines: no two alike in colour, texture or shapes."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j][..., np.newaxis]
+    corners = random.uniform(0, 255, (4, 3))
+    image = (1 - y) * ((1 - x) * corners[0] + x * corners[1]) + y * ((1 - x) * corners[2] + x * corners[3])
+    image = image + 30 * np.sin(x * random.uniform(10, 90, 3) + y * random.uniform(10, 90, 3))
+    for _ in range(6):
+        centre_y, centre_x, radius = random.uniform(0, 1, 3) * (1, 1, 0.25)
+        inside = (y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2
+        image = np.where(inside, random.uniform(0, 255, 3), image)
+    pixels: NDArray[np.uint8] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return pixels
+
+
+def ink_to_pixels(ink: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """scikit-learn's counts of ink, 0 to 16, as grey values, 0 to 255."""
+    return np.rint(ink.astype(np.float64) * (255 / 16)).astype(np.uint8)
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """PNG of (height, width) grey or (height, width, 3) RGB pixels."""
+    return _png(Image.fromarray(pixels))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

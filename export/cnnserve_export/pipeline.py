@@ -1,0 +1,130 @@
+"""One export, from a network in memory to a published version, or to nothing."""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+import cnnserve
+from cnnserve.manifest import Manifest, OnnxInfo, Preprocessing
+from cnnserve.session import runtime_version
+from cnnserve_export import contract as contracts
+from cnnserve_export import convert, labels, publish, verify
+from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, DEFAULT_OPSET, Contract, InputForm
+from cnnserve_export.golden import GOLDEN_FILE
+from cnnserve_export.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What to export and where to. `network` takes normalised images (N, C, H, W) and answers logits (N, classes).
+
+    `weights` says where the parameters came from, for the manifest; `golden_png` is the golden image's file.
+    """
+
+    network: nn.Module
+    architecture: str
+    class_count: int
+    preprocessing: Preprocessing
+    weights: dict[str, str]
+    golden_png: bytes
+    repository: Path
+    name: str
+    version: int | None = None
+    labels: tuple[str, ...] | None = None
+    input_form: InputForm = "uint8"
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+    opset: int = DEFAULT_OPSET
+
+
+def run(job: Export, progress: Progress) -> Path:
+    """Converts, verifies and publishes; returns the version's folder.
+
+    Raises `ExportError` or cnnserve's `ModelLoadFailed`; nothing is left in the repository then.
+    """
+    contract = contracts.contract(job.preprocessing, job.input_form, job.class_count)
+    target = publish.plan(job.repository, job.name, job.version)
+    # Before the work, not after it.
+    publish.check_compatible(target, contract, job.max_batch_size)
+    with publish.staging(target) as folder:
+        info = _convert(job, contract, folder, progress)
+        evidence = _verify(job, contract, folder, progress)
+        with progress.stage("publish") as stage:
+            stage.finding = f"{target.model} version {target.version}"
+            _write_companions(job, folder)
+            publish.commit(folder, _manifest(job, target, contract, info, evidence), target)
+    return target.folder
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Trained values of the network; buffers such as running means are none."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _convert(job: Export, contract: Contract, folder: Path, progress: Progress) -> OnnxInfo:
+    with progress.stage("convert") as stage:
+        path = folder / convert.MODEL_FILE
+        info = convert.to_onnx(job.network, contract, path, job.opset)
+        shape = " x ".join(map(str, contract.input.shape))
+        stage.finding = (
+            f"opset {info.opset}, IR {info.ir_version}, {path.stat().st_size / 1e6:.1f} MB, "
+            f"input {contract.input.name!r} batch x {shape} {contract.input.datatype}"
+        )
+        return info
+
+
+def _verify(job: Export, contract: Contract, folder: Path, progress: Progress) -> verify.Evidence:
+    with progress.stage("verify") as stage:
+        evidence = verify.verify(
+            folder / convert.MODEL_FILE,
+            job.network,
+            contract,
+            golden_png=job.golden_png,
+            max_batch_size=job.max_batch_size,
+        )
+        measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in evidence.parity.batches.items())
+        stage.finding = f"largest difference from PyTorch {measured} (allowed {evidence.parity.tolerance:.0e})"
+        return evidence
+
+
+def _write_companions(job: Export, folder: Path) -> None:
+    (folder / GOLDEN_FILE).write_bytes(job.golden_png)
+    if job.labels is not None:
+        (folder / labels.LABELS_FILE).write_text(labels.render(job.labels), encoding="utf-8", newline="\n")
+
+
+def _manifest(
+    job: Export, target: publish.Target, contract: Contract, info: OnnxInfo, evidence: verify.Evidence
+) -> Manifest:
+    return Manifest(
+        model=target.model,
+        version=target.version,
+        architecture=job.architecture,
+        parameters=parameter_count(job.network),
+        onnx=info,
+        input=contract.input,
+        output=contract.output,
+        activation="softmax",
+        class_count=contract.class_count,
+        labels=None if job.labels is None else labels.LABELS_FILE,
+        max_batch_size=job.max_batch_size,
+        preprocessing=contract.preprocessing,
+        golden=evidence.golden,
+        parity=evidence.parity,
+        weights=job.weights,
+        files={},
+        producer=_producer(),
+    )
+
+
+def _producer() -> dict[str, str]:
+    return {
+        "cnnserve": cnnserve.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": runtime_version(),
+    }

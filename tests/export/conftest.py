@@ -1,0 +1,51 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from cnnserve.manifest import Preprocessing, Resize
+from cnnserve_export import golden, pipeline
+
+TINY_IMAGES = Preprocessing(
+    color="RGB",
+    resize=Resize("shorter", (10,)),
+    crop=(8, 8),
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    normalize="graph",
+)
+
+
+class TinyNet(nn.Module):
+    """8 x 8 colour images to 4 classes; dropout and batch normalisation tell training from serving."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(5 * 6 * 6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+@pytest.fixture(name="tiny_export")
+def tiny_export_fixture() -> Callable[..., pipeline.Export]:
+    """Makes an export that takes about a second."""
+    return tiny_export
+
+
+def tiny_export(repository: Path, **changes: Any) -> pipeline.Export:
+    fields: dict[str, Any] = {
+        "network": TinyNet(),
+        "architecture": "tiny",
+        "class_count": 4,
+        "preprocessing": TINY_IMAGES,
+        "weights": {"source": "random", "seed": "0"},
+        "golden_png": golden.encode_png(golden.picture(0, 30, 40)),
+        "repository": repository,
+        "name": "tiny",
+        "max_batch_size": 8,
+    }
+    return pipeline.Export(**{**fields, **changes})

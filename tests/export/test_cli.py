@@ -1,0 +1,121 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cnnserve import manifest as manifests
+from cnnserve.preprocessing import Preprocessor
+from cnnserve.session import Session
+from cnnserve_export import checkpoints, cli
+from cnnserve_export.architectures import ARCHITECTURES
+from cnnserve_export.cli import export, train_lenet
+
+
+def manifest_of(folder: Path) -> manifests.Manifest:
+    manifest = manifests.read(folder)
+    assert manifest is not None
+    manifests.verify_files(manifest, folder)
+    return manifest
+
+
+def test_lenet5_from_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(["lenet5", "--repository", str(tmp_path / "models")]) == 0
+    out, err = capsys.readouterr()
+    folder = tmp_path / "models" / "lenet5" / "1"
+    assert out == f"{folder}\n"
+    assert [line.split()[0] for line in err.splitlines()] == ["build", "weights", "convert", "verify", "publish"]
+    assert "random, seed 0" in err
+    assert "at batch 1," in err
+    assert "at batch 32 (allowed" in err
+    manifest = manifest_of(folder)
+    assert manifest.weights == {"source": "random", "seed": "0"}
+    assert (manifest.architecture, manifest.parameters, manifest.labels) == ("lenet5", 61_706, None)
+
+
+def test_resnet18_from_a_checkpoint_with_labels(tmp_path: Path) -> None:
+    network = checkpoints.build(ARCHITECTURES["resnet18"], 3, seed=4)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\nbird\r\n")
+    flags = f"--weights {tmp_path}/w.pth --labels {tmp_path}/names.txt --num-classes 3 --name pets --version 5"
+    flags += f" --repository {tmp_path}/models --input float32 --max-batch-size 4"
+    assert export(["resnet18", *flags.split()]) == 0
+    folder = tmp_path / "models" / "pets" / "5"
+    manifest = manifest_of(folder)
+    assert list(manifest.parity.batches) == ["1", "3", "4"]
+    assert manifest.weights["file"] == "w.pth"
+    assert (manifest.input.datatype, manifest.input.layout, manifest.preprocessing.normalize) == (
+        "FP32",
+        "NCHW",
+        "host",
+    )
+    assert (folder / "labels.txt").read_bytes() == b"cat\ndog\nbird\n"
+    row = Preprocessor(manifest.preprocessing, manifest.input).encoded((folder / "golden.png").read_bytes())
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(row)[None]).softmax(dim=1).numpy()
+    np.testing.assert_allclose(Session(folder / "model.onnx").run(row[None])[0], expected, atol=1e-5)
+
+
+def test_train_lenet_publishes_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"--repository {tmp_path}/models --name digits --epochs 1 --save-weights {tmp_path}/lenet.pth"
+    assert train_lenet(flags.split()) == 0
+    assert "of the held-out digits right" in capsys.readouterr().err
+    manifest = manifest_of(tmp_path / "models" / "digits" / "1")
+    assert (manifest.weights["source"], manifest.weights["epochs"]) == ("trained", "1")
+    assert (tmp_path / "models/digits/labels.txt").read_text().split() == list("0123456789")
+    loaded = checkpoints.build(ARCHITECTURES["lenet5"], 10)
+    checkpoints.load(loaded, tmp_path / "lenet.pth")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("lenet6", "no architecture 'lenet6'; choose one of lenet5, alexnet"),
+        ("lenet5 --weights none.pth", r"none.pth cannot be read"),
+        ("lenet5 --labels none.txt", r"none.txt cannot be read"),
+        ("lenet5 --golden none.png", r"none.png cannot be read"),
+        ("lenet5 --name a/b", "'a/b' is no model name"),
+        ("lenet5 --transform-input", "belongs to googlenet"),
+        ("lenet5 --repository file", "error: file is a file, expected a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert export(flags.split()) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("error: ")
+    assert message in err
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_an_interruption_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(arguments: object) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_export", interrupted)
+    assert export(["lenet5"]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was published\n"
+
+
+@pytest.mark.parametrize(
+    "flags", [["lenet5", "--version", "0"], ["lenet5", "--input", "int8"], ["lenet5", "--opset", "9"]]
+)
+def test_wrong_flags_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        export(flags)
+    assert caught.value.code == 2
+    assert "usage: cnnserve export" in capsys.readouterr().err
+
+
+def test_help_names_every_architecture_without_torch() -> None:
+    code = "import sys; from cnnserve_export.cli import export\ntry: export(['--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    text, modules = done.stdout.rsplit("\n", 2)[0], done.stdout.splitlines()[-1].split()
+    assert all(name in text for name in ARCHITECTURES)
+    assert not {"torch", "onnx", "onnxruntime", "numpy"} & set(modules)

@@ -1,0 +1,107 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from cnnserve.preprocessing import Preprocessor
+from cnnserve_export import convert, verify
+from cnnserve_export.contract import Contract, contract
+from cnnserve_export.errors import ExportError
+from cnnserve_export.pipeline import Export
+
+TinyExport = Callable[..., Export]
+
+
+@pytest.fixture
+def job(tiny_export: TinyExport, tmp_path: Path) -> Export:
+    return tiny_export(tmp_path)
+
+
+def converted(job: Export, folder: Path, form: str = "uint8") -> tuple[Path, Contract]:
+    made = contract(job.preprocessing, form, job.class_count)  # type: ignore[arg-type]
+    convert.to_onnx(job.network, made, folder / "model.onnx")
+    return folder / "model.onnx", made
+
+
+def proof(path: Path, job: Export, made: Contract, maximum: int = 8) -> verify.Evidence:
+    return verify.verify(path, job.network, made, golden_png=job.golden_png, max_batch_size=maximum)
+
+
+def change(path: Path, tensor: str, by: float) -> None:
+    """Adds `by` to the first value of one weight tensor of the file."""
+    model = onnx.load(path)
+    (weight,) = [item for item in model.graph.initializer if item.name == tensor]
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[0] += by
+    weight.CopyFrom(numpy_helper.from_array(values, tensor))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("form", ["uint8", "float32"])
+def test_a_faithful_file_is_proved(form: str, job: Export, tmp_path: Path) -> None:
+    path, made = converted(job, tmp_path, form)
+    evidence = proof(path, job, made)
+    assert list(evidence.parity.batches) == ["1", "3", "8"]
+    assert all(difference < 1e-5 for difference in evidence.parity.batches.values())
+    assert evidence.parity.provider == "CPUExecutionProvider"
+
+
+def test_the_golden_probabilities_are_pytorchs(job: Export, tmp_path: Path) -> None:
+    path, made = converted(job, tmp_path)
+    evidence = proof(path, job, made)
+    by_host = contract(job.preprocessing, "float32", job.class_count)
+    row = Preprocessor(by_host.preprocessing, by_host.input).encoded(job.golden_png)
+    with torch.inference_mode():
+        expected = job.network(torch.from_numpy(row)[None]).softmax(dim=1)[0]
+    np.testing.assert_allclose(evidence.golden.probabilities, expected.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("maximum", "sizes"), [(1, ["1"]), (2, ["1", "2"]), (3, ["1", "3"])])
+def test_no_batch_is_run_that_will_not_be_served(maximum: int, sizes: list[str], job: Export, tmp_path: Path) -> None:
+    path, made = converted(job, tmp_path)
+    assert list(proof(path, job, made, maximum).parity.batches) == sizes
+
+
+def test_an_altered_weight_is_found(job: Export, tmp_path: Path) -> None:
+    path, made = converted(job, tmp_path)
+    change(path, "network.head.bias", 0.01)
+    with pytest.raises(
+        ExportError, match=r"batch 1, row 0, class \d: 0\.\d{7}, PyTorch 0\.\d{7} \(allowed .* 0\.0001\)"
+    ):
+        proof(path, job, made)
+
+
+def test_a_wrong_normalisation_in_the_graph_is_found(job: Export, tmp_path: Path) -> None:
+    path, made = converted(job, tmp_path)
+    change(path, "shift", 0.05)
+    with pytest.raises(ExportError, match="does not answer what PyTorch does"):
+        proof(path, job, made)
+
+
+def test_logits_are_no_probabilities(job: Export, tmp_path: Path) -> None:
+    path, made = converted(job, tmp_path)
+    model = onnx.load(path)
+    (softmax,) = [node for node in model.graph.node if node.op_type == "Softmax"]
+    softmax.op_type = "Identity"
+    del softmax.attribute[:]
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match="no probabilities that sum to 1"):
+        proof(path, job, made)
+
+
+def test_a_network_that_answers_nan_is_refused(job: Export, tmp_path: Path) -> None:
+    with torch.no_grad():
+        job.network.get_parameter("head.bias")[0] = float("nan")
+    path, made = converted(job, tmp_path)
+    with pytest.raises(ExportError, match="PyTorch network's own answers are no probabilities"):
+        proof(path, job, made)
+
+
+def test_the_rows_are_all_different(job: Export) -> None:
+    made = contract(job.preprocessing, "uint8", job.class_count)
+    rows = verify._rows(made, job.golden_png, 32)
+    assert len({row.tobytes() for row in rows}) == 32

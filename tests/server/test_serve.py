@@ -1,0 +1,141 @@
+"""Starting and stopping a server process."""
+
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from cnnserve.wire import classifier_pb2 as c
+from support import picture, serving, spawn, tiny_onnx, write_version
+
+
+def classify(channel: grpc.Channel) -> "grpc.UnaryUnaryMultiCallable":
+    return channel.unary_unary(
+        "/cnnserve.v1.Classifier/Classify",
+        request_serializer=c.ClassifyRequest.SerializeToString,
+        response_deserializer=c.ClassifyResponse.FromString,
+    )
+
+
+_REFUSAL = re.compile("refused|GOAWAY|shutdown|shutting down|socket closed|unavailable", re.IGNORECASE)
+REQUEST = c.ClassifyRequest(model="tiny", images=[c.Image(encoded=picture("left"))] * 4, top_k=1)
+
+
+@pytest.mark.parametrize("flag", ["--grpc-port", "--http-port"])
+def test_a_busy_port_exits_and_names_it(tiny_repository: Path, tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = spawn(tmp_path / "log", "--model-repository", tiny_repository, flag, str(port))
+        assert server.process.wait(30) == 1
+    assert str(port) in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_bad_setting_exits_with_2_and_names_it(tmp_path: Path) -> None:
+    server = spawn(tmp_path / "log", "--model-repository", tmp_path / "nothing")
+    assert server.process.wait(30) == 2
+    assert "nothing' is not a folder" in server.log
+
+
+def test_readiness_needs_one_model_and_strictly_all(tiny_repository: Path, tmp_path: Path) -> None:
+    with serving(tmp_path / "log", tiny_repository, "--strict-readiness") as server:
+        assert "NOT ready" in server.log
+        with grpc.insecure_channel(server.address) as channel:
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+                response_deserializer=health_pb2.HealthCheckResponse.FromString,
+            )
+            assert check(health_pb2.HealthCheckRequest(), timeout=10).status == 2
+            assert classify(channel)(REQUEST, timeout=10).results[0].classes[0].label == "left"
+
+
+def test_an_empty_repository_is_not_ready(tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    with serving(tmp_path / "log", tmp_path / "repository") as server:
+        assert "NOT ready; models: none" in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_under_load_answers_everything_accepted(tmp_path: Path, number: signal.Signals) -> None:
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    answered, refused, lost = [], [], []
+    with serving(tmp_path / "log", tmp_path / "repository") as server:
+        stop = threading.Event()
+
+        def client() -> None:
+            with grpc.insecure_channel(server.address) as channel:
+                ask = classify(channel)
+                while not stop.is_set():
+                    try:
+                        answered.append(ask(REQUEST, timeout=20).results[3].classes[0].label)
+                    except grpc.RpcError as error:
+                        # Once it drains, a call may be refused; none may be cut off.
+                        (refused if error.code() is grpc.StatusCode.UNAVAILABLE else lost).append(error)
+                        return
+
+        threads = [threading.Thread(target=client) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while len(answered) < 100:
+            time.sleep(0.01)
+        server.process.send_signal(number)
+        assert server.process.wait(40) == 0
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not lost
+    assert set(answered) == {"left"}
+    assert len(refused) == 8
+    for error in refused:
+        assert _REFUSAL.search(error.details()), error
+
+
+def test_draining_ends_watches_and_streams(tmp_path: Path) -> None:
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    statuses: list[int] = []
+    answers: list[str] = []
+    with serving(tmp_path / "log", tmp_path / "repository") as server, grpc.insecure_channel(server.address) as channel:
+        watch = channel.unary_stream(
+            "/grpc.health.v1.Health/Watch",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )(health_pb2.HealthCheckRequest())
+        hold = threading.Event()
+
+        def requests() -> Iterator[c.ClassifyStreamRequest]:
+            yield c.ClassifyStreamRequest(id="1", request=REQUEST)
+            hold.wait()
+
+        stream = channel.stream_stream(
+            "/cnnserve.v1.Classifier/ClassifyStream",
+            request_serializer=c.ClassifyStreamRequest.SerializeToString,
+            response_deserializer=c.ClassifyStreamResponse.FromString,
+        )(requests())
+        answers.append(next(stream).id)
+        statuses.append(next(watch).status)
+        started = time.monotonic()
+        assert server.terminate() == 0
+        # Both would have been open for ever; the grace of 30 s was not needed.
+        assert time.monotonic() - started < 15
+        statuses += [item.status for item in watch]
+        answers += [item.id for item in stream]
+        hold.set()
+    assert statuses == [1, 2]
+    assert answers == ["1"]
+    assert watch.code() is stream.code() is grpc.StatusCode.OK
+
+
+def test_a_model_without_softmax_is_named_at_start(tmp_path: Path) -> None:
+    write_version(tmp_path / "repository" / "logits" / "1", tiny_onnx(softmax=False))
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    with serving(tmp_path / "log", tmp_path / "repository") as server:
+        assert re.search(r"model logits version 1 is not served: .*promises softmax", server.log)
+        assert re.search(r"model tiny version 1 READY in [\d.]+ s; \d+ nodes on CPUExecutionProvider", server.log)

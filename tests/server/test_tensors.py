@@ -1,0 +1,88 @@
+"""Open Inference tensors."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from cnnserve.errors import InvalidInput, Unsupported
+from cnnserve.rpc import tensors
+from cnnserve.session import NUMPY_TYPES
+from cnnserve.wire import open_inference_pb2 as pb
+
+TYPED = tensors._TYPED_FIELDS
+
+
+def any_array(names: list[str]) -> st.SearchStrategy[tuple[str, np.ndarray]]:
+    def of(name: str) -> st.SearchStrategy[tuple[str, np.ndarray]]:
+        shape = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
+        return st.tuples(st.just(name), hnp.arrays(NUMPY_TYPES[name], shape))
+
+    return st.sampled_from(names).flatmap(of)
+
+
+def read_one(request: pb.ModelInferRequest) -> np.ndarray:
+    [(_, array)] = tensors.read_inputs(request)
+    return array
+
+
+@given(any_array(list(NUMPY_TYPES)))
+def test_raw_round_trip(item: tuple[str, np.ndarray]) -> None:
+    datatype, array = item
+    response = pb.ModelInferResponse()
+    tensors.write_output(response, "x", array)
+    assert response.outputs[0].datatype == datatype
+    request = pb.ModelInferRequest(raw_input_contents=response.raw_output_contents)
+    request.inputs.add(name="x", datatype=datatype, shape=response.outputs[0].shape)
+    np.testing.assert_array_equal(read_one(request), array)
+
+
+@given(any_array(list(TYPED)))
+def test_typed_contents(item: tuple[str, np.ndarray]) -> None:
+    datatype, array = item
+    request = pb.ModelInferRequest()
+    tensor = request.inputs.add(name="x", datatype=datatype, shape=array.shape)
+    getattr(tensor.contents, TYPED[datatype]).extend(array.ravel().tolist())
+    if array.size:
+        result = read_one(request)
+        assert result.dtype == array.dtype
+        np.testing.assert_array_equal(result, array)
+
+
+def make(datatype: str, shape: list[int], raw: list[bytes] | None = None, **contents: Any) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(raw_input_contents=raw or [])
+    tensor = request.inputs.add(name="x", datatype=datatype, shape=shape)
+    if contents:
+        tensor.contents.CopyFrom(pb.InferTensorContents(**contents))
+    return request
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (make("FLOAT", [1], [b"1234"]), "datatype 'FLOAT', expected one of BOOL"),
+        (make("FP32", [2], [b"1234"]), r"4 bytes, expected 8 for FP32 \[2\]"),
+        (make("FP32", [-1], [b"1234"]), r"shape \[-1\]"),
+        (make("FP32", [2**62, 4], [b"1234"]), "4 bytes, expected"),
+        (make("FP32", [1], [b"1234", b"1"]), "2 entries for 1 inputs"),
+        (make("FP32", [1], [b"1234"], fp32_contents=[1]), "contents beside raw_input_contents"),
+        (make("FP32", [1], int_contents=[1]), "has int_contents, expected fp32_contents"),
+        (make("FP32", [2], fp32_contents=[1]), "1 values, expected 2"),
+        (make("FP32", [2]), "has no data"),
+        (make("FP16", [1]), "must be sent in raw_input_contents"),
+        (make("UINT8", [1], uint_contents=[256]), "value 256, which is no UINT8"),
+    ],
+)
+def test_bad_tensors(request_: pb.ModelInferRequest, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        list(tensors.read_inputs(request_))
+
+
+def test_shared_memory_is_not_ignored() -> None:
+    request = make("FP32", [1], [b"1234"])
+    request.inputs[0].parameters["shared_memory_region"].string_param = "mine"
+    with pytest.raises(Unsupported, match="shared memory"):
+        list(tensors.read_inputs(request))
