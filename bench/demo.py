@@ -1,0 +1,159 @@
+"""`make demo`: PyTorch network -> verified ONNX -> gRPC answer, on real images, in one go.
+
+Exports LeNet-5 (trained here) and ResNet-50 (seeded random weights: no download), serves both, classifies the 360
+held-out handwritten digits and two photographs, and compares the photographs' answers with PyTorch's own.
+"""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from cnnserve.manifest import TensorInfo
+from cnnserve.preprocessing import Preprocessor
+from cnnserve_client import Client
+from cnnserve_export import checkpoints
+from cnnserve_export.architectures import ARCHITECTURES
+from cnnserve_export.digits import held_out_digits
+
+COMMAND = [sys.executable, "-m", "cnnserve"]
+TOLERANCE = 1e-4
+BATCH = 24
+SHOWN = 12
+START_S = 60.0
+
+
+def main() -> int:
+    """Runs the demo; 0 where everything it shows is as it should be."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="cnnserve-demo-") as folder:
+        repository = Path(folder) / "models"
+        title("1. Export: LeNet-5, trained now on 1,437 scanned handwritten digits")
+        cnnserve("train-lenet", "--repository", repository, "--name", "lenet5")
+        title("2. Export: ResNet-50 with seeded random weights (untrained: its labels mean nothing, its numbers do)")
+        cnnserve("export", "resnet50", "--repository", repository)
+        title("3. Serve both")
+        with serving(repository, Path(folder) / "server.log") as address, Client(address) as client:
+            for model in client.list_models():
+                print(f"   {model.name}: " + ", ".join(f"version {v.version} {v.state}" for v in model.versions))
+            title("4. Classify the 360 digits nobody trained on, over gRPC")
+            right = digits(client)
+            title("5. Classify two photographs with ResNet-50, and compare with PyTorch on the same pixels")
+            equal = photographs(client)
+        title(f"Done in {time.monotonic() - started:.0f} s; the server has stopped.")
+    return 0 if right and equal else 1
+
+
+def digits(client: Client) -> bool:
+    """Prints a dozen digits, the accuracy and the rate; True from 98 % on."""
+    images, values = zip(*held_out_digits(), strict=True)
+    client.classify(images[:BATCH], model="lenet5")
+    started = time.monotonic()
+    results = [
+        result
+        for start in range(0, len(images), BATCH)
+        for result in client.classify(images[start : start + BATCH], model="lenet5", top_k=1).results
+    ]
+    seconds = time.monotonic() - started
+    print(f"   {'digit':>5}  {'label':>5}  {'probability':>11}")
+    for value, result in list(zip(values, results, strict=True))[:SHOWN]:
+        print(f"   {value:>5}  {result.top.label:>5}  {result.top.probability:>11.4f}")
+    correct = sum(result.top.label == str(value) for value, result in zip(values, results, strict=True))
+    print(f"   ... {len(images)} digits in all: {correct} right ({correct / len(images):.1%}),", end=" ")
+    print(f"{len(images) / seconds:,.0f} images/s from one client, {BATCH} a request")
+    return correct >= 0.98 * len(images)
+
+
+def photographs(client: Client) -> bool:
+    """Prints both top-5 side by side; True where labels agree and every probability does within 1e-4."""
+    equal = True
+    for name in ("china.jpg", "flower.jpg"):
+        jpeg = io.BytesIO()
+        Image.fromarray(load_sample_image(name)).save(jpeg, "JPEG", quality=95)
+        served = client.classify(jpeg.getvalue(), model="resnet50", top_k=1000).results[0]
+        expected = pytorch(jpeg.getvalue())
+        best = np.argsort(-expected, kind="stable")[:5]
+        difference = max(abs(expected[item.index] - item.probability) for item in served.classes)
+        print(f"   {name}: {'class':>5} {'served':>9}   {'class':>5} {'PyTorch':>9}")
+        for item, index in zip(served.classes, best, strict=False):
+            print(f"   {'':{len(name)}}  {item.index:>5} {item.probability:>9.6f}   {index:>5} {expected[index]:>9.6f}")
+        same = [item.index for item in served.classes[:5]] == best.tolist() and difference <= TOLERANCE
+        verdict = "equal" if same else "NOT EQUAL"
+        print(f"   {'':{len(name)}}  {verdict}: largest difference over all 1000 classes {difference:.1e}")
+        equal &= same
+    return equal
+
+
+def pytorch(jpeg: bytes) -> np.ndarray:
+    """ResNet-50's probabilities from PyTorch itself: the classic float pipeline, and no ONNX anywhere."""
+    architecture = ARCHITECTURES["resnet50"]
+    spec = architecture.preprocessing
+    pixels = Preprocessor(spec, TensorInfo("image", "UINT8", (224, 224, 3), "NHWC")).encoded(jpeg)
+    values = torch.tensor(pixels).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(statistic).view(3, 1, 1) for statistic in (spec.mean, spec.std))
+    with torch.inference_mode():
+        logits = checkpoints.build(architecture, 1000).eval()(((values - mean) / std)[None])
+    result: np.ndarray = torch.softmax(logits, 1)[0].numpy()
+    return result
+
+
+def cnnserve(*arguments: str | Path) -> None:
+    """Runs a cnnserve command and shows what it says."""
+    print("   $ cnnserve", *arguments, flush=True)
+    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with process:
+        for line in process.stdout or ():
+            print("  ", line.decode().rstrip(), flush=True)
+    if process.returncode:
+        sys.exit(f"demo: cnnserve {arguments[0]} failed with exit code {process.returncode}")
+
+
+@contextlib.contextmanager
+def serving(repository: Path, log_file: Path) -> Iterator[str]:
+    """A server on free ports of this machine: its gRPC address. Stopped with SIGTERM, whatever happens."""
+    words = ["serve", "--model-repository", str(repository), "--grpc-port", "0", "--http-port", "0"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("CNNSERVE_")}
+    started = time.monotonic()
+    with log_file.open("wb") as log:
+        process = subprocess.Popen([*COMMAND, *words], stdout=log, stderr=log, env=environment)
+    try:
+        port = wait_for(process, log_file, r"gRPC port (\d+)")
+        wait_for(process, log_file, r"cnnserve.app: ready()")
+        print(f"   ready in {time.monotonic() - started:.1f} s on 127.0.0.1:{port}")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        if process.wait(60) != 0:
+            print(log_file.read_text())
+            raise SystemExit(f"demo: the server ended with exit code {process.returncode}")
+
+
+def wait_for(process: subprocess.Popen[bytes], log_file: Path, pattern: str) -> str:
+    """The pattern's first group, as soon as the server's log has it."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and process.poll() is None:
+        if match := re.search(pattern, log_file.read_text()):
+            return match[1]
+        time.sleep(0.02)
+    print(log_file.read_text())
+    raise SystemExit("demo: the server did not become ready")
+
+
+def title(text: str) -> None:
+    """A line that stands out."""
+    print(f"\n{text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

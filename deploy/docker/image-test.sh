@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# Builds the container image and tries it for real: size, user, start, answers, health, and a stop under load.
+# Takes docker if its daemon answers, else podman, else a podman that ../shared/containers/setup.sh prepares.
+#   CNNSERVE_CONTAINERS=DIR   where that one is kept, and to be taken before any other (default: the temporary folder)
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+python=$root/.venv/bin/python
+dockerfile=$here/Dockerfile
+setup=$root/../shared/containers/setup.sh
+image=cnnserve:image-test
+container=cnnserve-image-test-$$
+model=lenet5
+base=$(sed -n 's/^FROM \([^ ]*\).*/\1/p' "$dockerfile" | head -n 1)
+work=$(mktemp -d)
+engine=
+build=
+
+cleanup() {
+  [[ -z $engine ]] || "$engine" rm --force "$container" > /dev/null 2>&1 || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+fail() {
+  printf 'image-test: %s\n' "$*" >&2
+  exit 1
+}
+
+fail_with_log() { # LOG MESSAGE
+  tail -n 40 "$1" >&2
+  fail "$2"
+}
+
+# An engine without a daemon, or one that cannot get the base image, is no engine.
+usable() {
+  command -v "$1" > /dev/null || return 1
+  "$1" info > /dev/null 2>&1 || return 1
+  "$1" image inspect "$base" > /dev/null 2>&1 || "$1" pull --quiet "$base" > /dev/null 2>&1
+}
+
+prepared() { # FOLDER
+  if [[ ! -x $1/build.sh ]]; then
+    printf 'image-test: no container engine here; preparing podman, which takes about a minute\n'
+    mkdir -p "$1"
+    bash "$setup" "$1" > "$1/setup.log" 2>&1 || fail_with_log "$1/setup.log" "podman could not be prepared"
+  fi
+  # shellcheck source=/dev/null
+  . "$1/env.sh"
+  engine=podman
+  build=$1/build.sh
+}
+
+choose_engine() {
+  if [[ -n ${CNNSERVE_CONTAINERS:-} && -f $setup ]]; then
+    prepared "$CNNSERVE_CONTAINERS"
+  elif usable docker; then
+    engine=docker
+  elif usable podman; then
+    engine=podman
+  elif [[ -f $setup ]]; then
+    prepared "${TMPDIR:-/tmp}/cnnserve-containers"
+  else
+    fail "needs docker with a running daemon or podman, and the image $base (none here, and it cannot be pulled)"
+  fi
+}
+
+build_image() {
+  local version revision
+  version=$("$python" -c 'import cnnserve; print(cnnserve.__version__)')
+  revision=$(git -C "$root" rev-parse --verify --quiet HEAD || echo unknown)
+  local arguments=(--file "$dockerfile" --build-arg "VERSION=$version" --build-arg "REVISION=$revision")
+  if [[ -n $build ]]; then
+    "$build" "$image" "$root" "${arguments[@]}"
+  else
+    "$engine" build --tag "$image" "${arguments[@]}" "$root"
+  fi > "$work/build.log" 2>&1 || fail_with_log "$work/build.log" "the image does not build"
+}
+
+# What must hold of the image whatever it serves.
+check_contents() {
+  "$engine" run --rm --entrypoint python "$image" -c '
+import importlib.util, os, sys
+wrong = [name for name in ("torch", "onnx", "pip", "pytest") if importlib.util.find_spec(name)]
+wrong += ["root as user"] * (os.getuid() == 0)
+wrong += ["ONNX Runtime telemetry"] * (os.environ.get("ORT_DISABLE_TELEMETRY") != "1")
+sys.exit(", ".join(wrong) or None)' > "$work/contents.log" 2>&1 ||
+    fail_with_log "$work/contents.log" "the image holds what it must not"
+}
+
+start() {
+  # A copy, so that the container's user may read it however strict this checkout's file modes are.
+  cp -R "$root/model_repo" "$work/models"
+  chmod -R a+rX "$work/models"
+  local arguments=(
+    --detach --name "$container" --read-only --cap-drop ALL
+    --security-opt no-new-privileges --security-opt label=disable
+    --volume "$work/models:/models:ro"
+    --publish 127.0.0.1::8001 --publish 127.0.0.1::8000
+  )
+  # Docker's --read-only is all there is; podman would still give it a writable /tmp.
+  [[ $engine != podman ]] || arguments+=(--read-only-tmpfs=false)
+  "$engine" run "${arguments[@]}" "$image" > "$work/run.log" 2>&1 ||
+    fail_with_log "$work/run.log" "the container does not start"
+}
+
+port() { # NUMBER
+  "$engine" port "$container" "$1/tcp" | head -n 1
+}
+
+say_log() {
+  "$engine" logs "$container" > "$work/server.log" 2>&1 || true
+  fail_with_log "$work/server.log" "$1"
+}
+
+check_health() {
+  if [[ $engine == podman ]]; then
+    podman healthcheck run "$container" > /dev/null
+    return
+  fi
+  local state=
+  for _ in {1..60}; do
+    state=$(docker inspect --format '{{.State.Health.Status}}' "$container")
+    [[ $state == starting ]] || break
+    sleep 1
+  done
+  [[ $state == healthy ]]
+}
+
+[[ -x $python ]] || fail "no .venv in the checkout: run make setup first"
+choose_engine
+printf 'image-test: building with %s\n' "$engine"
+build_image
+size=$("$engine" image inspect --format '{{.Size}}' "$image")
+check_contents
+
+printf 'image-test: starting\n'
+began=$("$python" -c 'import time; print(time.time())')
+start
+grpc=$(port 8001)
+http=$(port 8000)
+start_seconds=$("$python" "$here/image_test_load.py" wait "$http" "$began") || say_log "the server is not ready"
+"$root/.venv/bin/cnnserve" health --address "$grpc" > /dev/null || say_log "the server is not SERVING from outside"
+digits=$("$python" "$here/image_test_load.py" classify "$grpc" "$model") || say_log "wrong answers: $digits"
+check_health || say_log "HEALTHCHECK fails"
+
+printf 'image-test: stopping it under load\n'
+stopped=$("$python" "$here/image_test_load.py" stop "$grpc" "$model" \
+  -- "$engine" stop --time 30 "$container" 2> "$work/stop.log") || {
+  cat "$work/stop.log" >&2
+  say_log "the stop was not clean: $stopped"
+}
+code=$("$engine" inspect --format '{{.State.ExitCode}}' "$container")
+[[ $code == 0 ]] || say_log "the container ended with exit code $code"
+
+printf '\n'
+printf '%-9s %s\n' \
+  image "$((size / 1000000)) MB, no torch, not root, read-only" \
+  start "$start_seconds s from the run command to SERVING" \
+  classify "$digits" \
+  health "HEALTHCHECK passes" \
+  stop "$stopped; exit code 0"

@@ -1,0 +1,88 @@
+"""What is installed and what each command imports."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+HEAVY = ("onnxruntime", "torch", "onnx", "PIL", "sklearn")
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True, timeout=60)
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """Top-level modules that running `cnnserve ARGUMENTS` in this interpreter would leave imported."""
+    code = (
+        "import sys, json\nfrom cnnserve.cli import main\n"
+        f"try:\n    main({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("command", ["classify", "models", "health", "serve", "export", "train-lenet"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    assert not imported_by(command, "--help") & set(HEAVY)
+
+
+def test_classify_imports_no_runtime() -> None:
+    modules = imported_by("classify", __file__, "--model", "m", "--address", "127.0.0.1:1", "--timeout-s", "1")
+    assert "grpc" in modules
+    assert not modules & set(HEAVY)
+
+
+def test_the_server_imports_no_exporter() -> None:
+    code = "import sys, cnnserve.app; print(*sys.modules)"
+    done = run_python("-c", code)
+    assert "onnxruntime" in done.stdout.split()
+    assert not {"torch", "onnx", "sklearn", "cnnserve_export", "cnnserve_client"} & set(done.stdout.split())
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from cnnserve.cli import main\n"
+        "sys.exit(main(['serve', '--model-repository', '.']))"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 1
+    assert 'pip install "cnnserve[cpu]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_commands_and_versions() -> None:
+    assert run_python("-m", "cnnserve", "--version").stdout.startswith("cnnserve 0.")
+    assert run_python("-m", "cnnserve", "--help").returncode == 0
+    unknown = run_python("-m", "cnnserve", "srve")
+    assert unknown.returncode == 2
+    assert "no command 'srve'" in unknown.stderr
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(n for n in names if n.endswith("/METADATA"))).decode()
+    tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"cnnserve", "cnnserve_client", "cnnserve_export"}
+    assert {"cnnserve/py.typed", "cnnserve/wire/classifier_pb2.pyi", "cnnserve_client/client.py"} <= names
+    base = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    assert sorted(line.split()[1].partition(">")[0].partition("<")[0] for line in base) == [
+        "grpcio",
+        "numpy",
+        "protobuf",
+    ]
