@@ -4,8 +4,8 @@ Rules, in this order:
 
 1. Nothing waits: nothing to do.
 2. Entries leave in order. One that does not fit into what is left of a batch closes the batch; none is split.
-3. A batch that cannot grow any more is dispatched at once.
-4. A preferred size that can be made exactly from the front of the queue is dispatched at once.
+3. A preferred size that can be made exactly from the front of the queue is dispatched at once, the largest first.
+4. A batch that cannot grow any more is dispatched at once.
 5. Otherwise the oldest entry waits at most the queue delay (default 0), counted from its arrival; then all that fits
    goes.
 
@@ -14,26 +14,54 @@ themselves under load.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class QueuePolicy:
+    """How long entries of one priority may wait, and how many. Sizes count images; a timeout of 0 means none.
+
+    `delay_expired`: an entry past the timeout is not refused but waits behind all others. `timeout_override`: a request
+    may bring a shorter timeout of its own.
+    """
+
+    max_queue_size: int = 256
+    default_timeout_us: int = 0
+    delay_expired: bool = False
+    timeout_override: bool = False
 
 
 @dataclass(frozen=True)
 class BatchPolicy:
-    """The `dynamic_batching` settings. Sizes count images."""
+    """The `dynamic_batching` settings. Sizes count images; priority 1 leaves first."""
 
     max_batch_size: int
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0
-    max_queue_size: int = 256
-    default_timeout_us: int = 0
+    queue: QueuePolicy = QueuePolicy()
+    priority_levels: int = 1
+    default_priority: int = 1
+    priority_queues: dict[int, QueuePolicy] = field(default_factory=dict)
+    preserve_ordering: bool = False
+
+    def level(self, priority: int) -> int:
+        """The queue for a request's priority; 0 and what is no level mean the default, as in Triton."""
+        return priority if 1 <= priority <= self.priority_levels else self.default_priority
+
+    def queue_policy(self, level: int) -> QueuePolicy:
+        """What holds for one level."""
+        return self.priority_queues.get(level, self.queue)
 
 
-@dataclass(frozen=True)
-class Waiting:
+class Waiting(Protocol):
     """What the policy sees of a queued entry: its images and when it arrived (ns)."""
 
-    size: int
-    arrived_ns: int
+    @property
+    def size(self) -> int: ...  # noqa: D102
+
+    @property
+    def arrived_ns(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -69,9 +97,7 @@ def next_action(policy: BatchPolicy, queue: Iterable[Waiting], now_ns: int) -> D
             break
     if oldest_ns is None:
         return Wait(None)
-    if full and not preferred_count:
-        return Dispatch(count)
-    if preferred_count:
-        return Dispatch(preferred_count)
+    if preferred_count or full:
+        return Dispatch(preferred_count or count)
     due_ns = oldest_ns + policy.max_queue_delay_us * 1000
     return Dispatch(count) if now_ns >= due_ns else Wait(due_ns)

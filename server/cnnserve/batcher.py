@@ -10,13 +10,14 @@ import functools
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from cnnserve.batch_policy import BatchPolicy, Dispatch, Waiting, next_action
+from cnnserve.batch_policy import BatchPolicy, Dispatch, next_action
 from cnnserve.errors import DeadlineExceeded, InferenceFailed, InvalidInput, QueueFull, ShuttingDown
 from cnnserve.instance import BatchOutcome, ModelInstance, Rows
+from cnnserve.request_queue import RequestQueue
 
 _log = logging.getLogger(__name__)
 
@@ -35,37 +36,49 @@ class BatchResult:
 
 @dataclass(eq=False)
 class _Entry:
+    """`deadline_ns` refuses it, `demote_ns` moves it behind all others; None: never. Its permit goes at dispatch."""
+
     rows: Rows
     arrived_ns: int
     deadline_ns: int | None
+    demote_ns: int | None
     future: asyncio.Future[BatchResult]
+    permit: "Permit"
+    queued: bool = True
     # Read by the policy.
     size: int = field(init=False)
+    level: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.size = len(self.rows)
+        self.level = self.permit.level
 
-    def waiting(self) -> Waiting:
-        return Waiting(self.size, self.arrived_ns)
+
+@dataclass(eq=False)
+class _Batch:
+    entries: list[_Entry]
+    dispatched_ns: int
+    outcome: BatchOutcome | None = None
 
 
 class Permit:
-    """Room for `size` images in a model's queue, taken before decoding; given back on dispatch or by `release`."""
+    """Room for `size` images in a level of the queue, taken before decoding; given back at dispatch or by `release`."""
 
-    def __init__(self, batcher: "DynamicBatcher", size: int) -> None:
+    def __init__(self, batcher: "DynamicBatcher", size: int, level: int) -> None:
         self._batcher: DynamicBatcher | None = batcher
         self.size = size
+        self.level = level
 
     def shrink(self, size: int) -> None:
         """Keeps room for `size` images only: the others failed before they reached the queue."""
         if self._batcher is not None:
-            self._batcher.give_back(self.size - size)
+            self._batcher.give_back(self.size - size, self.level)
             self.size = size
 
     def release(self) -> None:
         """Gives the room back; a second call does nothing."""
         if self._batcher is not None:
-            self._batcher.give_back(self.size)
+            self._batcher.give_back(self.size, self.level)
             self._batcher = None
 
 
@@ -83,10 +96,9 @@ class DynamicBatcher:
         self._idle = list(instances)
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[_Entry] = deque()
-        self._permits: dict[_Entry, Permit] = {}
-        self._admitted = 0
-        self._running = 0
+        self._queue: RequestQueue[_Entry] = RequestQueue(policy.priority_levels)
+        self._admitted: Counter[int] = Counter()
+        self._running: deque[_Batch] = deque()
         self._closing = False
         self._drained = asyncio.Event()
         self._pump_handle: asyncio.Handle | None = None
@@ -96,51 +108,53 @@ class DynamicBatcher:
 
     def __repr__(self) -> str:
         return (
-            f"<DynamicBatcher queued={len(self._queue)} admitted={self._admitted} running={self._running} "
-            f"idle={len(self._idle)}/{len(self._instances)}{' closing' if self._closing else ''}>"
+            f"<DynamicBatcher queued={len(self._queue)} admitted={self._admitted.total()} "
+            f"running={len(self._running)} idle={len(self._idle)}/{len(self._instances)}"
+            f"{' closing' if self._closing else ''}>"
         )
 
-    def reserve(self, size: int) -> Permit:
+    def reserve(self, size: int, priority: int = 0) -> Permit:
         """Takes room for `size` images. Raises `QueueFull` at once where there is none."""
-        limit = self._policy.max_queue_size
+        level = self._policy.level(priority)
+        limit = self._policy.queue_policy(level).max_queue_size
         if self._closing:
             raise ShuttingDown("the model is being unloaded")
         if size > limit:
             raise InvalidInput(f"{size} images can never fit into the model's queue of {limit}; send fewer at once")
-        if self._admitted + size > limit:
+        if self._admitted[level] + size > limit:
             raise QueueFull(
-                f"the model's queue is full: {self._admitted} images wait, {limit} may, {size} more were sent",
+                f"the model's queue is full: {self._admitted[level]} images wait, {limit} may, {size} more were sent",
                 self._retry_after_ms(),
             )
-        self._admitted += size
-        return Permit(self, size)
+        self._admitted[level] += size
+        return Permit(self, size, level)
 
-    def give_back(self, size: int) -> None:
+    def give_back(self, size: int, level: int) -> None:
         """Called by permits only."""
-        self._admitted -= size
+        self._admitted[level] -= size
         self._check_drained()
 
-    async def submit(self, rows: Rows, permit: Permit, deadline_ns: int | None = None) -> BatchResult:
+    async def submit(
+        self, rows: Rows, permit: Permit, deadline_ns: int | None = None, timeout_us: int = 0
+    ) -> BatchResult:
         """Runs `rows` (n x one image) in some batch. The permit is given back at dispatch.
 
-        Raises `DeadlineExceeded` where the deadline (monotonic ns) passes before the run begins, `InferenceFailed`
-        where the run fails. Cancelling the caller drops the entry; its batch-mates are not touched.
+        `deadline_ns` (monotonic) always refuses; `timeout_us` is the request's own queue timeout and counts only where
+        the queue policy lets it. Raises `DeadlineExceeded` where the time passes before the run begins,
+        `InferenceFailed` where the run fails. Cancelling the caller drops the entry; its batch-mates are not touched.
         """
-        now = self._clock()
-        timeout_ns = self._policy.default_timeout_us * 1000
-        if timeout_ns:
-            deadline_ns = min(deadline_ns or now + timeout_ns, now + timeout_ns)
-        entry = _Entry(rows, now, deadline_ns, self._loop.create_future())
-        self._queue.append(entry)
-        self._permits[entry] = permit
+        entry = self._entry(rows, permit, deadline_ns, timeout_us)
+        self._queue.put(entry)
         self._schedule_pump()
-        timer = None
-        if deadline_ns is not None:
-            timer = self._loop.call_later(max(0.0, (deadline_ns - now) / 1e9), self._expire, entry)
+        timers = [
+            self._loop.call_later(max(0.0, (due_ns - entry.arrived_ns) / 1e9), act, entry)
+            for due_ns, act in ((entry.deadline_ns, self._expire), (entry.demote_ns, self._demote))
+            if due_ns is not None
+        ]
         try:
             return await entry.future
         finally:
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
             self._withdraw(entry)
 
@@ -155,6 +169,20 @@ class DynamicBatcher:
         for instance in self._instances:
             instance.close()
 
+    def _entry(self, rows: Rows, permit: Permit, deadline_ns: int | None, timeout_us: int) -> _Entry:
+        now = self._clock()
+        policy = self._policy.queue_policy(permit.level)
+        timeout = policy.default_timeout_us
+        if policy.timeout_override and timeout_us:
+            timeout = min(timeout or timeout_us, timeout_us)
+        due_ns = now + timeout * 1000 if timeout else None
+        if policy.delay_expired:
+            demote_ns = due_ns
+        else:
+            demote_ns = None
+            deadline_ns = min((due for due in (deadline_ns, due_ns) if due is not None), default=None)
+        return _Entry(rows, now, deadline_ns, demote_ns, self._loop.create_future(), permit)
+
     def _schedule_pump(self) -> None:
         # Once per turn of the loop, after everything that arrived in the same turn: those share a batch.
         if self._idle and self._pump_handle is None:
@@ -167,7 +195,7 @@ class DynamicBatcher:
             self._delay_timer = None
         while self._idle and self._queue:
             now = self._clock()
-            action = next_action(self._policy, (entry.waiting() for entry in self._queue), now)
+            action = next_action(self._policy, self._queue, now)
             if isinstance(action, Dispatch):
                 self._dispatch(action.count, now)
                 continue
@@ -176,82 +204,91 @@ class DynamicBatcher:
             return
 
     def _dispatch(self, count: int, now: int) -> None:
-        batch, permits = self._take(count, now)
-        if batch:
+        taken = self._take(count)
+        expired = [entry for entry in taken if entry.deadline_ns is not None and entry.deadline_ns <= now]
+        for entry in expired:
+            _fail(entry, DeadlineExceeded(_EXPIRED))
+        batch = _Batch([entry for entry in taken if not entry.future.done()], now)
+        if batch.entries:
             instance = self._idle.pop()
-            self._running += 1
-            finish = functools.partial(self._finish, instance, batch, now)
-            instance.execute([entry.rows for entry in batch], functools.partial(self._report, finish))
-        # After `_running` went up: a drain must not see the moment in between.
-        for permit in permits:
-            permit.release()
+            self._running.append(batch)
+            report = functools.partial(self._report, instance, batch)
+            instance.execute([entry.rows for entry in batch.entries], report)
+        # After `_running` grew: a drain must not see the moment in between.
+        for entry in taken:
+            entry.permit.release()
 
-    def _take(self, count: int, now: int) -> tuple[list[_Entry], list[Permit]]:
-        """Takes `count` entries off the queue, fewer where the shape changes; the expired ones are answered here."""
-        batch: list[_Entry] = []
-        permits: list[Permit] = []
-        for _ in range(count):
-            entry = self._queue[0]
-            # Rows of another shape (a model with free height and width) need a run of their own.
-            if batch and entry.rows.shape[1:] != batch[0].rows.shape[1:]:
-                break
-            self._queue.popleft()
-            permits.append(self._permits.pop(entry))
-            if entry.deadline_ns is not None and entry.deadline_ns <= now:
-                _fail(entry, DeadlineExceeded(_EXPIRED))
-            elif not entry.future.done():
-                batch.append(entry)
-        return batch, permits
+    def _take(self, count: int) -> list[_Entry]:
+        """Takes `count` entries off the queue, fewer where rows of another shape need a run of their own."""
+        shape = self._queue.head().rows.shape[1:]
+        taken: list[_Entry] = []
+        while len(taken) < count and self._queue.head().rows.shape[1:] == shape:
+            entry = self._queue.pop()
+            entry.queued = False
+            taken.append(entry)
+        return taken
 
-    def _report(self, finish: Callable[[BatchOutcome], None], outcome: BatchOutcome) -> None:
+    def _report(self, instance: ModelInstance, batch: _Batch, outcome: BatchOutcome) -> None:
         """On the instance's thread. A loop that is closed has nobody left to tell."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(finish, outcome)
+            self._loop.call_soon_threadsafe(self._finish, instance, batch, outcome)
 
-    def _finish(self, instance: ModelInstance, batch: list[_Entry], dispatched_ns: int, outcome: BatchOutcome) -> None:
+    def _finish(self, instance: ModelInstance, batch: _Batch, outcome: BatchOutcome) -> None:
         self._idle.append(instance)
-        self._running -= 1
+        batch.outcome = outcome
         # The next batch goes out before this one's answers are built: the instance does not wait for them.
         self._pump()
-        compute_ns = outcome.finished_ns - outcome.started_ns
-        self._batch_ns += 0.2 * (compute_ns - self._batch_ns)
-        if outcome.error is not None:
-            _log.error("a batch of %d failed: %s", sum(e.size for e in batch), outcome.error)
-            for entry in batch:
-                _fail(entry, InferenceFailed(str(outcome.error)))
-        else:
-            _answer(batch, outcome.outputs, dispatched_ns, compute_ns)
+        self._batch_ns += 0.2 * (outcome.finished_ns - outcome.started_ns - self._batch_ns)
+        if not self._policy.preserve_ordering:
+            self._running.remove(batch)
+            _answer(batch, outcome)
+        while self._running and self._running[0].outcome is not None:
+            done = self._running.popleft()
+            if done.outcome is not None:
+                _answer(done, done.outcome)
         self._check_drained()
 
     def _expire(self, entry: _Entry) -> None:
-        if entry in self._permits:
+        if entry.queued:
             self._withdraw(entry)
             _fail(entry, DeadlineExceeded(_EXPIRED))
 
+    def _demote(self, entry: _Entry) -> None:
+        if entry.queued:
+            self._queue.demote(entry)
+
     def _withdraw(self, entry: _Entry) -> None:
         """Takes an entry out of the queue if it is still there."""
-        permit = self._permits.pop(entry, None)
-        if permit is not None:
+        if entry.queued:
+            entry.queued = False
             self._queue.remove(entry)
-            permit.release()
+            entry.permit.release()
+            # What stood behind it may make a batch now.
+            self._schedule_pump()
 
     def _check_drained(self) -> None:
-        if self._closing and not self._admitted and not self._running and not self._queue:
+        if self._closing and not self._admitted.total() and not self._running:
             self._drained.set()
 
     def _retry_after_ms(self) -> int:
-        batches = math.ceil(self._admitted / self._policy.max_batch_size / max(1, len(self._instances)))
-        return max(1, math.ceil(batches * self._batch_ns / 1e6))
+        waiting = self._admitted.total() / self._policy.max_batch_size / max(1, len(self._instances))
+        return max(1, math.ceil(math.ceil(waiting) * self._batch_ns / 1e6))
 
 
-def _answer(batch: list[_Entry], outputs: list[Rows], dispatched_ns: int, compute_ns: int) -> None:
-    size = sum(entry.size for entry in batch)
+def _answer(batch: _Batch, outcome: BatchOutcome) -> None:
+    if outcome.error is not None:
+        _log.error("a batch of %d requests failed: %s", len(batch.entries), outcome.error)
+        for entry in batch.entries:
+            _fail(entry, InferenceFailed(str(outcome.error)))
+        return
+    size = sum(entry.size for entry in batch.entries)
+    compute_ns = outcome.finished_ns - outcome.started_ns
     start = 0
-    for entry in batch:
+    for entry in batch.entries:
         stop = start + entry.size
         if not entry.future.done():
-            rows = [output[start:stop] for output in outputs]
-            entry.future.set_result(BatchResult(rows, dispatched_ns - entry.arrived_ns, compute_ns, size))
+            rows = [output[start:stop] for output in outcome.outputs]
+            entry.future.set_result(BatchResult(rows, batch.dispatched_ns - entry.arrived_ns, compute_ns, size))
         start = stop
 
 

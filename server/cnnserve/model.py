@@ -78,12 +78,17 @@ class Model:
         """Whether `classify` works."""
         return self._preprocessor is not None
 
-    async def infer(self, tensor: Rows, deadline_ns: int | None = None) -> BatchResult:
-        """Runs a tensor of the input's wire shape; the outputs come in wire shape too. Raises `ServingError`s."""
+    async def infer(
+        self, tensor: Rows, deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0
+    ) -> BatchResult:
+        """Runs a tensor of the input's wire shape; the outputs come in wire shape too. Raises `ServingError`s.
+
+        `priority` 1 is the highest, 0 the model's default; `timeout_us` counts in the queue, where the model allows it.
+        """
         rows = self._as_rows(tensor)
-        permit = self._batcher.reserve(len(rows))
+        permit = self._batcher.reserve(len(rows), priority)
         try:
-            result = await self._batcher.submit(rows, permit, deadline_ns)
+            result = await self._batcher.submit(rows, permit, deadline_ns, timeout_us)
         finally:
             permit.release()
         if self.info.settings.add_batch:

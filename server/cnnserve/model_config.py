@@ -11,7 +11,7 @@ from typing import Literal
 
 from google.protobuf import text_format
 
-from cnnserve.batch_policy import BatchPolicy
+from cnnserve.batch_policy import BatchPolicy, QueuePolicy
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.manifest import Manifest
 from cnnserve.session import TensorSpec
@@ -253,14 +253,32 @@ def _merge(kind: str, tensor: WireTensor, data_type: int, dims: tuple[int, ...],
 
 def _batch_policy(config: pb.ModelConfig, maximum: int) -> BatchPolicy:
     dynamic = config.dynamic_batching
-    queue = dynamic.default_queue_policy
+    levels = max(1, dynamic.priority_levels)
     for size in dynamic.preferred_batch_size:
         if not 1 <= size <= maximum:
             raise ModelLoadFailed(f"{CONFIG_FILE}: preferred_batch_size {size} is not within 1 and {maximum}")
+    default = dynamic.default_priority_level
+    if dynamic.priority_levels and not 1 <= default <= levels:
+        raise ModelLoadFailed(f"{CONFIG_FILE}: default_priority_level is {default}, expected 1 to {levels}")
+    for level in dynamic.priority_queue_policy:
+        if not 1 <= level <= levels:
+            raise ModelLoadFailed(f"{CONFIG_FILE}: priority_queue_policy {level} is not a level from 1 to {levels}")
     return BatchPolicy(
         max_batch_size=maximum,
         preferred_batch_sizes=tuple(sorted(dynamic.preferred_batch_size)),
         max_queue_delay_us=dynamic.max_queue_delay_microseconds,
+        queue=_queue_policy(dynamic.default_queue_policy, maximum),
+        priority_levels=levels,
+        default_priority=max(1, default),
+        priority_queues={level: _queue_policy(q, maximum) for level, q in dynamic.priority_queue_policy.items()},
+        preserve_ordering=dynamic.preserve_ordering,
+    )
+
+
+def _queue_policy(queue: pb.ModelQueuePolicy, maximum: int) -> QueuePolicy:
+    return QueuePolicy(
         max_queue_size=queue.max_queue_size or max(16 * maximum, 256),
         default_timeout_us=queue.default_timeout_microseconds,
+        delay_expired=queue.timeout_action == pb.ModelQueuePolicy.DELAY,
+        timeout_override=queue.allow_timeout_override,
     )

@@ -1,16 +1,24 @@
 """The batching decision, as tables and as properties."""
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnserve.batch_policy import BatchPolicy, Dispatch, Wait, Waiting, next_action
+from cnnserve.batch_policy import BatchPolicy, Dispatch, QueuePolicy, Wait, next_action
 
 US = 1000
 
 
-def queue(*sizes: int, arrived_us: int = 0) -> list[Waiting]:
-    return [Waiting(size, arrived_us * US) for size in sizes]
+@dataclass(frozen=True)
+class Entry:
+    size: int
+    arrived_ns: int
+
+
+def queue(*sizes: int, arrived_us: int = 0) -> list[Entry]:
+    return [Entry(size, arrived_us * US) for size in sizes]
 
 
 @pytest.mark.parametrize(
@@ -60,3 +68,19 @@ def test_never_too_large_and_never_waits_without_a_reason(
         assert sum(sizes) not in policy.preferred_batch_sizes
     else:
         assert action == Wait(None)
+
+
+def test_the_oldest_counts_even_behind_a_higher_priority() -> None:
+    policy = BatchPolicy(8, max_queue_delay_us=100)
+    assert next_action(policy, [Entry(1, 50 * US), Entry(1, 0)], 60 * US) == Wait(100 * US)
+
+
+@pytest.mark.parametrize(("priority", "level"), [(0, 2), (1, 1), (3, 3), (4, 2), (-1, 2)])
+def test_a_priority_that_is_no_level_is_the_default(priority: int, level: int) -> None:
+    assert BatchPolicy(8, priority_levels=3, default_priority=2).level(priority) == level
+
+
+def test_each_level_may_have_its_own_queue_policy() -> None:
+    own = QueuePolicy(max_queue_size=7)
+    policy = BatchPolicy(8, priority_levels=2, priority_queues={2: own})
+    assert (policy.queue_policy(1), policy.queue_policy(2)) == (policy.queue, own)

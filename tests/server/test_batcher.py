@@ -3,11 +3,12 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from cnnserve.batch_policy import BatchPolicy
+from cnnserve.batch_policy import BatchPolicy, QueuePolicy
 from cnnserve.batcher import BatchResult, DynamicBatcher
 from cnnserve.errors import DeadlineExceeded, InferenceFailed, InvalidInput, QueueFull, ShuttingDown
 from cnnserve.instance import ModelInstance
@@ -21,11 +22,13 @@ async def make_batcher() -> AsyncIterator[MakeBatcher]:
     """Builds batchers over fake sessions; they must all drain at the end, whatever the test did."""
     made: list[DynamicBatcher] = []
 
-    def make(*sessions: FakeSession, clock: FakeClock | None = None, **policy: int) -> DynamicBatcher:
+    def make(
+        *sessions: FakeSession, clock: FakeClock | None = None, queue: QueuePolicy | None = None, **policy: Any
+    ) -> DynamicBatcher:
         instances = [ModelInstance(session, f"test-{index}") for index, session in enumerate(sessions)]
         policy.setdefault("max_batch_size", 4)
-        clocks = {} if clock is None else {"clock": clock}
-        made.append(DynamicBatcher(BatchPolicy(**policy), instances, **clocks))  # type: ignore[arg-type]
+        clocks: dict[str, Any] = {} if clock is None else {"clock": clock}
+        made.append(DynamicBatcher(BatchPolicy(queue=queue or QueuePolicy(), **policy), instances, **clocks))
         return made[-1]
 
     yield make
@@ -34,9 +37,11 @@ async def make_batcher() -> AsyncIterator[MakeBatcher]:
         assert "queued=0 admitted=0 running=0" in repr(batcher)
 
 
-def submit(batcher: DynamicBatcher, *values: float, deadline_ns: int | None = None) -> asyncio.Task[BatchResult]:
+def submit(
+    batcher: DynamicBatcher, *values: float, priority: int = 0, deadline_ns: int | None = None, timeout_us: int = 0
+) -> asyncio.Task[BatchResult]:
     rows = np.array(values, np.float64).reshape(-1, 1)
-    return asyncio.create_task(batcher.submit(rows, batcher.reserve(len(rows)), deadline_ns))
+    return asyncio.create_task(batcher.submit(rows, batcher.reserve(len(rows), priority), deadline_ns, timeout_us))
 
 
 async def entered(session: FakeSession) -> None:
@@ -153,7 +158,7 @@ async def test_expired_between_timer_and_dispatch_is_not_run(make_batcher: MakeB
 
 async def test_the_configs_timeout_counts_without_a_deadline(make_batcher: MakeBatcher) -> None:
     session = FakeSession(held=True)
-    batcher = make_batcher(session, default_timeout_us=20_000)
+    batcher = make_batcher(session, queue=QueuePolicy(default_timeout_us=20_000))
     blocker = submit(batcher, 1)
     await entered(session)
     with pytest.raises(DeadlineExceeded):
@@ -164,7 +169,7 @@ async def test_the_configs_timeout_counts_without_a_deadline(make_batcher: MakeB
 
 async def test_full_queue_refuses_at_once_and_recovers(make_batcher: MakeBatcher) -> None:
     session = FakeSession(held=True)
-    batcher = make_batcher(session, max_queue_size=3)
+    batcher = make_batcher(session, queue=QueuePolicy(max_queue_size=3))
     running = submit(batcher, 0)
     await entered(session)
     waiting = submit(batcher, 1, 2)
@@ -180,7 +185,7 @@ async def test_full_queue_refuses_at_once_and_recovers(make_batcher: MakeBatcher
 
 
 async def test_more_than_the_queue_can_ever_hold_is_invalid(make_batcher: MakeBatcher) -> None:
-    batcher = make_batcher(FakeSession(), max_queue_size=3)
+    batcher = make_batcher(FakeSession(), queue=QueuePolicy(max_queue_size=3))
     with pytest.raises(InvalidInput, match="4 images can never fit"):
         batcher.reserve(4)
 
@@ -242,3 +247,98 @@ async def test_an_instance_keeps_no_batch_alive(make_batcher: MakeBatcher) -> No
     await settle()
     gc.collect()
     assert not [thing for thing in gc.get_objects() if type(thing).__name__ == "_Entry"]
+
+
+async def test_priorities_leave_first_and_in_order_within_one(make_batcher: MakeBatcher) -> None:
+    session = FakeSession(held=True)
+    batcher = make_batcher(session, max_batch_size=1, priority_levels=3, default_priority=2)
+    first = submit(batcher, 0)
+    await entered(session)
+    order: list[float] = []
+    tasks = []
+    for value, priority in ((31, 3), (21, 2), (11, 1), (22, 0), (12, 1), (23, 99)):
+        tasks.append(submit(batcher, value, priority=priority))
+        tasks[-1].add_done_callback(lambda task: order.append(float(task.result().outputs[0][0, 0])))
+        await settle()
+    session.let(7)
+    await asyncio.gather(first, *tasks)
+    assert order == [11, 12, 21, 22, 23, 31]
+
+
+async def test_each_level_has_room_of_its_own(make_batcher: MakeBatcher) -> None:
+    session = FakeSession(held=True)
+    urgent = {1: QueuePolicy(max_queue_size=2)}
+    batcher = make_batcher(session, priority_levels=2, default_priority=2, priority_queues=urgent)
+    running = submit(batcher, 0)
+    await entered(session)
+    permits = [batcher.reserve(1, 1), batcher.reserve(1, 1)]
+    with pytest.raises(QueueFull):
+        batcher.reserve(1, 1)
+    permits.append(batcher.reserve(100, 2))
+    for permit in permits:
+        permit.release()
+    session.let()
+    await running
+
+
+async def test_a_delayed_entry_waits_behind_all_others_but_is_answered(make_batcher: MakeBatcher) -> None:
+    session = FakeSession(held=True)
+    policy = QueuePolicy(default_timeout_us=20_000, delay_expired=True)
+    batcher = make_batcher(session, max_batch_size=1, queue=policy)
+    running = submit(batcher, 0)
+    await entered(session)
+    order: list[float] = []
+    late = submit(batcher, 1)
+    await asyncio.sleep(0.05)
+    fresh = submit(batcher, 2)
+    for task in (late, fresh):
+        task.add_done_callback(lambda task: order.append(float(task.result().outputs[0][0, 0])))
+    await settle()
+    session.let(3)
+    await asyncio.gather(running, late, fresh)
+    assert order == [2, 1]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_a_requests_own_timeout_counts_where_it_may(make_batcher: MakeBatcher, allowed: bool) -> None:
+    session = FakeSession(held=True)
+    batcher = make_batcher(session, queue=QueuePolicy(timeout_override=allowed))
+    running = submit(batcher, 0)
+    await entered(session)
+    hasty = submit(batcher, 1, timeout_us=10_000)
+    done, _ = await asyncio.wait([hasty], timeout=0.1)
+    session.let(2)
+    assert bool(done) is allowed
+    if allowed:
+        with pytest.raises(DeadlineExceeded):
+            await hasty
+    else:
+        assert await outcome(hasty) == [1]
+    assert await outcome(running) == [0]
+
+
+@pytest.mark.parametrize("preserve", [True, False])
+async def test_preserved_ordering_holds_back_the_faster_instance(make_batcher: MakeBatcher, preserve: bool) -> None:
+    slow, fast = FakeSession(held=True), FakeSession(held=True)
+    batcher = make_batcher(fast, slow, max_batch_size=1, preserve_ordering=preserve)
+    first = submit(batcher, 1)
+    await entered(slow)
+    second = submit(batcher, 2)
+    await entered(fast)
+    fast.let()
+    done, _ = await asyncio.wait([second], timeout=0.2)
+    assert bool(done) is not preserve
+    slow.let()
+    assert (await outcome(first), await outcome(second)) == ([1], [2])
+
+
+async def test_what_leaves_the_queue_can_make_room_for_a_full_batch(make_batcher: MakeBatcher) -> None:
+    """A large entry in front, cancelled, must not keep what stands behind it waiting for the delay."""
+    session = FakeSession()
+    batcher = make_batcher(session, max_batch_size=6, preferred_batch_sizes=(2,), max_queue_delay_us=3_600_000_000)
+    large = submit(batcher, 1, 2, 3)
+    await settle()
+    small = [submit(batcher, 4), submit(batcher, 5)]
+    await settle()
+    large.cancel()
+    assert [await outcome(task) for task in small] == [[4], [5]]

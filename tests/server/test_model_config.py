@@ -23,7 +23,7 @@ def test_nothing_said_is_derived_from_the_file() -> None:
     settings = resolve("m", None, None, [INPUT], [OUTPUT])
     assert (settings.batched, settings.max_batch_size, settings.instances) == (True, 32, 1)
     assert settings.input.dims == (8, 8, 1)
-    assert settings.policy.max_queue_size == 512
+    assert settings.policy.queue.max_queue_size == 512
     assert settings.policy.max_queue_delay_us == 0
 
 
@@ -41,7 +41,7 @@ def test_everything_said_is_used() -> None:
     policy = settings.policy
     assert (settings.max_batch_size, settings.instances, settings.label_file) == (16, 2, "labels.txt")
     assert policy.preferred_batch_sizes == (4, 8)
-    assert (policy.max_queue_delay_us, policy.max_queue_size, policy.default_timeout_us) == (500, 10, 7)
+    assert (policy.max_queue_delay_us, policy.queue.max_queue_size, policy.queue.default_timeout_us) == (500, 10, 7)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,23 @@ def test_what_cannot_be_served_is_refused_by_name(text: str, said: str) -> None:
         parse(text, "m")
 
 
+def test_priorities() -> None:
+    config = parse(
+        """dynamic_batching {
+          priority_levels: 3 default_priority_level: 2 preserve_ordering: true
+          priority_queue_policy {
+            key: 1 value { max_queue_size: 4 timeout_action: DELAY allow_timeout_override: true }
+          }
+        }""",
+        "m",
+    )
+    policy = resolve("m", config, None, [INPUT], [OUTPUT]).policy
+    assert (policy.priority_levels, policy.default_priority, policy.preserve_ordering) == (3, 2, True)
+    own = policy.queue_policy(1)
+    assert (own.max_queue_size, own.delay_expired, own.timeout_override) == (4, True, True)
+    assert policy.queue_policy(3).max_queue_size == 512
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -70,6 +87,11 @@ def test_what_cannot_be_served_is_refused_by_name(text: str, said: str) -> None:
         ('max_batch_size: 4 input { name: "image" data_type: TYPE_FP32 dims: [8, 8, 1] }', "has data_type TYPE_FP32"),
         ('max_batch_size: 4 input { name: "image" data_type: TYPE_UINT8 dims: [1, 8, 8] }', r"write dims: \[8, 8, 1\]"),
         ("max_batch_size: 4 dynamic_batching { preferred_batch_size: 5 }", "preferred_batch_size 5 is not within"),
+        ("dynamic_batching { priority_levels: 2 }", "default_priority_level is 0, expected 1 to 2"),
+        (
+            "dynamic_batching { priority_queue_policy { key: 3 value { max_queue_size: 1 } } }",
+            "priority_queue_policy 3 is not a level",
+        ),
         ("instance_group { kind: KIND_GPU }", "KIND_GPU is not available"),
     ],
 )
