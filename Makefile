@@ -59,7 +59,7 @@ drift: $(PROTO_VENV)/.installed
 	@diff -r -x __init__.py -x __pycache__ build/proto/cnnserve/wire server/cnnserve/wire \
 	  || { echo "server/cnnserve/wire does not match proto/: run make proto"; exit 1; }
 
-image-test: ## build the container image, run it, classify, stop it under load, print its size
+image-test: setup ## build the container image, run it, classify, stop it under load, print its size
 	bash deploy/docker/image-test.sh
 
 clean: ## remove the environments and everything built

@@ -71,7 +71,7 @@ choose_engine() {
 build_image() {
   local version revision
   version=$("$python" -c 'import cnnserve; print(cnnserve.__version__)')
-  revision=$(git -C "$root" rev-parse --verify --quiet HEAD || echo unknown)
+  revision=$(git -C "$root" rev-parse --verify --quiet HEAD 2> /dev/null || echo unknown)
   local arguments=(--file "$dockerfile" --build-arg "VERSION=$version" --build-arg "REVISION=$revision")
   if [[ -n $build ]]; then
     "$build" "$image" "$root" "${arguments[@]}"

@@ -4,6 +4,7 @@ So `cnnserve classify` needs no onnxruntime and `cnnserve serve` no torch, insta
 """
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(arguments: Sequence[str]) -> int:
     """`cnnserve serve`."""
+    # Until the server is built, ending is all that a signal can mean; as process 1 of a container, Python would not
+    # even hear SIGTERM.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     from cnnserve.config import ConfigError, from_sources
 
     try:

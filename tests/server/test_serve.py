@@ -44,6 +44,16 @@ def test_a_bad_setting_exits_with_2_and_names_it(tmp_path: Path) -> None:
     assert "nothing' is not a folder" in server.log
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("delay_s", [0.4, 0.8])
+def test_a_signal_while_starting_ends_it_cleanly(tmp_path: Path, number: signal.Signals, delay_s: float) -> None:
+    server = spawn(tmp_path / "log", "--model-repository", tmp_path)
+    time.sleep(delay_s)
+    server.process.send_signal(number)
+    assert server.process.wait(20) == 0
+    assert "Traceback" not in server.log
+
+
 def test_readiness_needs_one_model_and_strictly_all(tiny_repository: Path, tmp_path: Path) -> None:
     with serving(tmp_path / "log", tiny_repository, "--strict-readiness") as server:
         assert "NOT ready" in server.log
@@ -126,11 +136,14 @@ def test_draining_ends_watches_and_streams(tmp_path: Path) -> None:
         # Both would have been open for ever; the grace of 30 s was not needed.
         assert time.monotonic() - started < 15
         statuses += [item.status for item in watch]
-        answers += [item.id for item in stream]
+        with pytest.raises(grpc.RpcError, match="send what is unanswered to another one"):
+            next(stream)
         hold.set()
     assert statuses == [1, 2]
     assert answers == ["1"]
-    assert watch.code() is stream.code() is grpc.StatusCode.OK
+    assert watch.code() is grpc.StatusCode.OK
+    # What the stream's client sent and got no answer for was not looked at.
+    assert stream.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_model_without_softmax_is_named_at_start(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from cnnserve.errors import ShuttingDown
 from cnnserve.rpc import status
 from cnnserve.rpc.methods import CallContext, Kind, Method
 
@@ -24,7 +23,7 @@ logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
 
 # No new call for this long, or at most for that long: then grpc may stop.
 _LULL_S = 0.1
-_LULL_AT_MOST_S = 3.0
+_LULL_AT_MOST_S = 1.0
 _MAKERS = {
     Kind.UNARY: grpc.unary_unary_rpc_method_handler,
     Kind.SERVER_STREAM: grpc.unary_stream_rpc_method_handler,
@@ -69,31 +68,52 @@ class GrpcioTransport:
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Refuses new calls with UNAVAILABLE, waits for those in flight at most `grace_s` seconds, cancels the rest."""
+        """Takes no new connection or call, answers those that came at most `grace_s` seconds long, cancels the rest."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
-        self._gate.draining = True
-        self._gate.last_refusal = loop.time()
-        # Calls that wait to be taken in when grpc stops are cut off as CANCELLED, which no client tries again. So it
-        # stops only when the calls have ceased to come.
+        # Calls that arrive at a stopping grpc server, or wait in it to be taken in, are cut off as CANCELLED, which no
+        # client tries again. So calls and answers are held here until no call has come for a while: nobody who waits
+        # for an answer sends more. Then grpc tells every client to go elsewhere, and after that they get their answers.
+        self._gate.close(loop.time())
         lull_until = min(deadline, loop.time() + _LULL_AT_MOST_S)
-        while loop.time() < min(lull_until, self._gate.last_refusal + _LULL_S):  # noqa: ASYNC110 - a lull is the absence of events
-            await asyncio.sleep(_LULL_S / 5)
-        await self._server.stop(max(0.0, deadline - loop.time()))
+        try:
+            while (wait_s := min(lull_until, self._gate.last_call + _LULL_S) - loop.time()) > 0:  # noqa: ASYNC110 - a lull has no event
+                await asyncio.sleep(wait_s)
+            stopping = asyncio.create_task(self._server.stop(max(0.0, deadline - loop.time())))
+            # Its first step, which sends the news, comes before anything that waits at the gate.
+            await asyncio.sleep(0)
+        finally:
+            self._gate.open()
+        await stopping
 
 
 class _Gate:
-    """Whether calls may come in; shared by all handlers."""
+    """Where calls and their answers wait while the server turns to its end; shared by all handlers."""
 
     def __init__(self) -> None:
-        self.draining = False
-        self.last_refusal = 0.0
+        self._is_open = asyncio.Event()
+        self._is_open.set()
+        self.last_call = 0.0
 
-    def check(self, method: Method) -> None:
-        """Raises `ShuttingDown` while draining, unless the method is answered then."""
-        if self.draining and not method.while_draining:
-            self.last_refusal = asyncio.get_running_loop().time()
-            raise ShuttingDown("the server is shutting down; send the request to another one")
+    def close(self, now: float) -> None:
+        """Everything waits from now on."""
+        self._is_open.clear()
+        self.last_call = now
+
+    def open(self) -> None:
+        """Nothing waits any more."""
+        self._is_open.set()
+
+    async def enter(self, method: Method) -> None:
+        """Before a call is handled."""
+        if not self._is_open.is_set() and not method.while_draining:
+            self.last_call = asyncio.get_running_loop().time()
+            await self._is_open.wait()
+
+    async def leave(self, method: Method) -> None:
+        """Before its answer is sent."""
+        if not self._is_open.is_set() and not method.while_draining:
+            await self._is_open.wait()
 
 
 def _rpc_handler(method: Method, gate: _Gate) -> "grpc.RpcMethodHandler[Any, Any]":
@@ -110,9 +130,12 @@ def _unary(method: Method, gate: _Gate) -> Callable[[Any, Any], Awaitable[Any]]:
 
     async def behavior(request: Any, context: Any) -> Any:
         try:
-            gate.check(method)
-            return await handler(request, _call_context(context))
+            await gate.enter(method)
+            answer = await handler(request, _call_context(context))
+            await gate.leave(method)
+            return answer
         except Exception as error:
+            await gate.leave(method)
             await _abort(context, error, method.name)
 
     return behavior
@@ -123,7 +146,7 @@ def _streaming(method: Method, gate: _Gate) -> Callable[[Any, Any], AsyncIterato
 
     async def behavior(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            gate.check(method)
+            await gate.enter(method)
             async for response in handler(request, _call_context(context)):
                 yield response
         except Exception as error:
