@@ -94,6 +94,9 @@ class Target:
         match code:
             case "UNAVAILABLE":
                 return self._unavailable(details)
+            case "CANCELLED":
+                # Nobody here cancels a call: a server that stops cut it off before it was looked at.
+                return self._unavailable(f"the server cut the call off ({details})")
             case "DEADLINE_EXCEEDED":
                 return errors.DeadlineExceededError(f"no answer from {self.address} within {timeout_s:g} s ({details})")
             case "RESOURCE_EXHAUSTED":

@@ -153,7 +153,6 @@ def test_health_of_an_unknown_name_is_not_found(peer, ask):
         ("PERMISSION_DENIED", cc.PermissionDeniedError),
         ("UNIMPLEMENTED", cc.UnsupportedError),
         ("INTERNAL", cc.InternalError),
-        ("CANCELLED", cc.CnnserveError),
         ("UNKNOWN", cc.CnnserveError),
         ("ALREADY_EXISTS", cc.CnnserveError),
         ("FAILED_PRECONDITION", cc.CnnserveError),
@@ -168,6 +167,12 @@ def test_every_status_has_its_error(peer, ask, status, error):
         ask(peer.address, "classify", b"x", model="digits")
     assert type(caught.value) is error
     assert caught.value.code == status
+
+
+def test_a_call_cut_off_by_a_stopping_server_is_unavailable(peer, ask):
+    peer.refuse("Classify", grpc.StatusCode.CANCELLED, "stopping")
+    with pytest.raises(cc.UnavailableError, match=r"the server cut the call off \(stopping\)"):
+        ask(peer.address, "classify", b"x", model="digits")
 
 
 def test_a_full_queue_says_when_to_come_back(peer, ask):
