@@ -5,6 +5,7 @@ behind), 2 for a wrong flag, 130 when interrupted. torch is imported only once t
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,8 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
     from cnnserve.errors import ServingError
     from cnnserve_export.errors import ExportError
 
+    # An orchestrator's stop is treated as Ctrl-C: what was begun is removed.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         print(command(arguments))
     except (ExportError, ServingError, OSError) as error:
@@ -43,6 +46,8 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
     except KeyboardInterrupt:
         print("interrupted; nothing was published", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
 
 

@@ -6,6 +6,7 @@ model folder with a model's first version, of the version folder later.
 
 import dataclasses
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -16,10 +17,10 @@ from pathlib import Path
 
 from cnnserve import manifest as manifests
 from cnnserve import model_config
+from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.manifest import MANIFEST_FILE, Manifest, TensorInfo
-from cnnserve.repository import MODEL_NAME
-from cnnserve.session import TensorSpec
+from cnnserve.repository import MAX_VERSION, MODEL_NAME
 from cnnserve_export.contract import Contract
 from cnnserve_export.errors import ExportError
 
@@ -56,6 +57,8 @@ def plan(repository: Path, model: str, version: int | None = None) -> Target:
         if folder.exists() and not folder.is_dir():
             raise ExportError(f"{folder} is a file, expected a folder")
     target = Target(repository, model, version or max(_versions(repository / model), default=0) + 1)
+    if target.version > MAX_VERSION:
+        raise ExportError(f"version {target.version} is larger than servers read; the largest is {MAX_VERSION}")
     _refuse_taken(target)
     return target
 
@@ -109,14 +112,28 @@ def commit(staged: Path, draft: Manifest, target: Target) -> Manifest:
         if manifest.labels:
             shutil.copyfile(staged / manifest.labels, root / manifest.labels)
     _flush(root)
-    _refuse_taken(target)
-    if first:
-        _rename(root, target.model_folder, target)
-    else:
-        _rename(staged, target.folder, target)
-        _sync(target.model_folder)
-    _sync(target.repository)
+    with _alone(target.repository):
+        # Again, now that nobody else can publish: another export may have come first since the work began.
+        _refuse_taken(target)
+        check_compatible(target, Contract(draft.input, draft.output, draft.preprocessing), draft.max_batch_size)
+        if first:
+            _rename(root, target.model_folder, target)
+        else:
+            _rename(staged, target.folder, target)
+            _sync(target.model_folder)
+        _sync(target.repository)
     return manifest
+
+
+@contextmanager
+def _alone(repository: Path) -> Iterator[None]:
+    """Keeps other exports into the same repository out for the moment of publishing."""
+    descriptor = os.open(repository, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _versions(model_folder: Path) -> list[int]:

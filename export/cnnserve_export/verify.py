@@ -16,7 +16,8 @@ from cnnserve.classification import are_probabilities
 from cnnserve.cpu import cpu_budget
 from cnnserve.manifest import Golden, Parity
 from cnnserve.preprocessing import Preprocessor, RawImage
-from cnnserve.session import CPU, Session, SessionOptions
+from cnnserve.providers import CPU
+from cnnserve.session import Session, SessionOptions
 from cnnserve_export import contract as contracts
 from cnnserve_export import golden
 from cnnserve_export.contract import Contract

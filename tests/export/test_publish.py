@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from io import StringIO
@@ -169,6 +170,30 @@ def test_a_version_published_meanwhile_is_kept(
     with pytest.raises(ExportError, match="tiny was published by someone else meanwhile"):
         run(tiny_export(repository))
     assert snapshot(repository) == {"tiny": None, "tiny/mine": b""}
+
+
+def test_a_contradicting_version_published_meanwhile_is_kept(
+    published: Path, tiny_export: TinyExport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two exports at once: the check before the work cannot see the other one yet."""
+    flush = publish._flush
+
+    def overtaken(root: Path) -> None:
+        flush(root)
+        monkeypatch.setattr(publish, "_flush", flush)
+        (published / "tiny" / "config.pbtxt").unlink()
+        shutil.rmtree(published / "tiny" / "1")
+        run(tiny_export(published, input_form="float32", version=2))
+
+    monkeypatch.setattr(publish, "_flush", overtaken)
+    with pytest.raises(ExportError, match=r"version 2 of tiny takes .* FP32 .*, this export .* UINT8"):
+        run(tiny_export(published, version=3))
+    assert [path.name for path in (published / "tiny").iterdir() if path.is_dir()] == ["2"]
+
+
+def test_a_version_no_server_reads_is_refused(repository: Path) -> None:
+    with pytest.raises(ExportError, match="is larger than servers read"):
+        publish.plan(repository, "tiny", 10**18)
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "é", "a" * 129, "-x", "x\n"])
