@@ -1,5 +1,6 @@
 """Small real models, and real servers to serve them."""
 
+import asyncio
 import contextlib
 import dataclasses
 import io
@@ -9,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from cnnserve import loader
 from cnnserve import manifest as manifests
 from cnnserve.manifest import Golden, Manifest, OnnxInfo, Parity, Preprocessing, Resize, TensorInfo
+from cnnserve.opening import VersionOpener
 from cnnserve.preprocessing import Preprocessor
+from cnnserve.registry import Registry
 from cnnserve.session import Session
 
 REPOSITORY = Path(__file__).parent.parent / "model_repo"
@@ -110,6 +116,18 @@ def write_version(folder: Path, model: bytes | None = None, **changes: Any) -> P
     text = manifests.to_json(dataclasses.replace(manifest, **changes))
     (folder / manifests.MANIFEST_FILE).write_text(text)
     return folder
+
+
+def make_registry(root: Path, decoders: Executor, **settings: Any) -> Registry:
+    """A registry that loads for one CPU thread; `settings` are `VersionOpener`'s."""
+    return Registry(root, VersionOpener(partial(loader.open_version, cpu_threads=1), decoders, **settings))
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    """Waits for what other tasks or threads bring about."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.001)
 
 
 @dataclass

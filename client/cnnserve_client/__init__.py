@@ -16,7 +16,7 @@ Parts:
     results       what a call returns
     errors        what a call raises
     files         many files through one model; `batching` decides how many go into one request
-    cli, report   `cnnserve classify`, `health` and `models`: flags and exit codes; tables and JSON
+    cli, report   `cnnserve classify`, `health`, `models`, `load` and `unload`: flags and exit codes; tables and JSON
 """
 
 from importlib import import_module
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         CnnserveError,
         ConnectionFailedError,
         DeadlineExceededError,
+        FailedPreconditionError,
         InternalError,
         InvalidInputError,
         NotFoundError,
@@ -49,6 +50,7 @@ __all__ = [
     "CnnserveError",
     "ConnectionFailedError",
     "DeadlineExceededError",
+    "FailedPreconditionError",
     "ImageResult",
     "InternalError",
     "InvalidInputError",

@@ -49,6 +49,14 @@ class AsyncClient:
         """As `Client.get_model`."""
         return await self._run(calls.get_model(name), timeout_s)
 
+    async def load_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
+        """As `Client.load_model`."""
+        return await self._run(calls.load_model(name), timeout_s)
+
+    async def unload_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
+        """As `Client.unload_model`."""
+        return await self._run(calls.unload_model(name), timeout_s)
+
     async def is_healthy(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """As `Client.is_healthy`."""
         return await self._run(calls.is_healthy(service), timeout_s)

@@ -14,7 +14,7 @@ from cnnserve.wire import classifier_pb2 as pb
 from . import images as image_input
 from .errors import InternalError, InvalidInputError, from_status
 from .results import Class, Classification, ImageResult, ModelInfo, TensorInfo, Timings, VersionInfo
-from .rpc import CLASSIFY, GET_MODEL, HEALTH, LIST_MODELS, Method
+from .rpc import CLASSIFY, GET_MODEL, HEALTH, LIST_MODELS, LOAD_MODEL, UNLOAD_MODEL, Method
 
 Result = TypeVar("Result")
 
@@ -64,6 +64,17 @@ def get_model(name: str) -> Call[ModelInfo]:
     return Call(GET_MODEL, f"model {name!r}", pb.GetModelRequest(model=_text("name", name)), _one_model)
 
 
+def load_model(name: str) -> Call[ModelInfo]:
+    """Load a model, or load again what changed."""
+    return Call(LOAD_MODEL, f"load of model {name!r}", pb.LoadModelRequest(model=_text("name", name)), _changed_model)
+
+
+def unload_model(name: str) -> Call[ModelInfo]:
+    """Unload a model."""
+    request = pb.UnloadModelRequest(model=_text("name", name))
+    return Call(UNLOAD_MODEL, f"unload of model {name!r}", request, _changed_model)
+
+
 def is_healthy(service: str) -> Call[bool]:
     """One health check; an empty service means the whole server."""
     return Call(HEALTH, f"health of {service!r}", StringValue(value=_text("service", service)), _serving)
@@ -105,6 +116,10 @@ def _one_model(answer: pb.GetModelResponse) -> ModelInfo:
     return _model(answer.model, answer.max_message_bytes or None)
 
 
+def _changed_model(answer: pb.LoadModelResponse | pb.UnloadModelResponse) -> ModelInfo:
+    return _model(answer.model)
+
+
 def _model(model: pb.Model, max_message_bytes: int | None = None) -> ModelInfo:
     return ModelInfo(model.name, tuple(map(_version, model.versions)), max_message_bytes)
 
@@ -123,6 +138,8 @@ def _version(version: pb.ModelVersion) -> VersionInfo:
         accepts_images=version.accepts_images,
         architecture=version.architecture,
         precision=version.precision,
+        self_test=version.self_test,
+        version_labels=tuple(version.version_labels),
     )
 
 

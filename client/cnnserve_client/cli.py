@@ -1,4 +1,4 @@
-"""`cnnserve classify`, `cnnserve health` and `cnnserve models`: flags, exit codes and what is printed.
+"""`cnnserve classify`, `health`, `models`, `load` and `unload`: flags, exit codes and what is printed.
 
 Exit codes: 0 all well; 1 something failed, said on standard error; 2 wrong usage; 130 interrupted; 141 the reader of
 our output went away. grpc and numpy are imported by the command that runs, so `--help` answers at once.
@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from . import report
 from .errors import CnnserveError, UnavailableError
@@ -44,6 +44,24 @@ def models(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(argv)
     return _guard(lambda: _models(args))
+
+
+def load(argv: list[str]) -> int:
+    """Load a model of the server's repository and print it as `models` does."""
+    return _change("load", "Load a model of the server's repository, or load again what changed there.", argv)
+
+
+def unload(argv: list[str]) -> int:
+    """Unload a model and print what is left of it."""
+    return _change("unload", "Unload a model after its requests in flight are answered.", argv)
+
+
+def _change(command: Literal["load", "unload"], description: str, argv: list[str]) -> int:
+    parser = _parser(command, description, timeout_s=600.0)
+    parser.add_argument("model", metavar="MODEL", help="the model's name")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args(argv)
+    return _guard(lambda: _changed(args, command))
 
 
 def _parser(command: str, description: str, *, timeout_s: float) -> argparse.ArgumentParser:
@@ -111,6 +129,15 @@ def _models(args: argparse.Namespace) -> int:
     with Client(args.address, timeout_s=args.timeout_s) as client:
         every = client.list_models()
     _print(report.models_json(every) if args.json else report.models_table(every))
+    return 0
+
+
+def _changed(args: argparse.Namespace, command: Literal["load", "unload"]) -> int:
+    from .client import Client
+
+    with Client(args.address, timeout_s=args.timeout_s) as client:
+        model = client.load_model(args.model) if command == "load" else client.unload_model(args.model)
+    _print(report.models_json([model]) if args.json else report.models_table([model]))
     return 0
 
 

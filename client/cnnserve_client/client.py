@@ -64,6 +64,22 @@ class Client:
         """One model in full: versions, labels and limits. Raises `NotFoundError` for an unknown name."""
         return self._run(calls.get_model(name), timeout_s)
 
+    def load_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
+        """Load a model of the server's repository, or load again what changed there; the model as it is then.
+
+        Raises `FailedPreconditionError` with the reason where that fails (what served before still does) or where the
+        server's mode has no such calls, `PermissionDeniedError` where clients may not, `NotFoundError` for an unknown
+        name. A load goes on where the call's time is over.
+        """
+        return self._run(calls.load_model(name), timeout_s)
+
+    def unload_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
+        """Unload a model after its requests in flight are answered; the model as it is then.
+
+        One that is not loaded is no error. Raises as `load_model`.
+        """
+        return self._run(calls.unload_model(name), timeout_s)
+
     def is_healthy(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Whether the server, or the model called `service`, answers requests.
 

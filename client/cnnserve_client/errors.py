@@ -28,6 +28,12 @@ class NotFoundError(CnnserveError):
     code = "NOT_FOUND"
 
 
+class FailedPreconditionError(CnnserveError):
+    """The server cannot do it as things stand: a model does not load, for instance. The text says what to change."""
+
+    code = "FAILED_PRECONDITION"
+
+
 class UnavailableError(CnnserveError):
     """The model is not ready, the server is draining or the connection broke: worth another try later."""
 
@@ -87,6 +93,7 @@ _BY_CODE: dict[str, type[CnnserveError]] = {
     for error in (
         InvalidInputError,
         NotFoundError,
+        FailedPreconditionError,
         UnavailableError,
         ResourceExhaustedError,
         DeadlineExceededError,

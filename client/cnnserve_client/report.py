@@ -82,13 +82,13 @@ def _version_row(name: str, version: VersionInfo | None) -> tuple[str, ...]:
     if version is None:
         return (name, *["-"] * 6, "")
     if not version.ready:
-        return (name, version.version, version.state, *["-"] * 4, version.reason)
+        return (name, _version_cell(version), version.state, *["-"] * 4, version.reason)
     spec = version.input
     shape = f"{spec.datatype} [{','.join(map(str, spec.shape))}]" if spec else "-"
     verified = "yes" if version.verified else "no"
     return (
         name,
-        version.version,
+        _version_cell(version),
         version.state,
         shape,
         str(version.class_count),
@@ -96,6 +96,10 @@ def _version_row(name: str, version: VersionInfo | None) -> tuple[str, ...]:
         verified,
         version.reason,
     )
+
+
+def _version_cell(version: VersionInfo) -> str:
+    return f"{version.version} ({', '.join(version.version_labels)})" if version.version_labels else version.version
 
 
 def _width(text: str) -> int:

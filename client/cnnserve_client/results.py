@@ -70,7 +70,7 @@ class VersionInfo:
 
     version: str
     state: str
-    """LOADING, READY, UNLOADING or UNAVAILABLE."""
+    """LOADING, BUILDING, READY, UNLOADING or UNAVAILABLE."""
     reason: str = ""
     """Why the version is in this state, for a person."""
     input: TensorInfo | None = None
@@ -86,6 +86,10 @@ class VersionInfo:
     accepts_images: bool = False
     architecture: str = ""
     precision: str = ""
+    self_test: str = ""
+    """What the server's test before READY found; empty where there is nothing to test against."""
+    version_labels: tuple[str, ...] = ()
+    """Words that a request may say for this version. Known in every state."""
 
     @property
     def ready(self) -> bool:

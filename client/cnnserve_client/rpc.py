@@ -26,13 +26,15 @@ class Method:
 CLASSIFY: Final = Method("/cnnserve.v1.Classifier/Classify", pb.ClassifyRequest, pb.ClassifyResponse)
 LIST_MODELS: Final = Method("/cnnserve.v1.Classifier/ListModels", pb.ListModelsRequest, pb.ListModelsResponse)
 GET_MODEL: Final = Method("/cnnserve.v1.Classifier/GetModel", pb.GetModelRequest, pb.GetModelResponse)
+LOAD_MODEL: Final = Method("/cnnserve.v1.Classifier/LoadModel", pb.LoadModelRequest, pb.LoadModelResponse)
+UNLOAD_MODEL: Final = Method("/cnnserve.v1.Classifier/UnloadModel", pb.UnloadModelRequest, pb.UnloadModelResponse)
 
 # protobuf refuses a second file that defines grpc.health.v1, so defining it here would break programs that also import
 # grpcio-health-checking. HealthCheckRequest is one string in field 1 and HealthCheckResponse one enum in field 1, which
 # are StringValue and Int32Value byte for byte.
 HEALTH: Final = Method("/grpc.health.v1.Health/Check", StringValue, Int32Value)
 
-METHODS: Final = (CLASSIFY, LIST_MODELS, GET_MODEL, HEALTH)
+METHODS: Final = (CLASSIFY, LIST_MODELS, GET_MODEL, LOAD_MODEL, UNLOAD_MODEL, HEALTH)
 
 
 def stubs(channel: grpc.Channel | grpc.aio.Channel) -> dict[str, Callable[..., Any]]:

@@ -3,26 +3,41 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import uvloop
 
 import cnnserve
+from cnnserve import loader
+from cnnserve.admission import MemoryBudget
 from cnnserve.config import ServerConfig
+from cnnserve.control import EXPLICIT, ModelControl
 from cnnserve.cpu import cpu_budget
+from cnnserve.errors import ServingError
+from cnnserve.execution import Device
 from cnnserve.health import Health
+from cnnserve.opening import VersionOpener
+from cnnserve.poller import Poller, watch_labels
 from cnnserve.registry import Registry
 from cnnserve.rest.http import HttpServer, application
 from cnnserve.rpc.classifier import ClassifierService
 from cnnserve.rpc.grpcio_transport import GrpcioTransport
 from cnnserve.rpc.health import HealthService
 from cnnserve.rpc.inference import InferenceService
+from cnnserve.rpc.repository import RepositoryService
 
 _log = logging.getLogger(__name__)
 
+# More than one, so that a model that builds for minutes does not keep the others from loading; few, because each needs
+# the memory of its model twice over.
+_LOADS_AT_LEAST = 2
+_LOADS_AT_MOST = 4
 # A run that outlives the grace is left behind after this.
 _CLOSE_S = 1.0
 
@@ -37,7 +52,13 @@ class Ports:
 
 def run(config: ServerConfig) -> int:
     """Serves until SIGTERM or SIGINT, drains, and returns the exit code."""
-    return uvloop.run(_run(config))
+    code = uvloop.run(_run(config))
+    if any(thread.daemon for thread in threading.enumerate()):
+        # A load, or a run that outlived the grace, is still in native code, which aborts the process where the
+        # interpreter ends around it. Everything of ours has ended; nothing is lost.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 async def _run(config: ServerConfig) -> int:
@@ -57,12 +78,23 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     """Runs a server until `shutdown` is set. `on_bound` hears the ports. Raises `OSError` where one is taken."""
     threads = config.cpu_threads or cpu_budget()
     decoders = ThreadPoolExecutor(config.decode_threads or threads, "decode")
-    registry = Registry(config.model_repository, threads, decoders)
-    health = Health(registry, strict=config.strict_readiness)
+    registry = _registry(config, threads, decoders)
+    explicit = config.model_control_mode == EXPLICIT
+    control = ModelControl(
+        registry, config.model_repository, mode=config.model_control_mode, allowed=config.allow_model_control
+    )
+    health = Health(registry, strict=config.strict_readiness, may_be_empty=explicit)
     max_message_bytes = config.max_message_mib * 2**20
-    classifier = ClassifierService(registry, max_message_bytes)
-    inference = InferenceService(registry, lambda: health.is_ready)
-    methods = [*inference.methods(), *classifier.methods(), *HealthService(health).methods()]
+    budget = MemoryBudget(config.max_pending_mib * 2**20)
+    classifier = ClassifierService(registry, budget, max_message_bytes)
+    repository = RepositoryService(control)
+    inference = InferenceService(registry, budget, lambda: health.is_ready, repository.extensions)
+    methods = [
+        *inference.methods(),
+        *classifier.methods(),
+        *repository.methods(),
+        *HealthService(health).methods(),
+    ]
     grpc = GrpcioTransport(methods, max_message_bytes)
     http = HttpServer(application(inference, health))
 
@@ -80,30 +112,49 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     )
     if on_bound is not None:
         on_bound(ports)
-    loading = asyncio.create_task(_load(registry, health))
+    keeping = [asyncio.create_task(_load(config, registry, health)), asyncio.create_task(watch_labels(registry))]
     try:
         await shutdown.wait()
     finally:
         deadline = asyncio.get_running_loop().time() + config.drain_grace_s
+        # First, or a call that waits for a load would hold up the drain.
+        registry.stop_loading()
+        for task in keeping:
+            task.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
         await _drain(config.drain_grace_s, health, classifier, grpc)
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline + _CLOSE_S):
                 await registry.close()
         http.stop()
-        await http_task
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(http_task, 2 * _CLOSE_S)
         decoders.shutdown(wait=False, cancel_futures=True)
         _log.info("stopped")
 
 
-async def _load(registry: Registry, health: Health) -> None:
-    await registry.load_all()
+def _registry(config: ServerConfig, threads: int, decoders: ThreadPoolExecutor) -> Registry:
+    device: Device = "cuda" if config.device == "cuda" else "cpu"
+    open_version = partial(loader.open_version, cpu_threads=threads, device=device, engine_cache=config.engine_cache)
+    at_once = min(max(threads, _LOADS_AT_LEAST), _LOADS_AT_MOST)
+    opener = VersionOpener(open_version, decoders, at_once=at_once, require_manifest=config.require_manifest)
+    return Registry(config.model_repository, opener)
+
+
+async def _load(config: ServerConfig, registry: Registry, health: Health) -> None:
+    """The models of the start, and in poll mode all that comes after."""
+    explicit = config.model_control_mode == EXPLICIT
+    try:
+        await registry.load_all(config.load_model if explicit and "*" not in config.load_model else None)
+    except ServingError as error:
+        _log.error("%s", error)
     health.started()
     ready = [
         f"{model.name} ({', '.join(str(v.version) for v in model.ready)})" for model in registry.models if model.ready
     ]
     _log.info("%s; models: %s", "ready" if health.is_ready else "NOT ready", ", ".join(ready) or "none")
+    if config.model_control_mode == "poll":
+        await Poller(registry, config.model_repository, config.poll_interval_s).run()
 
 
 async def _drain(grace_s: float, health: Health, classifier: ClassifierService, grpc: GrpcioTransport) -> None:

@@ -6,8 +6,8 @@ Rules, in this order:
 2. Entries leave in order. One that does not fit into what is left of a batch closes the batch; none is split.
 3. A preferred size that can be made exactly from the front of the queue is dispatched at once, the largest first.
 4. A batch that cannot grow any more is dispatched at once.
-5. Otherwise the oldest entry waits at most the queue delay (default 0), counted from its arrival; then all that fits
-   goes.
+5. Otherwise the oldest entry waits at most the queue delay (default 0), counted from its arrival, and none waits
+   longer than half the time it has until its deadline; then all that fits goes.
 
 The policy is asked only while an instance is free, so with delay 0 an idle instance never waits and batches form by
 themselves under load.
@@ -55,13 +55,16 @@ class BatchPolicy:
 
 
 class Waiting(Protocol):
-    """What the policy sees of a queued entry: its images and when it arrived (ns)."""
+    """What the policy sees of a queued entry: its images, when it arrived and when it is too late (ns)."""
 
     @property
     def size(self) -> int: ...  # noqa: D102
 
     @property
     def arrived_ns(self) -> int: ...  # noqa: D102
+
+    @property
+    def deadline_ns(self) -> int | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -81,23 +84,34 @@ class Wait:
 def next_action(policy: BatchPolicy, queue: Iterable[Waiting], now_ns: int) -> Dispatch | Wait:
     """The decision for the entries in leaving order, given that an instance is free."""
     total = count = preferred_count = 0
-    oldest_ns: int | None = None
+    due_ns: int | None = None
     full = False
     for entry in queue:
-        if total + entry.size > policy.max_batch_size:
+        # One that is too large for any batch, which only admission can prevent, still goes, alone: it must not block.
+        if count and total + entry.size > policy.max_batch_size:
             full = True
             break
         total += entry.size
         count += 1
-        oldest_ns = entry.arrived_ns if oldest_ns is None else min(oldest_ns, entry.arrived_ns)
+        due_ns = _earlier(due_ns, _latest_start(policy, entry))
         if total in policy.preferred_batch_sizes:
             preferred_count = count
-        if total == policy.max_batch_size:
+        if total >= policy.max_batch_size:
             full = True
             break
-    if oldest_ns is None:
+    if due_ns is None:
         return Wait(None)
     if preferred_count or full:
         return Dispatch(preferred_count or count)
-    due_ns = oldest_ns + policy.max_queue_delay_us * 1000
     return Dispatch(count) if now_ns >= due_ns else Wait(due_ns)
+
+
+def _latest_start(policy: BatchPolicy, entry: Waiting) -> int:
+    due_ns = entry.arrived_ns + policy.max_queue_delay_us * 1000
+    if entry.deadline_ns is None:
+        return due_ns
+    return min(due_ns, (entry.arrived_ns + entry.deadline_ns) // 2)
+
+
+def _earlier(one: int | None, other: int) -> int:
+    return other if one is None else min(one, other)

@@ -4,6 +4,7 @@ So `cnnserve classify` needs no onnxruntime and `cnnserve serve` no torch, insta
 """
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ _COMMANDS = {
     "train-lenet": _Command("cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits", "cpu,export"),
     "classify": _Command("cnnserve_client.cli", "classify", "classify image files with a running server"),
     "models": _Command("cnnserve_client.cli", "models", "list the models of a running server"),
+    "load": _Command("cnnserve_client.cli", "load", "load a model, or load again what changed, on a running server"),
+    "unload": _Command("cnnserve_client.cli", "unload", "unload a model on a running server"),
     "health": _Command("cnnserve_client.cli", "health", "exit 0 if a running server (or one model) is SERVING"),
 }
 
@@ -60,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(arguments: Sequence[str]) -> int:
     """`cnnserve serve`."""
     # Until the server is built, ending is all that a signal can mean; as process 1 of a container, Python would not
-    # even hear SIGTERM.
+    # even hear SIGTERM. An exception would break the import it hits, and there is nothing to put in order yet.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, lambda *_: os._exit(0))
     from cnnserve.config import ConfigError, from_sources
 
     try:

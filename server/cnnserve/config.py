@@ -16,6 +16,9 @@ from typing import Any
 _PREFIX = "CNNSERVE_"
 # The largest length that gRPC's message options can say.
 _MAX_MESSAGE_MIB = 2047
+# A setting of this type may be repeated, and holds names with commas between them.
+_NAMES = tuple[str, ...]
+DEFAULT_ENGINE_CACHE = Path("~/.cache/cnnserve/tensorrt")
 
 
 class ConfigError(Exception):
@@ -37,9 +40,21 @@ class ServerConfig:
     grpc_port: int = _setting(8001, "gRPC port; 0 picks a free one and prints it")
     http_port: int = _setting(8000, "HTTP port; 0 picks a free one and prints it")
     max_message_mib: int = _setting(64, "largest gRPC message read or sent, in MiB")
+    max_pending_mib: int = _setting(1024, "what all requests at work may hold together, in MiB; more is refused")
     drain_grace_s: float = _setting(30.0, "seconds that accepted requests may still take after SIGTERM")
+    model_control_mode: str = _setting(
+        "none", "none: models load at start only; poll: they follow their files; explicit: they load and unload by call"
+    )
+    poll_interval_s: float = _setting(5.0, "poll: seconds between two looks at the model repository")
+    load_model: tuple[str, ...] = _setting((), "explicit: a model to load at start, * for all; may be repeated")
+    allow_model_control: bool = _setting(False, "explicit: clients may load and unload models by call")
+    require_manifest: bool = _setting(False, "load no version without a manifest.json")
     strict_readiness: bool = _setting(False, "ready only when every model found at start is; default: one is enough")
     cpu_threads: int = _setting(0, "threads for one model's runs; 0: what the CPU affinity and the cgroup quota allow")
+    device: str = _setting("cpu", "cpu or cuda: where models run whose config.pbtxt leaves it open")
+    engine_cache: Path = dataclasses.field(
+        default=DEFAULT_ENGINE_CACHE, metadata={"help": "folder that keeps TensorRT's engines"}
+    )
     decode_threads: int = _setting(0, "threads that decode images; 0: as many as cpu_threads")
     log_level: str = _setting("info", "debug, info, warning or error")
 
@@ -51,11 +66,25 @@ class ServerConfig:
         if self.grpc_port == self.http_port != 0:
             raise ConfigError(f"grpc_port and http_port are both {self.grpc_port}; they must differ")
         _check_range("max_message_mib", self.max_message_mib, 1, _MAX_MESSAGE_MIB)
+        _check_range("max_pending_mib", self.max_pending_mib, self.max_message_mib, 2**20)
         _check_range("drain_grace_s", self.drain_grace_s, 0, 3600)
         _check_range("cpu_threads", self.cpu_threads, 0, 1024)
         _check_range("decode_threads", self.decode_threads, 0, 1024)
+        if self.device not in ("cpu", "cuda"):
+            raise ConfigError(f"device is {self.device!r}, expected cpu or cuda")
+        self._check_model_control()
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"log_level is {self.log_level!r}, expected debug, info, warning or error")
+
+    def _check_model_control(self) -> None:
+        if self.model_control_mode not in ("none", "poll", "explicit"):
+            raise ConfigError(f"model_control_mode is {self.model_control_mode!r}, expected none, poll or explicit")
+        if self.load_model and self.model_control_mode != "explicit":
+            raise ConfigError(
+                f"load_model is {','.join(self.load_model)!r}, which has no effect in model_control_mode "
+                f"{self.model_control_mode}: every model is loaded; remove it, or set the mode to explicit"
+            )
+        _check_range("poll_interval_s", self.poll_interval_s, 0.1, 86400)
 
 
 def from_sources(
@@ -84,14 +113,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with these settings")
     for field in dataclasses.fields(ServerConfig):
-        default = "" if field.default is dataclasses.MISSING else f" (default: {field.default})"
+        default = "" if field.default in (dataclasses.MISSING, ()) else f" (default: {field.default})"
         if field.type is bool:
             parser.add_argument(
                 _flag(field.name), action="store_const", const="true", default=None, help=field.metadata["help"]
             )
         else:
+            action = "append" if field.type == _NAMES else "store"
             parser.add_argument(
-                _flag(field.name), metavar=_metavar(field.type), default=None, help=field.metadata["help"] + default
+                _flag(field.name),
+                action=action,
+                metavar=_metavar(field.type),
+                default=None,
+                help=field.metadata["help"] + default,
             )
     return parser
 
@@ -109,6 +143,8 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _convert(name: str, value: object, source: str) -> object:
     kind = next(field.type for field in dataclasses.fields(ServerConfig) if field.name == name)
+    if kind == _NAMES:
+        return _names(value, source)
     text = str(value).strip() if not isinstance(value, bool) else str(value).lower()
     try:
         if kind is bool:
@@ -118,6 +154,15 @@ def _convert(name: str, value: object, source: str) -> object:
         return kind(text)  # type: ignore[operator]
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{source} is {value!r}, expected {_metavar(kind)}") from error
+
+
+def _names(value: object, source: str) -> tuple[str, ...]:
+    """From a list, or from text with commas, or from both."""
+    parts = value if isinstance(value, list) else [value]
+    names = [name.strip() for part in parts if isinstance(part, str) for name in part.split(",")]
+    if not all(names) or not all(isinstance(part, str) for part in parts):
+        raise ConfigError(f"{source} is {value!r}, expected NAME,NAME,...")
+    return tuple(names)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
@@ -130,4 +175,4 @@ def _flag(name: str) -> str:
 
 
 def _metavar(kind: object) -> str:
-    return {bool: "true or false", int: "INTEGER", float: "NUMBER", Path: "DIR"}.get(kind, "TEXT")  # type: ignore[call-overload,no-any-return]
+    return {bool: "true or false", int: "INTEGER", float: "NUMBER", Path: "DIR", _NAMES: "NAME"}.get(kind, "TEXT")  # type: ignore[call-overload,no-any-return]

@@ -57,5 +57,9 @@ class ModelLoadFailed(ServingError):
     """A model could not be loaded; the text is the reason and the fix."""
 
 
+class ModelControlOff(ServingError):
+    """Models are not loaded or unloaded by call in this server's model control mode."""
+
+
 class InferenceFailed(ServingError):
     """The runtime failed. The cause is logged; the client gets a fixed text."""

@@ -8,12 +8,19 @@ from cnnserve.registry import Registry
 
 
 class Health:
-    """Derived from the registry and one flag of its own: once draining, nothing is SERVING any more."""
+    """Derived from the registry and flags of its own: once draining, nothing is SERVING any more.
 
-    def __init__(self, registry: Registry, *, strict: bool) -> None:
+    The server is SERVING when the models of its start are settled and one is READY, with `strict` every one that is
+    still wanted. What comes later never takes readiness away while it loads. `may_be_empty`: models come by call, so a
+    server that was told to load none is SERVING without one, or no call would reach it.
+    """
+
+    def __init__(self, registry: Registry, *, strict: bool, may_be_empty: bool = False) -> None:
         self._registry = registry
         self._strict = strict
-        self._started = False
+        self._may_be_empty = may_be_empty
+        # The names wanted at start; None while they load.
+        self._at_start: frozenset[str] | None = None
         self._draining = False
         self._closed = False
         self._changed = asyncio.Event()
@@ -26,8 +33,14 @@ class Health:
 
     @property
     def is_ready(self) -> bool:
-        """SERVING as a whole: every model found at start is settled, at least one (strict: all) READY."""
-        return self._started and not self._draining and self._registry.is_serving(strict=self._strict)
+        """SERVING as a whole."""
+        if self._at_start is None or self._draining:
+            return False
+        models = self._registry.models
+        first = [model for model in models if model.wanted and model.name in self._at_start]
+        if self._strict and not all(model.ready for model in first):
+            return False
+        return any(model.ready for model in models) or (self._may_be_empty and not first)
 
     def is_serving(self, service: str) -> bool:
         """`""` is the server, any other name a model. Raises `ModelNotFound`."""
@@ -36,8 +49,8 @@ class Health:
         return bool(self._registry.entry(service).ready) and not self._draining
 
     def started(self) -> None:
-        """The first scan's models are settled."""
-        self._started = True
+        """The models of the start are settled."""
+        self._at_start = frozenset(model.name for model in self._registry.models if model.wanted)
         self._notify()
 
     def drain(self) -> None:

@@ -4,9 +4,11 @@ The thread knows nothing of requests: it gets arrays, puts them into one batch, 
 An exception fails that one job and the thread goes on with the next.
 """
 
+import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnserve.buckets import padded_size
 from cnnserve.errors import InferenceFailed
+
+_log = logging.getLogger(__name__)
 
 Rows = NDArray[Any]
 
@@ -37,60 +42,89 @@ class BatchOutcome:
 
 
 OnDone = Callable[[BatchOutcome], None]
+# Memory to put a batch of so many rows together in; None where there is none for that size.
+Buffers = Callable[[int], Rows | None]
+_Jobs = queue.SimpleQueue[tuple[Sequence[Rows], OnDone] | None]
 
 
 class ModelInstance:
-    """Runs one batch at a time, off the event loop. `fixed_batch`: pad every batch to this many rows."""
+    """Runs one batch at a time, off the event loop. `buckets`: pad every batch to one of these sizes.
 
-    def __init__(self, runner: Runner, name: str, fixed_batch: int | None = None) -> None:
-        self._runner = runner
-        self._fixed_batch = fixed_batch
-        self._jobs: queue.SimpleQueue[tuple[Sequence[Rows], OnDone] | None] = queue.SimpleQueue()
+    Everything of one instance runs on its one thread, the warming too: CUDA handles and graphs belong to a thread.
+    """
+
+    def __init__(self, runner: Runner, name: str, buckets: Sequence[int] = (), buffers: Buffers | None = None) -> None:
+        self._jobs: _Jobs = queue.SimpleQueue()
+
+        def run(parts: Sequence[Rows]) -> list[Rows]:
+            return run_rows(runner, parts, buckets, buffers)
+
         # A daemon: a run that never returns must not keep the process from ending after its grace.
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        threading.Thread(target=_work, args=(self._jobs, run), name=name, daemon=True).start()
+        # One that is dropped without `close`, as by a load that fails, leaves neither thread nor session behind.
+        self._end = weakref.finalize(self, self._jobs.put, None)
 
     def execute(self, parts: Sequence[Rows], on_done: OnDone) -> None:
         """Runs the parts as one batch; `on_done` is called on the instance's thread."""
         self._jobs.put((parts, on_done))
 
+    def run(self, parts: Sequence[Rows]) -> list[Rows]:
+        """Runs the parts and blocks until they are done; for loading threads. Raises what the run raised."""
+        outcomes: queue.SimpleQueue[BatchOutcome] = queue.SimpleQueue()
+        self.execute(parts, outcomes.put)
+        outcome = outcomes.get()
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.outputs
+
     def close(self) -> None:
         """Ends the thread after what was given to it."""
-        self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            parts, on_done = job
-            on_done(self._run(parts))
-            # Do not keep the last batch alive while waiting for the next one.
-            del job, parts, on_done
-
-    def _run(self, parts: Sequence[Rows]) -> BatchOutcome:
-        started_ns = time.monotonic_ns()
-        outputs: list[Rows] = []
-        failure: Exception | None = None
-        try:
-            outputs = run_rows(self._runner, parts, self._fixed_batch)
-        except Exception as error:
-            failure = error
-        return BatchOutcome(outputs, failure, started_ns, time.monotonic_ns())
+        self._end()
 
 
-def run_rows(runner: Runner, parts: Sequence[Rows], fixed_batch: int | None = None) -> list[Rows]:
+def run_rows(
+    runner: Runner, parts: Sequence[Rows], buckets: Sequence[int] = (), buffers: Buffers | None = None
+) -> list[Rows]:
     """One run over all rows of all parts; every output has as many rows. Raises `InferenceFailed`."""
     count = sum(len(part) for part in parts)
-    outputs = runner.run(_assemble(parts, count, fixed_batch))
-    expected = max(count, fixed_batch or 0)
+    size = padded_size(buckets, count)
+    outputs = runner.run(_assemble(parts, count, size, buffers))
     for index, output in enumerate(outputs):
-        if output.ndim == 0 or len(output) != expected:
-            raise InferenceFailed(f"output {index} has shape {output.shape} for a batch of {expected}")
-    return outputs if expected == count else [output[:count] for output in outputs]
+        if output.ndim == 0 or len(output) != size:
+            raise InferenceFailed(f"output {index} has shape {output.shape} for a batch of {size}")
+    return outputs if size == count else [output[:count] for output in outputs]
 
 
-def _assemble(parts: Sequence[Rows], count: int, fixed_batch: int | None) -> Rows:
-    size = fixed_batch or count
-    if size == count:
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-    batch = np.zeros((size, *parts[0].shape[1:]), parts[0].dtype)
+def _assemble(parts: Sequence[Rows], count: int, size: int, buffers: Buffers | None) -> Rows:
+    if size == count and len(parts) == 1:
+        return parts[0]
+    batch = buffers(size) if buffers else None
+    if batch is None:
+        batch = np.empty((size, *parts[0].shape[1:]), parts[0].dtype)
     np.concatenate(parts, out=batch[:count])
+    # Not the rows of an earlier batch.
+    batch[count:] = 0
     return batch
+
+
+def _work(jobs: _Jobs, run: Callable[[Sequence[Rows]], list[Rows]]) -> None:
+    while (job := jobs.get()) is not None:
+        parts, on_done = job
+        outcome = _outcome(run, parts)
+        try:
+            on_done(outcome)
+        except Exception:
+            _log.exception("the outcome of a batch could not be reported")
+        # Do not keep the last batch alive while waiting for the next one.
+        del job, parts, on_done, outcome
+
+
+def _outcome(run: Callable[[Sequence[Rows]], list[Rows]], parts: Sequence[Rows]) -> BatchOutcome:
+    started_ns = time.monotonic_ns()
+    outputs: list[Rows] = []
+    failure: Exception | None = None
+    try:
+        outputs = run(parts)
+    except Exception as error:
+        failure = error
+    return BatchOutcome(outputs, failure, started_ns, time.monotonic_ns())

@@ -5,36 +5,44 @@ move: the new load is an entry of its own, which takes the old one's place when 
 """
 
 import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cnnserve.model import Model
 
 
 class State(enum.Enum):
-    """Where a version is in its life; the values are Triton's words."""
+    """Where a version is in its life; the values are Triton's words, and BUILDING."""
 
     LOADING = "LOADING"
+    # Loading, and the runtime compiles the model for its device, which may take minutes.
+    BUILDING = "BUILDING"
     READY = "READY"
     UNLOADING = "UNLOADING"
     UNAVAILABLE = "UNAVAILABLE"
 
 
 _MOVES: dict[State, frozenset[State]] = {
-    State.LOADING: frozenset({State.READY, State.UNAVAILABLE}),
+    State.LOADING: frozenset({State.BUILDING, State.READY, State.UNAVAILABLE}),
+    State.BUILDING: frozenset({State.READY, State.UNAVAILABLE}),
     State.READY: frozenset({State.UNLOADING}),
     State.UNLOADING: frozenset({State.UNAVAILABLE}),
     State.UNAVAILABLE: frozenset(),
 }
+_OPENING = (State.LOADING, State.BUILDING)
 
 
 class VersionEntry:
     """One load of one version, in one state, for a reason. `model` is set while READY and UNLOADING.
 
-    `fingerprint` is what its files looked like when it was loaded.
+    `fingerprint` is what its files looked like when it was loaded, `tried` when it was last tried: they differ where a
+    reload failed and this load still serves.
     """
 
     def __init__(self, version: int, fingerprint: object = None) -> None:
         self.version = version
         self.fingerprint = fingerprint
+        self.tried = fingerprint
         self.state = State.LOADING
         self.reason = ""
         self.model: Model | None = None
@@ -48,24 +56,43 @@ class VersionEntry:
             raise ValueError(f"version {self.version} cannot go from {self.state.value} to {state.value}")
         self.state, self.reason, self.model = state, reason, model
 
+    def stage(self, text: str) -> None:
+        """What its loading does now, as the loader says it: "building ..." moves to BUILDING."""
+        if self.state is State.LOADING and text.startswith("building"):
+            self.move(State.BUILDING, text)
+        elif self.state in _OPENING:
+            self.reason = text
+
+
+@dataclass(frozen=True)
+class VersionLabels:
+    """Words that stand for versions; `signature` is what their file looked like when it was read."""
+
+    versions: Mapping[str, int] = field(default_factory=dict)
+    signature: object = None
+
+    def of(self, version: int) -> list[str]:
+        """The words for one version, in order."""
+        return sorted(word for word, number in self.versions.items() if number == version)
+
 
 class ModelEntry:
-    """One model's versions by number, ascending; `reason` says why there are none."""
+    """One model's versions by number, ascending; `reason` says why there are none.
 
-    def __init__(self, name: str) -> None:
+    `wanted`: it is to be served; False before it was first loaded and after it was unloaded.
+    """
+
+    def __init__(self, name: str, reason: str = "it is not loaded") -> None:
         self.name = name
+        self.reason = reason
+        self.wanted = False
         self.versions: dict[int, VersionEntry] = {}
-        self.reason = ""
+        self.labels = VersionLabels()
 
     @property
     def ready(self) -> list[VersionEntry]:
         """The versions that answer now, ascending."""
         return [entry for entry in self.versions.values() if entry.state is State.READY]
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing of it is still loading."""
-        return all(entry.state is not State.LOADING for entry in self.versions.values())
 
     def put(self, entry: VersionEntry) -> None:
         """Sets a version's entry and keeps the versions in order."""

@@ -1,71 +1,116 @@
-"""From a version folder to a `Model`: digests, session, settings, labels, self-test.
+"""From a version folder to a `Model`: digests, sessions, settings, labels, instances, self-test.
 
 The part that blocks (`open_version`) runs on a thread; the part that touches the event loop (`start`) is short.
 """
 
 import contextlib
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cnnserve import execution, model_config, selftest
 from cnnserve import manifest as manifests
-from cnnserve import model_config, selftest
 from cnnserve.batcher import DynamicBatcher
+from cnnserve.config import DEFAULT_ENGINE_CACHE
+from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
-from cnnserve.instance import ModelInstance, run_rows
+from cnnserve.execution import Device
+from cnnserve.instance import ModelInstance
 from cnnserve.manifest import Manifest
 from cnnserve.model import Model, ModelInfo
 from cnnserve.model_config import Settings
 from cnnserve.preprocessing import Preprocessor
 from cnnserve.repository import ModelFolder
-from cnnserve.session import NUMPY_TYPES, Session, SessionOptions
+from cnnserve.selftest import SelfTest
 from cnnserve.wire.model_config_pb2 import ModelConfig
+from cnnserve.workers import OnStage, Worker, make_workers, open_sessions
 
 
 @dataclass(frozen=True)
 class OpenVersion:
-    """A version that passed its self-test and has no threads yet."""
+    """A version that passed its self-test. Dropping it ends its instances."""
 
     info: ModelInfo
-    session: Session
+    instances: tuple[ModelInstance, ...]
     preprocessor: Preprocessor | None
 
 
-def open_version(folder: ModelFolder, version: int, cpu_threads: int) -> OpenVersion:
-    """Loads and proves one version. Blocks. Raises `ModelLoadFailed` with the reason."""
+def _no_stage(_: str) -> None:
+    """Nobody listens."""
+
+
+def open_version(
+    folder: ModelFolder,
+    version: int,
+    cpu_threads: int,
+    *,
+    device: Device = "cpu",
+    engine_cache: Path = DEFAULT_ENGINE_CACHE,
+    on_stage: OnStage = _no_stage,
+) -> OpenVersion:
+    """Loads and proves one version. Blocks. Raises `ModelLoadFailed` with the reason.
+
+    `device` is where a model runs whose config leaves it open; `on_stage` is told, on this thread, what takes long.
+    """
     path = folder.versions[version]
     config = model_config.read(folder.path)
     manifest = _read_manifest(path)
-    session = Session(_model_file(path, config, manifest), _session_options(config, cpu_threads))
-    settings = model_config.resolve(folder.name, config, manifest, session.inputs, session.outputs)
+    plan = execution.read(config, device)
+    plan, sessions = open_sessions(_model_file(path, config, manifest), plan, cpu_threads, engine_cache, on_stage)
+    settings = model_config.resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
     labels = _labels(folder, path, manifest, settings)
-    preprocessor = None
+    preprocessor = Preprocessor(manifest.preprocessing, manifest.input) if manifest else None
+    workers = make_workers(f"{folder.name}-{version}", plan, sessions, settings)
+    # One instance of each session: those that share one compute the same.
+    proved = list({id(worker.session): worker for worker in workers}.values())
     test = None
     try:
-        if manifest is None:
-            class_count = _probe(session, settings)
+        for worker in proved:
+            # The self-test runs every bucket as well; on a GPU the first run of a size is no proof of the later ones.
+            if manifest is None or worker.session.provider.kind != "cpu":
+                worker.warm()
+        if manifest is None or preprocessor is None:
+            class_count = _probe(proved[0])
         else:
-            preprocessor = Preprocessor(manifest.preprocessing, manifest.input)
             class_count = manifest.class_count
-            test = selftest.run_golden(session, manifest, preprocessor, path, settings)
+            test = _self_test(proved, manifest, preprocessor, path, settings)
     except (InferenceFailed, InvalidInput) as error:
         raise ModelLoadFailed(f"self-test: {error}") from error
     if labels:
         selftest.check_labels(labels, class_count)
-    info = ModelInfo(folder.name, version, settings, labels, class_count, manifest, test, session.placement)
-    return OpenVersion(info, session, preprocessor)
+    placement = _placement(proved)
+    info = ModelInfo(folder.name, version, settings, labels, class_count, manifest, test, placement)
+    return OpenVersion(info, tuple(worker.instance for worker in workers), preprocessor)
 
 
 def start(opened: OpenVersion, decoders: Executor) -> Model:
-    """Gives an opened version its instances and its batcher. On the event loop."""
-    info = opened.info
-    instances = [
-        ModelInstance(opened.session, f"{info.name}-{info.version}-{index}", info.settings.fixed_batch)
-        for index in range(info.settings.instances)
-    ]
-    return Model(info, DynamicBatcher(info.settings.policy, instances), opened.preprocessor, decoders)
+    """Gives an opened version its batcher. On the event loop."""
+    batcher = DynamicBatcher(opened.info.settings.policy, opened.instances)
+    return Model(opened.info, batcher, opened.preprocessor, decoders)
+
+
+def _self_test(
+    workers: Sequence[Worker], manifest: Manifest, preprocessor: Preprocessor, path: Path, settings: Settings
+) -> SelfTest:
+    tests = []
+    for worker in workers:
+        sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
+        provider = worker.session.provider
+        run = worker.instance.run
+        tests.append(selftest.run_golden(run, manifest, preprocessor, path, sizes=sizes, provider=provider))
+    return selftest.worst(tests)
+
+
+def _placement(workers: Sequence[Worker]) -> dict[str, int]:
+    """Nodes by provider; where several sessions have nodes on one, the most."""
+    placement: dict[str, int] = {}
+    for worker in workers:
+        for provider, count in worker.session.placement.items():
+            placement[provider] = max(count, placement.get(provider, 0))
+    return placement
 
 
 def _read_manifest(path: Path) -> Manifest | None:
@@ -84,12 +129,6 @@ def _model_file(path: Path, config: ModelConfig | None, manifest: Manifest | Non
     if not (path / name).is_file():
         raise ModelLoadFailed(f"file {name} is missing from the version folder")
     return path / name
-
-
-def _session_options(config: ModelConfig | None, cpu_threads: int) -> SessionOptions:
-    count = model_config.instance_count(config)
-    # One instance owns the cores and may spin inside a run; several share them and must not.
-    return SessionOptions(threads=max(1, cpu_threads // count), spin=count == 1)
 
 
 def _labels(folder: ModelFolder, path: Path, manifest: Manifest | None, settings: Settings) -> tuple[str, ...]:
@@ -116,13 +155,12 @@ def read_labels(file: Path) -> tuple[str, ...]:
     return tuple(lines[:-1] if lines[-1] == "" else lines)
 
 
-def _probe(session: Session, settings: Settings) -> int:
+def _probe(worker: Worker) -> int:
     """Classes of a model without a manifest, from one run on zeros; free sizes other than the batch cannot be tried."""
-    shape = session.inputs[0].shape[1:]
-    if -1 in shape:
+    spec = worker.session.inputs[0]
+    if -1 in spec.shape[1:]:
         with contextlib.suppress(ValueError, IndexError):
-            return max(session.outputs[0].shape[1:])
+            return max(worker.session.outputs[0].shape[1:])
         return 0
-    zeros = np.zeros((1, *shape), NUMPY_TYPES[session.inputs[0].datatype])
-    output = run_rows(session, [zeros], settings.fixed_batch)[0]
+    output = worker.instance.run([np.zeros((1, *spec.shape[1:]), NUMPY_TYPES[spec.datatype])])[0]
     return int(output[0].size)

@@ -1,6 +1,7 @@
 """One loaded version of a model and its two uses: tensors in (`infer`), images in (`classify`). Knows no wire."""
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -10,13 +11,13 @@ import numpy as np
 
 from cnnserve import classification
 from cnnserve.batcher import BatchResult, DynamicBatcher
+from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError, Unsupported
 from cnnserve.instance import Rows
 from cnnserve.manifest import Manifest
 from cnnserve.model_config import Settings
 from cnnserve.preprocessing import ImageSource, Preprocessor
 from cnnserve.selftest import SelfTest
-from cnnserve.session import NUMPY_TYPES
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Model:
         self._batcher = batcher
         self._preprocessor = preprocessor
         self._decoders = decoders
+        # A free size counts as 1: how large it is, only a request can say.
+        settings = info.settings
+        dims = settings.input.dims if settings.batched else settings.input.dims[1:]
+        self.row_bytes = math.prod(max(size, 1) for size in dims) * NUMPY_TYPES[settings.input.datatype].itemsize
 
     def __repr__(self) -> str:
         return f"<Model {self.info.name}/{self.info.version} {self._batcher!r}>"
@@ -91,9 +96,7 @@ class Model:
             result = await self._batcher.submit(rows, permit, deadline_ns, timeout_us)
         finally:
             permit.release()
-        if self.info.settings.add_batch:
-            result = replace(result, outputs=[output[0] for output in result.outputs])
-        return result
+        return replace(result, outputs=[self._to_wire(*pair) for pair in enumerate(result.outputs)])
 
     async def classify(
         self, images: Sequence[ImageSource], top_k: int = 0, deadline_ns: int | None = None
@@ -104,13 +107,11 @@ class Model:
                 f"model '{self.info.name}' has no manifest, so how an image becomes its input is unknown; "
                 "send tensors with ModelInfer, or export the model with cnnserve"
             )
-        self._check_count(len(images), "images")
+        self.check_count(len(images), "images")
         permit = self._batcher.reserve(len(images))
         try:
             started = time.monotonic_ns()
-            if deadline_ns is not None and deadline_ns <= started:
-                raise DeadlineExceeded("the deadline passed before the images were read")
-            rows = await self._preprocess(self._preprocessor, images)
+            rows = await self._preprocess(self._preprocessor, images, deadline_ns)
             preprocess_ns = time.monotonic_ns() - started
             good = [row for row in rows if not isinstance(row, ServingError)]
             if not good:
@@ -127,16 +128,17 @@ class Model:
         """Answers everything accepted, then ends the instances."""
         await self._batcher.close()
 
-    async def _preprocess(self, preprocessor: Preprocessor, images: Sequence[ImageSource]) -> list[Rows | ServingError]:
+    async def _preprocess(
+        self, preprocessor: Preprocessor, images: Sequence[ImageSource], deadline_ns: int | None
+    ) -> list[Rows | ServingError]:
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._decoders, _row, preprocessor, image) for image in images]
+        jobs = [loop.run_in_executor(self._decoders, _row, preprocessor, image, deadline_ns) for image in images]
         try:
             return await asyncio.gather(*jobs)
-        except asyncio.CancelledError:
-            # What has not begun is not decoded any more.
+        finally:
+            # Where it was cancelled or is too late, what has not begun is not decoded any more.
             for job in jobs:
                 job.cancel()
-            raise
 
     def _top_k(self, rows: Rows, k: int) -> list[list[Class]]:
         scores = rows.reshape(len(rows), -1)
@@ -145,11 +147,20 @@ class Model:
             scores = classification.softmax(scores)
         return [[self._class(int(i), float(row[i])) for i in classification.top_k(row, k)] for row in scores]
 
+    def _to_wire(self, index: int, output: Rows) -> Rows:
+        """An output as its config declares it, where that is not the file's own shape."""
+        settings = self.info.settings
+        tensor = settings.outputs[index]
+        if not tensor.reshaped:
+            return output
+        return output.reshape(*([len(output)] if settings.batched else []), *tensor.dims)
+
     def _class(self, index: int, probability: float) -> Class:
         labels = self.info.labels
         return Class(index, labels[index] if labels else "", probability)
 
-    def _check_count(self, count: int, what: str) -> None:
+    def check_count(self, count: int, what: str) -> None:
+        """Raises `InvalidInput` unless one request may carry `count` of `what`."""
         limit = self.info.settings.max_batch_size
         if count < 1:
             raise InvalidInput(f"the request has no {what}; send 1 to {limit}")
@@ -168,14 +179,17 @@ class Model:
         if len(dims) != len(spec.dims) or any(want not in (-1, got) for got, want in zip(dims, spec.dims, strict=True)):
             wanted = [*([-1] if settings.batched else []), *spec.dims]
             raise InvalidInput(f"input '{spec.name}' has shape {list(tensor.shape)}, expected {wanted}")
-        if not settings.batched:
-            return tensor[np.newaxis] if settings.add_batch else tensor
-        self._check_count(len(tensor), "rows")
-        return tensor
+        if 0 in dims:
+            raise InvalidInput(f"input '{spec.name}' has shape {list(tensor.shape)}; no size may be 0")
+        rows = tensor if settings.input_reshape is None else tensor.reshape(-1, *settings.input_reshape)
+        self.check_count(len(rows), "rows")
+        return rows
 
 
-def _row(preprocessor: Preprocessor, image: ImageSource) -> Rows | ServingError:
-    """On a decoding thread: one image's row, or the error that is its answer."""
+def _row(preprocessor: Preprocessor, image: ImageSource, deadline_ns: int | None) -> Rows | ServingError:
+    """On a decoding thread: one image's row, or the error that is its answer. Raises `DeadlineExceeded`."""
+    if deadline_ns is not None and deadline_ns <= time.monotonic_ns():
+        raise DeadlineExceeded("the deadline passed before the images were read")
     try:
         return preprocessor.row(image)
     except ServingError as error:

@@ -4,6 +4,7 @@ The file is optional. What it leaves out comes from the ONNX file and the manife
 not do is refused by name, never ignored: a setting that has no effect would be a lie about what runs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Literal
 from google.protobuf import text_format
 
 from cnnserve.batch_policy import BatchPolicy, QueuePolicy
+from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.manifest import Manifest
-from cnnserve.session import TensorSpec
 from cnnserve.wire import model_config_pb2 as pb
 
 CONFIG_FILE = "config.pbtxt"
@@ -25,7 +26,10 @@ DEFAULT_MAX_BATCH_SIZE = 32
 _UNSUPPORTED = (
     "batch_input",
     "batch_output",
+    "cc_model_filenames",
     "ensemble_scheduling",
+    "metric_tags",
+    "model_metrics",
     "model_operations",
     "model_repository_agents",
     "runtime",
@@ -39,6 +43,8 @@ class WireTensor:
     name: str
     datatype: str
     dims: tuple[int, ...]
+    # Declared with `reshape`: the file has the same values in another shape.
+    reshaped: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,14 @@ class Settings:
 
     name: str
     batched: bool
-    # Unbatched only: the wire tensor lacks the file's batch dimension of 1.
-    add_batch: bool
+    # The file's shape of one row of the input, where the config declares another one.
+    input_reshape: tuple[int, ...] | None
     max_batch_size: int
     # The file's batch dimension is a number: every run must have exactly this many rows.
     fixed_batch: int | None
     input: WireTensor
     outputs: tuple[WireTensor, ...]
     policy: BatchPolicy
-    instances: int
     label_file: str | None
 
 
@@ -132,30 +137,23 @@ def resolve(
     fixed = source.shape[0] if source.shape[0] > 0 else None
     maximum = _max_batch_size(config, manifest, fixed)
     wire_input = _wire_input(config, source, batched)
+    known = [spec.name for spec in outputs]
+    for declared in config.output:
+        if declared.name not in known:
+            raise ModelLoadFailed(
+                f'{CONFIG_FILE}: output "{declared.name}" is not in the ONNX file: {", ".join(known)}'
+            )
     return Settings(
         name=name,
         batched=batched,
-        add_batch=not batched and len(wire_input.dims) < len(source.shape),
+        input_reshape=_row_shape(config.input[0], batched) if wire_input.reshaped else None,
         max_batch_size=maximum,
         fixed_batch=fixed,
         input=wire_input,
         outputs=tuple(_wire_output(config, spec, batched) for spec in outputs),
         policy=_batch_policy(config, maximum),
-        instances=instance_count(config),
         label_file=next((output.label_filename for output in config.output if output.label_filename), None),
     )
-
-
-def instance_count(config: pb.ModelConfig | None) -> int:
-    """Instances of all groups; 1 where the config says nothing (Triton's default on CPU is 2)."""
-    groups = config.instance_group if config else ()
-    for group in groups:
-        if group.kind not in (pb.ModelInstanceGroup.KIND_AUTO, pb.ModelInstanceGroup.KIND_CPU):
-            kind = pb.ModelInstanceGroup.Kind.Name(group.kind)
-            raise ModelLoadFailed(
-                f"{CONFIG_FILE}: instance_group kind {kind} is not available; this server runs on CPU"
-            )
-    return sum(max(1, group.count) for group in groups) or 1
 
 
 def render(manifest: Manifest) -> str:
@@ -185,6 +183,8 @@ def render(manifest: Manifest) -> str:
 
 def _refuse_unsupported(config: pb.ModelConfig) -> None:
     present = {descriptor.name for descriptor, _ in config.ListFields()}
+    if config.response_cache.enable:
+        raise ModelLoadFailed(f"{CONFIG_FILE}: response_cache is not supported by this server; remove it")
     for name in _UNSUPPORTED:
         if name in present:
             raise ModelLoadFailed(f"{CONFIG_FILE}: {name} is not supported by this server; remove it")
@@ -216,39 +216,56 @@ def _max_batch_size(config: pb.ModelConfig, manifest: Manifest | None, fixed: in
 
 
 def _wire_input(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> WireTensor:
-    tensor = WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
-    if not config.input:
-        return tensor
-    if len(config.input) != 1 or config.input[0].name != spec.name:
+    if config.input and (len(config.input) != 1 or config.input[0].name != spec.name):
         names = ", ".join(f'"{item.name}"' for item in config.input)
         raise ModelLoadFailed(f'{CONFIG_FILE}: input is {names}, the ONNX file has "{spec.name}"')
+    if not config.input:
+        return WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
     declared = config.input[0]
-    return _merge("input", tensor, declared.data_type, tuple(declared.dims), declared.HasField("reshape"))
+    for name in ("is_shape_tensor", "allow_ragged_batch", "optional", "is_non_linear_format_io"):
+        if getattr(declared, name):
+            raise ModelLoadFailed(f'{CONFIG_FILE}: input "{spec.name}" has {name}, which a classifier cannot have')
+    return _declared("input", spec, declared, batched)
 
 
 def _wire_output(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> WireTensor:
-    tensor = WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
     declared = next((item for item in config.output if item.name == spec.name), None)
     if declared is None:
-        return tensor
-    return _merge("output", tensor, declared.data_type, tuple(declared.dims), declared.HasField("reshape"))
+        return WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
+    return _declared("output", spec, declared, batched)
 
 
-def _merge(kind: str, tensor: WireTensor, data_type: int, dims: tuple[int, ...], reshaped: bool) -> WireTensor:
+def _declared(kind: str, spec: TensorSpec, declared: pb.ModelInput | pb.ModelOutput, batched: bool) -> WireTensor:
     """The declared tensor where it fits the file's; a `-1` on either side fits any size."""
-    datatype = pb.DataType.Name(data_type).removeprefix("TYPE_")
-    if datatype != tensor.datatype:
+    datatype = pb.DataType.Name(declared.data_type).removeprefix("TYPE_")
+    if datatype != spec.datatype:
         raise ModelLoadFailed(
-            f'{CONFIG_FILE}: {kind} "{tensor.name}" has data_type TYPE_{datatype}, '
-            f"the ONNX file has TYPE_{tensor.datatype}"
+            f'{CONFIG_FILE}: {kind} "{spec.name}" has data_type TYPE_{datatype}, the ONNX file has TYPE_{spec.datatype}'
         )
-    fits = len(dims) == len(tensor.dims) and all(a == b or -1 in (a, b) for a, b in zip(dims, tensor.dims, strict=True))
-    if not fits and not reshaped:
+    own = spec.shape[1:] if batched else spec.shape
+    dims = tuple(declared.dims)
+    reshaped = declared.HasField("reshape")
+    # With reshape, `dims` is what clients see and `reshape.shape` what the file has.
+    shape = tuple(declared.reshape.shape) if reshaped else dims
+    if not _fits(shape, own) or (reshaped and not _same_count(dims, shape)):
         raise ModelLoadFailed(
-            f'{CONFIG_FILE}: {kind} "{tensor.name}" has dims {list(dims)}, '
-            f"the ONNX file has {list(tensor.dims)}; write dims: {list(tensor.dims)}"
+            f'{CONFIG_FILE}: {kind} "{spec.name}" has {"reshape.shape" if reshaped else "dims"} {list(shape)}'
+            f"{f' for dims {list(dims)}' if reshaped else ''}, the ONNX file has {list(own)}; write dims: {list(own)}"
         )
-    return WireTensor(tensor.name, tensor.datatype, dims)
+    return WireTensor(spec.name, spec.datatype, dims, reshaped)
+
+
+def _row_shape(declared: pb.ModelInput, batched: bool) -> tuple[int, ...]:
+    return tuple(declared.reshape.shape)[0 if batched else 1 :]
+
+
+def _fits(shape: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    return len(shape) == len(own) and all(a == b or -1 in (a, b) for a, b in zip(shape, own, strict=True))
+
+
+def _same_count(dims: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    # A free size on either side cannot be turned into another shape without knowing it.
+    return -1 not in dims + shape and math.prod(dims) == math.prod(shape)
 
 
 def _batch_policy(config: pb.ModelConfig, maximum: int) -> BatchPolicy:

@@ -1,36 +1,46 @@
 """Name and version -> model: which versions are loaded, which one answers a request, and how one replaces another.
 
 A new version is loaded and proved in full before the old one is let go, so a load that fails changes nothing that
-serves.
+serves. One model's changes happen one after the other, in the order they were asked for; models do not wait for each
+other, neither to load nor to drain.
 """
 
 import asyncio
 import logging
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Collection, Coroutine
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
-from cnnserve import loader, model_config, repository
-from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady, ServingError, VersionNotFound
-from cnnserve.lifecycle import ModelEntry, State, VersionEntry
+from cnnserve import plan as plans
+from cnnserve import repository, versions
+from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady, ServingError, ShuttingDown
+from cnnserve.lifecycle import ModelEntry, State, VersionEntry, VersionLabels
 from cnnserve.model import Model
+from cnnserve.opening import VersionOpener
+from cnnserve.plan import Plan
 from cnnserve.repository import ModelFolder
+from cnnserve.threads import on_thread
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+_CLOSING = "the server is shutting down and loads nothing"
+
 
 class Registry:
-    """All models of one repository. Lives on the event loop; only `loader.open_version` leaves it, for a thread."""
+    """All models of one repository. Lives on the event loop; what blocks leaves it, for a thread."""
 
-    def __init__(self, root: Path, cpu_threads: int, decoders: Executor) -> None:
+    def __init__(self, root: Path, opener: VersionOpener) -> None:
         self._root = root
-        self._cpu_threads = cpu_threads
-        self._decoders = decoders
+        self._opener = opener
         self._models: dict[str, ModelEntry] = {}
-        self._loads: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Weak: a lock is there while somebody holds or awaits it, so names that come and go leave nothing behind.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._jobs: set[asyncio.Task[Any]] = set()
         self._listeners: list[Callable[[], None]] = []
+        self._closing = False
 
     @property
     def models(self) -> list[ModelEntry]:
@@ -42,16 +52,16 @@ class Registry:
         self._listeners.append(listener)
 
     def get(self, name: str, version: str = "") -> Model:
-        """The READY model for a request. Raises `ModelNotFound`, `VersionNotFound`, `ModelNotReady`."""
+        """The READY model for a request. Raises `ModelNotFound`, `VersionNotFound`, `ModelNotReady`.
+
+        Use it before the next await: `Model.infer` and `classify` take their room in the queue before their first one,
+        and a version drains only after all the room taken in it is given back. So no request falls into a swap.
+        """
         entry = self.entry(name)
-        number = repository.parse_version(version)
-        if number is None:
-            chosen = next(iter(reversed(entry.ready)), None) or next(iter(reversed(entry.versions.values())), None)
+        if version:
+            chosen: VersionEntry | None = entry.versions[versions.resolve(entry, version)]
         else:
-            chosen = entry.versions.get(number)
-            if chosen is None:
-                known = ", ".join(map(str, entry.versions)) or "none"
-                raise VersionNotFound(f"model '{name}' has no version {number}; it has {known}")
+            chosen = next(iter(reversed(entry.ready)), None) or next(iter(reversed(entry.versions.values())), None)
         if chosen is None:
             raise ModelNotReady(f"model '{name}' has no version to serve: {entry.reason}")
         if chosen.state is not State.READY or chosen.model is None:
@@ -77,107 +87,160 @@ class Registry:
             known = ", ".join(sorted(self._models)[:10]) or "no model at all"
             raise ModelNotFound(f"model {name!r} is not in the repository; it has {known}") from None
 
-    def is_serving(self, *, strict: bool = False) -> bool:
-        """Every model found is settled and at least one is READY; `strict`: every one has a READY version."""
-        entries = list(self._models.values())
-        counts = [bool(entry.ready) for entry in entries]
-        return any(counts) and all(entry.settled for entry in entries) and (all(counts) or not strict)
-
-    async def load_all(self) -> None:
-        """Loads every model of the repository; one that fails never stops the others."""
-        folders = await asyncio.to_thread(repository.scan, self._root)
+    async def load_all(self, names: Collection[str] | None = None) -> None:
+        """Loads every model of the repository, or those named; one that fails never stops the others."""
+        folders = await on_thread(partial(repository.scan, self._root))
         for folder in folders:
             self._models.setdefault(folder.name, ModelEntry(folder.name))
-        for folder in folders:
-            await self.load(folder.name)
+        found = [folder.name for folder in folders if names is None or folder.name in names]
+        for missing in sorted({*(names or ())} - {*found}):
+            # Named and not there: a model that is wanted, so that readiness and the log say what is wrong.
+            entry = self._models.setdefault(missing, ModelEntry(missing, "its folder is not in the repository"))
+            entry.wanted = True
+            _log.error("model %s is not served: %s", missing, entry.reason)
+        await asyncio.gather(*(self.sync(name) for name in found))
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str) -> ModelEntry:
         """Brings one model to what its folder says now: new and changed versions in, versions out of the policy out.
 
-        What fails is told in the version's state and in the log, and leaves what was serving untouched. Raises
-        `ModelNotFound` where the folder is not there.
+        A load goes on where its caller is cancelled. Raises `ModelNotFound` where the folder is not there, and
+        `ModelLoadFailed` with the reasons where a version failed; what was serving is untouched by that.
         """
-        async with self._loads[name]:
-            folder = await asyncio.to_thread(repository.find, self._root, name)
-            entry = self._models.setdefault(name, ModelEntry(name))
-            chosen = self._choose(folder, entry)
-            for version in chosen:
-                await self._load_version(folder, entry, version)
-            if any(ready.version in chosen for ready in entry.ready):
-                await self._drop(entry, [number for number in entry.versions if number not in chosen])
+        failures = await self._run(self._bring(name))
+        if failures and self._closing:
+            raise ShuttingDown(_CLOSING)
+        if failures:
+            raise ModelLoadFailed(f"model '{name}': {'; '.join(failures)}")
+        return self.entry(name)
 
-    async def unload(self, name: str) -> None:
-        """Drains every version of a model. Raises `ModelNotFound`."""
-        entry = self.entry(name)
-        async with self._loads[name]:
-            await asyncio.gather(*(self._retire(version) for version in entry.ready))
+    async def sync(self, name: str, only: Collection[int] | None = None) -> None:
+        """`load` that raises nothing, and tries nothing again whose files have not changed.
+
+        `only`: other versions are taken for unfinished, and for absent where they do not serve already.
+        """
+        try:
+            await self._run(self._bring(name, only, again=False))
+        except ServingError as error:
+            _log.warning("model %s: %s", name, error)
+
+    async def unload(self, name: str) -> ModelEntry:
+        """Drains every version of a model; one that is not loaded stays so. Raises `ModelNotFound`."""
+        if name not in self._models:
+            await on_thread(partial(repository.find, self._root, name))
+        return await self._run(self._unload(name))
+
+    async def remove(self, name: str) -> None:
+        """Drains every version of a model whose folder is gone, and forgets it."""
+        await self._run(self._unload(name, forget=True))
+
+    async def refresh_labels(self) -> None:
+        """Reads the `version_labels.json` that changed."""
+        models = [(entry, self._root / entry.name, entry.labels) for entry in self.models]
+        fresh = await on_thread(lambda: [versions.read_labels(folder, labels) for _, folder, labels in models])
+        for (entry, _, _), labels in zip(models, fresh, strict=True):
+            entry.labels = labels
+
+    def stop_loading(self) -> None:
+        """From now on every load fails, those under way at once."""
+        self._closing = True
+        self._opener.stop()
 
     async def close(self) -> None:
         """Drains every model and ends its instances."""
+        self.stop_loading()
         await asyncio.gather(*(self.unload(name) for name in list(self._models)))
 
-    def _choose(self, folder: ModelFolder, entry: ModelEntry) -> list[int]:
-        entry.reason = ""
-        if not folder.versions:
-            entry.reason = "its folder holds no version folder (1, 2, 3, ...)"
-        else:
-            try:
-                policy = model_config.version_policy(model_config.read(folder.path))
-            except ModelLoadFailed:
-                # The newest version fails with this reason when it loads, and stands for all.
-                return [max(folder.versions)]
-            chosen = policy.choose(list(folder.versions))
-            if chosen:
-                return chosen
-            entry.reason = f"its version_policy names none of the versions {', '.join(map(str, folder.versions))}"
-        _log.warning("model %s is not served: %s", folder.name, entry.reason)
-        self._changed()
-        return []
+    async def _run(self, change: Coroutine[Any, Any, _T]) -> _T:
+        """A change runs to its end where its caller is cancelled: half of it would be no state at all."""
+        job = asyncio.create_task(change)
+        self._jobs.add(job)
+        job.add_done_callback(self._forget)
+        return await asyncio.shield(job)
 
-    async def _load_version(self, folder: ModelFolder, entry: ModelEntry, version: int) -> None:
-        fingerprint = await asyncio.to_thread(repository.fingerprint, folder, version)
-        old = entry.versions.get(version)
-        if old is not None and old.state is State.READY and old.fingerprint == fingerprint:
-            return
-        new = VersionEntry(version, fingerprint)
+    def _forget(self, job: asyncio.Task[Any]) -> None:
+        self._jobs.discard(job)
+        # Asked for, so that asyncio does not complain where the caller has left.
+        if not job.cancelled():
+            job.exception()
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def _bring(self, name: str, only: Collection[int] | None = None, *, again: bool = True) -> list[str]:
+        """What failed, by version."""
+        async with self._lock(name):
+            if self._closing:
+                raise ShuttingDown(_CLOSING)
+            plan = await self._plan(name, only)
+            entry = self._models.setdefault(name, ModelEntry(name))
+            entry.wanted, entry.labels = True, plan.labels
+            self._explain(entry, plan.reason)
+            failures = [plan.reason] if plan.reason else []
+            for version, fingerprint in plan.chosen.items():
+                if only is not None and version not in only:
+                    continue
+                new = VersionEntry(version, fingerprint)
+                if reason := await self._load_version(plan.folder, entry, new, again):
+                    failures.append(f"version {version}: {reason}")
+            await self._drop(entry, _outdated(entry, plan))
+            return failures
+
+    async def _plan(self, name: str, only: Collection[int] | None) -> Plan:
+        entry = self._models.get(name)
+        labels, serving = (entry.labels, entry.ready) if entry else (VersionLabels(), [])
+        available = None if only is None else {*only, *(ready.version for ready in serving)}
+        try:
+            return await on_thread(partial(plans.read, self._root, name, labels, available))
+        except ModelNotFound:
+            if not serving:
+                self._models.pop(name, None)
+            raise
+
+    def _explain(self, entry: ModelEntry, reason: str) -> None:
+        if reason and reason != entry.reason:
+            _log.warning("model %s is not served: %s", entry.name, reason)
+        entry.reason = reason
+        self._changed()
+
+    async def _load_version(self, folder: ModelFolder, entry: ModelEntry, new: VersionEntry, again: bool) -> str:
+        """Why it failed; empty where the version serves what its files say."""
+        old = entry.versions.get(new.version)
         keep = old is not None and old.state is State.READY
+        if old is not None and keep and old.fingerprint == new.fingerprint:
+            old.reason, old.tried = "", new.fingerprint
+            return ""
+        if old is not None and not again and old.tried == new.fingerprint:
+            return old.reason
         if not keep:
             entry.put(new)
             self._changed()
-        await self._open(folder, new)
+        await self._opener.open(folder, new, self._changed)
         if old is not None and keep:
             if new.state is State.READY:
                 entry.put(new)
                 await self._retire(old)
             else:
+                old.tried = new.fingerprint
                 old.reason = f"serves what was loaded before; the reload failed: {new.reason}"
         self._changed()
+        return new.reason
 
-    async def _open(self, folder: ModelFolder, entry: VersionEntry) -> None:
-        """Takes a LOADING entry to READY or UNAVAILABLE."""
-        started = time.monotonic()
-        name, version = folder.name, entry.version
-        try:
-            opened = await asyncio.to_thread(loader.open_version, folder, version, self._cpu_threads)
-            model = loader.start(opened, self._decoders)
-        except ServingError as error:
-            entry.move(State.UNAVAILABLE, str(error))
-            _log.error("model %s version %d is not served: %s", name, version, error)
-        except Exception:
-            entry.move(State.UNAVAILABLE, "internal error while loading; the server's log has the cause")
-            _log.exception("model %s version %d is not served", name, version)
-        else:
-            entry.move(State.READY, model=model)
-            _log.info("%s", _ready_line(model, time.monotonic() - started))
-
-    async def _drop(self, entry: ModelEntry, versions: list[int]) -> None:
-        for version in versions:
-            old = entry.versions[version]
-            if old.state is State.READY:
-                await self._retire(old)
-            del entry.versions[version]
-        if versions:
+    async def _drop(self, entry: ModelEntry, numbers: list[int]) -> None:
+        await asyncio.gather(*(self._retire(entry.versions[number]) for number in numbers))
+        for number in numbers:
+            del entry.versions[number]
+        if numbers:
             self._changed()
+
+    async def _unload(self, name: str, *, forget: bool = False) -> ModelEntry:
+        async with self._lock(name):
+            entry = self._models.setdefault(name, ModelEntry(name))
+            entry.wanted = False
+            await asyncio.gather(*(self._retire(version) for version in entry.ready))
+            if forget:
+                del self._models[name]
+            self._changed()
+            return entry
 
     async def _retire(self, entry: VersionEntry) -> None:
         """Answers what a READY version accepted, then frees it."""
@@ -195,8 +258,7 @@ class Registry:
             listener()
 
 
-def _ready_line(model: Model, seconds: float) -> str:
-    info = model.info
-    placement = ", ".join(f"{count} nodes on {provider}" for provider, count in info.placement.items())
-    proof = str(info.self_test) if info.self_test else "no manifest: files and preprocessing are unverified"
-    return f"model {info.name} version {info.version} READY in {seconds:.2f} s; {placement}; {proof}"
+def _outdated(entry: ModelEntry, plan: Plan) -> list[int]:
+    """Versions to let go: those without a folder, and where one of the policy's serves, all that are not."""
+    served = any(ready.version in plan.chosen for ready in entry.ready)
+    return [v for v in entry.versions if v not in plan.folder.versions or (served and v not in plan.chosen)]

@@ -1,14 +1,20 @@
 """What is on disk: `<repository>/<model>/<version>/model.onnx`. Reads names only, never a model."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnserve.errors import InvalidInput, ModelLoadFailed, ModelNotFound
+from cnnserve.errors import ModelLoadFailed, ModelNotFound
 
 # Names travel in URLs, log lines and metric labels, and become paths.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+MAX_VERSION = 10**18 - 1
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+LABELS_FILE = "version_labels.json"
+
+# Name, inode, size and mtime.
+FileStat = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,14 @@ class ModelFolder:
     versions: dict[int, Path]
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """The files a version is made of: those of the model's folder, which its versions share, and its own."""
+
+    shared: tuple[FileStat, ...]
+    own: tuple[FileStat, ...]
+
+
 def scan(root: Path) -> list[ModelFolder]:
     """Every model of the repository, by name. Hidden folders and those without a version folder or config are skipped.
 
@@ -28,7 +42,7 @@ def scan(root: Path) -> list[ModelFolder]:
     try:
         folders = sorted(path for path in root.iterdir() if path.is_dir())
     except OSError as error:
-        raise ModelLoadFailed(f"the model repository {root} cannot be read: {error.strerror}") from error
+        raise ModelLoadFailed(f"the model repository cannot be read: {error.strerror}") from error
     return [model_folder(path) for path in folders if MODEL_NAME.fullmatch(path.name)]
 
 
@@ -39,23 +53,34 @@ def find(root: Path, name: str) -> ModelFolder:
     return model_folder(root / name)
 
 
-def fingerprint(folder: ModelFolder, version: int) -> tuple[tuple[str, int, int, int], ...]:
-    """Name, inode, size and mtime of everything one version is made of; another value means its files changed."""
-    files = [path for path in folder.path.iterdir() if path.is_file()] + list(folder.versions[version].iterdir())
-    stats = [(str(path.relative_to(folder.path)), path.stat()) for path in sorted(files)]
-    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+def fingerprint(folder: ModelFolder, version: int) -> Fingerprint:
+    """What one version is made of; another value means its files changed. A file that vanishes meanwhile is left out.
+
+    Hidden files and folders are none of a model's, nor are the labels, which are read by themselves.
+    """
+    return Fingerprint(_stats(folder.path), _stats(folder.versions[version]) if version in folder.versions else ())
+
+
+def _stats(path: Path) -> tuple[FileStat, ...]:
+    stats = []
+    with contextlib.suppress(OSError):
+        for file in sorted(path.iterdir()):
+            if file.name.startswith(".") or file.name == LABELS_FILE or not file.is_file():
+                continue
+            with contextlib.suppress(OSError):
+                stat = file.stat()
+                stats.append((file.name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(stats)
 
 
 def model_folder(path: Path) -> ModelFolder:
-    """One model's folder: subfolders named 1, 2, 3, ... are its versions."""
-    versions = {int(child.name): child for child in path.iterdir() if _VERSION.fullmatch(child.name) and child.is_dir()}
+    """One model's folder: subfolders named 1, 2, 3, ... are its versions. One that cannot be read has none."""
+    versions = {}
+    with contextlib.suppress(OSError):
+        versions = {int(child.name): child for child in path.iterdir() if version_number(child.name) and child.is_dir()}
     return ModelFolder(path.name, path, dict(sorted(versions.items())))
 
 
-def parse_version(text: str) -> int | None:
-    """A version number from a request: None where none is asked for. Raises `InvalidInput` for anything else."""
-    if not text:
-        return None
-    if not _VERSION.fullmatch(text):
-        raise InvalidInput(f"version {text!r} is not a positive integer; leave it empty for the newest one")
-    return int(text)
+def version_number(text: str) -> int | None:
+    """The version that `text` is the number of; None for any other text."""
+    return int(text) if _VERSION.fullmatch(text) else None

@@ -1,7 +1,7 @@
-"""What a version must show before it is READY, on the session that will really serve it."""
+"""What a version must show before it is READY, on the session and the instance that will really serve it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,26 +9,37 @@ from numpy.typing import NDArray
 
 from cnnserve.classification import are_probabilities
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.instance import Runner, run_rows
+from cnnserve.instance import Rows
 from cnnserve.manifest import Manifest
-from cnnserve.model_config import Settings
 from cnnserve.preprocessing import Preprocessor
+from cnnserve.providers import Provider
 
+# Sizes to try where no buckets are given.
 _INVARIANCE_BATCH = 3
+# TF32 and fp16 keep 11 significant bits: each factor is off by up to 5e-4 of itself, a logit of 20 after some dozen
+# layers by about 2e-2, and a probability by at most a quarter of that.
+_REDUCED_TOLERANCE = 1e-2
+
+Run = Callable[[Sequence[Rows]], list[Rows]]
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """The largest difference from the golden probabilities, alone and within a batch, and what was allowed."""
+    """The largest difference from the golden probabilities, alone and within a batch, and what was allowed.
+
+    `batches` has the largest difference for each size of a run, `provider` where it was run.
+    """
 
     golden_difference: float
     batch_difference: float
     tolerance: float
+    batches: dict[int, float] = field(default_factory=dict)
+    provider: str = ""
 
     def __str__(self) -> str:
         return (
-            f"golden image within {self.golden_difference:.1e}, in a batch within {self.batch_difference:.1e} "
-            f"(allowed {self.tolerance:.0e})"
+            f"golden image within {self.golden_difference:.1e}, in batches of "
+            f"{', '.join(map(str, self.batches))} within {self.batch_difference:.1e} (allowed {self.tolerance:.0e})"
         )
 
 
@@ -38,30 +49,66 @@ def check_labels(labels: Sequence[str], class_count: int) -> None:
         raise ModelLoadFailed(f"there are {len(labels)} labels for {class_count} classes")
 
 
+def tolerance(manifest: Manifest, provider: Provider) -> float:
+    """The manifest's tolerance, or a wider one where the provider computes with fewer bits than the model has."""
+    allowed = manifest.golden.tolerance
+    return max(allowed, _REDUCED_TOLERANCE) if provider.reduced_precision else allowed
+
+
+def batch_sizes(buckets: Sequence[int], maximum: int) -> list[int]:
+    """The sizes that are tried: every bucket, or 1 and 3 (at most `maximum`) where nothing is padded."""
+    return sorted({*buckets}) if buckets else sorted({1, min(_INVARIANCE_BATCH, maximum)})
+
+
 def run_golden(
-    runner: Runner,
+    run: Run,
     manifest: Manifest,
     preprocessor: Preprocessor,
     folder: Path,
-    settings: Settings,
+    *,
+    sizes: Sequence[int],
+    provider: Provider,
 ) -> SelfTest:
-    """Repeats the golden image alone and as first and last of a batch. Raises `ModelLoadFailed` on a difference."""
+    """Repeats the golden image alone, and as first and last of a batch of every size. `run` takes parts of a batch.
+
+    Each must give the golden probabilities, and what the image gives alone. Raises `ModelLoadFailed` on a difference.
+    """
     row = preprocessor.encoded((folder / manifest.golden.image).read_bytes())[np.newaxis]
     expected = np.asarray(manifest.golden.probabilities, np.float64)
-    alone = _probabilities(runner, manifest, row, settings.fixed_batch)[0]
-    golden = _compare(alone, expected, manifest.golden.tolerance, "alone")
-    count = min(_INVARIANCE_BATCH, settings.max_batch_size)
-    others = np.zeros((count - 2, *row.shape[1:]), row.dtype) if count > 2 else row[:0]
-    batch = np.concatenate([row, others, row]) if count > 1 else row
-    rows = _probabilities(runner, manifest, batch, settings.fixed_batch)
-    spread = max(_compare(rows[i], expected, manifest.golden.tolerance, f"in a batch of {count}") for i in (0, -1))
-    return SelfTest(golden, spread, manifest.golden.tolerance)
+    allowed = tolerance(manifest, provider)
+    alone = _probabilities(run, manifest, row)[0]
+    golden = _compare(alone, expected, allowed, "alone", "the manifest says")
+    batches = {}
+    for size in sizes:
+        where = f"in a batch of {size}"
+        rows = _probabilities(run, manifest, _batch(row, size)) if size > 1 else alone[np.newaxis]
+        for placed in (rows[0], rows[-1]):
+            _compare(placed, alone, allowed, where, "alone it is")
+        batches[size] = max(_compare(placed, expected, allowed, where, "the manifest says") for placed in rows[[0, -1]])
+    return SelfTest(golden, max(batches.values(), default=golden), allowed, batches, provider.name)
 
 
-def _probabilities(
-    runner: Runner, manifest: Manifest, rows: NDArray[np.generic], fixed_batch: int | None
-) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = run_rows(runner, [rows], fixed_batch)[0].astype(np.float64)
+def worst(tests: Sequence[SelfTest]) -> SelfTest:
+    """Several instances' tests as one: the largest differences."""
+    sizes = sorted({size for test in tests for size in test.batches})
+    return SelfTest(
+        max(test.golden_difference for test in tests),
+        max(test.batch_difference for test in tests),
+        max(test.tolerance for test in tests),
+        {size: max(test.batches.get(size, 0.0) for test in tests) for size in sizes},
+        ", ".join(sorted({test.provider for test in tests})),
+    )
+
+
+def _batch(row: Rows, size: int) -> Rows:
+    batch = np.zeros((size, *row.shape[1:]), row.dtype)
+    batch[0] = batch[-1] = row[0]
+    return batch
+
+
+def _probabilities(run: Run, manifest: Manifest, rows: Rows) -> NDArray[np.float64]:
+    # All rows are checked, those of zeros as well.
+    result: NDArray[np.float64] = run([rows])[0].astype(np.float64)
     if result.shape != (len(rows), manifest.class_count):
         raise ModelLoadFailed(
             f"self-test: output shape {list(result.shape)}, expected {[len(rows), manifest.class_count]}"
@@ -74,13 +121,15 @@ def _probabilities(
     return result
 
 
-def _compare(actual: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float, where: str) -> float:
+def _compare(
+    actual: NDArray[np.float64], expected: NDArray[np.float64], allowed: float, where: str, says: str
+) -> float:
     differences = np.abs(actual - expected)
-    worst = int(np.argmax(differences))
+    worst_class = int(np.argmax(differences))
     # Written so that a NaN fails.
-    if not differences[worst] <= tolerance:
+    if not differences[worst_class] <= allowed:
         raise ModelLoadFailed(
-            f"self-test: the golden image {where} gives class {worst} probability {actual[worst]:.6f}, "
-            f"the manifest says {expected[worst]:.6f} (allowed difference {tolerance:.0e})"
+            f"self-test: the golden image {where} gives class {worst_class} probability {actual[worst_class]:.6f}, "
+            f"{says} {expected[worst_class]:.6f} (allowed difference {allowed:.0e})"
         )
-    return float(differences[worst])
+    return float(differences[worst_class])

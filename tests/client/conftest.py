@@ -20,6 +20,8 @@ REQUESTS = {
     "/cnnserve.v1.Classifier/Classify": pb.ClassifyRequest,
     "/cnnserve.v1.Classifier/ListModels": pb.ListModelsRequest,
     "/cnnserve.v1.Classifier/GetModel": pb.GetModelRequest,
+    "/cnnserve.v1.Classifier/LoadModel": pb.LoadModelRequest,
+    "/cnnserve.v1.Classifier/UnloadModel": pb.UnloadModelRequest,
 }
 
 
@@ -37,6 +39,18 @@ def one_class_each(request: pb.ClassifyRequest, context: grpc.ServicerContext) -
 def small_model(request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
     version = pb.ModelVersion(version="1", state=pb.MODEL_STATE_READY, max_batch_size=3, class_count=10)
     return pb.GetModelResponse(model=pb.Model(name=request.model, versions=[version]), max_message_bytes=2**26)
+
+
+def loaded(request: pb.LoadModelRequest, context: grpc.ServicerContext) -> pb.LoadModelResponse:
+    version = pb.ModelVersion(
+        version="3", state=pb.MODEL_STATE_READY, self_test="within 1e-7", version_labels=["stable", "canary"]
+    )
+    return pb.LoadModelResponse(model=pb.Model(name=request.model, versions=[version]))
+
+
+def unloaded(request: pb.UnloadModelRequest, context: grpc.ServicerContext) -> pb.UnloadModelResponse:
+    version = pb.ModelVersion(version="3", state=pb.MODEL_STATE_UNAVAILABLE, reason="unloaded")
+    return pb.UnloadModelResponse(model=pb.Model(name=request.model, versions=[version]))
 
 
 def two_models(request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
@@ -74,6 +88,8 @@ class Peer(grpc.GenericRpcHandler):
             "Classify": one_class_each,
             "ListModels": two_models,
             "GetModel": small_model,
+            "LoadModel": loaded,
+            "UnloadModel": unloaded,
         }
         self.asked: list[Asked] = []
         self.health = health.HealthServicer()

@@ -180,6 +180,8 @@ def test_an_unknown_model_is_one_line(peer, files, capsys):
         (cli.classify, ["a.png", "--timeout-s", "inf"]),
         (cli.health, ["extra"]),
         (cli.models, ["--jso"]),
+        (cli.load, []),
+        (cli.unload, ["a", "b"]),
     ],
 )
 def test_wrong_usage_exits_2(command, argv, capsys):
@@ -189,7 +191,16 @@ def test_wrong_usage_exits_2(command, argv, capsys):
     assert f"cnnserve {command.__name__}: error: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [lambda argv: cli.classify(["a.png", *argv]), cli.health, cli.models])
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda argv: cli.classify(["a.png", *argv]),
+        cli.health,
+        cli.models,
+        lambda argv: cli.load(["m", *argv]),
+        lambda argv: cli.unload(["m", *argv]),
+    ],
+)
 def test_no_server_is_one_line_that_names_the_address(command, capsys):
     status, out, err = run(capsys, command, "--address", "127.0.0.1:1")
     assert (status, out, err.count("\n")) == (1, "", 1)
@@ -219,6 +230,28 @@ def test_models(peer, capsys):
     document = json.loads(run(capsys, cli.models, "--json", "--address", peer.address)[1])
     assert [model["name"] for model in document] == ["digits", "photos"]
     assert document[0]["versions"][0]["input"] == {"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}
+
+
+def test_load_and_unload_print_the_model(peer, capsys):
+    at = ["--address", peer.address]
+    assert run(capsys, cli.load, "digits", *at)[:2] == (
+        0,
+        "NAME    VERSION             STATE  INPUT  CLASSES  MAX BATCH  VERIFIED  REASON\n"
+        "digits  3 (stable, canary)  READY  -            0          0  no\n",
+    )
+    status, out, _ = run(capsys, cli.unload, "digits", "--json", *at)
+    [model] = json.loads(out)
+    assert (status, model["versions"][0]["reason"]) == (0, "unloaded")
+    assert [asked.timeout_s > 500 for asked in peer.asked] == [True, True]
+
+
+def test_a_load_that_fails_says_why(peer, capsys):
+    peer.refuse("LoadModel", grpc.StatusCode.FAILED_PRECONDITION, "model 'm': version 2: file model.onnx is missing")
+    assert run(capsys, cli.load, "m", "--address", peer.address) == (
+        1,
+        "",
+        "error: model 'm': version 2: file model.onnx is missing\n",
+    )
 
 
 def started(command: str, *argv: str, **options) -> subprocess.Popen:

@@ -122,6 +122,25 @@ def test_get_model_has_labels_and_the_message_limit(peer, ask):
     assert answer.max_message_bytes == 99
 
 
+def test_load_and_unload_answer_the_model_as_it_is_then(peer, ask):
+    model = ask(peer.address, "load_model", "digits", timeout_s=60)
+    assert model == cc.ModelInfo(
+        "digits",
+        (cc.VersionInfo("3", "READY", self_test="within 1e-7", version_labels=("stable", "canary")),),
+    )
+    assert peer.asked[0].timeout_s > 30
+    assert ask(peer.address, "unload_model", "digits").versions == (cc.VersionInfo("3", "UNAVAILABLE", "unloaded"),)
+    assert peer.of("LoadModel") == [pb.LoadModelRequest(model="digits")]
+    assert peer.of("UnloadModel") == [pb.UnloadModelRequest(model="digits")]
+
+
+@pytest.mark.parametrize("method", ["load_model", "unload_model"])
+def test_a_model_name_that_is_no_text_is_refused(peer, ask, method):
+    with pytest.raises(cc.InvalidInputError, match="name is"):
+        ask(peer.address, method, "\udcff")
+    assert not peer.asked
+
+
 def test_a_state_from_a_newer_server_is_kept(peer, ask):
     model = pb.Model(name="digits")
     model.versions.add(version="1", state=17)
@@ -155,7 +174,7 @@ def test_health_of_an_unknown_name_is_not_found(peer, ask):
         ("INTERNAL", cc.InternalError),
         ("UNKNOWN", cc.CnnserveError),
         ("ALREADY_EXISTS", cc.CnnserveError),
-        ("FAILED_PRECONDITION", cc.CnnserveError),
+        ("FAILED_PRECONDITION", cc.FailedPreconditionError),
         ("ABORTED", cc.CnnserveError),
         ("OUT_OF_RANGE", cc.CnnserveError),
         ("DATA_LOSS", cc.CnnserveError),

@@ -27,7 +27,9 @@ def imported_by(*arguments: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("command", ["classify", "models", "health", "serve", "export", "train-lenet"])
+@pytest.mark.parametrize(
+    "command", ["classify", "models", "load", "unload", "health", "serve", "export", "train-lenet"]
+)
 def test_help_imports_nothing_heavy(command: str) -> None:
     assert not imported_by(command, "--help") & set(HEAVY)
 

@@ -15,6 +15,7 @@ US = 1000
 class Entry:
     size: int
     arrived_ns: int
+    deadline_ns: int | None = None
 
 
 def queue(*sizes: int, arrived_us: int = 0) -> list[Entry]:
@@ -68,6 +69,17 @@ def test_never_too_large_and_never_waits_without_a_reason(
         assert sum(sizes) not in policy.preferred_batch_sizes
     else:
         assert action == Wait(None)
+
+
+def test_the_delay_never_outlives_a_deadline() -> None:
+    policy = BatchPolicy(8, max_queue_delay_us=1000)
+    waiting = [Entry(1, 0), Entry(1, 100 * US, 300 * US)]
+    assert next_action(policy, waiting, 150 * US) == Wait(200 * US)
+    assert next_action(policy, waiting, 200 * US) == Dispatch(2)
+
+
+def test_what_is_too_large_for_any_batch_does_not_block_the_queue() -> None:
+    assert next_action(BatchPolicy(4), queue(5, 1), 0) == Dispatch(1)
 
 
 def test_the_oldest_counts_even_behind_a_higher_priority() -> None:

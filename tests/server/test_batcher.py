@@ -202,6 +202,13 @@ async def test_the_delay_counts_from_the_oldest(make_batcher: MakeBatcher) -> No
     assert session.sizes == [2]
 
 
+async def test_a_deadline_before_the_end_of_the_delay_is_kept(make_batcher: MakeBatcher) -> None:
+    batcher = make_batcher(
+        FakeSession(), max_queue_delay_us=3_600_000_000, queue=QueuePolicy(default_timeout_us=400_000)
+    )
+    assert await outcome(submit(batcher, 1)) == [1]
+
+
 async def test_two_instances_run_at_once(make_batcher: MakeBatcher) -> None:
     sessions = FakeSession(held=True), FakeSession(held=True)
     batcher = make_batcher(*sessions, max_batch_size=1)

@@ -23,6 +23,16 @@ def test_booleans(tmp_path: Path, text: str) -> None:
     assert not from_sources(arguments, {}).strict_readiness
 
 
+def test_names_may_be_repeated_or_have_commas_between_them(tmp_path: Path) -> None:
+    arguments = ["--model-repository", str(tmp_path), "--model-control-mode", "explicit"]
+    file = tmp_path / "c.toml"
+    file.write_text('load_model = ["a", "b"]')
+    assert from_sources(arguments, {}).load_model == ()
+    assert from_sources([*arguments, "--load-model", "a, b", "--load-model", "c"], {}).load_model == ("a", "b", "c")
+    assert from_sources(arguments, {"CNNSERVE_LOAD_MODEL": "a,b"}).load_model == ("a", "b")
+    assert from_sources([*arguments, "--config", str(file)], {}).load_model == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
@@ -31,8 +41,17 @@ def test_booleans(tmp_path: Path, text: str) -> None:
         ([], {"CNNSERVE_HTTP_PORT": "x"}, "CNNSERVE_HTTP_PORT is 'x'"),
         (["--grpc-port", "8000"], {}, "both 8000"),
         (["--max-message-mib", "4096"], {}, "max_message_mib"),
+        (["--max-pending-mib", "63"], {}, "max_pending_mib is 63, expected 64 to"),
         (["--drain-grace-s", "-1"], {}, "drain_grace_s"),
         (["--drain-grace-s", "nan"], {}, "drain_grace_s"),
+        (["--poll-interval-s", "0.05"], {}, "poll_interval_s is 0.05, expected 0.1 to"),
+        (["--model-control-mode", "auto"], {}, "model_control_mode is 'auto', expected none, poll or explicit"),
+        (["--load-model", "m"], {}, "load_model is 'm', which has no effect in model_control_mode none"),
+        (
+            ["--model-control-mode", "explicit", "--load-model", "a,,b"],
+            {},
+            r"--load-model is \['a,,b'\], expected NAME",
+        ),
         (["--log-level", "loud"], {}, "log_level is 'loud'"),
         ([], {"CNNSERVE_STRICT_READINESS": "perhaps"}, "expected true or false"),
         ([], {"CNNSERVE_CONFIG": "/no/such/file"}, "cannot be read"),
@@ -44,7 +63,12 @@ def test_a_bad_value_is_named(tmp_path: Path, arguments: list[str], environment:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("grpc_prot = 1", "unknown settings: grpc_prot"), ("grpc_port = true", "expected INTEGER")]
+    ("text", "said"),
+    [
+        ("grpc_prot = 1", "unknown settings: grpc_prot"),
+        ("grpc_port = true", "expected INTEGER"),
+        ("load_model = [1]", "expected NAME,NAME"),
+    ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "c.toml").write_text(text)

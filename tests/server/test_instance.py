@@ -1,5 +1,8 @@
-"""One run over the rows of several requests."""
+"""One run over the rows of several requests, and the thread that does it."""
 
+import gc
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cnnserve.errors import InferenceFailed
-from cnnserve.instance import run_rows
+from cnnserve.instance import BatchOutcome, ModelInstance, run_rows
 from fakes import FakeSession
 
 
@@ -20,7 +23,7 @@ class Flat:
 
 def test_a_fixed_batch_is_padded_and_cut() -> None:
     session = FakeSession()
-    outputs = run_rows(session, [np.ones((1, 2)), 2 * np.ones((2, 2))], fixed_batch=8)
+    outputs = run_rows(session, [np.ones((1, 2)), 2 * np.ones((2, 2))], buckets=(8,))
     assert session.sizes == [8]
     assert outputs[0].ravel().tolist() == [2, 4, 4]
 
@@ -28,3 +31,41 @@ def test_a_fixed_batch_is_padded_and_cut() -> None:
 def test_an_output_without_the_batch_dimension_is_an_error() -> None:
     with pytest.raises(InferenceFailed, match=r"output 0 has shape \(1,\) for a batch of 3"):
         run_rows(Flat(), [np.ones((3, 2))])
+
+
+def test_a_batch_is_padded_to_the_next_bucket() -> None:
+    session = FakeSession()
+    for count in (1, 2, 3, 5, 9):
+        run_rows(session, [np.ones((count, 2))], buckets=(1, 2, 4, 8))
+    assert session.sizes == [1, 2, 4, 8, 9]
+
+
+def test_a_run_that_blocks_raises_what_the_run_raised() -> None:
+    session = FakeSession()
+    instance = ModelInstance(session, "test")
+    assert instance.run([np.ones((2, 3))])[0].ravel().tolist() == [3, 3]
+    session.failures.append(ValueError("broken"))
+    with pytest.raises(ValueError, match="broken"):
+        instance.run([np.ones((1, 1))])
+    instance.close()
+
+
+def test_a_listener_that_raises_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    def deaf(_: BatchOutcome) -> None:
+        raise RuntimeError("deaf")
+
+    instance = ModelInstance(FakeSession(), "test")
+    instance.execute([np.ones((1, 1))], deaf)
+    assert instance.run([np.ones((1, 1))])[0].tolist() == [[1]]
+    assert "could not be reported" in caplog.text
+    instance.close()
+
+
+def test_an_instance_that_is_dropped_ends_its_thread() -> None:
+    instance = ModelInstance(FakeSession(), "dropped-instance")
+    del instance
+    gc.collect()
+    end = time.monotonic() + 5
+    while any(thread.name == "dropped-instance" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)

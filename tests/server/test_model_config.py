@@ -6,9 +6,9 @@ import pytest
 
 from cnnserve import manifest as manifests
 from cnnserve import model_config
+from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config import VersionPolicy, parse, resolve, version_policy
-from cnnserve.session import TensorSpec
 from support import write_version
 
 INPUT = TensorSpec("image", "UINT8", (-1, 8, 8, 1))
@@ -21,7 +21,7 @@ output { name: "probabilities" data_type: TYPE_FP32 dims: [3] label_filename: "l
 
 def test_nothing_said_is_derived_from_the_file() -> None:
     settings = resolve("m", None, None, [INPUT], [OUTPUT])
-    assert (settings.batched, settings.max_batch_size, settings.instances) == (True, 32, 1)
+    assert (settings.batched, settings.max_batch_size) == (True, 32)
     assert settings.input.dims == (8, 8, 1)
     assert settings.policy.queue.max_queue_size == 512
     assert settings.policy.max_queue_delay_us == 0
@@ -39,7 +39,7 @@ def test_everything_said_is_used() -> None:
     )
     settings = resolve("m", config, None, [INPUT], [OUTPUT])
     policy = settings.policy
-    assert (settings.max_batch_size, settings.instances, settings.label_file) == (16, 2, "labels.txt")
+    assert (settings.max_batch_size, settings.label_file) == (16, "labels.txt")
     assert policy.preferred_batch_sizes == (4, 8)
     assert (policy.max_queue_delay_us, policy.queue.max_queue_size, policy.queue.default_timeout_us) == (500, 10, 7)
 
@@ -56,6 +56,8 @@ def test_everything_said_is_used() -> None:
         ('ensemble_scheduling { step { model_name: "x" } }', "ensemble_scheduling is not supported"),
         ("sequence_batching { }", "sequence_batching"),
         ("model_transaction_policy { decoupled: true }", "decoupled"),
+        ("response_cache { enable: true }", "response_cache is not supported"),
+        ('metric_tags { key: "a" value: "b" }', "metric_tags is not supported"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(text: str, said: str) -> None:
@@ -92,7 +94,6 @@ def test_priorities() -> None:
             "dynamic_batching { priority_queue_policy { key: 3 value { max_queue_size: 1 } } }",
             "priority_queue_policy 3 is not a level",
         ),
-        ("instance_group { kind: KIND_GPU }", "KIND_GPU is not available"),
     ],
 )
 def test_what_contradicts_the_file_is_told_with_the_fix(text: str, said: str) -> None:

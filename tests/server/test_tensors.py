@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import InvalidInput, Unsupported
 from cnnserve.rpc import tensors
-from cnnserve.session import NUMPY_TYPES
 from cnnserve.wire import open_inference_pb2 as pb
 
 TYPED = tensors._TYPED_FIELDS
@@ -25,8 +25,7 @@ def any_array(names: list[str]) -> st.SearchStrategy[tuple[str, np.ndarray]]:
 
 
 def read_one(request: pb.ModelInferRequest) -> np.ndarray:
-    [(_, array)] = tensors.read_inputs(request)
-    return array
+    return tensors.read_input(request)
 
 
 @given(any_array(list(NUMPY_TYPES)))
@@ -66,8 +65,12 @@ def make(datatype: str, shape: list[int], raw: list[bytes] | None = None, **cont
         (make("FLOAT", [1], [b"1234"]), "datatype 'FLOAT', expected one of BOOL"),
         (make("FP32", [2], [b"1234"]), r"4 bytes, expected 8 for FP32 \[2\]"),
         (make("FP32", [-1], [b"1234"]), r"shape \[-1\]"),
-        (make("FP32", [2**62, 4], [b"1234"]), "4 bytes, expected"),
-        (make("FP32", [1], [b"1234", b"1"]), "2 entries for 1 inputs"),
+        (make("FP32", [2**31 - 1] * 8, [b"1234"]), "4 bytes, expected"),
+        (make("FP32", [2**62, 4], [b"1234"]), "every size must be from 0 to"),
+        (make("FP32", [0, 2**62, 2**62], [b""]), "every size must be from 0 to"),
+        (make("FP32", [1] * 65, [b"1234"]), "65 dimensions, at most 8"),
+        (make("UINT8", [10_000_000], uint_contents=[1]), "send them in raw_input_contents"),
+        (make("FP32", [1], [b"1234", b"1"]), "2 entries for 1 input"),
         (make("FP32", [1], [b"1234"], fp32_contents=[1]), "contents beside raw_input_contents"),
         (make("FP32", [1], int_contents=[1]), "has int_contents, expected fp32_contents"),
         (make("FP32", [2], fp32_contents=[1]), "1 values, expected 2"),
@@ -78,11 +81,11 @@ def make(datatype: str, shape: list[int], raw: list[bytes] | None = None, **cont
 )
 def test_bad_tensors(request_: pb.ModelInferRequest, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
-        list(tensors.read_inputs(request_))
+        tensors.read_input(request_)
 
 
 def test_shared_memory_is_not_ignored() -> None:
     request = make("FP32", [1], [b"1234"])
     request.inputs[0].parameters["shared_memory_region"].string_param = "mine"
     with pytest.raises(Unsupported, match="shared memory"):
-        list(tensors.read_inputs(request))
+        tensors.read_input(request)

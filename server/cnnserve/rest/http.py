@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 import uvicorn
 from google.protobuf import json_format
@@ -20,7 +20,10 @@ from cnnserve.rpc.methods import CallContext
 from cnnserve.rpc.status import Code
 from cnnserve.wire import open_inference_pb2 as pb
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+# Probes and metadata need few; a client that never reads its answers must not hold the process up at its end.
+_MAX_CONNECTIONS = 1000
+_SHUTDOWN_S = 1
+
 
 _HTTP_STATUS = {
     Code.INVALID_ARGUMENT: 400,
@@ -77,7 +80,16 @@ class HttpServer:
     """uvicorn on the running loop, on a socket that is bound before it starts."""
 
     def __init__(self, app: Starlette) -> None:
-        self._server = _Uvicorn(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_graceful_shutdown=_SHUTDOWN_S,
+            )
+        )
         self._socket: socket.socket | None = None
 
     def bind(self, host: str, port: int) -> int:

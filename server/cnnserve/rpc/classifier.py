@@ -1,15 +1,17 @@
 """`cnnserve.v1.Classifier` handlers: images in, labels out."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
 from cnnserve import model as models
-from cnnserve.errors import InvalidInput, ServingError
-from cnnserve.lifecycle import ModelEntry, VersionEntry
+from cnnserve.admission import MemoryBudget
+from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError, ShuttingDown
 from cnnserve.preprocessing import ImageSource, RawImage
 from cnnserve.registry import Registry
 from cnnserve.rpc import status
+from cnnserve.rpc.describe import describe
 from cnnserve.rpc.methods import CallContext, Kind, Method
 from cnnserve.wire import classifier_pb2 as pb
 
@@ -21,8 +23,9 @@ STREAM_LIMIT = 64
 class ClassifierService:
     """`cnnserve.v1.Classifier`. `drain` ends its streams after what they had sent is answered."""
 
-    def __init__(self, registry: Registry, max_message_bytes: int) -> None:
+    def __init__(self, registry: Registry, budget: MemoryBudget, max_message_bytes: int) -> None:
         self._registry = registry
+        self._budget = budget
         self._max_message_bytes = max_message_bytes
         self._draining = asyncio.Event()
 
@@ -49,8 +52,11 @@ class ClassifierService:
         """Classifies the images of one request."""
         started = time.monotonic_ns()
         model = self._registry.get(request.model, request.version)
+        # Before millions of images become as many objects.
+        model.check_count(len(request.images), "images")
         images = [_image(image, index) for index, image in enumerate(request.images)]
-        result = await model.classify(images, request.top_k, context.deadline_ns)
+        with self._budget.hold(sum(map(_size, images)) + len(images) * model.row_bytes):
+            result = await model.classify(images, request.top_k, context.deadline_ns)
         response = pb.ClassifyResponse(model=model.info.name, version=str(model.info.version))
         for outcome in result.outcomes:
             _add_result(response, outcome)
@@ -74,17 +80,20 @@ class ClassifierService:
                 # Only now: an answer the client does not take keeps its slot.
                 slots.release()
             await reader
+            if self._draining.is_set():
+                # So that the client knows: what has no answer was not looked at.
+                raise ShuttingDown("the server is shutting down; send what is unanswered to another one")
         finally:
             reader.cancel()
 
     async def list_models(self, _: pb.ListModelsRequest, __: CallContext) -> pb.ListModelsResponse:
         """Every model, without labels."""
-        return pb.ListModelsResponse(models=[_model(entry, labels=False) for entry in self._registry.models])
+        return pb.ListModelsResponse(models=[describe(entry, labels=False) for entry in self._registry.models])
 
     async def get_model(self, request: pb.GetModelRequest, _: CallContext) -> pb.GetModelResponse:
         """One model with its labels."""
         entry = self._registry.entry(request.model)
-        return pb.GetModelResponse(model=_model(entry, labels=True), max_message_bytes=self._max_message_bytes)
+        return pb.GetModelResponse(model=describe(entry, labels=True), max_message_bytes=self._max_message_bytes)
 
     async def _read_stream(
         self,
@@ -118,11 +127,23 @@ class ClassifierService:
             own_ns = time.monotonic_ns() + request.timeout_us * 1000
             deadline_ns = own_ns if deadline_ns is None else min(own_ns, deadline_ns)
         try:
-            answer.response.CopyFrom(await self.classify(request.request, CallContext(deadline_ns)))
+            async with _until_ns(deadline_ns):
+                answer.response.CopyFrom(await self.classify(request.request, CallContext(deadline_ns)))
         except Exception as error:
             told = status.of(error, f"{_SERVICE}/ClassifyStream")
             answer.error.code, answer.error.message = told.code, told.message
         answers.put_nowait(answer)
+
+
+@contextlib.asynccontextmanager
+async def _until_ns(deadline_ns: int | None) -> AsyncIterator[None]:
+    """Ends what is inside at a time of the monotonic clock with `DeadlineExceeded`."""
+    delay_s = None if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / 1e9
+    try:
+        async with asyncio.timeout(delay_s):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded("the request's time is over") from error
 
 
 async def _until(
@@ -157,6 +178,10 @@ def _image(image: pb.Image, index: int) -> ImageSource:
     raise InvalidInput(f"image {index} is empty; set encoded or raw")
 
 
+def _size(image: ImageSource) -> int:
+    return len(image) if isinstance(image, bytes) else len(image.data)
+
+
 def _add_result(response: pb.ClassifyResponse, outcome: list[models.Class] | ServingError) -> None:
     result = response.results.add()
     if isinstance(outcome, ServingError):
@@ -165,27 +190,3 @@ def _add_result(response: pb.ClassifyResponse, outcome: list[models.Class] | Ser
         return
     for item in outcome:
         result.classes.add(index=item.index, label=item.label, probability=item.probability)
-
-
-def _model(entry: ModelEntry, *, labels: bool) -> pb.Model:
-    return pb.Model(name=entry.name, versions=[_version(version, labels=labels) for version in entry.versions.values()])
-
-
-def _version(entry: VersionEntry, *, labels: bool) -> pb.ModelVersion:
-    message = pb.ModelVersion(version=str(entry.version), state=f"MODEL_STATE_{entry.state.value}", reason=entry.reason)
-    if entry.model is None:
-        return message
-    info = entry.model.info
-    settings = info.settings
-    message.input.name, message.input.datatype = settings.input.name, settings.input.datatype
-    message.input.shape.extend([*([-1] if settings.batched else []), *settings.input.dims])
-    message.class_count = info.class_count
-    message.max_batch_size = settings.max_batch_size
-    message.verified = info.self_test is not None
-    message.accepts_images = entry.model.accepts_images
-    message.placement.update(info.placement)
-    if info.manifest is not None:
-        message.architecture, message.precision = info.manifest.architecture, info.manifest.onnx.precision
-    if labels:
-        message.labels.extend(info.labels)
-    return message

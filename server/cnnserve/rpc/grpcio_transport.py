@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection
 
+from cnnserve.errors import InvalidInput
 from cnnserve.rpc import status
 from cnnserve.rpc.methods import CallContext, Kind, Method
 
@@ -120,7 +122,8 @@ def _rpc_handler(method: Method, gate: _Gate) -> "grpc.RpcMethodHandler[Any, Any
     make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = _MAKERS[method.kind]
     return make(
         _unary(method, gate) if method.kind is Kind.UNARY else _streaming(method, gate),
-        request_deserializer=method.request.FromString,
+        # Bytes come through as they are: what cannot be read is the caller's error, and leaves as all errors do.
+        request_deserializer=None,
         response_serializer=method.response.SerializeToString,
     )
 
@@ -128,10 +131,10 @@ def _rpc_handler(method: Method, gate: _Gate) -> "grpc.RpcMethodHandler[Any, Any
 def _unary(method: Method, gate: _Gate) -> Callable[[Any, Any], Awaitable[Any]]:
     handler: Any = method.handler
 
-    async def behavior(request: Any, context: Any) -> Any:
+    async def behavior(data: bytes, context: Any) -> Any:
         try:
             await gate.enter(method)
-            answer = await handler(request, _call_context(context))
+            answer = await handler(_parse(method, data), _call_context(context))
             await gate.leave(method)
             return answer
         except Exception as error:
@@ -144,15 +147,29 @@ def _unary(method: Method, gate: _Gate) -> Callable[[Any, Any], Awaitable[Any]]:
 def _streaming(method: Method, gate: _Gate) -> Callable[[Any, Any], AsyncIterator[Any]]:
     handler: Any = method.handler
 
-    async def behavior(request: Any, context: Any) -> AsyncIterator[Any]:
+    async def behavior(data: Any, context: Any) -> AsyncIterator[Any]:
         try:
             await gate.enter(method)
+            request = _parse_all(method, data) if method.kind is Kind.STREAM else _parse(method, data)
             async for response in handler(request, _call_context(context)):
                 yield response
         except Exception as error:
             await _abort(context, error, method.name)
 
     return behavior
+
+
+def _parse(method: Method, data: bytes) -> Any:
+    try:
+        return method.request.FromString(data)
+    except DecodeError as error:
+        name = method.request.DESCRIPTOR.full_name
+        raise InvalidInput(f"the {len(data)} bytes of the request are no {name}: {error}") from error
+
+
+async def _parse_all(method: Method, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for data in messages:
+        yield _parse(method, data)
 
 
 def _call_context(context: Any) -> CallContext:

@@ -1,8 +1,9 @@
 """Open Inference Protocol handlers: protobuf <-> plain values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cnnserve
+from cnnserve.admission import MemoryBudget
 from cnnserve.errors import InvalidInput
 from cnnserve.model import Model
 from cnnserve.model_config import WireTensor
@@ -18,11 +19,18 @@ _EXTENSIONS = ("binary_tensor_data",)
 
 
 class InferenceService:
-    """`inference.GRPCInferenceService`: the core six. `is_ready` is the server's own readiness."""
+    """`inference.GRPCInferenceService`: the core six. `is_ready` is the server's own readiness.
 
-    def __init__(self, registry: Registry, is_ready: Callable[[], bool]) -> None:
+    `extensions`: what other services add to those named in the metadata.
+    """
+
+    def __init__(
+        self, registry: Registry, budget: MemoryBudget, is_ready: Callable[[], bool], extensions: Sequence[str] = ()
+    ) -> None:
         self._registry = registry
+        self._budget = budget
         self._is_ready = is_ready
+        self._extensions = (*extensions, *_EXTENSIONS)
 
     def methods(self) -> list[Method]:
         """The service's rows of the method table."""
@@ -63,7 +71,7 @@ class InferenceService:
 
     async def server_metadata(self, _: pb.ServerMetadataRequest, __: CallContext) -> pb.ServerMetadataResponse:
         """Name, version, extensions."""
-        return pb.ServerMetadataResponse(name="cnnserve", version=cnnserve.__version__, extensions=_EXTENSIONS)
+        return pb.ServerMetadataResponse(name="cnnserve", version=cnnserve.__version__, extensions=self._extensions)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, _: CallContext) -> pb.ModelMetadataResponse:
         """Versions, inputs and outputs of a READY model."""
@@ -81,22 +89,37 @@ class InferenceService:
         """Runs one tensor through a model."""
         model = self._registry.get(request.model_name, request.model_version)
         settings = model.info.settings
-        inputs = list(tensors.read_inputs(request))
-        if len(inputs) != 1:
-            raise InvalidInput(f"the request has {len(inputs)} inputs, model '{model.info.name}' takes 1")
-        name, tensor = inputs[0]
+        # Everything that is cheap to check comes before anything that costs time on the event loop.
+        if len(request.inputs) != 1:
+            raise InvalidInput(f"the request has {len(request.inputs)} inputs, model '{model.info.name}' takes 1")
+        name = request.inputs[0].name
         if name != settings.input.name:
             raise InvalidInput(
                 f"the request has input '{name}', model '{model.info.name}' takes '{settings.input.name}'"
             )
         wanted = _wanted_outputs(request, model)
-        result = await model.infer(tensor, context.deadline_ns)
+        priority, timeout_us = _integer(request, "priority"), _integer(request, "timeout")
+        tensor = tensors.read_input(request)
+        with self._budget.hold(tensor.nbytes):
+            result = await model.infer(tensor, context.deadline_ns, priority, timeout_us)
         response = pb.ModelInferResponse(
             model_name=model.info.name, model_version=str(model.info.version), id=request.id
         )
         for index in wanted:
             tensors.write_output(response, settings.outputs[index].name, result.outputs[index])
         return response
+
+
+def _integer(request: pb.ModelInferRequest, name: str) -> int:
+    """A request parameter that is an integer of 0 or more; 0 where it is not there."""
+    if name not in request.parameters:
+        return 0
+    parameter = request.parameters[name]
+    choice = parameter.WhichOneof("parameter_choice")
+    value = getattr(parameter, choice) if choice else None
+    if choice not in ("int64_param", "uint64_param") or not isinstance(value, int) or value < 0:
+        raise InvalidInput(f"parameter '{name}' is {value!r} ({choice}), expected an int64_param of 0 or more")
+    return value
 
 
 def _wanted_outputs(request: pb.ModelInferRequest, model: Model) -> list[int]:

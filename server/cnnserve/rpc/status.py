@@ -8,6 +8,7 @@ from cnnserve import errors
 
 _log = logging.getLogger(__name__)
 
+_MAX_TEXT = 1000
 INTERNAL_TEXT = "internal error; the server's log has the cause"
 
 
@@ -45,6 +46,8 @@ STATUS: dict[type[Exception], Code] = {
     errors.PermissionDenied: Code.PERMISSION_DENIED,
     errors.Unsupported: Code.UNIMPLEMENTED,
     errors.ModelLoadFailed: Code.FAILED_PRECONDITION,
+    # Not UNAVAILABLE as in Triton: trying again cannot help.
+    errors.ModelControlOff: Code.FAILED_PRECONDITION,
     errors.InferenceFailed: Code.INTERNAL,
 }
 
@@ -67,4 +70,9 @@ def of(error: Exception, request: str) -> Status:
     trailers = {}
     if isinstance(error, errors.QueueFull):
         trailers["grpc-retry-pushback-ms"] = str(error.retry_after_ms)
-    return Status(code, str(error), trailers)
+    return Status(code, _short(str(error)), trailers)
+
+
+def _short(text: str) -> str:
+    # Texts name the caller's own values, of any length; a client refuses headers of more than 8 to 16 KiB.
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}… ({len(text)} characters)"

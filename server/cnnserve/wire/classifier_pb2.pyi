@@ -13,11 +13,13 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_STATE_READY: _ClassVar[ModelState]
     MODEL_STATE_UNLOADING: _ClassVar[ModelState]
     MODEL_STATE_UNAVAILABLE: _ClassVar[ModelState]
+    MODEL_STATE_BUILDING: _ClassVar[ModelState]
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_READY: ModelState
 MODEL_STATE_UNLOADING: ModelState
 MODEL_STATE_UNAVAILABLE: ModelState
+MODEL_STATE_BUILDING: ModelState
 
 class ClassifyRequest(_message.Message):
     __slots__ = ("model", "version", "top_k", "images")
@@ -122,7 +124,7 @@ class ClassifyStreamResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[ClassifyResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("version", "state", "reason", "input", "class_count", "labels", "max_batch_size", "verified", "placement", "accepts_images", "architecture", "precision")
+    __slots__ = ("version", "state", "reason", "input", "class_count", "labels", "max_batch_size", "verified", "placement", "accepts_images", "architecture", "precision", "self_test", "version_labels")
     class PlacementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +144,8 @@ class ModelVersion(_message.Message):
     ACCEPTS_IMAGES_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    SELF_TEST_FIELD_NUMBER: _ClassVar[int]
+    VERSION_LABELS_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: ModelState
     reason: str
@@ -154,7 +158,9 @@ class ModelVersion(_message.Message):
     accepts_images: bool
     architecture: str
     precision: str
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., class_count: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., max_batch_size: _Optional[int] = ..., verified: bool = ..., placement: _Optional[_Mapping[str, int]] = ..., accepts_images: bool = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ...) -> None: ...
+    self_test: str
+    version_labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., class_count: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., max_batch_size: _Optional[int] = ..., verified: bool = ..., placement: _Optional[_Mapping[str, int]] = ..., accepts_images: bool = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ..., self_test: _Optional[str] = ..., version_labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "datatype", "shape")
@@ -217,5 +223,7 @@ class UnloadModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class UnloadModelResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...

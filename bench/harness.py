@@ -1,0 +1,274 @@
+"""What the benchmarks share: servers and workers that are surely ended, requests, results, tables."""
+
+import contextlib
+import datetime as dt
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import machine
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnserve.manifest import Manifest
+from cnnserve.manifest import read as read_manifest
+from cnnserve.wire import open_inference_pb2 as pb
+
+BENCH = Path(__file__).parent
+RESULTS = BENCH / "results"
+INFER = "inference.GRPCInferenceService/ModelInfer"
+START_S = 120.0
+STOP_S = 60.0
+
+
+@dataclass
+class Server:
+    """A `cnnserve serve` process."""
+
+    process: subprocess.Popen[str]
+    started: float
+    lines: list[tuple[float, str]]
+    address: str = ""
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self.process.pid
+
+    def wait_for(self, pattern: str) -> tuple[float, re.Match[str]]:
+        """When the log had `pattern` first (seconds since the start), and the match."""
+        end = time.perf_counter() + START_S
+        seen = 0
+        while time.perf_counter() < end:
+            alive = self.process.poll() is None
+            for at, line in self.lines[seen:]:
+                seen += 1
+                if match := re.search(pattern, line):
+                    return at - self.started, match
+            if not alive:
+                break
+            time.sleep(0.005)
+        raise SystemExit(f"the server never said {pattern!r}; its log:\n" + "\n".join(text for _, text in self.lines))
+
+    def call(self, method: str, request: Any, answer: type[Any], timeout_s: float = 60) -> Any:
+        """One call over gRPC."""
+        with grpc.insecure_channel(self.address) as channel:
+            rpc = channel.unary_unary(
+                f"/{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=answer.FromString,
+            )
+            return rpc(request, timeout=timeout_s)
+
+    def mean_batch(self, model: str) -> tuple[int, int] | None:
+        """Images and runs so far, None where the server has no statistics."""
+        request = pb.ModelStatisticsRequest(name=model)
+        try:
+            answer = self.call("inference.GRPCInferenceService/ModelStatistics", request, pb.ModelStatisticsResponse)
+        except grpc.RpcError:
+            return None
+        stats = answer.model_stats[0]
+        return stats.inference_count, stats.execution_count
+
+
+@contextlib.contextmanager
+def serving(repository: Path, *flags: str, python: Sequence[str] = ()) -> Iterator[Server]:
+    """A server on free ports of 127.0.0.1, READY; stopped with SIGTERM, whatever happens."""
+    ports = ["--host", "127.0.0.1", "--grpc-port", "0", "--http-port", "0"]
+    command = [sys.executable, *python, "-m", "cnnserve", "serve", "--model-repository", str(repository), *ports]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("CNNSERVE_")}
+    started = time.perf_counter()
+    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, env=environment)
+    server = Server(process, started, [])
+    reader = threading.Thread(target=_collect, args=(server,), daemon=True)
+    reader.start()
+    try:
+        server.address = "127.0.0.1:" + server.wait_for(r"gRPC port (\d+)")[1][1]
+        server.wait_for(r"cnnserve\.app: ready\b")
+        yield server
+    finally:
+        end(process)
+        reader.join(STOP_S)
+
+
+def _collect(server: Server) -> None:
+    for line in server.process.stderr or ():
+        server.lines.append((time.perf_counter(), line.rstrip()))
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """SIGTERM, and SIGKILL where that is not heard."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Worker:
+    """A helper process of this folder that is told what to do line by line, in JSON both ways."""
+
+    def __init__(self, script: str, *arguments: str | Path) -> None:
+        command = [sys.executable, str(BENCH / script), *map(str, arguments)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.first = self._read()
+
+    def ask(self, **command: object) -> dict[str, float]:
+        """Sends a command and waits for its answer."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        stdin.write(json.dumps(command) + "\n")
+        stdin.flush()
+        return dict(self._read())
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            end(self._process)
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def _read(self) -> Any:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise SystemExit(f"{self._process.args!r} ended without an answer")
+        return json.loads(line)
+
+
+def load(
+    address: str,
+    bodies: Sequence[bytes],
+    *,
+    in_flight: int,
+    seconds: float,
+    method: str = INFER,
+    server_pid: int = 0,
+    warm_up_s: float = 1.0,
+    connections: int = 1,
+) -> dict[str, float]:
+    """One cell of load from a process of its own; stops the benchmark where a request failed."""
+    with tempfile.TemporaryDirectory(prefix="cnnserve-load-") as folder:
+        words = [address, "--method", method, "--in-flight", str(in_flight), "--seconds", str(seconds)]
+        words += ["--warm-up-s", str(warm_up_s), "--server-pid", str(server_pid), "--connections", str(connections)]
+        for index, body in enumerate(bodies):
+            file = Path(folder) / f"{index}.bin"
+            file.write_bytes(body)
+            words += ["--body", str(file)]
+        command = [sys.executable, str(BENCH / "load.py"), *words]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds + warm_up_s + 120, check=True)
+    result: dict[str, float] = json.loads(done.stdout)
+    if result["failed"]:
+        raise SystemExit(f"{result['failed']} requests failed")
+    return result
+
+
+def infer_request(manifest: Manifest, model: str, batch: int = 1) -> pb.ModelInferRequest:
+    """Random pixels for a model with uint8 input, raw."""
+    shape = (batch, *manifest.input.shape)
+    data = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    request = pb.ModelInferRequest(model_name=model, raw_input_contents=[data.tobytes()])
+    request.inputs.add(name=manifest.input.name, datatype="UINT8", shape=shape)
+    return request
+
+
+def check_answer(server: Server, request: pb.ModelInferRequest) -> NDArray[np.float32]:
+    """Asks once; what is measured afterwards is worth something only if this answer is right."""
+    answer = server.call(INFER, request, pb.ModelInferResponse)
+    rows = np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(answer.outputs[0].shape)
+    if rows.shape[0] != request.inputs[0].shape[0] or not np.allclose(rows.sum(axis=1), 1, atol=1e-3):
+        raise SystemExit(f"{request.model_name} answers no probabilities")
+    return rows
+
+
+def manifest_of(repository: Path, model: str) -> Manifest:
+    """The manifest of version 1."""
+    manifest = read_manifest(repository / model / "1")
+    if manifest is None:
+        raise SystemExit(f"{model} in {repository} has no manifest")
+    return manifest
+
+
+@contextlib.contextmanager
+def exported(models: Sequence[str], repository: Path | None) -> Iterator[Path]:
+    """A repository with these architectures, seeded random weights; `repository` keeps them for the next time."""
+    with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
+        root = repository or Path(folder)
+        for model in models:
+            if not (root / model / "1").is_dir():
+                print(f"exporting {model} ...", flush=True)
+                command = [sys.executable, "-m", "cnnserve", "export", model, "--repository", str(root)]
+                subprocess.run(command, check=True, capture_output=True, timeout=600)
+        yield root
+
+
+@contextlib.contextmanager
+def only(models: Sequence[str], repository: Path) -> Iterator[Path]:
+    """A repository of links to some models of another one."""
+    with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
+        for model in models:
+            (Path(folder) / model).symlink_to((repository / model).resolve(), target_is_directory=True)
+        yield Path(folder)
+
+
+def median(values: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(values)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Text in columns, numbers to the right."""
+    cells = [list(map(str, row)) for row in [head, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in parts)
+        for parts in (list(enumerate(zip(row, widths, strict=True))) for row in cells)
+    )
+
+
+def verdict(*, passed: bool) -> str:
+    """How a target came out."""
+    return "ok" if passed else "MISSED"
+
+
+def write_result(name: str, data: dict[str, Any]) -> Path:
+    """Keeps a run in bench/results with what is needed to read it later."""
+    now = dt.datetime.now(dt.UTC)
+    versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "grpcio", "numpy", "protobuf")}
+    head = {
+        "benchmark": name,
+        "date": now.isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+changes" if _git("status", "--porcelain", "server") else ""),
+        "machine": machine.describe(),
+        "versions": versions,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{now:%Y%m%d-%H%M%S}.json"
+    path.write_text(json.dumps(head | data, indent=1) + "\n")
+    print(f"\nwritten to {path.relative_to(BENCH.parent)}")
+    return path
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=BENCH, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or ""

@@ -1,0 +1,111 @@
+"""One instance with two threads, and two with one thread each, against plain ONNX Runtime with as many threads.
+
+16 requests in flight, served and plain cells in turns, medians over the rounds. Plain is `InferenceSession.run` in a
+loop with all the threads and ONNX Runtime's default spinning; beside it, for reading only, as many loops as instances.
+
+    python bench/instances.py --models resnet18,resnet50 --rounds 5 --seconds 8
+"""
+
+import argparse
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import harness
+import machine
+from harness import Server, Worker, median
+
+IN_FLIGHT = 16
+TARGET = 0.95
+COUNTS = (1, 2)
+
+Cells = dict[str, list[dict[str, float]]]
+
+
+def main() -> int:
+    """Runs the benchmark; 0 where every configuration reached its target."""
+    parser = argparse.ArgumentParser(description="Instances x threads against plain ONNX Runtime.")
+    parser.add_argument("--models", type=lambda text: text.split(","), default=["resnet18", "resnet50"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8.0, help="per cell")
+    parser.add_argument("--repository", type=Path, help="where exported models are, or shall stay")
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    passed = True
+    with harness.exported(options.models, options.repository) as root:
+        for model in options.models:
+            cells = _measure(root, model, options)
+            results[model] = {"ratios": _ratios(cells), "cells": cells}
+            passed &= _print(model, cells)
+    harness.write_result("instances", {"in_flight": IN_FLIGHT, "models": results})
+    return 0 if passed else 1
+
+
+def _measure(root: Path, model: str, options: argparse.Namespace) -> Cells:
+    threads = machine.cores()
+    manifest = harness.manifest_of(root, model)
+    request = harness.infer_request(manifest, model)
+    onnx = root / model / "1" / manifest.onnx.file
+    cells: Cells = {}
+    with contextlib.ExitStack() as stack:
+        raw = {1: stack.enter_context(Worker("raw.py", onnx, "--threads", str(threads)))}
+        raw[2] = stack.enter_context(Worker("raw.py", onnx, "--threads", str(max(1, threads // 2)), "--loops", "2"))
+        servers = {count: stack.enter_context(_server(root, model, count)) for count in COUNTS}
+        for server in servers.values():
+            harness.check_answer(server, request)
+        for number in range(options.rounds):
+            for count in COUNTS if number % 2 == 0 else COUNTS[::-1]:
+                cell = _load(servers[count], request.SerializeToString(), options.seconds)
+                cells.setdefault(f"served, {count} instances", []).append(cell)
+                cell = raw[count].ask(batch=1, seconds=options.seconds)
+                cells.setdefault(f"raw, {count} loops", []).append(cell)
+    return cells
+
+
+@contextlib.contextmanager
+def _server(root: Path, model: str, count: int) -> Iterator[Server]:
+    """A server of one model with `count` instances; nothing else differs from the defaults."""
+    with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
+        copy = shutil.copytree(root / model, Path(folder) / model)
+        with (copy / "config.pbtxt").open("a") as config:
+            config.write(f"\ninstance_group {{ kind: KIND_CPU count: {count} }}\n")
+        with harness.serving(Path(folder)) as server:
+            yield server
+
+
+def _load(server: Server, body: bytes, seconds: float) -> dict[str, float]:
+    return harness.load(
+        server.address, [body], in_flight=IN_FLIGHT, seconds=seconds, server_pid=server.pid, warm_up_s=2.0
+    )
+
+
+def _ratios(cells: Cells) -> dict[int, float]:
+    """Served over the plain loop with all the threads; the two of one round are compared."""
+    plain = cells["raw, 1 loops"]
+    return {
+        count: median([a["rate"] / b["rate"] for a, b in zip(cells[f"served, {count} instances"], plain, strict=True)])
+        for count in COUNTS
+    }
+
+
+def _print(model: str, cells: Cells) -> bool:
+    rows = []
+    for name, runs in sorted(cells.items(), key=lambda item: item[0], reverse=True):
+        values = {key: median([cell[key] for cell in runs]) for key in ("rate", "p50_ms", "p99_ms", "other_cores")}
+        rows.append([name, *(f"{value:,.2f}" for value in values.values())])
+    print(f"\n{model}, {IN_FLIGHT} in flight, {machine.cores()} threads in all")
+    print(harness.table(["cell", "images/s", "p50 ms", "p99 ms", "others"], rows))
+    ratios = _ratios(cells)
+    for count, ratio in ratios.items():
+        result = harness.verdict(passed=ratio >= TARGET)
+        print(f"  {result:<6}  {count} instances >= {TARGET} of plain ONNX Runtime: {ratio:.3f}")
+    sys.stdout.flush()
+    return all(ratio >= TARGET for ratio in ratios.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

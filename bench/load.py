@@ -1,0 +1,247 @@
+"""A closed-loop gRPC load generator that costs a tenth of what a gRPC library costs: it speaks HTTP/2 on a bare socket.
+
+It shares the machine with the server it measures, so its own CPU has to be small. Every request is the same few bytes
+with another stream number, an answer is only looked at for its end. An answer without a message is a failed request.
+Prints one line of JSON.
+
+    python bench/load.py 127.0.0.1:8001 --method inference.GRPCInferenceService/ModelInfer --body request.bin
+"""
+
+import argparse
+import json
+import os
+import selectors
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from machine import busy_seconds, cpu_seconds, percentile
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+_END_STREAM, _ACK, _END_HEADERS = 0x1, 0x1, 0x4
+_INITIAL_WINDOW_SIZE = 4
+_WINDOW = 2**31 - 1
+_DEFAULT_WINDOW = 65535
+_FRAME = 16384
+
+
+class Connection:
+    """One HTTP/2 connection that sends `bodies` in turn and keeps `in_flight` requests open."""
+
+    def __init__(self, address: str, method: str, bodies: list[bytes], in_flight: int) -> None:
+        host, _, port = address.rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.ended: list[tuple[float, float]] = []
+        self.failed = 0
+        self._bodies = [b"\0" + len(body).to_bytes(4, "big") + body for body in bodies]
+        self._in_flight = in_flight
+        self._first_headers, self._headers = _header_blocks(address, method)
+        self._next_stream = 1
+        self._window = self._stream_window = _DEFAULT_WINDOW
+        self._received = 0
+        # By stream: when it was sent, whether a message came.
+        self._open: dict[int, list[float]] = {}
+        # Bodies that flow control holds back: stream, the rest of the body, the stream's window.
+        self._pending: deque[tuple[int, memoryview]] = deque()
+        self._windows: dict[int, int] = {}
+        self._buffer = b""
+        settings = struct.pack("!HI", _INITIAL_WINDOW_SIZE, _WINDOW)
+        self._out = [_PREFACE, _frame(_SETTINGS, 0, 0, settings), _window_update(_WINDOW - _DEFAULT_WINDOW)]
+
+    def fill(self) -> None:
+        """Opens requests until `in_flight` are open, and sends what may be sent."""
+        while len(self._open) < self._in_flight:
+            self._request()
+        self._send_pending()
+        if self._out:
+            self.socket.sendall(b"".join(self._out))
+            self._out.clear()
+
+    def receive(self) -> None:
+        """Takes in what has come. Raises `ConnectionError` where the server ended the connection."""
+        data = self.socket.recv(262144)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        buffer = self._buffer + data if self._buffer else data
+        position, size = 0, len(buffer)
+        while size - position >= 9:
+            length = int.from_bytes(buffer[position : position + 3], "big")
+            end = position + 9 + length
+            if end > size:
+                break
+            stream = int.from_bytes(buffer[position + 5 : position + 9], "big")
+            self._take(buffer[position + 3], buffer[position + 4], stream, buffer[position + 9 : end])
+            position = end
+        self._buffer = buffer[position:]
+
+    def _request(self) -> None:
+        stream, body = self._next_stream, self._bodies[(self._next_stream // 2) % len(self._bodies)]
+        self._out.append(_frame(_HEADERS, _END_HEADERS, stream, self._first_headers if stream == 1 else self._headers))
+        self._next_stream += 2
+        self._open[stream] = [time.perf_counter(), 0]
+        if len(body) <= min(_FRAME, self._window, self._stream_window) and not self._pending:
+            self._window -= len(body)
+            self._out.append(_frame(_DATA, _END_STREAM, stream, body))
+        else:
+            self._windows[stream] = self._stream_window
+            self._pending.append((stream, memoryview(body)))
+
+    def _send_pending(self) -> None:
+        for _ in range(len(self._pending)):
+            stream, rest = self._pending.popleft()
+            while rest and (count := min(len(rest), _FRAME, self._window, self._windows[stream])) > 0:
+                self._window -= count
+                self._windows[stream] -= count
+                self._out.append(_frame(_DATA, _END_STREAM if count == len(rest) else 0, stream, rest[:count]))
+                rest = rest[count:]
+            if rest:
+                self._pending.append((stream, rest))
+            else:
+                del self._windows[stream]
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == _DATA:
+            self._received += len(payload)
+            if self._received > _WINDOW // 2:
+                self._out.append(_window_update(self._received))
+                self._received = 0
+            self._open[stream][1] += len(payload)
+        elif kind in (_HEADERS, _RST_STREAM):
+            if kind == _RST_STREAM or flags & _END_STREAM:
+                self._end(stream)
+        elif kind == _WINDOW_UPDATE:
+            self._widen(stream, int.from_bytes(payload, "big"))
+        elif kind == _SETTINGS and not flags & _ACK:
+            self._settings(payload)
+        elif kind == _PING and not flags & _ACK:
+            self._out.append(_frame(_PING, _ACK, 0, payload))
+        elif kind == _GOAWAY:
+            raise ConnectionError(f"the server sent GOAWAY: {payload[8:]!r}")
+
+    def _end(self, stream: int) -> None:
+        if (state := self._open.pop(stream, None)) is None:
+            return
+        now = time.perf_counter()
+        if state[1]:
+            self.ended.append((now, now - state[0]))
+        else:
+            self.failed += 1
+
+    def _widen(self, stream: int, size: int) -> None:
+        if stream == 0:
+            self._window += size
+        elif stream in self._windows:
+            self._windows[stream] += size
+
+    def _settings(self, payload: bytes) -> None:
+        for key, value in struct.iter_unpack("!HI", payload):
+            if key == _INITIAL_WINDOW_SIZE:
+                for stream in self._windows:
+                    self._windows[stream] += value - self._stream_window
+                self._stream_window = value
+        self._out.append(_frame(_SETTINGS, _ACK, 0, b""))
+
+
+def run(connections: list[Connection], warm_up_s: float, seconds: float, server_pid: int) -> dict[str, float]:
+    """Keeps the connections busy and sums up what happened between the warm-up and the end."""
+    selector = selectors.DefaultSelector()
+    for connection in connections:
+        selector.register(connection.socket, selectors.EVENT_READ, connection)
+        connection.fill()
+    started = time.perf_counter()
+    _loop(selector, started + warm_up_s)
+    before = _clocks(server_pid)
+    _loop(selector, started + warm_up_s + seconds)
+    server_s, own_s, busy_s = (after - first for first, after in zip(before, _clocks(server_pid), strict=True))
+    ended = sorted(pair for connection in connections for pair in connection.ended)
+    result = _summary(ended, started + warm_up_s)
+    result["failed"] = sum(connection.failed for connection in connections)
+    result["server_cpu_us"] = server_s / seconds / result["rate"] * 1e6 if result["rate"] else 0.0
+    result["server_cores"] = server_s / seconds
+    result["load_cores"] = own_s / seconds
+    result["other_cores"] = max(0.0, busy_s - server_s - own_s) / seconds
+    return result
+
+
+def _loop(selector: selectors.BaseSelector, end: float) -> None:
+    while (left := end - time.perf_counter()) > 0:
+        for key, _ in selector.select(left):
+            key.data.receive()
+            key.data.fill()
+
+
+def _clocks(server_pid: int) -> tuple[float, float, float]:
+    server_s = cpu_seconds(server_pid) if server_pid else 0.0
+    return server_s, cpu_seconds(os.getpid()), busy_seconds()
+
+
+def _summary(ended: list[tuple[float, float]], since: float) -> dict[str, float]:
+    """Rate and latencies. The rate counts from answer to answer: whole batches, wherever the window's ends fall."""
+    window = [pair for pair in ended if pair[0] > since]
+    if not window:
+        return {"rate": 0.0, "requests": 0, "p50_ms": 0.0, "p99_ms": 0.0}
+    first = max((at for at, _ in ended if at <= since), default=since)
+    latencies = sorted(latency for _, latency in window)
+    return {
+        "rate": len(window) / (window[-1][0] - first),
+        "requests": len(window),
+        "p50_ms": percentile(latencies, 0.5) * 1e3,
+        "p99_ms": percentile(latencies, 0.99) * 1e3,
+    }
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes | memoryview) -> bytes:
+    return b"".join((len(payload).to_bytes(3, "big"), struct.pack("!BBI", kind, flags, stream), payload))
+
+
+def _window_update(size: int) -> bytes:
+    return _frame(_WINDOW_UPDATE, 0, 0, size.to_bytes(4, "big"))
+
+
+def _header_blocks(address: str, method: str) -> tuple[bytes, bytes]:
+    """HPACK for the first request, which teaches the server our four headers, and for all others, which name them."""
+    post, http = b"\x83", b"\x86"
+    taught = (
+        b"\x44" + _text("/" + method)
+        + b"\x41" + _text(address)
+        + b"\x5f" + _text("application/grpc")
+        + b"\x40" + _text("te") + _text("trailers")
+    )  # fmt: skip
+    known = bytes(0x80 | index for index in (65, 64, 63, 62))
+    return post + http + taught, post + http + known
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    if len(data) > 126:
+        raise ValueError(f"{value!r} is too long for this client")
+    return bytes([len(data)]) + data
+
+
+def main() -> int:
+    """Runs one measurement from the command line."""
+    parser = argparse.ArgumentParser(description="Closed-loop gRPC load over bare sockets; prints JSON.")
+    parser.add_argument("address")
+    parser.add_argument("--method", required=True, help="package.Service/Method")
+    parser.add_argument("--body", type=Path, action="append", required=True, help="serialized request; may be repeated")
+    parser.add_argument("--in-flight", type=int, default=1)
+    parser.add_argument("--connections", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--warm-up-s", type=float, default=1.0)
+    parser.add_argument("--server-pid", type=int, default=0, help="report this process's CPU")
+    options = parser.parse_args()
+    bodies = [path.read_bytes() for path in options.body]
+    count = min(options.connections, options.in_flight)
+    shares = [options.in_flight // count + (index < options.in_flight % count) for index in range(count)]
+    connections = [Connection(options.address, options.method, bodies, share) for share in shares]
+    print(json.dumps(run(connections, options.warm_up_s, options.seconds, options.server_pid)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

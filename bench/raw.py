@@ -1,0 +1,80 @@
+"""Plain ONNX Runtime: `InferenceSession.run` in a loop, with ONNX Runtime's own defaults for everything but threads.
+
+A worker: one JSON line in (`{"batch": 8, "seconds": 5}`), one JSON line out, so that its cells can alternate with a
+server's.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from machine import busy_seconds, cpu_seconds, percentile
+
+
+def main() -> int:
+    """Answers commands until the input ends."""
+    parser = argparse.ArgumentParser(description="Runs an ONNX model in a loop, told how on standard input.")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, required=True, help="threads for one run")
+    parser.add_argument("--loops", type=int, default=1, help="loops side by side on the one session")
+    options = parser.parse_args()
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = options.threads
+    session = ort.InferenceSession(str(options.model), session_options, providers=["CPUExecutionProvider"])
+    print("{}", flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        print(json.dumps(measure(session, command["batch"], command["seconds"], options.loops)), flush=True)
+    return 0
+
+
+def measure(session: ort.InferenceSession, batch: int, seconds: float, loops: int) -> dict[str, float]:
+    """Images per second and latency of one run, over `loops` loops."""
+    spec = session.get_inputs()[0]
+    dtype = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}[spec.type]
+    shape = (batch, *spec.shape[1:])
+    data = (np.random.default_rng(0).random(shape) * 255).astype(dtype)
+    for _ in range(2):
+        session.run(None, {spec.name: data})
+    latencies: list[float] = []
+    before = cpu_seconds(os.getpid()), busy_seconds()
+    started = time.perf_counter()
+    threads = [
+        threading.Thread(target=_loop, args=(session, {spec.name: data}, started + seconds, latencies))
+        for _ in range(loops - 1)
+    ]
+    for thread in threads:
+        thread.start()
+    _loop(session, {spec.name: data}, started + seconds, latencies)
+    for thread in threads:
+        thread.join()
+    elapsed = time.perf_counter() - started
+    own_s, busy_s = cpu_seconds(os.getpid()) - before[0], busy_seconds() - before[1]
+    rate = len(latencies) * batch / elapsed
+    latencies.sort()
+    return {
+        "rate": rate,
+        "p50_ms": percentile(latencies, 0.5) * 1e3,
+        "p99_ms": percentile(latencies, 0.99) * 1e3,
+        "cpu_us": own_s / elapsed / rate * 1e6,
+        "other_cores": max(0.0, busy_s - own_s) / elapsed,
+    }
+
+
+def _loop(session: ort.InferenceSession, feed: dict[str, object], end: float, latencies: list[float]) -> None:
+    now = time.perf_counter()
+    while now < end:
+        session.run(None, feed)
+        after = time.perf_counter()
+        latencies.append(after - now)
+        now = after
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""What the server reaches of plain ONNX Runtime: images per second, latency and CPU, side by side in one run.
+
+Tensors as input, default settings, 1, 4 and 16 requests in flight. Served cells and plain ones take turns, so that both
+see the same machine; a ratio compares the two of one round, and the median over the undisturbed rounds is reported.
+LeNet-5, which costs less than its transport, is compared with a gRPC server whose handler does nothing.
+
+    python bench/throughput.py --models lenet5,resnet18 --rounds 5 --seconds 6
+"""
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import harness
+import machine
+from harness import Server, Worker, median
+
+MODELS = ("lenet5", "alexnet", "googlenet", "resnet18", "resnet50")
+IN_FLIGHT = (1, 4, 16)
+BATCHES = (1, 4, 8, 16, 32)
+# More foreign CPU than this in a cell, and the round counts only if there is no better one.
+QUIET_CORES = 0.15
+
+Cells = dict[str, list[dict[str, float]]]
+
+
+def main() -> int:
+    """Runs the benchmark; 0 where every target was met."""
+    options = _options()
+    results: dict[str, Any] = {}
+    misses = 0
+    with (
+        harness.exported(options.models, options.repository) as root,
+        harness.only(options.models, root) as repository,
+        harness.serving(repository) as server,
+    ):
+        for model in options.models:
+            cells = _measure(server, repository, model, options)
+            summary = _summary(model, cells)
+            _print(model, summary)
+            misses += sum(not passed for _, _, passed in summary["targets"])
+            results[model] = {"summary": summary, "cells": cells}
+    settings = {"rounds": options.rounds, "seconds": options.seconds, "connections": options.connections}
+    harness.write_result("throughput", {"settings": settings, "models": results})
+    return 1 if misses else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The served rate against plain ONNX Runtime.")
+    parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS), help="separated by commas")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="per cell")
+    parser.add_argument("--connections", type=int, default=1, help="of the load generator")
+    parser.add_argument("--repository", type=Path, help="where exported models are, or shall stay")
+    parser.add_argument(
+        "--again", type=int, default=2, help="times to repeat a cell that others on the machine disturbed"
+    )
+    return parser.parse_args()
+
+
+def _measure(server: Server, repository: Path, model: str, options: argparse.Namespace) -> Cells:
+    manifest = harness.manifest_of(repository, model)
+    request = harness.infer_request(manifest, model)
+    harness.check_answer(server, request)
+    body = request.SerializeToString()
+    cells: Cells = defaultdict(list)
+    arguments = (repository / model / "1" / manifest.onnx.file, "--threads", str(machine.cores()))
+    with Worker("raw.py", *arguments) as raw, _empty(model) as empty:
+
+        def cell(kind: str, value: int) -> dict[str, float]:
+            if kind == "raw":
+                return raw.ask(batch=value, seconds=options.seconds)
+            return _load(empty if empty and kind == "empty" else server, model, body, value, options)
+
+        for number in range(options.rounds):
+            # Every served cell has its plain neighbour; odd rounds go backwards.
+            steps = [("served", 16), ("raw", 1), ("served", 1), ("raw", 16), ("served", 4), ("raw", 32), ("raw", 8)]
+            steps += [("raw", 4)] + [("empty", count) for count in IN_FLIGHT if empty]
+            for kind, value in steps if number % 2 == 0 else steps[::-1]:
+                cells[f"{kind} {value}"].append(_quietest(partial(cell, kind, value), options.again))
+    return dict(cells)
+
+
+def _load(server: Server, model: str, body: bytes, in_flight: int, options: argparse.Namespace) -> dict[str, float]:
+    before = server.mean_batch(model)
+    warm_up_s = min(2.0, options.seconds / 3)
+    cell = harness.load(
+        server.address,
+        [body],
+        in_flight=in_flight,
+        seconds=options.seconds,
+        server_pid=server.pid,
+        warm_up_s=warm_up_s,
+        connections=options.connections,
+    )
+    after = server.mean_batch(model)
+    if before and after and after[1] > before[1]:
+        cell["mean_batch"] = (after[0] - before[0]) / (after[1] - before[1])
+    return cell
+
+
+@contextlib.contextmanager
+def _empty(model: str) -> Iterator[Server | None]:
+    """The server that does nothing, for LeNet-5 only."""
+    if model != "lenet5":
+        yield None
+        return
+    command = [sys.executable, str(harness.BENCH / "empty_server.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            port = process.stdout.readline().strip() if process.stdout else ""
+            yield Server(process, time.perf_counter(), [], f"127.0.0.1:{port}")
+        finally:
+            harness.end(process)
+
+
+def _quietest(cell: Callable[[], dict[str, float]], again: int) -> dict[str, float]:
+    """A cell that somebody disturbed is measured again, a few times; the least disturbed one counts."""
+    best = cell()
+    for _ in range(again):
+        if best["other_cores"] <= QUIET_CORES:
+            break
+        best = min(best, cell(), key=lambda result: result["other_cores"])
+    return best
+
+
+def _summary(model: str, cells: Cells) -> dict[str, Any]:
+    """Medians of every cell, ratios, and the targets with what was reached."""
+    rows = {name: _medians([runs[index] for index in _quiet(cells, [name])] or runs) for name, runs in cells.items()}
+    best = max(BATCHES, key=lambda batch: rows[f"raw {batch}"]["rate"])
+    ratios: dict[str, Any] = {"best_batch": best}
+    for count in IN_FLIGHT:
+        served = f"served {count}"
+        ratios[served] = {
+            "of_raw_1": _ratio(cells, served, "raw 1"),
+            "of_raw_16": _ratio(cells, served, "raw 16"),
+            "of_raw_best": _ratio(cells, served, f"raw {best}"),
+            "p99_over_p50": rows[served]["p99_ms"] / rows[served]["p50_ms"],
+        }
+        if f"empty {count}" in cells:
+            ratios[served]["of_empty"] = _ratio(cells, served, f"empty {count}")
+    latency = ratios["served 1"]["of_raw_1_latency"] = _ratio(cells, "served 1", "raw 1", "p50_ms")
+    plain_ms = rows["raw 1"]["p50_ms"]
+    over_ms = ratios["over_raw_ms"] = (latency - 1) * plain_ms
+    return {
+        "cells": rows,
+        "ratios": ratios,
+        "quiet_rounds": len(_quiet(cells, list(cells))),
+        "targets": _targets(model, ratios, over_ms, plain_ms),
+    }
+
+
+def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: median([cell[key] for cell in runs]) for key in runs[0]}
+
+
+def _targets(model: str, ratios: dict[str, Any], over_ms: float, plain_ms: float) -> list[tuple[str, str, bool]]:
+    """What is asked for, what was reached, whether that is enough."""
+    full = ratios["served 16"]
+    worst = max(ratios[f"served {count}"]["p99_over_p50"] for count in IN_FLIGHT)
+    targets = [("p99 <= 1.6 x p50 at 1, 4, 16", f"{worst:.2f}", worst <= 1.6)]
+    if model == "lenet5":
+        return targets
+    best = ratios["best_batch"]
+    allowed = 0.05 * plain_ms + 1
+    return [
+        ("16 in flight >= 0.97 of raw batch 1", f"{full['of_raw_1']:.3f}", full["of_raw_1"] >= 0.97),
+        (f"16 in flight >= 0.94 of raw batch {best} (best)", f"{full['of_raw_best']:.3f}", full["of_raw_best"] >= 0.94),
+        ("1 in flight within 5 % + 1 ms of raw", f"{over_ms:+.2f} of {allowed:.2f} ms", over_ms <= allowed),
+        *([_alexnet(full["of_raw_16"])] if model == "alexnet" else []),
+        *targets,
+    ]
+
+
+def _alexnet(ratio: float) -> tuple[str, str, bool]:
+    return "16 in flight >= 0.9 of raw batch 16", f"{ratio:.3f}", ratio >= 0.9
+
+
+def _ratio(cells: Cells, one: str, other: str, key: str = "rate") -> float:
+    """The median over the rounds, the quiet ones where there are any."""
+    rounds = _quiet(cells, [one, other]) or range(len(cells[one]))
+    return median([cells[one][index][key] / cells[other][index][key] for index in rounds])
+
+
+def _quiet(cells: Cells, names: Sequence[str]) -> list[int]:
+    """The rounds in which nobody else used the machine in any of these cells."""
+    return [
+        index
+        for index in range(len(cells[names[0]]))
+        if all(cells[name][index]["other_cores"] <= QUIET_CORES for name in names)
+    ]
+
+
+def _print(model: str, summary: dict[str, Any]) -> None:
+    rows = []
+    for name, cell in summary["cells"].items():
+        ratios = summary["ratios"].get(name, {})
+        rows.append(
+            [
+                name,
+                f"{cell['rate']:,.1f}",
+                f"{cell['p50_ms']:.2f}",
+                f"{cell['p99_ms']:.2f}",
+                f"{cell.get('server_cpu_us', cell.get('cpu_us', 0)):,.0f}",
+                f"{cell['mean_batch']:.1f}" if "mean_batch" in cell else "-",
+                f"{cell['load_cores']:.2f}" if "load_cores" in cell else "-",
+                f"{cell['other_cores']:.2f}",
+                *(f"{ratios[key]:.3f}" if key in ratios else "-" for key in ("of_raw_1", "of_raw_best", "of_empty")),
+            ]
+        )
+    rows.sort(key=lambda row: (row[0].split()[0] != "served", row[0].split()[0], int(row[0].split()[1])))
+    head = ["cell", "images/s", "p50 ms", "p99 ms", "CPU us/image", "batch", "load cores", "others"]
+    print(f"\n{model}")
+    print(harness.table([*head, "of raw 1", f"of raw {summary['ratios']['best_batch']}", "of empty"], rows))
+    for what, reached, passed in summary["targets"]:
+        print(f"  {harness.verdict(passed=passed):<6}  {what}: {reached}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

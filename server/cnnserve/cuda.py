@@ -1,0 +1,44 @@
+"""NVIDIA's libraries by ctypes, for the few things ONNX Runtime does not tell or do."""
+
+import ctypes
+import re
+import weakref
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+_NOT_FOUND = re.compile(r"^(\S+?\.so[.\d]*): cannot open shared object file")
+
+
+def missing_library(library: Path) -> str | None:
+    """The shared library for lack of which `library` cannot be loaded; None where that is not the reason."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        match = _NOT_FOUND.match(str(error))
+        return match[1] if match else None
+    return None
+
+
+def device_name(device_id: int) -> str:
+    """The GPU's name, as "NVIDIA H200". Raises `OSError` without a driver or without that device."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    device = ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), device_id):
+        raise OSError(f"there is no GPU {device_id}")
+    if driver.cuDeviceGetName(name, len(name), device):
+        raise OSError(f"GPU {device_id} has no name")
+    return name.value.decode()
+
+
+def pin(array: NDArray[Any], cuda_version: str) -> None:
+    """Locks the array's memory into RAM until the array dies, so that the GPU reads it directly. Raises `OSError`."""
+    runtime = ctypes.CDLL(f"libcudart.so.{cuda_version.partition('.')[0]}")
+    address = ctypes.c_void_p(array.ctypes.data)
+    failure = runtime.cudaHostRegister(address, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0))
+    if failure:
+        raise OSError(f"cudaHostRegister of {array.nbytes} bytes failed with {failure}")
+    # The callback runs before the array's own memory is freed.
+    weakref.finalize(array, runtime.cudaHostUnregister, address)

@@ -1,0 +1,60 @@
+"""Tensors and their element types in the words of ONNX Runtime, the Open Inference Protocol and numpy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cnnserve.errors import ModelLoadFailed
+
+_DATATYPES: dict[str, str] = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+}
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("bool"),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A model's input or output as the file declares it: -1 where a dimension is free."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+def tensor_spec(value: Any) -> TensorSpec:
+    """From ONNX Runtime's description. Raises `ModelLoadFailed` for a type that no client can send."""
+    datatype = _DATATYPES.get(value.type)
+    if datatype is None:
+        known = ", ".join(_DATATYPES)
+        raise ModelLoadFailed(f"tensor {value.name!r} has type {value.type}, this server serves {known}")
+    return TensorSpec(value.name, datatype, _sizes(value.shape))
+
+
+def _sizes(shape: Sequence[object]) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) and size >= 0 else -1 for size in shape)

@@ -1,0 +1,47 @@
+"""What a model's folder asks for: which versions its policy wants served, and which words stand for them. Blocks."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnserve import model_config, repository, versions
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.lifecycle import VersionLabels
+from cnnserve.repository import Fingerprint, ModelFolder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`chosen`: the policy's versions, ascending, as their files are now; `reason` says why there are none."""
+
+    folder: ModelFolder
+    labels: VersionLabels
+    chosen: dict[int, Fingerprint]
+    reason: str = ""
+
+
+def read(root: Path, name: str, labels: VersionLabels, available: Collection[int] | None = None) -> Plan:
+    """The plan for one model, of its `available` versions or of all. Raises `ModelNotFound`.
+
+    `labels` are those read before.
+    """
+    folder = repository.find(root, name)
+    present = [version for version in folder.versions if available is None or version in available]
+    chosen, reason = _choose(folder, present)
+    # Taken before the files are read: what changes while they are shows as a difference the next time.
+    files = {version: repository.fingerprint(folder, version) for version in chosen}
+    return Plan(folder, versions.read_labels(folder.path, labels), files, reason)
+
+
+def _choose(folder: ModelFolder, present: list[int]) -> tuple[list[int], str]:
+    if not folder.versions:
+        return [], "its folder holds no version folder (1, 2, 3, ...)"
+    if not present:
+        return [], f"version {max(folder.versions)} is not complete yet"
+    try:
+        policy = model_config.version_policy(model_config.read(folder.path))
+    except ModelLoadFailed:
+        # The newest version fails with this reason when it loads, and stands for all.
+        return present[-1:], ""
+    chosen = policy.choose(present)
+    return chosen, "" if chosen else f"its version_policy names none of the versions {', '.join(map(str, present))}"

@@ -1,0 +1,178 @@
+"""Requests that mean harm, against a real server: a clear refusal, at once, and nobody else waits for it."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from cnnserve.wire import classifier_pb2 as c
+from cnnserve.wire import open_inference_pb2 as o
+from support import SIDE, RunningServer, picture, png, serving, write_version
+
+CLASSIFY = "/cnnserve.v1.Classifier/Classify"
+STREAM = "/cnnserve.v1.Classifier/ClassifyStream"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+@pytest.fixture(scope="module")
+def channel(tiny_server: RunningServer) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(tiny_server.address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        yield channel
+
+
+def send(channel: grpc.Channel, method: str, data: bytes, timeout: float = 30) -> tuple[grpc.StatusCode, str]:
+    """The status of a call with these bytes as its message."""
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(method)(data, timeout=timeout)
+    return caught.value.code(), caught.value.details()
+
+
+def tensor(shape: list[int], data: bytes = b"") -> o.ModelInferRequest:
+    request = o.ModelInferRequest(model_name="tiny")
+    request.inputs.add(name="image", datatype="UINT8", shape=shape)
+    request.raw_input_contents.append(data)
+    return request
+
+
+def typed(count: int) -> o.ModelInferRequest:
+    request = o.ModelInferRequest(model_name="tiny")
+    item = request.inputs.add(name="image", datatype="UINT8", shape=[count])
+    item.contents.uint_contents.extend([1] * count)
+    return request
+
+
+def longest_wait(channel: grpc.Channel, stop: threading.Event) -> Iterator[float]:
+    """How long each small request takes meanwhile, seconds."""
+    ask = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+    while not stop.is_set():
+        started = time.monotonic()
+        ask(b"", timeout=30)
+        yield time.monotonic() - started
+
+
+MANY_IMAGES = c.ClassifyRequest(model="tiny", images=[c.Image(encoded=b"x")] * 1_000_000)
+MANY_INPUTS = o.ModelInferRequest(model_name="tiny", inputs=[o.ModelInferRequest.InferInputTensor()] * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "said"),
+    [
+        (INFER, tensor([2] * 5_000_000), "5000000 dimensions"),
+        (INFER, tensor([1] * 65, b"1"), "65 dimensions"),
+        (INFER, tensor([0, 2**62, 2**62]), "every size must be"),
+        (INFER, typed(10_000_000), "send them in raw_input_contents"),
+        (INFER, MANY_INPUTS, "1000000 inputs"),
+        (CLASSIFY, MANY_IMAGES, "1000000 images, model 'tiny' takes at most 8"),
+    ],
+    ids=["dims", "rank", "product", "typed", "inputs", "images"],
+)
+def test_a_costly_request_is_refused_before_it_costs(
+    channel: grpc.Channel, tiny_server: RunningServer, method: str, request_: object, said: str
+) -> None:
+    stop = threading.Event()
+    waits: list[float] = []
+    with grpc.insecure_channel(tiny_server.address) as other:
+        watcher = threading.Thread(target=lambda: waits.extend(longest_wait(other, stop)))
+        watcher.start()
+        code, details = send(channel, method, request_.SerializeToString())  # type: ignore[attr-defined]
+        stop.set()
+        watcher.join()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert said in details
+    # The worst of these took minutes; reading a large message takes a fraction of a second.
+    assert max(waits) < 5
+
+
+@pytest.mark.parametrize("method", [CLASSIFY, INFER, "/grpc.health.v1.Health/Check"])
+@pytest.mark.parametrize("data", [b"\x0a\x02\xff\xfe", b"\xff" * 10, b"\x0a\x7f"])
+def test_bytes_that_are_no_message_are_the_callers_error(channel: grpc.Channel, method: str, data: bytes) -> None:
+    code, details = send(channel, method, data)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"the {len(data)} bytes of the request are no" in details
+
+
+def test_so_are_they_on_a_stream(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(channel.stream_stream(STREAM)(iter([b"\xff\xff"]), timeout=10))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("length", [20_000, 5_000_000])
+def test_long_values_are_told_in_short(channel: grpc.Channel, length: int) -> None:
+    code, details = send(channel, CLASSIFY, c.ClassifyRequest(model="m" * length).SerializeToString())
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert len(details) < 1100
+    bad = tensor([1])
+    bad.inputs[0].datatype = "x" * length
+    code, details = send(channel, INFER, bad.SerializeToString())
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(details) < 1100
+
+
+def test_a_streams_timeout_ends_the_decoding_too(channel: grpc.Channel) -> None:
+    """Large images whose time is over are not decoded one after the other."""
+    slow = c.ClassifyRequest(model="tiny", images=[c.Image(encoded=png(np.zeros((5000, 5000), np.uint8)))] * 8)
+    messages = [
+        c.ClassifyStreamRequest(id=str(index), timeout_us=20_000, request=slow).SerializeToString()
+        for index in range(8)
+    ]
+    started = time.monotonic()
+    answers = [
+        c.ClassifyStreamResponse.FromString(a) for a in channel.stream_stream(STREAM)(iter(messages), timeout=60)
+    ]
+    codes = [answer.error.code for answer in answers]
+    seconds = time.monotonic() - started
+    assert codes == [4] * 8
+    # 64 of them take more than ten seconds to decode.
+    assert seconds < 5
+
+
+def test_after_all_that_a_good_request_is_answered_and_nothing_was_logged(
+    channel: grpc.Channel, tiny_server: RunningServer
+) -> None:
+    request = c.ClassifyRequest(model="tiny", images=[c.Image(encoded=picture("left"))])
+    answer = c.ClassifyResponse.FromString(channel.unary_unary(CLASSIFY)(request.SerializeToString(), timeout=20))
+    assert answer.results[0].classes[0].label == "left"
+    row = tensor([1, SIDE, SIDE, 1], bytes(SIDE * SIDE))
+    o.ModelInferResponse.FromString(channel.unary_unary(INFER)(row.SerializeToString(), timeout=20))
+    assert "Traceback" not in tiny_server.log
+    assert "failed" not in tiny_server.log
+
+
+def test_an_http_client_that_never_reads_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    with (
+        serving(tmp_path / "log", tmp_path / "repository") as server,
+        socket.create_connection(("127.0.0.1", server.http_port)) as connection,
+    ):
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(200):
+                connection.send(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
+        assert server.terminate(30) == 0
+
+
+def test_more_than_requests_may_hold_together_is_refused(tmp_path: Path) -> None:
+    """The first fills the budget while it is decoded; the second is told to come back."""
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    noise = np.random.default_rng(0).integers(0, 256, (1100, 1100), np.uint8)
+    request = c.ClassifyRequest(model="tiny", images=[c.Image(encoded=png(noise))] * 8, top_k=1)
+    flags = ["--max-message-mib", "16", "--max-pending-mib", "16"]
+    with serving(tmp_path / "log", tmp_path / "repository", *flags) as server:
+        options = [("grpc.max_send_message_length", -1)]
+        with grpc.insecure_channel(server.address, options=options) as channel:
+            ask = channel.unary_unary(CLASSIFY)
+            calls = [ask.future(request.SerializeToString(), timeout=60) for _ in range(6)]
+            codes = {call.code() for call in calls}
+            answer = c.ClassifyResponse.FromString(ask(request.SerializeToString(), timeout=60))
+    assert codes == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    refused = next(call for call in calls if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert "max_pending_mib" in refused.details()
+    assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "100"
+    assert len(answer.results) == 8

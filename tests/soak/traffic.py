@@ -1,0 +1,107 @@
+"""Clients that never pause and never retry: what a server does to them is what they tell."""
+
+import threading
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any
+
+import grpc
+import numpy as np
+
+from cnnserve.wire import classifier_pb2, open_inference_pb2
+from support import CLASSES, SIDE, picture
+
+# A retry would hide what this looks for.
+_OPTIONS = [("grpc.enable_retries", 0)]
+_TIMEOUT_S = 20.0
+_EXPECTED = CLASSES.index("left")
+
+
+class Traffic:
+    """Threads that ask one model of the tiny kind, half with images and half with tensors, without a version."""
+
+    def __init__(self, address: str, model: str, threads: int = 4) -> None:
+        self.failures: list[str] = []
+        self.answers: Counter[int] = Counter()
+        self._address = address
+        self._model = model
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(threads)]
+
+    def __enter__(self) -> "Traffic":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(2 * _TIMEOUT_S)
+
+    def check(self) -> None:
+        """No request failed so far."""
+        assert not self.failures, f"{len(self.failures)} of {self.answers.total()} failed, first: {self.failures[0]}"
+
+    def wait_for_version(self, version: int, timeout_s: float = 30.0) -> None:
+        """Until new answers come from this version, and from no other for a while."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            self.check()
+            before = self.answers.copy()
+            time.sleep(0.1)
+            if set(self.answers - before) == {version}:
+                return
+        raise AssertionError(f"no answers from version {version} in {timeout_s} s; answers: {dict(self.answers)}")
+
+    def _work(self, number: int) -> None:
+        with grpc.insecure_channel(self._address, options=_OPTIONS) as channel:
+            ask = _classify(channel, self._model) if number % 2 else _infer(channel, self._model)
+            rows = 0
+            while not self._stop.is_set():
+                rows = rows % 4 + 1
+                try:
+                    self.answers[ask(rows)] += 1
+                except grpc.RpcError as error:
+                    self.failures.append(f"{error.code()}: {error.details()}")
+                except AssertionError as error:
+                    self.failures.append(f"a wrong answer: {error}")
+
+
+def call(channel: grpc.Channel, method: str, request: Any, answer: type[Any]) -> Any:
+    """One unary call."""
+    rpc = channel.unary_unary(
+        f"/{method}", request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
+    )
+    return rpc(request, timeout=_TIMEOUT_S)
+
+
+def _classify(channel: grpc.Channel, model: str) -> Any:
+    image = classifier_pb2.Image(encoded=picture("left"))
+
+    def ask(rows: int) -> int:
+        request = classifier_pb2.ClassifyRequest(model=model, images=[image] * rows, top_k=1)
+        answer = call(channel, "cnnserve.v1.Classifier/Classify", request, classifier_pb2.ClassifyResponse)
+        assert [result.classes[0].label for result in answer.results] == ["left"] * rows
+        return int(answer.version)
+
+    return ask
+
+
+def _infer(channel: grpc.Channel, model: str) -> Any:
+    pixels = np.zeros((SIDE, SIDE, 1), np.uint8)
+    pixels[:, : SIDE // 2] = 255
+
+    def ask(rows: int) -> int:
+        request = open_inference_pb2.ModelInferRequest(
+            model_name=model, raw_input_contents=[pixels[np.newaxis].repeat(rows, 0).tobytes()]
+        )
+        request.inputs.add(name="image", datatype="UINT8", shape=(rows, SIDE, SIDE, 1))
+        answer = call(
+            channel, "inference.GRPCInferenceService/ModelInfer", request, open_inference_pb2.ModelInferResponse
+        )
+        probabilities = np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(rows, len(CLASSES))
+        assert probabilities.argmax(axis=1).tolist() == [_EXPECTED] * rows
+        return int(answer.model_version)
+
+    return ask
