@@ -27,7 +27,7 @@ import numpy as np
 from cnnserve.wire import classifier_pb2
 
 TOLERANCE = 1.05
-# Memory is looked at after so many loads, and its least value within so long counts: what is let go goes a little later.
+# Looked at after so many loads; the least value within so long counts, because what is let go goes a little later.
 EVERY = 10
 SETTLE_S = 1.0
 PARTS = ("reload", "failed", "mixed")

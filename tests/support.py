@@ -83,6 +83,20 @@ def tiny_onnx(*, softmax: bool = True, batch: str | int = "batch", datatype: int
     return data
 
 
+def free_onnx() -> bytes:
+    """A classifier of images of any size into as many classes as they have pixels."""
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["image", "flat"], ["scores"])],
+        "free",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", "h", "w"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", "c"])],
+        [numpy_helper.from_array(np.array([0, -1], np.int64), "flat")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data: bytes = model.SerializeToString()
+    return data
+
+
 def write_version(folder: Path, model: bytes | None = None, **changes: Any) -> Path:
     """A complete version folder `<repository>/<model>/<version>`; `changes` replace fields of its manifest."""
     folder.mkdir(parents=True)

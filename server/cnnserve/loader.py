@@ -149,7 +149,7 @@ def read_labels(file: Path) -> tuple[str, ...]:
     except FileNotFoundError as error:
         raise ModelLoadFailed(f"label file {file.name} is missing") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadFailed(f"label file {file.name} cannot be read: {error}") from error
+        raise ModelLoadFailed(f"label file {file.name} cannot be read: {manifests.reason(error)}") from error
     # Not splitlines(): a label may hold a form feed or a Unicode line separator.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return tuple(lines[:-1] if lines[-1] == "" else lines)
@@ -159,8 +159,8 @@ def _probe(worker: Worker) -> int:
     """Classes of a model without a manifest, from one run on zeros; free sizes other than the batch cannot be tried."""
     spec = worker.session.inputs[0]
     if -1 in spec.shape[1:]:
-        with contextlib.suppress(ValueError, IndexError):
-            return max(worker.session.outputs[0].shape[1:])
+        with contextlib.suppress(IndexError):
+            return max(0, *worker.session.outputs[0].shape[1:])
         return 0
     output = worker.instance.run([np.zeros((1, *spec.shape[1:]), NUMPY_TYPES[spec.datatype])])[0]
     return int(output[0].size)

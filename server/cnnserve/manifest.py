@@ -134,7 +134,7 @@ def read(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadFailed(f"{MANIFEST_FILE} cannot be read: {error}") from error
+        raise ModelLoadFailed(f"{MANIFEST_FILE} cannot be read: {reason(error)}") from error
     return parse(text)
 
 
@@ -162,18 +162,29 @@ def digest(path: Path) -> FileDigest:
         return FileDigest(sha256, file.tell())
 
 
+def reason(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be read, without its path: clients see these texts."""
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
+
+
 def verify_files(manifest: Manifest, folder: Path) -> None:
     """Compares every file with its digest. Raises `ModelLoadFailed` naming the first that differs."""
     for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ModelLoadFailed(f"file {name} is missing from the version folder")
-        size = path.stat().st_size
-        if size != expected.bytes:
-            raise ModelLoadFailed(f"file {name} has {size} bytes, the manifest says {expected.bytes}")
-        actual = digest(path).sha256
-        if actual != expected.sha256:
-            raise ModelLoadFailed(f"file {name} was altered: SHA-256 {actual[:12]}…, expected {expected.sha256[:12]}…")
+        try:
+            _verify_file(folder / name, expected)
+        except OSError as error:
+            raise ModelLoadFailed(f"file {name} cannot be read: {reason(error)}") from error
+
+
+def _verify_file(path: Path, expected: FileDigest) -> None:
+    if not path.is_file():
+        raise ModelLoadFailed(f"file {path.name} is missing from the version folder")
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise ModelLoadFailed(f"file {path.name} has {size} bytes, the manifest says {expected.bytes}")
+    actual = digest(path).sha256
+    if actual != expected.sha256:
+        raise ModelLoadFailed(f"file {path.name} was altered: SHA-256 {actual[:12]}…, expected {expected.sha256[:12]}…")
 
 
 def _check(manifest: Manifest) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from google.protobuf import text_format
 
+from cnnserve import manifest as manifests
 from cnnserve.batch_policy import BatchPolicy, QueuePolicy
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
@@ -90,7 +91,7 @@ def read(model_folder: Path) -> pb.ModelConfig | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {error}") from error
+        raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {manifests.reason(error)}") from error
     return parse(text, model_folder.name)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from cnnserve import memory, repository, versions
 from cnnserve import plan as plans
-from cnnserve import repository, versions
 from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady, ServingError, ShuttingDown
 from cnnserve.lifecycle import ModelEntry, State, VersionEntry, VersionLabels
 from cnnserve.model import Model
@@ -90,6 +90,8 @@ class Registry:
     async def load_all(self, names: Collection[str] | None = None) -> None:
         """Loads every model of the repository, or those named; one that fails never stops the others."""
         folders = await on_thread(partial(repository.scan, self._root))
+        for name in await on_thread(partial(repository.misnamed, self._root)):
+            _log.warning("folder %r is no model: letters, digits, '.', '_' and '-' make a name, 128 at most", name)
         for folder in folders:
             self._models.setdefault(folder.name, ModelEntry(folder.name))
         found = [folder.name for folder in folders if names is None or folder.name in names]
@@ -162,6 +164,7 @@ class Registry:
         # Asked for, so that asyncio does not complain where the caller has left.
         if not job.cancelled():
             job.exception()
+        memory.return_soon()
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

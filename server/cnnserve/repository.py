@@ -35,7 +35,7 @@ class Fingerprint:
 
 
 def scan(root: Path) -> list[ModelFolder]:
-    """Every model of the repository, by name. Hidden folders and those without a version folder or config are skipped.
+    """Every model of the repository, by name: each folder that is not hidden and whose name a model may have.
 
     Raises `ModelLoadFailed` where the repository itself cannot be read.
     """
@@ -44,6 +44,14 @@ def scan(root: Path) -> list[ModelFolder]:
     except OSError as error:
         raise ModelLoadFailed(f"the model repository cannot be read: {error.strerror}") from error
     return [model_folder(path) for path in folders if MODEL_NAME.fullmatch(path.name)]
+
+
+def misnamed(root: Path) -> list[str]:
+    """Folders that are no models for their names alone; hidden ones are meant to be."""
+    with contextlib.suppress(OSError):
+        folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        return sorted(name for name in folders if not MODEL_NAME.fullmatch(name))
+    return []
 
 
 def find(root: Path, name: str) -> ModelFolder:

@@ -14,7 +14,8 @@ from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady, Versi
 from cnnserve.health import Health
 from cnnserve.lifecycle import State
 from cnnserve.registry import Registry
-from support import make_registry, picture, tiny_onnx, write_version
+from cnnserve.rpc.describe import describe
+from support import free_onnx, make_registry, picture, tiny_onnx, write_version
 
 
 @pytest.fixture
@@ -202,3 +203,32 @@ async def test_unload_and_load_again(tmp_path: Path, registry: Registry) -> None
         registry.get("m")
     await registry.load("m")
     assert await answers(registry) == 1
+
+
+async def test_odd_folders_are_told_and_stop_nothing(
+    tmp_path: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_version(tmp_path / "m" / "1")
+    dangling = write_version(tmp_path / "a_dangling" / "1")
+    (dangling / "leftover").symlink_to("/nonexistent")
+    (tmp_path / "resnet50+aug" / "1").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("/nonexistent")
+    unreadable = write_version(tmp_path / "b_unreadable" / "1") / "manifest.json"
+    unreadable.unlink()
+    unreadable.mkdir()
+    await registry.load_all()
+    assert await answers(registry) == 1
+    assert registry.get("a_dangling").info.version == 1
+    assert "folder 'resnet50+aug' is no model" in caplog.text
+    with pytest.raises(ModelNotReady, match=r"manifest\.json cannot be read: Is a directory") as caught:
+        registry.get("b_unreadable")
+    assert str(tmp_path) not in str(caught.value)
+
+
+async def test_free_sizes_do_not_break_the_list_of_models(tmp_path: Path, registry: Registry) -> None:
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(free_onnx())
+    await registry.load_all()
+    assert registry.get("m").info.class_count == 0
+    assert describe(registry.entry("m"), labels=True).versions[0].class_count == 0

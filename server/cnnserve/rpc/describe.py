@@ -9,7 +9,7 @@ def describe(entry: ModelEntry, *, labels: bool) -> pb.Model:
     versions = [_version(version, labels=labels) for version in entry.versions.values()]
     for message, number in zip(versions, entry.versions, strict=True):
         message.version_labels.extend(entry.labels.of(number))
-    return pb.Model(name=entry.name, versions=versions)
+    return pb.Model(name=entry.name, versions=versions, reason=entry.reason)
 
 
 def _version(entry: VersionEntry, *, labels: bool) -> pb.ModelVersion:
