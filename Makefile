@@ -8,10 +8,12 @@ PROTOC := $(PROTO_VENV)/bin/python -W ignore -m grpc_tools.protoc -Iproto
 PROTOS := cnnserve/wire/classifier.proto cnnserve/wire/model_config.proto cnnserve/wire/open_inference.proto
 SOURCES := server export client tests bench
 
+SOAK_MINUTES ?= 10
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types drift proto format image-test clean
+.PHONY: help setup demo test check lint types drift proto format soak image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +60,9 @@ drift: $(PROTO_VENV)/.installed
 	@$(PROTOC) --python_out=build/proto --pyi_out=build/proto $(PROTOS)
 	@diff -r -x __init__.py -x __pycache__ build/proto/cnnserve/wire server/cnnserve/wire \
 	  || { echo "server/cnnserve/wire does not match proto/: run make proto"; exit 1; }
+
+soak: setup ## minutes of load, reloads, kills and changing versions (SOAK_MINUTES=10)
+	CNNSERVE_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/soak
 
 image-test: setup ## build the container image, run it, classify, stop it under load, print its size
 	bash deploy/docker/image-test.sh

@@ -14,7 +14,7 @@ from functools import partial
 import uvloop
 
 import cnnserve
-from cnnserve import loader
+from cnnserve import loader, memory
 from cnnserve.admission import MemoryBudget
 from cnnserve.config import ServerConfig
 from cnnserve.control import EXPLICIT, ModelControl
@@ -52,6 +52,7 @@ class Ports:
 
 def run(config: ServerConfig) -> int:
     """Serves until SIGTERM or SIGINT, drains, and returns the exit code."""
+    memory.limit_arenas(max(2, config.cpu_threads or cpu_budget()))
     code = uvloop.run(_run(config))
     if any(thread.daemon for thread in threading.enumerate()):
         # A load, or a run that outlived the grace, is still in native code, which aborts the process where the

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cnnserve import loader
+from cnnserve import loader, memory
 from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady, ShuttingDown
 from cnnserve.lifecycle import State
 from cnnserve.loader import OpenVersion
@@ -412,6 +412,22 @@ async def test_what_comes_after_the_end_is_freed(
     held.gate.release()
     await asyncio.sleep(0.1)
     await sessions.are(0)
+
+
+async def test_every_change_gives_memory_back_to_the_system(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trims = threading.Semaphore(0)
+    trim = memory.trim
+    monkeypatch.setattr(memory, "trim", lambda: (trim(), trims.release()))
+    folder = write_version(tmp_path / "m" / "1")
+    await registry.load("m")
+    await registry.unload("m")
+    (folder / "model.onnx").write_text("no model")
+    with pytest.raises(ModelLoadFailed):
+        await registry.load("m")
+    for _ in range(3):
+        await until(lambda: trims.acquire(blocking=False))
 
 
 async def test_an_unforeseen_failure_is_told_as_a_fixed_text(tmp_path: Path, decoders: ThreadPoolExecutor) -> None:
