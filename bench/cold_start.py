@@ -92,6 +92,9 @@ def _print(
     print(f"\nimports by package, own time (all: {packages.total() / 1e3:.0f} ms; tracing makes them slower)")
     for name, own in packages.most_common(SHOWN):
         print(f"  {own / 1e3:7.1f} ms  {name}")
+    print("\nthe dearest modules by themselves")
+    for own, _, _, name in sorted(imports, key=lambda item: -item[0])[:SHOWN]:
+        print(f"  {own / 1e3:7.1f} ms  {name}")
     print("\nthe dearest modules with all they import")
     for _, whole, depth, name in sorted(imports, key=lambda item: -item[1])[:SHOWN]:
         print(f"  {whole / 1e3:7.1f} ms  {'  ' * min(depth, 12)}{name}")

@@ -42,6 +42,8 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[SessionOptions]:
     """The options of every session that is opened."""
+    # The tiny model stands for a large one.
+    monkeypatch.setattr(workers, "_SMALL_BYTES", 0)
     seen: list[SessionOptions] = []
 
     def open_session(model: Path, options: SessionOptions) -> Session:

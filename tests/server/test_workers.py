@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
 
 from cnnserve import workers
 from cnnserve.execution import Execution
 from cnnserve.providers import RuntimeOptions
+from support import REPOSITORY
 
 LENET = REPOSITORY / "lenet5" / "1" / "model.onnx"
 
