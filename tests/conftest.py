@@ -1,13 +1,23 @@
 """Fixtures that several packages' tests share."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from support import RunningServer, serving, tiny_onnx, write_version
+from cnnserve.registry import Registry
+from support import RunningServer, make_registry, serving, tiny_onnx, write_version
 
-# numpy and grpc start threads of their own; nothing of a test's may stay behind them.
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
+    """An empty registry over `tmp_path`, drained at the end."""
+    with ThreadPoolExecutor(1) as decoders:
+        registry = make_registry(tmp_path, decoders)
+        yield registry
+        await asyncio.wait_for(registry.close(), 10)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def run(config: ServerConfig) -> int:
     # An instance's thread that comes back from a run waits for the interpreter while the loop is busy: by default up to
     # 5 ms, a whole run of a small model.
     sys.setswitchinterval(_SWITCH_S)
-    memory.limit_arenas(max(2, config.cpu_threads or cpu_budget()))
+    memory.limit_arenas(max(2, _cpu_threads(config)))
     code = uvloop.run(_run(config))
     if any(thread.daemon for thread in threading.enumerate()):
         # A load, or a run that outlived the grace, is still in native code, which aborts the process where the
@@ -82,7 +82,7 @@ async def _run(config: ServerConfig) -> int:
 
 async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callable[[Ports], None] | None = None) -> None:
     """Runs a server until `shutdown` is set. `on_bound` hears the ports. Raises `OSError` where one is taken."""
-    threads = config.cpu_threads or cpu_budget()
+    threads = _cpu_threads(config)
     decoders = ThreadPoolExecutor(config.decode_threads or threads, "decode")
     registry = _registry(config, threads, decoders)
     explicit = config.model_control_mode == EXPLICIT
@@ -137,6 +137,10 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
             await asyncio.wait_for(http_task, 2 * _CLOSE_S)
         decoders.shutdown(wait=False, cancel_futures=True)
         _log.info("stopped")
+
+
+def _cpu_threads(config: ServerConfig) -> int:
+    return config.cpu_threads or cpu_budget()
 
 
 def _registry(config: ServerConfig, threads: int, decoders: ThreadPoolExecutor) -> Registry:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cnnserve.errors import ModelLoadFailed
 
@@ -45,6 +46,10 @@ class TensorSpec:
     name: str
     datatype: str
     shape: tuple[int, ...]
+
+    def zeros(self, count: int) -> NDArray[Any]:
+        """`count` rows of zeros; the other dimensions must not be free."""
+        return np.zeros((count, *self.shape[1:]), NUMPY_TYPES[self.datatype])
 
 
 def tensor_spec(value: Any) -> TensorSpec:

@@ -9,13 +9,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cnnserve import execution, model_config, selftest
 from cnnserve import manifest as manifests
 from cnnserve.batcher import DynamicBatcher
 from cnnserve.config import DEFAULT_ENGINE_CACHE
-from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
 from cnnserve.execution import Device
 from cnnserve.instance import ModelInstance
@@ -162,5 +159,5 @@ def _probe(worker: Worker) -> int:
         with contextlib.suppress(IndexError):
             return max(0, *worker.session.outputs[0].shape[1:])
         return 0
-    output = worker.instance.run([np.zeros((1, *spec.shape[1:]), NUMPY_TYPES[spec.datatype])])[0]
+    output = worker.instance.run([spec.zeros(1)])[0]
     return int(output[0].size)

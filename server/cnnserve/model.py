@@ -70,8 +70,9 @@ class Model:
         self._batcher = batcher
         self._preprocessor = preprocessor
         self._decoders = decoders
-        # A free size counts as 1: how large it is, only a request can say.
         settings = info.settings
+        self._reshapes = any(output.reshaped for output in settings.outputs)
+        # A free size counts as 1: how large it is, only a request can say.
         dims = settings.input.dims if settings.batched else settings.input.dims[1:]
         self.row_bytes = math.prod(max(size, 1) for size in dims) * NUMPY_TYPES[settings.input.datatype].itemsize
 
@@ -96,7 +97,9 @@ class Model:
             result = await self._batcher.submit(rows, permit, deadline_ns, timeout_us)
         finally:
             permit.release()
-        return replace(result, outputs=[self._to_wire(*pair) for pair in enumerate(result.outputs)])
+        if self._reshapes:
+            result = replace(result, outputs=[self._to_wire(*pair) for pair in enumerate(result.outputs)])
+        return result
 
     async def classify(
         self, images: Sequence[ImageSource], top_k: int = 0, deadline_ns: int | None = None

@@ -11,12 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from cnnserve import buckets as batch_buckets
 from cnnserve import cuda
 from cnnserve.bound import BoundRunner
-from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.execution import Execution
 from cnnserve.instance import ModelInstance
@@ -49,7 +46,7 @@ class Worker:
             return
         # The largest size second: TensorRT then widens an engine's range once, not once a size.
         for size in (*self.buckets[:1], *self.buckets[:0:-1]):
-            self.instance.run([np.zeros((size, *spec.shape[1:]), NUMPY_TYPES[spec.datatype])])
+            self.instance.run([spec.zeros(size)])
 
 
 def open_sessions(
@@ -108,7 +105,7 @@ def _is_small(model: Path, session: Session) -> bool:
     spec = session.inputs[0]
     if model.stat().st_size > _SMALL_BYTES or -1 in spec.shape[1:]:
         return False
-    row = np.zeros((max(1, spec.shape[0]), *spec.shape[1:]), NUMPY_TYPES[spec.datatype])
+    row = spec.zeros(max(1, spec.shape[0]))
     times = []
     for _ in range(_TIMED_RUNS):
         started = time.perf_counter()

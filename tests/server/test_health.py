@@ -1,9 +1,6 @@
 """When the server is SERVING."""
 
-import asyncio
 import shutil
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,15 +8,7 @@ import pytest
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.health import Health
 from cnnserve.registry import Registry
-from support import make_registry, write_version
-
-
-@pytest.fixture
-async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
-    with ThreadPoolExecutor(1) as decoders:
-        registry = make_registry(tmp_path, decoders)
-        yield registry
-        await asyncio.wait_for(registry.close(), 10)
+from support import write_version
 
 
 def broken(folder: Path) -> None:

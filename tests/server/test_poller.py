@@ -1,11 +1,8 @@
 """Following the files: what is seen when, and what the registry makes of it."""
 
-import asyncio
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady
 from cnnserve.lifecycle import State
 from cnnserve.poller import ModelSight, Poller, look
 from cnnserve.registry import Registry
-from support import make_registry, tiny_onnx, until, write_version
+from support import tiny_onnx, until, write_version
 
 
 class Disk:
@@ -124,14 +121,6 @@ def test_what_is_missing_once_is_not_gone(disk: Disk) -> None:
 def test_a_repository_that_cannot_be_read_is_an_error(disk: Disk) -> None:
     with pytest.raises(ModelLoadFailed, match="cannot be read"):
         look(disk.root / "gone", {})
-
-
-@pytest.fixture
-async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
-    with ThreadPoolExecutor(1) as decoders:
-        registry = make_registry(tmp_path, decoders)
-        yield registry
-        await asyncio.wait_for(registry.close(), 10)
 
 
 class Polls:

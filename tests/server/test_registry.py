@@ -3,8 +3,6 @@
 import asyncio
 import dataclasses
 import shutil
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,15 +13,7 @@ from cnnserve.health import Health
 from cnnserve.lifecycle import State
 from cnnserve.registry import Registry
 from cnnserve.rpc.describe import describe
-from support import free_onnx, make_registry, picture, tiny_onnx, write_version
-
-
-@pytest.fixture
-async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
-    with ThreadPoolExecutor(1) as decoders:
-        registry = make_registry(tmp_path, decoders)
-        yield registry
-        await asyncio.wait_for(registry.close(), 10)
+from support import free_onnx, picture, tiny_onnx, write_version
 
 
 async def answers(registry: Registry, version: str = "") -> int:
