@@ -170,17 +170,17 @@ def _targets(model: str, ratios: dict[str, Any], over_ms: float, plain_ms: float
         return targets
     best = ratios["best_batch"]
     allowed = 0.05 * plain_ms + 1
+    of_best = full["of_raw_best"]
+    # An AlexNet gains with every image of a batch: 16 in flight cannot make its best one.
+    largest = (
+        ("raw batch 16", full["of_raw_16"], 0.9) if model == "alexnet" else (f"raw batch {best} (best)", of_best, 0.94)
+    )
     return [
         ("16 in flight >= 0.97 of raw batch 1", f"{full['of_raw_1']:.3f}", full["of_raw_1"] >= 0.97),
-        (f"16 in flight >= 0.94 of raw batch {best} (best)", f"{full['of_raw_best']:.3f}", full["of_raw_best"] >= 0.94),
+        (f"16 in flight >= {largest[2]} of {largest[0]}", f"{largest[1]:.3f}", largest[1] >= largest[2]),
         ("1 in flight within 5 % + 1 ms of raw", f"{over_ms:+.2f} of {allowed:.2f} ms", over_ms <= allowed),
-        *([_alexnet(full["of_raw_16"])] if model == "alexnet" else []),
         *targets,
     ]
-
-
-def _alexnet(ratio: float) -> tuple[str, str, bool]:
-    return "16 in flight >= 0.9 of raw batch 16", f"{ratio:.3f}", ratio >= 0.9
 
 
 def _ratio(cells: Cells, one: str, other: str, key: str = "rate") -> float:

@@ -6,11 +6,12 @@ Rules, in this order:
 2. Entries leave in order. One that does not fit into what is left of a batch closes the batch; none is split.
 3. A preferred size that can be made exactly from the front of the queue is dispatched at once, the largest first.
 4. A batch that cannot grow any more is dispatched at once.
-5. Otherwise the oldest entry waits at most the queue delay (default 0), counted from its arrival, and none waits
-   longer than half the time it has until its deadline; then all that fits goes.
+5. Otherwise the oldest entry waits at most the queue delay (default 0), counted from its arrival, or until the hold
+   ends that `turnover` puts on a model whose callers come back in bunches; none waits longer than half the time it has
+   until its deadline; then all that fits goes.
 
-The policy is asked only while an instance is free, so with delay 0 an idle instance never waits and batches form by
-themselves under load.
+The policy is asked only while an instance is free, so with delay 0 and no hold an idle instance never waits and batches
+form by themselves under load.
 """
 
 from collections.abc import Iterable
@@ -81,8 +82,8 @@ class Wait:
     until_ns: int | None
 
 
-def next_action(policy: BatchPolicy, queue: Iterable[Waiting], now_ns: int) -> Dispatch | Wait:
-    """The decision for the entries in leaving order, given that an instance is free."""
+def next_action(policy: BatchPolicy, queue: Iterable[Waiting], now_ns: int, hold_until_ns: int = 0) -> Dispatch | Wait:
+    """The decision for the entries in leaving order, given that an instance is free; `hold_until_ns`: see rule 5."""
     total = count = preferred_count = 0
     due_ns: int | None = None
     full = False
@@ -93,7 +94,7 @@ def next_action(policy: BatchPolicy, queue: Iterable[Waiting], now_ns: int) -> D
             break
         total += entry.size
         count += 1
-        due_ns = _earlier(due_ns, _latest_start(policy, entry))
+        due_ns = _earlier(due_ns, _latest_start(policy, entry, hold_until_ns))
         if total in policy.preferred_batch_sizes:
             preferred_count = count
         if total >= policy.max_batch_size:
@@ -106,8 +107,8 @@ def next_action(policy: BatchPolicy, queue: Iterable[Waiting], now_ns: int) -> D
     return Dispatch(count) if now_ns >= due_ns else Wait(due_ns)
 
 
-def _latest_start(policy: BatchPolicy, entry: Waiting) -> int:
-    due_ns = entry.arrived_ns + policy.max_queue_delay_us * 1000
+def _latest_start(policy: BatchPolicy, entry: Waiting, hold_until_ns: int) -> int:
+    due_ns = max(entry.arrived_ns + policy.max_queue_delay_us * 1000, hold_until_ns)
     if entry.deadline_ns is None:
         return due_ns
     return min(due_ns, (entry.arrived_ns + entry.deadline_ns) // 2)

@@ -18,6 +18,7 @@ from cnnserve.batch_policy import BatchPolicy, Dispatch, next_action
 from cnnserve.errors import DeadlineExceeded, InferenceFailed, InvalidInput, QueueFull, ShuttingDown
 from cnnserve.instance import BatchOutcome, ModelInstance, Rows
 from cnnserve.request_queue import RequestQueue
+from cnnserve.turnover import Turnover
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class DynamicBatcher:
         self._queue: RequestQueue[_Entry] = RequestQueue(policy.priority_levels)
         self._admitted: Counter[int] = Counter()
         self._running: deque[_Batch] = deque()
+        self._turnover = Turnover()
         self._closing = False
         self._drained = asyncio.Event()
         self._pump_handle: asyncio.Handle | None = None
@@ -145,6 +147,7 @@ class DynamicBatcher:
         """
         entry = self._entry(rows, permit, deadline_ns, timeout_us)
         self._queue.put(entry)
+        self._turnover.arrived(entry.arrived_ns)
         self._schedule_pump()
         timers = [
             self._loop.call_later(max(0.0, (due_ns - entry.arrived_ns) / 1e9), act, entry)
@@ -195,7 +198,8 @@ class DynamicBatcher:
             self._delay_timer = None
         while self._idle and self._queue:
             now = self._clock()
-            action = next_action(self._policy, self._queue, now)
+            hold_until_ns = 0 if self._closing else self._turnover.hold_until_ns
+            action = next_action(self._policy, self._queue, now, hold_until_ns)
             if isinstance(action, Dispatch):
                 self._dispatch(action.count, now)
                 continue
@@ -236,9 +240,13 @@ class DynamicBatcher:
     def _finish(self, instance: ModelInstance, batch: _Batch, outcome: BatchOutcome) -> None:
         self._idle.append(instance)
         batch.outcome = outcome
+        run_ns = outcome.finished_ns - outcome.started_ns
+        if outcome.error is None:
+            size = sum(entry.size for entry in batch.entries)
+            self._turnover.ran(size, run_ns, len(batch.entries), self._admitted.total(), self._clock())
         # The next batch goes out before this one's answers are built: the instance does not wait for them.
         self._pump()
-        self._batch_ns += 0.2 * (outcome.finished_ns - outcome.started_ns - self._batch_ns)
+        self._batch_ns += 0.2 * (run_ns - self._batch_ns)
         if not self._policy.preserve_ordering:
             self._running.remove(batch)
             _answer(batch, outcome)

@@ -78,6 +78,13 @@ def test_the_delay_never_outlives_a_deadline() -> None:
     assert next_action(policy, waiting, 200 * US) == Dispatch(2)
 
 
+def test_a_hold_keeps_what_could_still_grow() -> None:
+    assert next_action(BatchPolicy(8), queue(1, 2), 0, hold_until_ns=5 * US) == Wait(5 * US)
+    assert next_action(BatchPolicy(8), queue(1, 2), 5 * US, hold_until_ns=5 * US) == Dispatch(2)
+    assert next_action(BatchPolicy(8), queue(4, 4), 0, hold_until_ns=5 * US) == Dispatch(2)
+    assert next_action(BatchPolicy(8), [Entry(1, 0, deadline_ns=4 * US)], 0, hold_until_ns=5 * US) == Wait(2 * US)
+
+
 def test_what_is_too_large_for_any_batch_does_not_block_the_queue() -> None:
     assert next_action(BatchPolicy(4), queue(5, 1), 0) == Dispatch(1)
 

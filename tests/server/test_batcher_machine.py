@@ -6,7 +6,7 @@ follow it). What must hold is in the invariants.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cnnserve.batch_policy import BatchPolicy, QueuePolicy, Wait, next_action
 from cnnserve.batcher import BatchResult, DynamicBatcher
 from cnnserve.errors import DeadlineExceeded, InferenceFailed, QueueFull
-from cnnserve.instance import ModelInstance, OnDone
+from cnnserve.instance import BatchOutcome, ModelInstance, OnDone
 from fakes import FakeClock, FakeSession
 
 LIMIT = 12
@@ -75,6 +75,7 @@ class BatcherMachine(RuleBasedStateMachine):
         timeout_us=st.sampled_from([0, 0, 800]),
         delay_expired=st.booleans(),
         preserve=st.booleans(),
+        fixed_ms=st.sampled_from([0, 0, 2, 5]),
     )
     def start(
         self,
@@ -85,7 +86,11 @@ class BatcherMachine(RuleBasedStateMachine):
         timeout_us: int,
         delay_expired: bool,
         preserve: bool,
+        fixed_ms: int,
     ) -> None:
+        # What a run takes beside a millisecond an image, by the clock that is turned.
+        self.fixed_ns = fixed_ms * 1_000_000
+        self.hold_ends_ns = 0
         self.clock = FakeClock()
         self.loop = TurnedLoop(self.clock)
         self.policy = BatchPolicy(
@@ -180,10 +185,12 @@ class BatcherMachine(RuleBasedStateMachine):
         finished = self.loop.create_future()
         report = self.batcher._finish
 
-        def reported(*arguments: Any) -> None:
+        def reported(instance: ModelInstance, batch: Any, outcome: BatchOutcome) -> None:
             # Before the batcher hears of it, since it may give the instance its next batch at once.
             self.busy.discard(index)
-            report(*arguments)
+            run_ns = self.fixed_ns + 1_000_000 * sum(entry.size for entry in batch.entries)
+            self.hold_ends_ns = self.clock() + self.fixed_ns
+            report(instance, batch, replace(outcome, started_ns=0, finished_ns=run_ns))
             finished.set_result(None)
 
         self.batcher._finish = reported  # type: ignore[method-assign]
@@ -212,9 +219,10 @@ class BatcherMachine(RuleBasedStateMachine):
     @invariant()
     def no_instance_is_idle_while_eligible_work_waits(self) -> None:
         if hasattr(self, "batcher") and self.batcher._idle:
-            action = next_action(self.policy, self.batcher._queue, self.clock())
+            hold_until_ns = self.batcher._turnover.hold_until_ns
+            action = next_action(self.policy, self.batcher._queue, self.clock(), hold_until_ns)
             assert isinstance(action, Wait)
-            assert action.until_ns is None or self.policy.max_queue_delay_us
+            assert action.until_ns is None or self.policy.max_queue_delay_us or action.until_ns <= self.hold_ends_ns
 
     @invariant()
     def nothing_waits_past_its_deadline(self) -> None:
