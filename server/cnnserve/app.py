@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from cnnserve.health import Health
 from cnnserve.opening import VersionOpener
 from cnnserve.poller import Poller, watch_labels
 from cnnserve.registry import Registry
-from cnnserve.rest.http import HttpServer, application
+from cnnserve.rest.listening import listen
 from cnnserve.rpc.classifier import ClassifierService
 from cnnserve.rpc.grpcio_transport import GrpcioTransport
 from cnnserve.rpc.health import HealthService
@@ -102,12 +104,10 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
         *HealthService(health).methods(),
     ]
     grpc = GrpcioTransport(methods, max_message_bytes)
-    http = HttpServer(application(inference, health))
-
-    ports = Ports(grpc.bind(config.host, config.grpc_port), http.bind(config.host, config.http_port))
+    grpc_port = grpc.bind(config.host, config.grpc_port)
+    http_socket = listen(config.host, config.http_port)
+    ports = Ports(grpc_port, http_socket.getsockname()[1])
     await grpc.start()
-    # Signals end it through `http.stop`; nothing else awaits it before the end.
-    http_task = asyncio.create_task(http.serve())
     _log.info(
         "cnnserve %s listening on %s: gRPC port %d, HTTP port %d; %d CPU threads a model",
         cnnserve.__version__,
@@ -119,6 +119,8 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     if on_bound is not None:
         on_bound(ports)
     keeping = [asyncio.create_task(_load(config, registry, health)), asyncio.create_task(watch_labels(registry))]
+    http_end = asyncio.Event()
+    http_task = asyncio.create_task(_serve_http(inference, health, http_socket, http_end))
     try:
         await shutdown.wait()
     finally:
@@ -132,7 +134,7 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline + _CLOSE_S):
                 await registry.close()
-        http.stop()
+        http_end.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(http_task, 2 * _CLOSE_S)
         decoders.shutdown(wait=False, cancel_futures=True)
@@ -165,6 +167,18 @@ async def _load(config: ServerConfig, registry: Registry, health: Health) -> Non
     _log.info("%s; models: %s", "ready" if health.is_ready else "NOT ready", ", ".join(ready) or "none")
     if config.model_control_mode == "poll":
         await Poller(registry, config.model_repository, config.poll_interval_s).run()
+
+
+async def _serve_http(
+    inference: InferenceService, health: Health, listening: socket.socket, end: asyncio.Event
+) -> None:
+    """Until `end`. Imported on a thread while models load: a start that waited for it took a twentieth longer."""
+    http = await asyncio.to_thread(importlib.import_module, "cnnserve.rest.http")
+    server = http.HttpServer(http.application(inference, health), listening)
+    serving = asyncio.create_task(server.serve())
+    await end.wait()
+    server.stop()
+    await serving
 
 
 async def _drain(grace_s: float, health: Health, classifier: ClassifierService, grpc: GrpcioTransport) -> None:

@@ -79,7 +79,8 @@ def application(inference: InferenceService, health: Health) -> Starlette:
 class HttpServer:
     """uvicorn on the running loop, on a socket that is bound before it starts."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Starlette, listening: socket.socket) -> None:
+        self._socket = listening
         self._server = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -90,17 +91,10 @@ class HttpServer:
                 timeout_graceful_shutdown=_SHUTDOWN_S,
             )
         )
-        self._socket: socket.socket | None = None
-
-    def bind(self, host: str, port: int) -> int:
-        """Takes the port (0: a free one) and returns it. Raises `OSError` where it is taken."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=1024)
-        return int(self._socket.getsockname()[1])
 
     async def serve(self) -> None:
         """Answers until `stop`."""
-        await self._server.serve(sockets=[self._socket] if self._socket else None)
+        await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
         """Ends `serve` after the requests in flight."""
