@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import matplotlib as mpl
 import numpy as np
@@ -23,6 +24,7 @@ from cnnserve import manifest as manifests
 from cnnserve.preprocessing import Preprocessor
 from cnnserve.session import Session
 from cnnserve_export import hub
+from cnnserve_export.cli import export
 
 FOLDER = Path(sys.prefix) / "torchvision"
 NETWORKS = {
@@ -35,6 +37,7 @@ NETWORKS = {
     "resnet152": "ResNet152",
 }
 TOP = 5
+TOLERANCE = 1e-4
 ANSWERS = "answers.json"
 ORACLE = Path(__file__).with_name("torchvision_oracle.py")
 
@@ -76,6 +79,22 @@ def ask(folder: Path, networks: Sequence[str] = tuple(NETWORKS)) -> Answers:
         raise RuntimeError(f"the oracle failed:\n{done.stderr}")
     found = json.loads((folder / ANSWERS).read_text())
     return Answers(folder, found["metadata"], found["checkpoints"])
+
+
+def export_published(network: str, answers: Answers, repository: Path, max_batch_size: int) -> Path:
+    """Runs `cnnserve export NETWORK --weights imagenet` where the checkpoint is what is published and in torch's cache.
+
+    Returns the version's folder. `answers.folder` must be named as in torch's cache, .../hub/checkpoints.
+    """
+    flags = ["--weights", "imagenet", "--repository", str(repository), "--max-batch-size", str(max_batch_size)]
+    with (
+        mock.patch.object(hub, "PUBLISHED", (answers.published(network),)),
+        mock.patch.dict(os.environ, TORCH_HOME=str(answers.folder.parent.parent)),
+    ):
+        status = export([network, *flags])
+    if status:
+        raise RuntimeError(f"the export of {network} ended with {status}")
+    return repository / network / "1"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,7 @@ import torchvision_parity
 from cnnserve import manifest as manifests
 from cnnserve_export import hub
 from cnnserve_export.architectures import ARCHITECTURES
-from cnnserve_export.cli import export
-from torchvision_parity import NETWORKS, Answers
-
-TOLERANCE = 1e-4
+from torchvision_parity import NETWORKS, TOLERANCE, Answers
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +42,8 @@ def test_the_table_is_torchvisions(answers: Answers) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_published_checkpoint_answers_what_torchvision_does(
-    network: str, answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub, "PUBLISHED", (answers.published(network),))
-    monkeypatch.setenv("TORCH_HOME", str(answers.folder.parent.parent))
-    assert export([network, "--weights", "imagenet", "--repository", str(tmp_path), "--max-batch-size", "3"]) == 0
-    version = tmp_path / network / "1"
+def test_a_published_checkpoint_answers_what_torchvision_does(network: str, answers: Answers, tmp_path: Path) -> None:
+    version = torchvision_parity.export_published(network, answers, tmp_path, max_batch_size=3)
     found = torchvision_parity.compare(version, answers.probabilities(network))
     assert found.served.tolist() == found.expected.tolist()
     assert found.difference < TOLERANCE
