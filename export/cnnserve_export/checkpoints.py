@@ -17,6 +17,12 @@ from cnnserve_export.errors import ExportError
 from cnnserve_export.state_dicts import StateDict, listed
 
 SEED = 0
+_STEPS = {
+    "taken_from": "taken from {!r}",
+    "left_out": "without {}",
+    "removed_prefix": "prefix {!r} removed",
+    "dropped": "{} dropped: only training needs them",
+}
 
 
 def build(architecture: Architecture, class_count: int, seed: int = SEED) -> nn.Module:
@@ -53,7 +59,7 @@ def load(
     account = {"source": "file", "file": path.name, "sha256": sha256, **unwrapped}
     if dropped := [prefix for prefix in training_only if any(key.startswith(prefix) for key in state)]:
         state = {key: value for key, value in state.items() if not key.startswith(tuple(dropped))}
-        account["dropped"] = ", ".join(dropped)
+        account["dropped"] = ", ".join(prefix.rstrip(".") for prefix in dropped)
     _check_fit(own, state, path.name)
     network.load_state_dict({**own, **state})
     return account
@@ -61,9 +67,7 @@ def load(
 
 def describe(account: dict[str, str]) -> str:
     """One line for a person of what `load` returned."""
-    words = {"taken_from": "taken from {!r}", "left_out": "without {}", "removed_prefix": "prefix {!r} removed"}
-    words["dropped"] = "training's {} dropped"
-    steps = [form.format(account[key]) for key, form in words.items() if key in account]
+    steps = [form.format(account[key]) for key, form in _STEPS.items() if key in account]
     return ", ".join([account["file"], f"SHA-256 {account['sha256'][:12]}…", *steps])
 
 

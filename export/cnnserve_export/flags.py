@@ -14,7 +14,7 @@ def export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cnnserve export",
         description="Converts a network to ONNX, proves it equal to PyTorch and publishes it into a model repository.",
-        epilog="Example: cnnserve export resnet50 --weights resnet50.pth --labels imagenet.txt --repository models",
+        epilog="Example: cnnserve export resnet50 --weights imagenet --repository models",
     )
     parser.add_argument(
         "architecture",

@@ -71,7 +71,8 @@ def test_googlenet_with_auxiliary_heads_loads_without_them(tmp_path: Path) -> No
     source = GoogLeNet(6, aux_logits=True)
     torch.save(source.state_dict(), path)
     loaded = checkpoints.build(architecture, 6)
-    checkpoints.load(loaded, path, architecture.training_only)
+    account = checkpoints.load(loaded, path, architecture.training_only)
+    assert account["dropped"] == "aux1, aux2"
     assert torch.equal(loaded.get_parameter("fc.weight"), source.fc.weight)
     with pytest.raises(ExportError, match=r"unexpected: aux1\.conv"):
         checkpoints.load(loaded, path)
