@@ -12,6 +12,9 @@ from cnnserve_export import hub
 from cnnserve_export.architectures import ARCHITECTURES
 from torchvision_parity import NETWORKS, TOLERANCE, Answers
 
+# A gigabyte of weights, written and read; a loaded machine takes its time.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
