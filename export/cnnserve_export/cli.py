@@ -52,7 +52,7 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
 
 
 def _export(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden, labels, pipeline
+    from cnnserve_export import golden, labels, pipeline, weights
     from cnnserve_export.progress import Progress
 
     architecture = _architecture(arguments.architecture)
@@ -61,20 +61,22 @@ def _export(arguments: argparse.Namespace) -> Path:
     golden_png = golden.from_file(arguments.golden) if arguments.golden else architecture.golden()
     progress = Progress(sys.stderr)
     network = _build(architecture, class_count, progress)
-    weights = _weights(network, architecture, arguments.weights, progress)
+    with progress.stage("weights") as stage:
+        loaded = weights.load(network, architecture, arguments.weights, stage)
+    account = loaded.account
     if arguments.transform_input:
-        weights = _transform_input(network, weights)
+        account = weights.transform_input(network, account)
     job = pipeline.Export(
         network=network,
         architecture=architecture.name,
         class_count=class_count,
-        preprocessing=architecture.preprocessing,
-        weights=weights,
+        preprocessing=loaded.preprocessing,
+        weights=account,
         golden_png=golden_png,
         repository=arguments.repository,
         name=arguments.name or architecture.name,
         version=arguments.version,
-        labels=names,
+        labels=names or loaded.labels,
         input_form=arguments.input,
         max_batch_size=arguments.max_batch_size,
         opset=arguments.opset,
@@ -109,30 +111,6 @@ def _build(architecture: "Architecture", class_count: int, progress: "Progress")
         count = pipeline.parameter_count(network)
         stage.finding = f"{architecture.name} ({architecture.paper}), {count:,} parameters, {class_count} classes"
         return network
-
-
-def _transform_input(network: "nn.Module", origin: dict[str, str]) -> dict[str, str]:
-    from cnnserve_export.architectures.googlenet import GoogLeNet
-    from cnnserve_export.errors import ExportError
-
-    if not isinstance(network, GoogLeNet):
-        raise ExportError("--transform-input belongs to googlenet; no other network has such a step")
-    network.transform_input = True
-    return {**origin, "transform_input": "true"}
-
-
-def _weights(
-    network: "nn.Module", architecture: "Architecture", path: Path | None, progress: "Progress"
-) -> dict[str, str]:
-    from cnnserve_export import checkpoints
-
-    with progress.stage("weights") as stage:
-        if path is None:
-            stage.finding = f"random, seed {checkpoints.SEED}: the model is untrained (use --weights FILE)"
-            return checkpoints.random_origin()
-        origin = checkpoints.load(network, path, architecture.training_only)
-        stage.finding = f"{origin['file']}, SHA-256 {origin['sha256'][:12]}…"
-        return origin
 
 
 def _train(arguments: argparse.Namespace) -> Path:

@@ -14,7 +14,7 @@ def export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cnnserve export",
         description="Converts a network to ONNX, proves it equal to PyTorch and publishes it into a model repository.",
-        epilog="Example: cnnserve export resnet50 --weights resnet50.pth --labels imagenet.txt --repository models",
+        epilog="Example: cnnserve export resnet50 --weights imagenet --repository models",
     )
     parser.add_argument(
         "architecture",
@@ -22,12 +22,16 @@ def export_parser() -> argparse.ArgumentParser:
         help="lenet5, alexnet, googlenet, resnet18, resnet34, resnet50, resnet101 or resnet152",
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="PyTorch state dict, .pth or .pt (default: random, seed 0)"
+        "--weights",
+        metavar="FILE",
+        help="checkpoint, .pth, .pt or .safetensors; or imagenet, imagenet-v1, imagenet-v2: torchvision's published "
+        "weights with their preprocessing and labels, downloaded once (default: random, seed 0)",
     )
     parser.add_argument(
         "--transform-input",
         action="store_true",
-        help="googlenet only: the weights expect values from -1 to 1, as torchvision's published ones do",
+        help="googlenet only: the weights expect values from -1 to 1, as those ported from TensorFlow do "
+        "(torchvision's published file is recognised)",
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, UTF-8, one per line")
     parser.add_argument(

@@ -1,9 +1,14 @@
+import argparse
 import hashlib
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -15,6 +20,11 @@ from cnnserve_export.errors import ExportError
 
 def network(classes: int = 10, seed: int = 0) -> nn.Module:
     return checkpoints.build(ARCHITECTURES["resnet18"], classes, seed)
+
+
+def tiny(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 3))
 
 
 def test_a_fitting_state_dict_is_loaded_and_accounted_for(tmp_path: Path) -> None:
@@ -61,10 +71,100 @@ def test_googlenet_with_auxiliary_heads_loads_without_them(tmp_path: Path) -> No
     source = GoogLeNet(6, aux_logits=True)
     torch.save(source.state_dict(), path)
     loaded = checkpoints.build(architecture, 6)
-    checkpoints.load(loaded, path, architecture.training_only)
+    account = checkpoints.load(loaded, path, architecture.training_only)
+    assert account["dropped"] == "aux1, aux2"
     assert torch.equal(loaded.get_parameter("fc.weight"), source.fc.weight)
     with pytest.raises(ExportError, match=r"unexpected: aux1\.conv"):
         checkpoints.load(loaded, path)
+
+
+WRAPPED: list[tuple[Callable[[dict[str, Any]], Any], dict[str, str]]] = [
+    (lambda state: {"state_dict": state}, {"taken_from": "state_dict"}),
+    (
+        lambda state: {"epoch": 3, "model": state, "optimizer": {"state": {0: {"step": torch.ones(1)}}, "lr": 0.1}},
+        {"taken_from": "model", "left_out": "epoch, optimizer"},
+    ),
+    # `model` is often the architecture's name.
+    (
+        lambda state: {"model": "tiny", "model_state_dict": state},
+        {"taken_from": "model_state_dict", "left_out": "model"},
+    ),
+    (
+        lambda state: {"model": {"state_dict": state}, "best": 0.5},
+        {"taken_from": "model.state_dict", "left_out": "best"},
+    ),
+    (lambda state: {f"module.{key}": value for key, value in state.items()}, {"removed_prefix": "module."}),
+    (
+        lambda state: {"model": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+        {"taken_from": "model", "removed_prefix": "module._orig_mod."},
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrap", "account"), WRAPPED)
+def test_a_state_dict_is_taken_out_of_what_training_wrapped_it_in(
+    wrap: Callable[[dict[str, Any]], Any], account: dict[str, str], tmp_path: Path
+) -> None:
+    source, loaded = tiny(1), tiny()
+    torch.save(wrap(source.state_dict()), tmp_path / "w.pt")
+    origin = checkpoints.load(loaded, tmp_path / "w.pt")
+    assert torch.equal(loaded.get_parameter("0.weight"), source.get_parameter("0.weight"))
+    assert {key: value for key, value in origin.items() if key not in ("source", "file", "sha256")} == account
+    assert all(value in checkpoints.describe(origin) for value in account.values())
+
+
+def test_a_part_of_the_network_that_is_called_module_keeps_its_name(tmp_path: Path) -> None:
+    source, loaded = (nn.Sequential() for _ in range(2))
+    for network in (source, loaded):
+        network.add_module("module", nn.Linear(2, 3))
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    assert "removed_prefix" not in checkpoints.load(loaded, tmp_path / "w.pth")
+    torch.save(nn.DataParallel(source).state_dict(), tmp_path / "w.pth")
+    assert checkpoints.load(loaded, tmp_path / "w.pth")["removed_prefix"] == "module."
+
+
+def test_safetensors_load(tmp_path: Path) -> None:
+    source, loaded = tiny(1), tiny()
+    path = tmp_path / "model.SafeTensors"
+    safetensors.torch.save_file({f"module.{key}": value for key, value in source.state_dict().items()}, path)
+    assert checkpoints.load(loaded, path)["removed_prefix"] == "module."
+    assert torch.equal(loaded.get_parameter("0.weight"), source.get_parameter("0.weight"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ExportError, match=r"model\.SafeTensors is no safetensors file, or a damaged one"):
+        checkpoints.load(loaded, path)
+
+
+def test_half_precision_and_the_oldest_format_load(tmp_path: Path) -> None:
+    source, loaded = tiny(1).half(), tiny()
+    torch.save(source.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    checkpoints.load(loaded, tmp_path / "w.pth")
+    assert torch.equal(loaded.get_parameter("0.weight"), source.get_parameter("0.weight").float())
+
+
+def test_another_class_count_is_named(tmp_path: Path) -> None:
+    torch.save(network(classes=7).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ExportError, match=r"the file has 7 classes, use --num-classes 7 \(the network has 10\)"):
+        checkpoints.load(network(), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(3, 2, dtype=torch.int8), r"1 no floating-point values: 0\.weight \(int8\)"),
+        (torch.zeros(3, 2, device="meta"), r"0\.weight \(no values\)"),
+        (torch.zeros(3, 2).to_sparse(), r"0\.weight \(sparse_coo\)"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused(values: torch.Tensor, message: str, tmp_path: Path) -> None:
+    torch.save({"0.weight": values, "0.bias": torch.zeros(3)}, tmp_path / "w.pth")
+    with pytest.raises(ExportError, match=message):
+        checkpoints.load(tiny(), tmp_path / "w.pth")
+
+
+def test_a_file_with_another_digest_is_refused(tmp_path: Path) -> None:
+    torch.save(tiny().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ExportError, match=r"w\.pth is not the published file: .* expected 00000000; delete it"):
+        checkpoints.load(tiny(), tmp_path / "w.pth", sha256_prefix="00000000")
 
 
 class Trap:
@@ -72,16 +172,24 @@ class Trap:
         return Path.touch, (Path("sprung"),)  # type: ignore[return-value]
 
 
+NESTED: dict[str, Any] = {}
+NESTED["model"] = NESTED
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (Trap(), "not a plain PyTorch state dict"),
-        (nn.Linear(1, 1), "not a plain PyTorch state dict"),
+        (Trap(), r"more than tensors \(.*pathlib\.Path.*could run code"),
+        (nn.Linear(1, 1), r"more than tensors \(torch\.nn\.modules\.linear\.Linear\)"),
+        ({"model": {}, "args": argparse.Namespace(lr=1)}, r"more than tensors \(argparse\.Namespace\)"),
+        ({"model": {}, "best": np.float64(1)}, r"more than tensors \(numpy\._core\.multiarray\.scalar"),
         ([torch.zeros(1)], "holds a list"),
-        ({"state_dict": {"fc.bias": torch.zeros(1)}, "epoch": 3}, "state_dict, epoch hold no tensors"),
+        ({"net": {"fc.bias": torch.zeros(1)}, "epoch": 3}, "net, epoch hold no tensors; .* or under one of state_dict"),
+        ({"model": {}, "state_dict": {}}, r"several state dicts \(state_dict, model\)"),
+        (NESTED, "not a state dict: model hold no tensors"),
     ],
 )
-def test_anything_but_a_flat_state_dict_is_refused(
+def test_anything_but_a_state_dict_is_refused(
     content: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -91,11 +199,28 @@ def test_anything_but_a_flat_state_dict_is_refused(
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"not a checkpoint", pickle.dumps(Path("x"))])
+@pytest.mark.parametrize("data", [b"", b"not a checkpoint", pickle.dumps(Path("x")), b"\x80\x04."])
 def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(data)
-    with pytest.raises(ExportError, match="not a plain PyTorch state dict"):
+    with pytest.raises(ExportError, match=r"weights\.pth is no PyTorch file, or a damaged one; expected a state dict"):
         checkpoints.load(network(), tmp_path / "weights.pth")
+
+
+def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(network().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ExportError, match=r"weights\.pth is no PyTorch file, or a damaged one"):
+        checkpoints.load(network(), path)
+
+
+def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        # torch says that this way of saving is on its way out.
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(tiny()), tmp_path / "weights.pt")
+    with pytest.raises(ExportError, match=r"weights\.pt is a TorchScript archive; expected a state dict"):
+        checkpoints.load(network(), tmp_path / "weights.pt")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_train_lenet_publishes_and_saves(tmp_path: Path, capsys: pytest.CaptureF
     [
         ("lenet6", "no architecture 'lenet6'; choose one of lenet5, alexnet"),
         ("lenet5 --weights none.pth", r"none.pth cannot be read"),
+        ("lenet5 --weights imagenet", "no published ImageNet weights for lenet5"),
         ("lenet5 --labels none.txt", r"none.txt cannot be read"),
         ("lenet5 --golden none.png", r"none.png cannot be read"),
         ("lenet5 --name a/b", "'a/b' is no model name"),

@@ -1,0 +1,95 @@
+"""What an export gives, by architecture: size, time, and how far the answers are from PyTorch's and torchvision's.
+
+torchvision makes checkpoints with random weights in the form in which it publishes them (it has no LeNet-5, which gets
+ours). Each is exported as `cnnserve export ARCH --weights imagenet` does it, and then answers three photographs as the
+server has it answer. Seconds are of the whole command without the imports of torch and onnx.
+
+    python bench/export_table.py
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import io
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+
+sys.path.append(str(harness.BENCH.parent / "tests"))
+
+import torchvision_parity
+from cnnserve_export.cli import export
+from torchvision_parity import NETWORKS, TOLERANCE, Answers
+
+HEAD = ("", "parameters", "batch 1", "batch 3", "batch {}", "torchvision", "top-5", "ONNX MB", "export s")
+
+
+def main() -> int:
+    """Runs the benchmark; 0 where everything is equal."""
+    parser = argparse.ArgumentParser(description="Exports every architecture and prints what came of it.")
+    parser.add_argument("--models", type=lambda text: text.split(","), default=["lenet5", *NETWORKS])
+    parser.add_argument("--max-batch-size", type=int, default=32)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
+        checkpoints = Path(folder) / "hub" / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        print("torchvision answers the photographs ...", flush=True)
+        answers = torchvision_parity.ask(checkpoints, [model for model in options.models if model in NETWORKS])
+        # The first export imports everything.
+        _measure("lenet5", answers, Path(folder) / "warm-up", 1)
+        rows = [_measure(model, answers, Path(folder) / "models", options.max_batch_size) for model in options.models]
+    print(_table(rows, options.max_batch_size))
+    passed = all(row["torchvision"] is None or (row["torchvision"] < TOLERANCE and row["same_top5"]) for row in rows)
+    print(f"\n  {harness.verdict(passed=passed):<6}  torchvision's top-5, probabilities within {TOLERANCE:.0e}")
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "pillow")}
+    harness.write_result("export_table", {"export_versions": versions, "tolerance": TOLERANCE, "rows": rows})
+    return 0 if passed else 1
+
+
+def _measure(model: str, answers: Answers, repository: Path, max_batch_size: int) -> dict[str, Any]:
+    print(f"exporting {model} ...", flush=True)
+    began = time.perf_counter()
+    # The command prints the published folder.
+    with contextlib.redirect_stdout(io.StringIO()):
+        if model in NETWORKS:
+            torchvision_parity.export_published(model, answers, repository, max_batch_size)
+        elif export([model, "--repository", str(repository), "--max-batch-size", str(max_batch_size)]):
+            raise SystemExit(f"the export of {model} failed")
+    seconds = time.perf_counter() - began
+    manifest = harness.manifest_of(repository, model)
+    version = repository / model / "1"
+    found = torchvision_parity.compare(version, answers.probabilities(model)) if model in NETWORKS else None
+    return {
+        "model": model,
+        "parameters": manifest.parameters,
+        "parity": manifest.parity.batches,
+        "torchvision": found and found.difference,
+        "same_top5": found and found.served.tolist() == found.expected.tolist(),
+        "onnx_bytes": (version / manifest.onnx.file).stat().st_size,
+        "export_s": seconds,
+    }
+
+
+def _table(rows: list[dict[str, Any]], max_batch_size: int) -> str:
+    cells = [
+        [
+            row["model"],
+            f"{row['parameters']:,}",
+            *(f"{value:.1e}" for value in row["parity"].values()),
+            "" if row["torchvision"] is None else f"{row['torchvision']:.1e}",
+            {None: "", True: "same", False: "OTHER"}[row["same_top5"]],
+            f"{row['onnx_bytes'] / 1e6:.1f}",
+            f"{row['export_s']:.1f}",
+        ]
+        for row in rows
+    ]
+    title = "largest difference of a probability from PyTorch at three batch sizes, and from torchvision's own class"
+    return f"\n{title}\n\n" + harness.table([text.format(max_batch_size) for text in HEAD], cells)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

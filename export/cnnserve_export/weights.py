@@ -1,0 +1,70 @@
+"""Which weights an export uses, and what belongs to them: preprocessing and labels."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from cnnserve.manifest import Preprocessing, Resize
+from cnnserve_export import checkpoints, hub, labels
+from cnnserve_export.architectures import Architecture
+from cnnserve_export.architectures.googlenet import GoogLeNet
+from cnnserve_export.errors import ExportError
+from cnnserve_export.progress import Stage
+
+
+@dataclass(frozen=True)
+class Weights:
+    """`account` is what the manifest says of them; `labels` is None where they bring no names."""
+
+    account: dict[str, str]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None = None
+
+
+def load(network: nn.Module, architecture: Architecture, source: str | None, stage: Stage) -> Weights:
+    """Fills `network` from `source`: a file, one of `hub.WORDS`, or None for random weights. Raises `ExportError`.
+
+    Published ImageNet weights bring their own preprocessing and names, also where they are given as a file.
+    """
+    if source is None:
+        stage.finding = f"random, seed {checkpoints.SEED}: the model is untrained (use --weights)"
+        return Weights(checkpoints.random_origin(), architecture.preprocessing)
+    if source in hub.WORDS:
+        wanted = hub.find(architecture.name, source)
+        path = hub.fetch(wanted, hub.cache(), lambda done, size: stage.update(_downloading(wanted.file, done, size)))
+        account = checkpoints.load(network, path, architecture.training_only, sha256_prefix=wanted.sha256_prefix)
+    else:
+        account = checkpoints.load(network, Path(source), architecture.training_only)
+    stage.finding = checkpoints.describe(account)
+    if (published := hub.recognise(architecture.name, account["sha256"])) is None:
+        return Weights(account, architecture.preprocessing)
+    stage.finding += f", torchvision's {published.edition}"
+    return _published(network, architecture, account, published)
+
+
+def transform_input(network: nn.Module, account: dict[str, str]) -> dict[str, str]:
+    """Makes a GoogLeNet expect what torchvision's published weights do; the account with that in it.
+
+    Raises `ExportError` for any other network.
+    """
+    if not isinstance(network, GoogLeNet):
+        raise ExportError("--transform-input belongs to googlenet; no other network has such a step")
+    network.transform_input = True
+    return {**account, "transform_input": "true"}
+
+
+def _published(
+    network: nn.Module, architecture: Architecture, account: dict[str, str], published: hub.Published
+) -> Weights:
+    account = {**account, "source": "torchvision", "edition": published.edition}
+    if published.transform_input:
+        account = transform_input(network, account)
+    preprocessing = dataclasses.replace(architecture.preprocessing, resize=Resize("shorter", (published.resize,)))
+    return Weights(account, preprocessing, labels.read(hub.LABELS, architecture.class_count))
+
+
+def _downloading(file: str, done: int, size: int) -> str:
+    share = f" of {size / 1e6:.0f} MB ({done / size:.0%})" if size else " MB"
+    return f"downloading {file}: {done / 1e6:.0f}{share}"
