@@ -1,10 +1,11 @@
-"""`cnnserve export` and `cnnserve train-lenet`: flags in, exit status out.
+"""`cnnserve export`, `cnnserve import` and `cnnserve train-lenet`: flags in, exit status out.
 
 Progress goes to stderr, the published folder to stdout. Exit status 0, 1 for an error (one message, nothing left
 behind), 2 for a wrong flag, 130 when interrupted. torch is imported only once there is something to do.
 """
 
 import argparse
+import dataclasses
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cnnserve_export.architectures import Architecture
+    from cnnserve_export.behaviour import Behaviour
     from cnnserve_export.progress import Progress
 
 
@@ -24,6 +26,12 @@ def export(argv: list[str]) -> int:
     """Runs `cnnserve export` with these arguments; returns the exit status."""
     arguments = flags.export_parser().parse_args(argv)
     return _guarded(_export, arguments)
+
+
+def import_onnx(argv: list[str]) -> int:
+    """Runs `cnnserve import` with these arguments; returns the exit status."""
+    arguments = flags.import_parser().parse_args(argv)
+    return _guarded(_import, arguments)
 
 
 def train_lenet(argv: list[str]) -> int:
@@ -52,44 +60,53 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
 
 
 def _export(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden, labels, pipeline
+    from cnnserve_export import golden, labels, networks, pipeline
     from cnnserve_export.progress import Progress
 
-    architecture = _architecture(arguments.architecture)
-    class_count = arguments.num_classes or architecture.class_count
-    names = labels.read(arguments.labels, class_count) if arguments.labels else None
+    _limit_threads()
+    architecture = _architecture(arguments)
     golden_png = golden.from_file(arguments.golden) if arguments.golden else architecture.golden()
     progress = Progress(sys.stderr)
-    network = _build(architecture, class_count, progress)
+    network = _build(architecture, arguments.num_classes or architecture.class_count, progress)
     weights = _weights(network, architecture, arguments.weights, progress)
     if arguments.transform_input:
         weights = _transform_input(network, weights)
+    behaviour = _check(network, architecture, arguments, golden_png, progress)
     job = pipeline.Export(
         network=network,
         architecture=architecture.name,
-        class_count=class_count,
+        class_count=behaviour.class_count,
         preprocessing=architecture.preprocessing,
         weights=weights,
         golden_png=golden_png,
         repository=arguments.repository,
-        name=arguments.name or architecture.name,
+        name=arguments.name or networks.short_name(architecture.name),
         version=arguments.version,
-        labels=names,
+        labels=labels.read(arguments.labels, behaviour.class_count) if arguments.labels else None,
         input_form=arguments.input,
         max_batch_size=arguments.max_batch_size,
         opset=arguments.opset,
+        ends_in_softmax=behaviour.ends_in_softmax,
     )
     return pipeline.run(job, progress)
 
 
-def _architecture(name: str) -> "Architecture":
-    _limit_threads()
+def _architecture(arguments: argparse.Namespace) -> "Architecture":
+    """A built-in architecture, or a person's own network as one; with the preprocessing that the flags ask for."""
+    from cnnserve_export import networks, preparation
     from cnnserve_export.architectures import ARCHITECTURES
     from cnnserve_export.errors import ExportError
 
+    name, given = arguments.architecture, flags.given(arguments)
+    if networks.is_reference(name):
+        return networks.architecture(name, preparation.of_network(given), arguments.num_classes)
     if name not in ARCHITECTURES:
-        raise ExportError(f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
+        raise ExportError(
+            f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}, "
+            "or name your own network as package.module:factory"
+        )
+    built_in = ARCHITECTURES[name]
+    return dataclasses.replace(built_in, preprocessing=preparation.of_architecture(given, built_in.preprocessing))
 
 
 def _limit_threads() -> None:
@@ -107,8 +124,29 @@ def _build(architecture: "Architecture", class_count: int, progress: "Progress")
     with progress.stage("build") as stage:
         network = checkpoints.build(architecture, class_count)
         count = pipeline.parameter_count(network)
-        stage.finding = f"{architecture.name} ({architecture.paper}), {count:,} parameters, {class_count} classes"
+        classes = f", {class_count} classes" if class_count else ""
+        stage.finding = f"{architecture.name} ({architecture.paper}), {count:,} parameters{classes}"
         return network
+
+
+def _check(
+    network: "nn.Module",
+    architecture: "Architecture",
+    arguments: argparse.Namespace,
+    golden_png: bytes,
+    progress: "Progress",
+) -> "Behaviour":
+    """Runs the network; a built-in architecture's behaviour is known."""
+    from cnnserve_export import behaviour, contract, proof
+
+    with progress.stage("check") as stage:
+        spec, tensor = contract.image_input(architecture.preprocessing, "float32")
+        rows = proof.rows(spec, tensor, golden_png, behaviour.ROWS)
+        found = behaviour.examine(network, rows, arguments.activation)
+        behaviour.check_class_count(found, arguments.num_classes or architecture.class_count)
+        softmax = "has its own softmax" if found.ends_in_softmax else "answers logits; softmax is added"
+        stage.finding = f"{found.class_count} classes, {softmax}"
+        return found
 
 
 def _transform_input(network: "nn.Module", origin: dict[str, str]) -> dict[str, str]:
@@ -124,15 +162,36 @@ def _transform_input(network: "nn.Module", origin: dict[str, str]) -> dict[str, 
 def _weights(
     network: "nn.Module", architecture: "Architecture", path: Path | None, progress: "Progress"
 ) -> dict[str, str]:
-    from cnnserve_export import checkpoints
+    from cnnserve_export import checkpoints, networks
 
     with progress.stage("weights") as stage:
         if path is None:
+            if networks.is_reference(architecture.name):
+                stage.finding = f"as {architecture.name} made them (--weights FILE loads others)"
+                return {"source": "network", "network": architecture.name}
             stage.finding = f"random, seed {checkpoints.SEED}: the model is untrained (use --weights FILE)"
             return checkpoints.random_origin()
         origin = checkpoints.load(network, path, architecture.training_only)
         stage.finding = f"{origin['file']}, SHA-256 {origin['sha256'][:12]}…"
         return origin
+
+
+def _import(arguments: argparse.Namespace) -> Path:
+    from cnnserve_export import golden, importing
+    from cnnserve_export.progress import Progress
+
+    job = importing.Import(
+        file=arguments.file,
+        given=flags.given(arguments),
+        golden_png=golden.from_file(arguments.golden) if arguments.golden else golden.photograph(),
+        repository=arguments.repository,
+        name=arguments.name or arguments.file.stem,
+        version=arguments.version,
+        labels=arguments.labels,
+        activation=arguments.activation,
+        max_batch_size=arguments.max_batch_size,
+    )
+    return importing.run(job, Progress(sys.stderr))
 
 
 def _train(arguments: argparse.Namespace) -> Path:
