@@ -59,15 +59,6 @@ def examine(network: nn.Module, rows: NDArray[Any], activation: Activation = "au
     return Behaviour(answers.shape[1], ends_in_softmax(answers, activation))
 
 
-def check_class_count(behaviour: Behaviour, expected: int) -> None:
-    """Raises `ExportError` where another number of classes was asked for than is answered; 0: none was."""
-    if expected and behaviour.class_count != expected:
-        raise ExportError(
-            f"the network answers {behaviour.class_count} classes, --num-classes says {expected}; "
-            "let the factory use its argument, or leave the flag out"
-        )
-
-
 def _answer(network: nn.Module, images: Tensor, what: str) -> Tensor:
     try:
         answer = network(images)

@@ -5,7 +5,6 @@ behind), 2 for a wrong flag, 130 when interrupted. torch is imported only once t
 """
 
 import argparse
-import dataclasses
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from cnnserve_export import flags
 if TYPE_CHECKING:
     from torch import nn
 
+    from cnnserve.manifest import Preprocessing
     from cnnserve_export.architectures import Architecture
     from cnnserve_export.behaviour import Behaviour
     from cnnserve_export.progress import Progress
@@ -60,7 +60,7 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
 
 
 def _export(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden, labels, networks, pipeline
+    from cnnserve_export import golden, labels, networks, pipeline, preparation
     from cnnserve_export.progress import Progress
 
     _limit_threads()
@@ -71,12 +71,14 @@ def _export(arguments: argparse.Namespace) -> Path:
     weights = _weights(network, architecture, arguments.weights, progress)
     if arguments.transform_input:
         weights = _transform_input(network, weights)
-    behaviour = _check(network, architecture, arguments, golden_png, progress)
+    preprocessing = preparation.of_architecture(flags.given(arguments), architecture.preprocessing)
+    behaviour = _check(network, preprocessing, arguments, golden_png, progress)
+    networks.check_class_count(behaviour.class_count, arguments.num_classes or architecture.class_count)
     job = pipeline.Export(
         network=network,
         architecture=architecture.name,
         class_count=behaviour.class_count,
-        preprocessing=architecture.preprocessing,
+        preprocessing=preprocessing,
         weights=weights,
         golden_png=golden_png,
         repository=arguments.repository,
@@ -92,21 +94,20 @@ def _export(arguments: argparse.Namespace) -> Path:
 
 
 def _architecture(arguments: argparse.Namespace) -> "Architecture":
-    """A built-in architecture, or a person's own network as one; with the preprocessing that the flags ask for."""
+    """A built-in architecture, or a person's own network as one."""
     from cnnserve_export import networks, preparation
     from cnnserve_export.architectures import ARCHITECTURES
     from cnnserve_export.errors import ExportError
 
-    name, given = arguments.architecture, flags.given(arguments)
+    name = arguments.architecture
     if networks.is_reference(name):
-        return networks.architecture(name, preparation.of_network(given), arguments.num_classes)
+        return networks.architecture(name, preparation.of_network(flags.given(arguments)), arguments.num_classes)
     if name not in ARCHITECTURES:
         raise ExportError(
             f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}, "
             "or name your own network as package.module:factory"
         )
-    built_in = ARCHITECTURES[name]
-    return dataclasses.replace(built_in, preprocessing=preparation.of_architecture(given, built_in.preprocessing))
+    return ARCHITECTURES[name]
 
 
 def _limit_threads() -> None:
@@ -131,19 +132,18 @@ def _build(architecture: "Architecture", class_count: int, progress: "Progress")
 
 def _check(
     network: "nn.Module",
-    architecture: "Architecture",
+    preprocessing: "Preprocessing",
     arguments: argparse.Namespace,
     golden_png: bytes,
     progress: "Progress",
 ) -> "Behaviour":
-    """Runs the network; a built-in architecture's behaviour is known."""
+    """Runs the network on images prepared like this."""
     from cnnserve_export import behaviour, contract, proof
 
     with progress.stage("check") as stage:
-        spec, tensor = contract.image_input(architecture.preprocessing, "float32")
+        spec, tensor = contract.image_input(preprocessing, "float32")
         rows = proof.rows(spec, tensor, golden_png, behaviour.ROWS)
         found = behaviour.examine(network, rows, arguments.activation)
-        behaviour.check_class_count(found, arguments.num_classes or architecture.class_count)
         softmax = "has its own softmax" if found.ends_in_softmax else "answers logits; softmax is added"
         stage.finding = f"{found.class_count} classes, {softmax}"
         return found
@@ -168,7 +168,7 @@ def _weights(
         if path is None:
             if networks.is_reference(architecture.name):
                 stage.finding = f"as {architecture.name} made them (--weights FILE loads others)"
-                return {"source": "network", "network": architecture.name}
+                return networks.origin(architecture.name)
             stage.finding = f"random, seed {checkpoints.SEED}: the model is untrained (use --weights FILE)"
             return checkpoints.random_origin()
         origin = checkpoints.load(network, path, architecture.training_only)

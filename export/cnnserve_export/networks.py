@@ -41,6 +41,20 @@ def architecture(reference: str, preprocessing: Preprocessing, class_count: int 
     return Architecture(reference, lambda _: make(), "your own", class_count=0, preprocessing=preprocessing)
 
 
+def origin(reference: str) -> dict[str, str]:
+    """What the manifest says about weights that the network came with."""
+    return {"source": "network", "network": reference}
+
+
+def check_class_count(found: int, expected: int) -> None:
+    """Raises `ExportError` where another number of classes was asked for than is answered; 0: none was."""
+    if expected and found != expected:
+        raise ExportError(
+            f"the network answers {found} classes, --num-classes says {expected}; "
+            "let the factory use its argument, or leave the flag out"
+        )
+
+
 def _factory(reference: str, class_count: int | None) -> Callable[[], nn.Module]:
     found = _find(reference)
     if isinstance(found, nn.Module):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnserve_export.behaviour import Behaviour, check_class_count, examine
+from cnnserve_export.behaviour import Behaviour, examine
 from cnnserve_export.errors import ExportError
 
 ROWS = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
@@ -65,10 +65,3 @@ def test_a_softmax_can_be_demanded_but_not_twice() -> None:
     assert not examine(Net(lambda y: y.sigmoid()), ROWS, "softmax").ends_in_softmax
     with pytest.raises(ExportError, match="a second softmax would flatten them"):
         examine(Net(lambda y: y.softmax(1)), ROWS, "softmax")
-
-
-def test_another_class_count_than_asked_for() -> None:
-    check_class_count(Behaviour(4, ends_in_softmax=False), 4)
-    check_class_count(Behaviour(4, ends_in_softmax=False), 0)
-    with pytest.raises(ExportError, match="answers 4 classes, --num-classes says 5"):
-        check_class_count(Behaviour(4, ends_in_softmax=False), 5)

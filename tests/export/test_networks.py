@@ -215,6 +215,12 @@ def test_a_mistake_with_an_own_network_leaves_nothing(
     assert not Path("models").exists()
 
 
+def test_another_class_count_than_asked_for(module: Module, capsys: pytest.CaptureFixture[str]) -> None:
+    name = module(NETS + "\ndef stubborn(count):\n    return Net()\n")
+    assert export([f"{name}:stubborn", *FLAGS, "--num-classes", "5"]) == 1
+    assert "error: the network answers 4 classes, --num-classes says 5; let the factory" in capsys.readouterr().err
+
+
 def test_a_network_that_looks_at_its_values_cannot_be_converted(
     module: Module, capfd: pytest.CaptureFixture[str]
 ) -> None:
