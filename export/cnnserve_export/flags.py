@@ -72,9 +72,9 @@ def import_parser() -> argparse.ArgumentParser:
     """The flags of `cnnserve import`."""
     parser = argparse.ArgumentParser(
         prog="cnnserve import",
-        description="Checks an ONNX classifier that was made elsewhere and publishes it into a model repository. "
-        "It takes one image tensor, float32 or uint8, and answers logits or probabilities; the served version answers "
-        "what the file answers to one image at a time, at every batch size, or is not published.",
+        description="""Checks an ONNX classifier that was made elsewhere and publishes it into a model repository.
+It takes one image tensor, float32 or uint8, and answers logits or probabilities. What is published answers,
+at every batch size, what the file answers to one image at a time.""",
         epilog="""example:
   cnnserve import mobilenet.onnx --labels imagenet.txt --repository models \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --resize 256""",
