@@ -1,4 +1,4 @@
-"""`cnnserve export` and `cnnserve train-lenet`: flags in, exit status out.
+"""`cnnserve export`, `cnnserve import` and `cnnserve train-lenet`: flags in, exit status out.
 
 Progress goes to stderr, the published folder to stdout. Exit status 0, 1 for an error (one message, nothing left
 behind), 2 for a wrong flag, 130 when interrupted. torch is imported only once there is something to do.
@@ -16,7 +16,9 @@ from cnnserve_export import flags
 if TYPE_CHECKING:
     from torch import nn
 
+    from cnnserve.manifest import Preprocessing
     from cnnserve_export.architectures import Architecture
+    from cnnserve_export.behaviour import Behaviour
     from cnnserve_export.progress import Progress
 
 
@@ -24,6 +26,12 @@ def export(argv: list[str]) -> int:
     """Runs `cnnserve export` with these arguments; returns the exit status."""
     arguments = flags.export_parser().parse_args(argv)
     return _guarded(_export, arguments)
+
+
+def import_onnx(argv: list[str]) -> int:
+    """Runs `cnnserve import` with these arguments; returns the exit status."""
+    arguments = flags.import_parser().parse_args(argv)
+    return _guarded(_import, arguments)
 
 
 def train_lenet(argv: list[str]) -> int:
@@ -52,45 +60,56 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
 
 
 def _export(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden, labels, pipeline, weights
+    from cnnserve_export import golden, labels, networks, pipeline, preparation, weights
     from cnnserve_export.progress import Progress
 
-    architecture = _architecture(arguments.architecture)
-    class_count = arguments.num_classes or architecture.class_count
-    names = labels.read(arguments.labels, class_count) if arguments.labels else None
+    _limit_threads()
+    architecture = _architecture(arguments)
     golden_png = golden.from_file(arguments.golden) if arguments.golden else architecture.golden()
     progress = Progress(sys.stderr)
-    network = _build(architecture, class_count, progress)
+    wanted = arguments.num_classes or architecture.class_count
+    network = _build(architecture, wanted, progress)
     with progress.stage("weights") as stage:
         loaded = weights.load(network, architecture, arguments.weights, stage)
-    account = loaded.account
-    if arguments.transform_input:
-        account = weights.transform_input(network, account)
+    account = weights.transform_input(network, loaded.account) if arguments.transform_input else loaded.account
+    # What the command says counts for more than what published weights bring.
+    preprocessing = preparation.of_architecture(flags.given(arguments), loaded.preprocessing)
+    behaviour = _check(network, preprocessing, arguments, golden_png, progress)
+    networks.check_class_count(behaviour.class_count, wanted)
+    names = labels.read(arguments.labels, behaviour.class_count) if arguments.labels else loaded.labels
     job = pipeline.Export(
         network=network,
         architecture=architecture.name,
-        class_count=class_count,
-        preprocessing=loaded.preprocessing,
+        class_count=behaviour.class_count,
+        preprocessing=preprocessing,
         weights=account,
         golden_png=golden_png,
         repository=arguments.repository,
-        name=arguments.name or architecture.name,
+        name=arguments.name or networks.short_name(architecture.name),
         version=arguments.version,
-        labels=names or loaded.labels,
+        labels=names,
         input_form=arguments.input,
         max_batch_size=arguments.max_batch_size,
         opset=arguments.opset,
+        ends_in_softmax=behaviour.ends_in_softmax,
     )
     return pipeline.run(job, progress)
 
 
-def _architecture(name: str) -> "Architecture":
-    _limit_threads()
+def _architecture(arguments: argparse.Namespace) -> "Architecture":
+    """A built-in architecture, or a person's own network as one."""
+    from cnnserve_export import networks, preparation
     from cnnserve_export.architectures import ARCHITECTURES
     from cnnserve_export.errors import ExportError
 
+    name = arguments.architecture
+    if networks.is_reference(name):
+        return networks.architecture(name, preparation.of_network(flags.given(arguments)), arguments.num_classes)
     if name not in ARCHITECTURES:
-        raise ExportError(f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
+        raise ExportError(
+            f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}, "
+            "or name your own network as package.module:factory"
+        )
     return ARCHITECTURES[name]
 
 
@@ -109,8 +128,46 @@ def _build(architecture: "Architecture", class_count: int, progress: "Progress")
     with progress.stage("build") as stage:
         network = checkpoints.build(architecture, class_count)
         count = pipeline.parameter_count(network)
-        stage.finding = f"{architecture.name} ({architecture.paper}), {count:,} parameters, {class_count} classes"
+        classes = f", {class_count} classes" if class_count else ""
+        stage.finding = f"{architecture.name} ({architecture.paper}), {count:,} parameters{classes}"
         return network
+
+
+def _check(
+    network: "nn.Module",
+    preprocessing: "Preprocessing",
+    arguments: argparse.Namespace,
+    golden_png: bytes,
+    progress: "Progress",
+) -> "Behaviour":
+    """Runs the network on images prepared like this."""
+    from cnnserve_export import behaviour, contract, proof
+
+    with progress.stage("check") as stage:
+        spec, tensor = contract.image_input(preprocessing, "float32")
+        rows = proof.rows(spec, tensor, golden_png, behaviour.ROWS)
+        found = behaviour.examine(network, rows, arguments.activation)
+        softmax = "has its own softmax" if found.ends_in_softmax else "answers logits; softmax is added"
+        stage.finding = f"{found.class_count} classes, {softmax}"
+        return found
+
+
+def _import(arguments: argparse.Namespace) -> Path:
+    from cnnserve_export import golden, importing
+    from cnnserve_export.progress import Progress
+
+    job = importing.Import(
+        file=arguments.file,
+        given=flags.given(arguments),
+        golden_png=golden.from_file(arguments.golden) if arguments.golden else golden.photograph(),
+        repository=arguments.repository,
+        name=arguments.name or arguments.file.stem,
+        version=arguments.version,
+        labels=arguments.labels,
+        activation=arguments.activation,
+        max_batch_size=arguments.max_batch_size,
+    )
+    return importing.run(job, Progress(sys.stderr))
 
 
 def _train(arguments: argparse.Namespace) -> Path:

@@ -9,6 +9,8 @@ from cnnserve_export.errors import ExportError
 
 InputForm = Literal["uint8", "float32"]
 INPUT_FORMS: tuple[InputForm, ...] = get_args(InputForm)
+Activation = Literal["auto", "softmax"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 INPUT_NAME = "image"
 OUTPUT_NAME = "probabilities"
 
@@ -20,11 +22,15 @@ OPSETS = range(18, 23)
 
 @dataclass(frozen=True)
 class Contract:
-    """One image's input and output tensors, and the preprocessing that makes the input."""
+    """One image's input and output tensors, and the preprocessing that makes the input.
+
+    `ends_in_softmax`: the network answers probabilities by itself; else the converter adds the softmax.
+    """
 
     input: TensorInfo
     output: TensorInfo
     preprocessing: Preprocessing
+    ends_in_softmax: bool = False
 
     @property
     def class_count(self) -> int:
@@ -32,20 +38,25 @@ class Contract:
         return self.output.shape[0]
 
 
-def contract(trained: Preprocessing, form: InputForm, class_count: int) -> Contract:
+def contract(trained: Preprocessing, form: InputForm, class_count: int, *, ends_in_softmax: bool = False) -> Contract:
     """The contract of a network trained behind `trained`.
 
     "uint8" takes pixels (H, W, C) and normalises inside the graph, "float32" takes normalised values (C, H, W).
     Raises `ExportError` where the preprocessing ends at no fixed size.
     """
+    spec, tensor = image_input(trained, form)
+    return Contract(tensor, TensorInfo(OUTPUT_NAME, "FP32", (class_count,)), spec, ends_in_softmax)
+
+
+def image_input(trained: Preprocessing, form: InputForm) -> tuple[Preprocessing, TensorInfo]:
+    """The input's half of `contract`: how an image is prepared, and the tensor it becomes."""
     size = trained.crop or (trained.resize.size if trained.resize else ())
     if len(size) != 2:
         raise ExportError("the preprocessing ends at no fixed size; give it a crop or an exact resize")
     height, width = size
     channels = len(trained.mean)
-    output = TensorInfo(OUTPUT_NAME, "FP32", (class_count,))
     if form == "uint8":
         tensor = TensorInfo(INPUT_NAME, "UINT8", (height, width, channels), "NHWC")
-        return Contract(tensor, output, dataclasses.replace(trained, normalize="graph"))
+        return dataclasses.replace(trained, normalize="graph"), tensor
     tensor = TensorInfo(INPUT_NAME, "FP32", (channels, height, width), "NCHW")
-    return Contract(tensor, output, dataclasses.replace(trained, normalize="host"))
+    return dataclasses.replace(trained, normalize="host"), tensor

@@ -1,9 +1,10 @@
 """nn.Module -> ONNX: normalisation and softmax in the graph, a symbolic batch, the same bytes every time."""
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import onnx
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from cnnserve.manifest import OnnxInfo
 from cnnserve_export.contract import DEFAULT_OPSET, INPUT_NAME, OUTPUT_NAME, Contract
 from cnnserve_export.errors import ExportError
+from cnnserve_export.user_code import told
 
 MODEL_FILE = "model.onnx"
 
@@ -24,7 +26,9 @@ _EXAMPLE_BATCH = 2
 
 
 def to_onnx(network: nn.Module, contract: Contract, path: Path, opset: int = DEFAULT_OPSET) -> OnnxInfo:
-    """Writes `network` (normalised images N, C, H, W to logits N, classes) as one ONNX file without external data.
+    """Writes `network` as one ONNX file without external data.
+
+    It takes normalised images (N, C, H, W) and answers logits, or probabilities (N, classes) with `ends_in_softmax`.
 
     The file takes and answers what `contract` says, for any N. Raises `ExportError`.
     """
@@ -45,6 +49,7 @@ class _Served(nn.Module):
         super().__init__()
         self.network = network
         spec = contract.preprocessing
+        self._ends_in_softmax = contract.ends_in_softmax
         self._channels_last = contract.input.layout == "NHWC"
         self._normalises = spec.normalize == "graph"
         mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
@@ -57,22 +62,29 @@ class _Served(nn.Module):
         x = x.to(torch.float32)
         if self._normalises:
             x = x * self.get_buffer("scale") + self.get_buffer("shift")
-        logits = self.network(x)  # N, classes
-        return torch.softmax(logits, dim=1)
+        answers: Tensor = self.network(x)  # N, classes
+        return answers if self._ends_in_softmax else torch.softmax(answers, dim=1)
 
 
 def _trace(network: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=opset,
-            verbose=False,
-        )
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:
+        # Every part of the exporter raises its own; what a person can act on is the cause in their network.
+        raise ExportError(
+            f"torch.onnx.export cannot convert the network: {told(error.__cause__ or error)}; "
+            "its forward must take the same path for every image and use operators that ONNX has"
+        ) from error
     if program is None:
         raise ExportError("torch.onnx.export gave no program")
     model: onnx.ModelProto = program.model_proto
@@ -81,17 +93,16 @@ def _trace(network: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silences two messages of torch's exporter about its own parts: of no meaning here, and nothing one could do."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    with warnings.catch_warnings():
+    """Silences what torch's exporter says about its own parts, and the graphs it prints when it fails."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         # "torchvision is not installed. Skipping torchvision::nms"
-        logger.setLevel(logging.ERROR)
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            logging.disable(disabled)
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -1,9 +1,15 @@
 """The flags of the commands, with their defaults. Imports nothing heavy: `--help` answers at once."""
 
 import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, DEFAULT_OPSET, INPUT_FORMS, OPSETS
+from cnnserve_export.contract import ACTIVATIONS, DEFAULT_MAX_BATCH_SIZE, DEFAULT_OPSET, INPUT_FORMS, OPSETS
+from cnnserve_export.preparation import Given
+
+_T = TypeVar("_T")
 
 _REPOSITORY = Path("models")
 _EPOCHS = 30
@@ -14,12 +20,17 @@ def export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cnnserve export",
         description="Converts a network to ONNX, proves it equal to PyTorch and publishes it into a model repository.",
-        epilog="Example: cnnserve export resnet50 --weights imagenet --repository models",
+        epilog="""examples:
+  cnnserve export resnet50 --weights imagenet --repository models
+  cnnserve export nets.birds:make --weights birds.pth --labels birds.txt --shape 3,224,224 \\
+      --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --resize 256""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "architecture",
         metavar="ARCH",
-        help="lenet5, alexnet, googlenet, resnet18, resnet34, resnet50, resnet101 or resnet152",
+        help="lenet5, alexnet, googlenet, resnet18, resnet34, resnet50, resnet101 or resnet152; or your own network as "
+        "package.module:factory, found as python -m would: an nn.Module, or a class or function that makes one",
     )
     parser.add_argument(
         "--weights",
@@ -33,27 +44,23 @@ def export_parser() -> argparse.ArgumentParser:
         help="googlenet only: the weights expect values from -1 to 1, as those ported from TensorFlow do "
         "(torchvision's published file is recognised)",
     )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, UTF-8, one per line")
     parser.add_argument(
-        "--num-classes", type=_positive, metavar="N", help="classes of the network (default: 1000, lenet5 10)"
+        "--num-classes",
+        type=_positive,
+        metavar="N",
+        help="classes of the network (default: 1000, lenet5 10); your own factory gets it as its only argument, "
+        "and none without it",
     )
-    _add_target(parser, default_name="ARCH")
+    _add_labels(parser)
+    _add_target(parser, default_name="ARCH, or the factory's")
+    _add_preprocessing(parser, "needed for your own network; a built-in one has its own, which these change")
     parser.add_argument(
         "--input",
         choices=INPUT_FORMS,
         default=INPUT_FORMS[0],
         help="uint8: NHWC pixels, normalised inside the graph; float32: NCHW, normalised before it (default: uint8)",
     )
-    parser.add_argument(
-        "--max-batch-size",
-        type=_positive,
-        default=DEFAULT_MAX_BATCH_SIZE,
-        metavar="N",
-        help=f"largest batch, proved equal (default: {DEFAULT_MAX_BATCH_SIZE})",
-    )
-    parser.add_argument(
-        "--golden", type=Path, metavar="FILE", help="image the server repeats before serving (default: a built-in one)"
-    )
+    _add_proof(parser)
     parser.add_argument(
         "--opset",
         type=int,
@@ -63,6 +70,31 @@ def export_parser() -> argparse.ArgumentParser:
         help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]} (default: {DEFAULT_OPSET})",
     )
     return parser
+
+
+def import_parser() -> argparse.ArgumentParser:
+    """The flags of `cnnserve import`."""
+    parser = argparse.ArgumentParser(
+        prog="cnnserve import",
+        description="""Checks an ONNX classifier that was made elsewhere and publishes it into a model repository.
+It takes one image tensor, float32 or uint8, and answers logits or probabilities. What is published answers,
+at every batch size, what the file answers to one image at a time.""",
+        epilog="""example:
+  cnnserve import mobilenet.onnx --labels imagenet.txt --repository models \\
+      --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --resize 256""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="the ONNX file; external data may lie beside it")
+    _add_labels(parser)
+    _add_target(parser, default_name="the file's")
+    _add_preprocessing(parser, "how images become the file's input; --mean and --std are needed where that is float32")
+    _add_proof(parser)
+    return parser
+
+
+def given(arguments: argparse.Namespace) -> Given:
+    """What the preprocessing flags said."""
+    return Given(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Given)})
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -88,8 +120,82 @@ def _add_target(parser: argparse.ArgumentParser, default_name: str) -> None:
     parser.add_argument("--version", type=_positive, metavar="N", help="version to publish (default: the next one)")
 
 
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, UTF-8, one per line")
+
+
+def _add_preprocessing(parser: argparse.ArgumentParser, description: str) -> None:
+    group = parser.add_argument_group("preprocessing", description)
+    group.add_argument("--shape", type=_shape, metavar="C,H,W", help="the network's input for one image")
+    group.add_argument(
+        "--mean", type=_numbers, metavar="M,M,M", help="subtracted from pixels of 0 to 1, a value for each channel"
+    )
+    group.add_argument(
+        "--std",
+        type=_numbers,
+        metavar="S,S,S",
+        help="divided by after that; a network that takes 0 to 255 has mean 0 and std 0.003921569 (1/255)",
+    )
+    group.add_argument(
+        "--resize",
+        type=_sizes,
+        metavar="N|H,W",
+        help="N: the shorter side becomes N, the middle is used; H,W: exactly that (default: H,W of the input)",
+    )
+    group.add_argument(
+        "--crop", type=_sizes, metavar="N|H,W", help="the middle that is used after --resize (default: the input's H,W)"
+    )
+    group.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of --resize (default: bilinear)")
+    group.add_argument(
+        "--color", choices=("RGB", "BGR", "L"), help="order of channels (default: RGB; L, grey, for one)"
+    )
+    group.add_argument(
+        "--activation",
+        choices=ACTIVATIONS,
+        default=ACTIVATIONS[0],
+        help="auto: a softmax is added unless answers are probabilities; softmax: it is added even where all values "
+        "are within 0 and 1 (default: auto)",
+    )
+
+
+def _add_proof(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-batch-size",
+        type=_positive,
+        default=DEFAULT_MAX_BATCH_SIZE,
+        metavar="N",
+        help=f"largest batch, proved equal (default: {DEFAULT_MAX_BATCH_SIZE})",
+    )
+    parser.add_argument(
+        "--golden", type=Path, metavar="FILE", help="image the server repeats before serving (default: a built-in one)"
+    )
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(_each(text, float, "numbers such as 0.485,0.456,0.406"))
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(_each(text, _positive, "N or H,W", counts=(1, 2)))
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(_each(text, _positive, "C,H,W, without the batch", counts=(3,)))
+
+
+def _each(text: str, convert: Callable[[str], _T], expected: str, counts: Sequence[int] = ()) -> list[_T]:
+    parts = text.split(",")
+    try:
+        values = [convert(part) for part in parts]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not {expected}") from error
+    if counts and len(values) not in counts:
+        raise argparse.ArgumentTypeError(f"{text} has {len(values)} sizes, expected {expected}")
+    return values

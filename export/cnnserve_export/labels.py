@@ -8,10 +8,10 @@ from cnnserve_export.errors import ExportError
 LABELS_FILE = "labels.txt"
 
 
-def read(path: Path, class_count: int) -> tuple[str, ...]:
+def read(path: Path, class_count: int, fix: str = "") -> tuple[str, ...]:
     """The names in `path`; a byte-order mark, any line ends and empty last lines are forgiven.
 
-    Raises `ExportError` naming the line, or both counts where they differ.
+    Raises `ExportError` naming the line, or both counts where they differ and `fix`, by default --num-classes.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -20,7 +20,7 @@ def read(path: Path, class_count: int) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise ExportError(f"the labels {path} are not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     names = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
-    _check(names, path.name, class_count)
+    _check(names, path.name, class_count, fix)
     return tuple(names)
 
 
@@ -29,7 +29,7 @@ def render(names: Sequence[str]) -> str:
     return "".join(f"{name}\n" for name in names)
 
 
-def _check(names: Sequence[str], file: str, class_count: int) -> None:
+def _check(names: Sequence[str], file: str, class_count: int, fix: str) -> None:
     for number, name in enumerate(names, start=1):
         if not name:
             raise ExportError(f"{file} line {number} is empty; every class needs a name")
@@ -37,7 +37,5 @@ def _check(names: Sequence[str], file: str, class_count: int) -> None:
         if len(name.splitlines()) != 1:
             raise ExportError(f"{file} line {number} holds a line break other than LF and CR: {name[:40]!r}")
     if len(names) != class_count:
-        raise ExportError(
-            f"{file} has {len(names)} labels, the network has {class_count} classes; "
-            f"correct the file or pass --num-classes {len(names)}"
-        )
+        fix = fix or f"correct the file or pass --num-classes {len(names)}"
+        raise ExportError(f"{file} has {len(names)} labels, the network has {class_count} classes; {fix}")

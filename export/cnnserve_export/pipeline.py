@@ -1,20 +1,15 @@
 """One export, from a network in memory to a published version, or to nothing."""
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import torch
 from torch import nn
 
-import cnnserve
 from cnnserve.manifest import Manifest, OnnxInfo, Preprocessing
-from cnnserve.session import runtime_version
+from cnnserve_export import companions, convert, labels, publish, verify
 from cnnserve_export import contract as contracts
-from cnnserve_export import convert, labels, publish, verify
 from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, DEFAULT_OPSET, Contract, InputForm
-from cnnserve_export.golden import GOLDEN_FILE
 from cnnserve_export.progress import Progress
 
 
@@ -22,6 +17,7 @@ from cnnserve_export.progress import Progress
 class Export:
     """What to export and where to. `network` takes normalised images (N, C, H, W) and answers logits (N, classes).
 
+    With `ends_in_softmax` it answers probabilities instead.
     `weights` says where the parameters came from, for the manifest; `golden_png` is the golden image's file.
     """
 
@@ -38,6 +34,7 @@ class Export:
     input_form: InputForm = "uint8"
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     opset: int = DEFAULT_OPSET
+    ends_in_softmax: bool = False
 
 
 def run(job: Export, progress: Progress) -> Path:
@@ -45,7 +42,9 @@ def run(job: Export, progress: Progress) -> Path:
 
     Raises `ExportError` or cnnserve's `ModelLoadFailed`; nothing is left in the repository then.
     """
-    contract = contracts.contract(job.preprocessing, job.input_form, job.class_count)
+    contract = contracts.contract(
+        job.preprocessing, job.input_form, job.class_count, ends_in_softmax=job.ends_in_softmax
+    )
     target = publish.plan(job.repository, job.name, job.version)
     # Before the work, not after it.
     publish.check_compatible(target, contract, job.max_batch_size)
@@ -54,7 +53,7 @@ def run(job: Export, progress: Progress) -> Path:
         evidence = _verify(job, contract, folder, progress)
         with progress.stage("publish") as stage:
             stage.finding = f"{target.model} version {target.version}"
-            _write_companions(job, folder)
+            companions.write(folder, job.golden_png, job.labels)
             publish.commit(folder, _manifest(job, target, contract, info, evidence), target)
     return target.folder
 
@@ -90,12 +89,6 @@ def _verify(job: Export, contract: Contract, folder: Path, progress: Progress) -
         return evidence
 
 
-def _write_companions(job: Export, folder: Path) -> None:
-    (folder / GOLDEN_FILE).write_bytes(job.golden_png)
-    if job.labels is not None:
-        (folder / labels.LABELS_FILE).write_text(labels.render(job.labels), encoding="utf-8", newline="\n")
-
-
 def _manifest(
     job: Export, target: publish.Target, contract: Contract, info: OnnxInfo, evidence: verify.Evidence
 ) -> Manifest:
@@ -116,15 +109,6 @@ def _manifest(
         parity=evidence.parity,
         weights=job.weights,
         files={},
-        producer=_producer(),
+        producer=companions.producer(torch=torch.__version__),
+        activation_by="network" if contract.ends_in_softmax else "export",
     )
-
-
-def _producer() -> dict[str, str]:
-    return {
-        "cnnserve": cnnserve.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": runtime_version(),
-    }

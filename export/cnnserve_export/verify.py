@@ -15,11 +15,10 @@ from torch import nn
 from cnnserve.classification import are_probabilities
 from cnnserve.cpu import cpu_budget
 from cnnserve.manifest import Golden, Parity
-from cnnserve.preprocessing import Preprocessor, RawImage
 from cnnserve.providers import CPU
 from cnnserve.session import Session, SessionOptions
 from cnnserve_export import contract as contracts
-from cnnserve_export import golden
+from cnnserve_export import golden, proof
 from cnnserve_export.contract import Contract
 from cnnserve_export.errors import ExportError
 
@@ -42,50 +41,28 @@ def verify(model: Path, network: nn.Module, contract: Contract, *, golden_png: b
     and both values where they differ most.
     """
     reference = contracts.contract(contract.preprocessing, "float32", contract.class_count)
-    expected = _pytorch(network, _rows(reference, golden_png, max_batch_size))
-    rows = _rows(contract, golden_png, max_batch_size)
+    host_rows = proof.rows(reference.preprocessing, reference.input, golden_png, max_batch_size)
+    expected = _pytorch(network, host_rows, ends_in_softmax=contract.ends_in_softmax)
+    rows = proof.rows(contract.preprocessing, contract.input, golden_png, max_batch_size)
     session = Session(model, SessionOptions(threads=cpu_budget()))
     sizes = sorted({1, min(3, max_batch_size), max_batch_size})
-    differences = {str(size): _compare(session.run(rows[:size])[0], expected[:size]) for size in sizes}
+    differences = {
+        str(size): proof.largest_difference(
+            session.run(rows[:size])[0], expected[:size], reference="PyTorch", tolerance=TOLERANCE
+        )
+        for size in sizes
+    }
     return Evidence(
         Parity(differences, TOLERANCE, CPU),
         Golden(golden.GOLDEN_FILE, tuple(map(float, expected[0])), TOLERANCE),
     )
 
 
-def _rows(contract: Contract, golden_png: bytes, count: int) -> NDArray[np.generic]:
-    """`count` rows as the server makes them: the golden image, then pictures of different sizes."""
-    preprocessor = Preprocessor(contract.preprocessing, contract.input)
-    rows = [preprocessor.encoded(golden_png)]
-    for seed in range(1, count):
-        height, width = 200 + 37 * seed % 200, 200 + 53 * seed % 200
-        picture = golden.picture(seed, height, width)
-        rows.append(preprocessor.raw(RawImage(picture.tobytes(), height, width, 3)))
-    return np.stack(rows)
-
-
-def _pytorch(network: nn.Module, rows: NDArray[np.generic]) -> NDArray[np.float32]:
+def _pytorch(network: nn.Module, rows: NDArray[np.generic], *, ends_in_softmax: bool) -> NDArray[np.float32]:
     with torch.inference_mode():
-        probabilities = torch.softmax(network.eval()(torch.from_numpy(rows)), dim=1)
+        answers = network.eval()(torch.from_numpy(rows))
+        probabilities = answers if ends_in_softmax else torch.softmax(answers, dim=1)
     values: NDArray[np.float32] = probabilities.numpy()
     if not are_probabilities(values):
         raise ExportError("the PyTorch network's own answers are no probabilities (NaN or infinite); check its weights")
     return values
-
-
-def _compare(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """The largest absolute difference."""
-    size = len(expected)
-    if actual.shape != expected.shape:
-        raise ExportError(f"batch {size}: the ONNX file answers shape {actual.shape}, PyTorch {expected.shape}")
-    if not are_probabilities(actual):
-        raise ExportError(f"batch {size}: the ONNX file's answers are no probabilities that sum to 1")
-    difference = np.abs(actual - expected)
-    row, column = np.unravel_index(difference.argmax(), difference.shape)
-    largest = float(difference[row, column])
-    if largest > TOLERANCE:
-        raise ExportError(
-            f"the ONNX file does not answer what PyTorch does: batch {size}, row {row}, class {column}: "
-            f"{actual[row, column]:.7f}, PyTorch {expected[row, column]:.7f} (allowed difference {TOLERANCE})"
-        )
-    return largest

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from cnnserve.manifest import Preprocessing, Resize
-from cnnserve_export import checkpoints, hub, labels
+from cnnserve_export import checkpoints, hub, labels, networks
 from cnnserve_export.architectures import Architecture
 from cnnserve_export.architectures.googlenet import GoogLeNet
 from cnnserve_export.errors import ExportError
@@ -24,10 +24,14 @@ class Weights:
 
 
 def load(network: nn.Module, architecture: Architecture, source: str | None, stage: Stage) -> Weights:
-    """Fills `network` from `source`: a file, one of `hub.WORDS`, or None for random weights. Raises `ExportError`.
+    """Fills `network` from `source`: a file or one of `hub.WORDS`. Raises `ExportError`.
 
+    None means random weights, or those that a person's own network came with.
     Published ImageNet weights bring their own preprocessing and names, also where they are given as a file.
     """
+    if source is None and networks.is_reference(architecture.name):
+        stage.finding = f"as {architecture.name} made them (--weights FILE loads others)"
+        return Weights(networks.origin(architecture.name), architecture.preprocessing)
     if source is None:
         stage.finding = f"random, seed {checkpoints.SEED}: the model is untrained (use --weights)"
         return Weights(checkpoints.random_origin(), architecture.preprocessing)

@@ -25,6 +25,9 @@ class _Command:
 _COMMANDS = {
     "serve": _Command("cnnserve.cli", "serve", "serve a model repository over gRPC", "cpu"),
     "export": _Command("cnnserve_export.cli", "export", "PyTorch network -> verified ONNX model", "cpu,export"),
+    "import": _Command(
+        "cnnserve_export.cli", "import_onnx", "ONNX file made elsewhere -> verified model", "cpu,export"
+    ),
     "train-lenet": _Command("cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits", "cpu,export"),
     "classify": _Command("cnnserve_client.cli", "classify", "classify image files with a running server"),
     "models": _Command("cnnserve_client.cli", "models", "list the models of a running server"),

@@ -45,7 +45,8 @@ class Preprocessing:
     """From a decoded image to one row of the model's input, in the order of the fields.
 
     `mean` and `std` are per channel on the 0-to-1 scale. With `normalize` "graph" the network holds them and the row is
-    uint8; with "host" the server applies them and the row is float32; "none" means 0-to-1 values without them.
+    uint8; with "host" the server applies them and the row is float32; with "none" nobody is known to: float rows have
+    0-to-1 values, uint8 rows the pixels.
     """
 
     color: Literal["RGB", "BGR", "L"]
@@ -79,16 +80,18 @@ class OnnxInfo:
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest absolute difference of any probability from PyTorch's, by batch size, and what was allowed."""
+    """Largest absolute difference of any probability from the reference's, by batch size, and what was allowed."""
 
     batches: dict[str, float]
     tolerance: float
     provider: str
+    # What the file was compared with: PyTorch's network, or the file that was imported.
+    reference: Literal["PyTorch", "imported file"] = "PyTorch"
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One image and the probabilities PyTorch gave it; the server must repeat them within `tolerance`."""
+    """One image and the probabilities the reference gave it; the server must repeat them within `tolerance`."""
 
     image: str
     probabilities: tuple[float, ...]
@@ -97,7 +100,11 @@ class Golden:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contract between an exported version and the server that runs it."""
+    """The contract between an exported version and the server that runs it.
+
+    `activation` is what the file's answers went through, `activation_by` who put it there: the network itself, or the
+    export behind a network that answers logits.
+    """
 
     model: str
     version: int
@@ -116,6 +123,7 @@ class Manifest:
     weights: dict[str, str]
     files: dict[str, FileDigest]
     producer: dict[str, str] = field(default_factory=dict)
+    activation_by: Literal["export", "network"] = "export"
     schema: int = SCHEMA
 
 

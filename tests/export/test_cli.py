@@ -26,7 +26,14 @@ def test_lenet5_from_random_weights(tmp_path: Path, capsys: pytest.CaptureFixtur
     out, err = capsys.readouterr()
     folder = tmp_path / "models" / "lenet5" / "1"
     assert out == f"{folder}\n"
-    assert [line.split()[0] for line in err.splitlines()] == ["build", "weights", "convert", "verify", "publish"]
+    assert [line.split()[0] for line in err.splitlines()] == [
+        "build",
+        "weights",
+        "check",
+        "convert",
+        "verify",
+        "publish",
+    ]
     assert "random, seed 0" in err
     assert "at batch 1," in err
     assert "at batch 32 (allowed" in err

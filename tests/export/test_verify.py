@@ -6,6 +6,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from cnnserve.preprocessing import Preprocessor
 from cnnserve_export import convert, verify
@@ -101,7 +102,14 @@ def test_a_network_that_answers_nan_is_refused(job: Export, tmp_path: Path) -> N
         proof(path, job, made)
 
 
-def test_the_rows_are_all_different(job: Export) -> None:
-    made = contract(job.preprocessing, "uint8", job.class_count)
-    rows = verify._rows(made, job.golden_png, 32)
-    assert len({row.tobytes() for row in rows}) == 32
+def test_a_softmax_of_the_networks_own_is_its_answer(job: Export, tmp_path: Path) -> None:
+    network = nn.Sequential(job.network, nn.Softmax(dim=1))
+    made = contract(job.preprocessing, "uint8", job.class_count, ends_in_softmax=True)
+    convert.to_onnx(network, made, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert [node.op_type for node in graph.node].count("Softmax") == 1
+    evidence = verify.verify(tmp_path / "model.onnx", network, made, golden_png=job.golden_png, max_batch_size=4)
+    plain = tmp_path / "plain.onnx"
+    logits = contract(job.preprocessing, "uint8", job.class_count)
+    convert.to_onnx(job.network, logits, plain)
+    assert evidence.golden == proof(plain, job, logits).golden

@@ -31,7 +31,7 @@ DIGITS = Preprocessing(
 class Architecture:
     """`factory(classes)` builds the network with random weights: normalised images (N, C, H, W) to logits (N, classes).
 
-    `golden` makes the default golden image, a PNG.
+    `class_count` is the default number, 0 where only a run tells. `golden` makes the default golden image, a PNG.
     `training_only` are prefixes of checkpoint keys for parts that only training needs; an export drops them.
     """
 

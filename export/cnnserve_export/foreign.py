@@ -1,0 +1,172 @@
+"""An ONNX file made elsewhere: read, and looked at before anything runs it."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from cnnserve.manifest import TensorInfo
+from cnnserve_export import external_data
+from cnnserve_export.errors import ExportError
+
+_TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
+# Operators of these come with ONNX Runtime; those of any other must be functions in the file.
+_KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+_QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A classifier's file: one image tensor in, one float32 tensor out.
+
+    `input` has -1 where the file leaves a size open; `fixed_batch` is None where it leaves the batch open.
+    `data` is the file with its external data inside, unaltered where there is none; `origin` is for the manifest;
+    `parameters` counts the values of its tensors, batch normalisation's statistics and a few constants among them.
+    """
+
+    model: onnx.ModelProto
+    data: bytes
+    origin: dict[str, str]
+    input: TensorInfo
+    fixed_batch: int | None
+    opset: int
+    parameters: int
+    precision: Literal["fp32", "fp16", "int8"]
+
+
+def read(path: Path) -> Foreign:
+    """Reads the file and its external data. Raises `ExportError` for what is no classifier that can be served."""
+    data = _bytes(path)
+    model = _parse(data, path)
+    digests = external_data.embed(model, path.parent)
+    _check_operators(model)
+    inputs = _inputs(model)
+    _check_count("input", inputs, path)
+    _check_count("output", list(model.graph.output), path)
+    tensor, fixed_batch = _image(inputs[0])
+    _datatype(model.graph.output[0], "output", (onnx.TensorProto.FLOAT,))
+    origin = {"source": "import", "file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
+    if model.producer_name:
+        origin["producer"] = f"{model.producer_name} {model.producer_version}".strip()
+    return Foreign(
+        model=model,
+        data=model.SerializeToString(deterministic=True) if digests else data,
+        origin={**origin, **{f"external data {name}": digest for name, digest in digests.items()}},
+        input=tensor,
+        fixed_batch=fixed_batch,
+        opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
+        parameters=sum(math.prod(item.dims) for item in model.graph.initializer if item.dims),
+        precision=_precision(model),
+    )
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > external_data.MAX_BYTES:
+            raise ExportError(f"{path} has 2 GB or more, which no ONNX file can have")
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parse(data: bytes, path: Path) -> onnx.ModelProto:
+    if data.startswith(b"PK\x03\x04"):
+        raise ExportError(f"{path.name} is a zip archive, as PyTorch's checkpoints are; those go to cnnserve export")
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise ExportError(
+            f"{path.name} is no ONNX file, or not a whole one ({len(data)} bytes beginning {data[:16]!r})"
+        ) from error
+    if not model.ir_version or not model.graph.node:
+        raise ExportError(f"{path.name} holds no network ({len(data)} bytes beginning {data[:16]!r})")
+    return model
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    local = {(function.domain, function.name) for function in model.functions}
+    for node in _nodes(model.graph):
+        if node.domain not in _KNOWN_DOMAINS and (node.domain, node.op_type) not in local:
+            raise ExportError(
+                f"the file uses operator {node.op_type!r} of {node.domain!r}, which ONNX Runtime does not have; "
+                "export the network without custom operators"
+            )
+        if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
+            raise ExportError(
+                f"the file's {node.op_type} {node.name!r} is in training mode; export the network again after "
+                "network.eval(), with training=TrainingMode.EVAL"
+            )
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for nested in (attribute.g, *attribute.graphs):
+                yield from _nodes(nested)
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    # Files from before IR 4 list every initialiser as an input as well.
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
+def _check_count(kind: Literal["input", "output"], values: list[onnx.ValueInfoProto], path: Path) -> None:
+    for value in values:
+        if value.type.WhichOneof("value") != "tensor_type":
+            raise ExportError(
+                f"the {kind} {value.name!r} is a {(value.type.WhichOneof('value') or 'thing').removesuffix('_type')}, "
+                "not a tensor; skl2onnx writes tensors with options={'zipmap': False}"
+            )
+    if len(values) != 1:
+        names = ", ".join(repr(value.name) for value in values) or "none"
+        fix = (
+            f"; onnx.utils.extract_model({path.name!r}, 'one.onnx', [INPUT], [OUTPUT]) makes a file of one"
+            if values
+            else ""
+        )
+        raise ExportError(f"{path.name} has {len(values)} {kind}s ({names}), a classifier has one{fix}")
+
+
+def _image(value: onnx.ValueInfoProto) -> tuple[TensorInfo, int | None]:
+    """The input for one image, and the batch where it is fixed."""
+    datatype = _datatype(value, "input", tuple(_TYPES))
+    shape = tuple(dim.dim_value if dim.dim_value > 0 else -1 for dim in value.type.tensor_type.shape.dim)
+    where = f"the input {value.name!r} has shape {[size if size > 0 else '?' for size in shape]}"
+    if len(shape) != 4:
+        raise ExportError(f"{where}, expected images (N, C, H, W) or (N, H, W, C)")
+    first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+    if first == last:
+        raise ExportError(
+            f"{where}, so where its 1 or 3 channels are is not clear; fix that dimension: "
+            f"python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {value.name} "
+            "--input_shape 1,3,224,224 IN.onnx OUT.onnx"
+        )
+    layout: Literal["NHWC", "NCHW"] = "NCHW" if first else "NHWC"
+    return TensorInfo(value.name, datatype, shape[1:], layout), shape[0] if shape[0] > 0 else None
+
+
+def _datatype(value: onnx.ValueInfoProto, kind: str, known: tuple[int, ...]) -> str:
+    elem_type = value.type.tensor_type.elem_type
+    if elem_type not in known:
+        names = " or ".join(_name(item) for item in known)
+        raise ExportError(f"the {kind} {value.name!r} is {_name(elem_type)}, expected {names}")
+    return _TYPES[elem_type]
+
+
+def _name(elem_type: int) -> str:
+    return str(onnx.TensorProto.DataType.Name(elem_type)).lower()
+
+
+def _precision(model: onnx.ModelProto) -> Literal["fp32", "fp16", "int8"]:
+    if any(node.op_type in _QUANTIZED for node in model.graph.node):
+        return "int8"
+    halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    return "fp16" if halves else "fp32"

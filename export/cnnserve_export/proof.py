@@ -1,0 +1,44 @@
+"""What every proof needs: the same pictures on both sides, and the largest difference between two sets of answers."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnserve.classification import are_probabilities
+from cnnserve.manifest import Preprocessing, TensorInfo
+from cnnserve.preprocessing import Preprocessor, RawImage
+from cnnserve_export import golden
+from cnnserve_export.errors import ExportError
+
+
+def rows(spec: Preprocessing, tensor: TensorInfo, golden_png: bytes, count: int) -> NDArray[np.generic]:
+    """`count` rows as the server makes them: the golden image, then pictures of different sizes."""
+    preprocessor = Preprocessor(spec, tensor)
+    made = [preprocessor.encoded(golden_png)]
+    for seed in range(1, count):
+        height, width = 200 + 37 * seed % 200, 200 + 53 * seed % 200
+        picture = golden.picture(seed, height, width)
+        made.append(preprocessor.raw(RawImage(picture.tobytes(), height, width, 3)))
+    return np.stack(made)
+
+
+def largest_difference(
+    actual: NDArray[np.float32], expected: NDArray[np.float32], *, reference: str, tolerance: float
+) -> float:
+    """The largest absolute difference of any probability from what `reference` answered.
+
+    Raises `ExportError` naming batch size, row, class and both values where it is more than `tolerance`.
+    """
+    size = len(expected)
+    if actual.shape != expected.shape:
+        raise ExportError(f"batch {size}: the ONNX file answers shape {actual.shape}, {reference} {expected.shape}")
+    if not are_probabilities(actual):
+        raise ExportError(f"batch {size}: the ONNX file's answers are no probabilities that sum to 1")
+    difference = np.abs(actual - expected)
+    row, column = np.unravel_index(difference.argmax(), difference.shape)
+    largest = float(difference[row, column])
+    if largest > tolerance:
+        raise ExportError(
+            f"the ONNX file does not answer what {reference} does: batch {size}, row {row}, class {column}: "
+            f"{actual[row, column]:.7f}, {reference} {expected[row, column]:.7f} (allowed difference {tolerance})"
+        )
+    return largest

@@ -1,0 +1,67 @@
+from collections import OrderedDict, namedtuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnnserve_export.behaviour import Behaviour, examine
+from cnnserve_export.errors import ExportError
+
+ROWS = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
+Output = namedtuple("Output", "logits aux")
+
+
+class Net(nn.Module):
+    """3 x 8 x 8 to 4 logits, changed by `change`."""
+
+    def __init__(self, change: object = None, classes: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(3, classes)
+        self.change = change
+
+    def forward(self, x: Tensor) -> object:
+        logits = self.head(x.mean((2, 3)))
+        return self.change(logits) if callable(self.change) else logits
+
+
+def test_logits_and_probabilities_are_told_apart() -> None:
+    assert examine(Net(), ROWS) == Behaviour(4, ends_in_softmax=False)
+    assert examine(Net(lambda y: y.softmax(1)), ROWS) == Behaviour(4, ends_in_softmax=True)
+    # Its softmax is that of the logits, so one is added.
+    assert examine(Net(lambda y: y.log_softmax(1)), ROWS) == Behaviour(4, ends_in_softmax=False)
+
+
+def test_a_network_in_training_mode_is_judged_as_it_will_serve() -> None:
+    network = nn.Sequential(nn.Dropout(0.9), Net()).train()
+    assert examine(network, ROWS).class_count == 4
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Net(lambda y: (y, y)), "answers type tuple of 2, expected one tensor"),
+        (Net(lambda y: Output(y, y)), "answers type Output of logits, aux, expected"),
+        (Net(lambda y: OrderedDict(logits=y)), "answers type OrderedDict with 'logits', expected"),
+        (Net(lambda y: y[:, :, None]), r"answers shape \[1, 4, 1\] to one image of 3x8x8, expected \[1, classes\]"),
+        (Net(lambda y: y.squeeze(0)), r"answers shape \[4\]"),
+        (Net(lambda y: y.argmax(1, keepdim=True)), "answers torch.int64, expected floating-point"),
+        (Net(classes=1), "answers 1 value for an image, a classifier at least 2"),
+        (Net(nn.functional.dropout), "answers the same image differently"),
+        (Net(lambda y: y.view(1, 4)), r"fails on a batch of 3 images: RuntimeError: shape .* \(test_behaviour.py line"),
+        (Net(lambda y: y.reshape(1, -1)), r"answers shape \[1, 12\] to a batch of 3 images, .* one image alone works"),
+        (Net(lambda y: y - y.mean(0)), "answer depends on the other images of its batch"),
+        (Net(lambda y: y * float("nan")), "answers have NaN or infinite values"),
+        (Net(lambda y: y.sigmoid()), "do not sum to 1, as those of a sigmoid for each class"),
+    ],
+)
+def test_what_is_no_classifier_that_can_be_served(network: nn.Module, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        examine(network, ROWS)
+
+
+def test_a_softmax_can_be_demanded_but_not_twice() -> None:
+    assert not examine(Net(lambda y: y.sigmoid()), ROWS, "softmax").ends_in_softmax
+    with pytest.raises(ExportError, match="a second softmax would flatten them"):
+        examine(Net(lambda y: y.softmax(1)), ROWS, "softmax")

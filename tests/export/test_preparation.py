@@ -1,0 +1,118 @@
+from typing import Any
+
+import pytest
+
+from cnnserve.manifest import Preprocessing, Resize, TensorInfo
+from cnnserve_export.architectures import DIGITS, IMAGENET
+from cnnserve_export.errors import ExportError
+from cnnserve_export.preparation import Given, of_architecture, of_network, of_tensor
+
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+FULL: dict[str, Any] = {"shape": (3, 32, 48), **HALF}
+
+
+def given(**changes: Any) -> Given:
+    return Given(**{**FULL, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "resize", "crop"),
+    [
+        ({}, Resize("exact", (32, 48)), None),
+        ({"resize": (40,)}, Resize("shorter", (40,)), (32, 48)),
+        ({"resize": (40,), "crop": (32, 48)}, Resize("shorter", (40,)), (32, 48)),
+        ({"resize": (32, 48)}, Resize("exact", (32, 48)), None),
+        ({"resize": (40, 60), "crop": (32, 48)}, Resize("exact", (40, 60)), (32, 48)),
+        ({"interpolation": "bicubic"}, Resize("exact", (32, 48), "bicubic"), None),
+    ],
+)
+def test_an_own_networks_preparation(changes: dict[str, Any], resize: Resize, crop: tuple[int, int] | None) -> None:
+    assert of_network(given(**changes)) == Preprocessing("RGB", resize, crop, HALF["mean"], HALF["std"], "graph")
+
+
+def test_colours_follow_the_channels() -> None:
+    assert of_network(given(color="BGR")).color == "BGR"
+    assert of_network(Given(shape=(1, 8, 8), mean=(0.0,), std=(1.0,))).color == "L"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": None}, "--shape is missing"),
+        ({"mean": None}, "--mean missing: what training subtracted"),
+        ({"mean": None, "std": None}, "--mean and --std missing: .* --mean 0,0,0 --std 1,1,1 where it did neither"),
+        ({"mean": (0.5,)}, r"--mean has 1 value\(s\), the input 3 channel"),
+        ({"mean": (123.7, 116.0, 103.0)}, "--mean has 123.7, expected values on the scale from 0 to 1: divide"),
+        ({"std": (0.2, 0.0, 0.2)}, "--std 0.2,0,0.2 must be above 0"),
+        ({"mean": (-0.1, 0.0, 0.0)}, "--mean -0.1,0,0 is not within 0 and 1"),
+        ({"mean": (float("nan"), 0.0, 0.0)}, "--mean nan,0,0 is not within 0 and 1"),
+        ({"color": "L"}, "--color L gives 1 channels, the input takes 3"),
+        ({"shape": (4, 8, 8)}, "the input has 4 channels; images have 3"),
+        ({"crop": (32, 48)}, "--crop 32,48 needs --resize too"),
+        ({"crop": (32,), "resize": (40,)}, "--crop 32 does not give the input's size 32,48"),
+        ({"resize": (40, 48)}, "--resize 40,48 does not give the input's size 32,48; add --crop 32,48"),
+        ({"resize": (30,)}, "--resize 30 is smaller than the input's 32,48: every image would be padded"),
+        ({"resize": (40, 40), "crop": (32, 48)}, "--resize 40,40 is smaller"),
+    ],
+)
+def test_what_is_missing_or_contradictory_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        of_network(given(**changes))
+
+
+def test_a_built_in_architecture_keeps_what_is_not_said() -> None:
+    assert of_architecture(Given(), IMAGENET) is IMAGENET
+    changed = of_architecture(Given(mean=(0.5,) * 3, std=(0.5,) * 3), IMAGENET)
+    assert (changed.mean, changed.resize, changed.crop) == ((0.5,) * 3, IMAGENET.resize, (224, 224))
+    larger = of_architecture(Given(shape=(3, 288, 288), resize=(320,)), IMAGENET)
+    assert (larger.resize, larger.crop, larger.mean) == (Resize("shorter", (320,)), (288, 288), IMAGENET.mean)
+    assert of_architecture(Given(resize=(292,), crop=(288,)), IMAGENET).crop == (288, 288)
+    assert of_architecture(Given(color="BGR"), IMAGENET).color == "BGR"
+    assert of_architecture(Given(interpolation="bicubic"), DIGITS).resize == Resize("exact", (28, 28), "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"shape": (3, 288, 288)}, "288x288 needs --resize too"),
+        ({"shape": (1, 224, 224)}, "--shape has 1 channels, this architecture takes 3"),
+        ({"mean": (0.5,) * 3}, "--std missing"),
+        ({"resize": (200,)}, "is smaller than the input's 224,224"),
+    ],
+)
+def test_a_built_in_architecture_with_contradictions(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        of_architecture(Given(**flags), IMAGENET)
+
+
+def test_an_onnx_files_input() -> None:
+    tensor = TensorInfo("x", "FP32", (3, 32, 48), "NCHW")
+    spec, known = of_tensor(Given(**HALF, resize=(40,)), tensor)
+    assert known == tensor
+    assert (spec.normalize, spec.crop, spec.mean) == ("host", (32, 48), HALF["mean"])
+    last = TensorInfo("x", "FP32", (32, 48, 3), "NHWC")
+    assert of_tensor(Given(**HALF), last)[1] == last
+    spec, known = of_tensor(Given(), TensorInfo("x", "UINT8", (32, 48, 3), "NHWC"))
+    assert (spec.normalize, spec.resize) == ("none", Resize("exact", (32, 48)))
+
+
+@pytest.mark.parametrize("flags", [{"shape": (3, 24, 20)}, {"resize": (24, 20)}, {"resize": (30,), "crop": (24, 20)}])
+def test_open_sizes_come_from_the_flags(flags: dict[str, Any]) -> None:
+    spec, known = of_tensor(Given(**HALF, **flags), TensorInfo("x", "FP32", (3, -1, -1), "NCHW"))
+    assert known.shape == (3, 24, 20)
+    assert spec.crop or spec.resize == Resize("exact", (24, 20))
+
+
+@pytest.mark.parametrize(
+    ("flags", "tensor", "message"),
+    [
+        (HALF, TensorInfo("x", "FP32", (3, -1, -1), "NCHW"), "'x' leaves its size open; give one"),
+        ({**HALF, "shape": (3, 8, 8)}, TensorInfo("x", "FP32", (3, 9, 9), "NCHW"), "is 3,8,8, the file's .* 3,9,9"),
+        ({**HALF, "shape": (1, 9, 9)}, TensorInfo("x", "FP32", (3, 9, 9), "NCHW"), "is 1,9,9, the file's .* 3,9,9"),
+        ({}, TensorInfo("x", "FP32", (3, 9, 9), "NCHW"), "--mean and --std missing"),
+        (HALF, TensorInfo("x", "UINT8", (9, 9, 3), "NHWC"), "takes uint8 pixels and normalises them itself"),
+    ],
+)
+def test_an_onnx_files_contradictions(flags: dict[str, Any], tensor: TensorInfo, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        of_tensor(Given(**flags), tensor)
