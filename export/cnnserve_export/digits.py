@@ -5,6 +5,8 @@
 """
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -24,6 +26,14 @@ def training_digits() -> list[tuple[bytes, int]]:
 def held_out_digits() -> list[tuple[bytes, int]]:
     """The 360 digits never trained on, about 36 of each value: each a PNG (8 x 8 grey) and its value."""
     return list(_split()[1])
+
+
+def write_folder(digits: Sequence[tuple[bytes, int]], folder: Path) -> None:
+    """Writes each digit as a PNG file, into a sub-folder that is named for its value."""
+    for number, (png, value) in enumerate(digits):
+        path = folder / str(value) / f"{number:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png)
 
 
 @functools.cache

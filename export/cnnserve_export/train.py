@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cnnserve.manifest import Preprocessing
 from cnnserve.preprocessing import Preprocessor
 from cnnserve_export import checkpoints
 from cnnserve_export.architectures import ARCHITECTURES, DIGITS
 from cnnserve_export.contract import contract
 from cnnserve_export.digits import held_out_digits, training_digits
 
-__all__ = ["LABELS", "Trained", "accuracy", "held_out_digits", "rows", "train_lenet5"]
+__all__ = ["LABELS", "Trained", "accuracy", "fit", "held_out_digits", "rows", "train_lenet5"]
 
 LABELS = tuple("0123456789")
 _BATCH = 32
@@ -34,40 +35,62 @@ class Trained:
     origin: dict[str, str]
 
 
-def train_lenet5(
-    epochs: int, seed: int = 0, report: Callable[[int, float], None] = lambda _epoch, _loss: None
-) -> Trained:
+# Told each epoch's number and mean loss.
+Report = Callable[[int, float], None]
+
+
+def _no_report(_epoch: int, _loss: float) -> None:
+    """Nobody listens."""
+
+
+def train_lenet5(epochs: int, seed: int = 0, report: Report = _no_report) -> Trained:
     """Trains on the 1,437 training digits; `report` gets each epoch's number and mean loss.
 
     The same seed gives the same weights on the same machine.
     """
     images, labels = rows(training_digits())
-    network = checkpoints.build(ARCHITECTURES["lenet5"], len(LABELS), seed).train()
-    steps = epochs * -(-len(images) // _BATCH)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=_PEAK_RATE, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_PEAK_RATE, total_steps=steps)
-    random = torch.Generator().manual_seed(seed)
+    network = checkpoints.build(ARCHITECTURES["lenet5"], len(LABELS), seed)
+    # Sums split over threads depend on their number; images this small gain nothing from a second one.
     with _one_thread():
-        for epoch in range(1, epochs + 1):
-            losses = []
-            for batch in torch.split(torch.randperm(len(images), generator=random), _BATCH):
-                losses.append(_step(network, optimizer, _vary(images[batch], random), labels[batch]))
-                schedule.step()
-            report(epoch, sum(losses) / len(losses))
+        fit(network, images, labels, epochs=epochs, peak_rate=_PEAK_RATE, seed=seed, report=report)
         reached = accuracy(network, *rows(held_out_digits()))
     return Trained(network, reached, _origin(epochs, seed, reached))
 
 
-def rows(digits: Sequence[tuple[bytes, int]]) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28), normalised by the server's own preprocessing, and labels (N)."""
-    trained_on = contract(DIGITS, "float32", len(LABELS))
+def fit(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    peak_rate: float,
+    seed: int = 0,
+    report: Report = _no_report,
+) -> None:
+    """Trains `network` in place on images (N, C, H, W), each varied a little every time, with labels (N)."""
+    network.train()
+    steps = epochs * -(-len(images) // _BATCH)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=peak_rate, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak_rate, total_steps=steps)
+    random = torch.Generator().manual_seed(seed)
+    for epoch in range(1, epochs + 1):
+        losses = []
+        for batch in torch.split(torch.randperm(len(images), generator=random), _BATCH):
+            losses.append(_step(network, optimizer, _vary(images[batch], random), labels[batch]))
+            schedule.step()
+        report(epoch, sum(losses) / len(losses))
+
+
+def rows(digits: Sequence[tuple[bytes, int]], preprocessing: Preprocessing = DIGITS) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W), normalised by the server's own preprocessing, and labels (N)."""
+    trained_on = contract(preprocessing, "float32", len(LABELS))
     preprocessor = Preprocessor(trained_on.preprocessing, trained_on.input)
     images = torch.from_numpy(np.stack([preprocessor.encoded(png) for png, _ in digits]))
     return images, torch.tensor([label for _, label in digits])
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The fraction of images (N, 1, 28, 28) whose largest logit is the label's; sets the network to eval mode."""
+    """The fraction of images (N, C, H, W) whose largest logit is the label's; sets the network to eval mode."""
     with torch.inference_mode():
         return float((network.eval()(images).argmax(dim=1) == labels).float().mean())
 
@@ -105,7 +128,6 @@ def _vary(images: Tensor, random: torch.Generator) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # Sums split over threads depend on their number; images this small gain nothing from a second one.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
