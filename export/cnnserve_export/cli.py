@@ -60,11 +60,14 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
 
 
 def _export(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden, labels, networks, pipeline, preparation, weights
+    from cnnserve_export import golden, labels, networks, pipeline, precision, preparation, weights
     from cnnserve_export.progress import Progress
 
     _limit_threads()
     architecture = _architecture(arguments)
+    lowering = precision.request(
+        arguments.precision, arguments.calibration, arguments.evaluation, arguments.min_agreement
+    )
     golden_png = golden.from_file(arguments.golden) if arguments.golden else architecture.golden()
     progress = Progress(sys.stderr)
     wanted = arguments.num_classes or architecture.class_count
@@ -92,6 +95,7 @@ def _export(arguments: argparse.Namespace) -> Path:
         max_batch_size=arguments.max_batch_size,
         opset=arguments.opset,
         ends_in_softmax=behaviour.ends_in_softmax,
+        lowering=lowering,
     )
     return pipeline.run(job, progress)
 

@@ -11,10 +11,14 @@ InputForm = Literal["uint8", "float32"]
 INPUT_FORMS: tuple[InputForm, ...] = get_args(InputForm)
 Activation = Literal["auto", "softmax"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INPUT_NAME = "image"
 OUTPUT_NAME = "probabilities"
 
 DEFAULT_MAX_BATCH_SIZE = 32
+# Share of images on which fp16 and int8 must put the same class first as fp32 does.
+DEFAULT_MIN_AGREEMENT = 0.99
 # What ONNX Runtime 1.18 (May 2024) and everything after it reads.
 DEFAULT_OPSET = 18
 OPSETS = range(18, 23)

@@ -35,11 +35,16 @@ def to_onnx(network: nn.Module, contract: Contract, path: Path, opset: int = DEF
     served = _Served(network, contract).eval()
     dtype = torch.uint8 if contract.input.datatype == "UINT8" else torch.float32
     model = _trace(served, torch.zeros((_EXAMPLE_BATCH, *contract.input.shape), dtype=dtype), opset)
+    _check_shapes(model, contract.class_count)
+    write(model, path)
+    return OnnxInfo(path.name, _opset(model), model.ir_version, "fp32")
+
+
+def write(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a file that is the same every time and names no machine."""
     model.ir_version = IR_VERSION
     _strip(model)
-    _check_shapes(model, contract.class_count)
     path.write_bytes(model.SerializeToString(deterministic=True))
-    return OnnxInfo(path.name, _opset(model), model.ir_version, "fp32")
 
 
 class _Served(nn.Module):

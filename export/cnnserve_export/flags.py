@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from cnnserve_export.contract import ACTIVATIONS, DEFAULT_MAX_BATCH_SIZE, DEFAULT_OPSET, INPUT_FORMS, OPSETS
+from cnnserve_export.contract import (
+    ACTIVATIONS,
+    DEFAULT_MAX_BATCH_SIZE,
+    DEFAULT_MIN_AGREEMENT,
+    DEFAULT_OPSET,
+    INPUT_FORMS,
+    OPSETS,
+    PRECISIONS,
+)
 from cnnserve_export.preparation import Given
 
 _T = TypeVar("_T")
@@ -69,6 +77,7 @@ def export_parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]} (default: {DEFAULT_OPSET})",
     )
+    _add_precision(parser)
     return parser
 
 
@@ -169,6 +178,42 @@ def _add_proof(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--golden", type=Path, metavar="FILE", help="image the server repeats before serving (default: a built-in one)"
     )
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="fp16 for NVIDIA GPUs, int8 for CPUs; published only where it agrees with fp32 (default: fp32)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="int8: images like those the model will be sent, also in sub-folders",
+    )
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="DIR",
+        help="images to measure the agreement on; in sub-folders named by class also the accuracy "
+        "(default: int8 the calibration images, fp16 built-in pictures)",
+    )
+    parser.add_argument(
+        "--min-agreement",
+        type=_share,
+        metavar="SHARE",
+        help="share of images on which the most probable class must be fp32's "
+        f"(0 to 1, default: {DEFAULT_MIN_AGREEMENT})",
+    )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
 
 
 def _positive(text: str) -> int:

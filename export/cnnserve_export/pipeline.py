@@ -1,5 +1,6 @@
 """One export, from a network in memory to a published version, or to nothing."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from cnnserve.manifest import Manifest, OnnxInfo, Preprocessing
-from cnnserve_export import companions, convert, labels, publish, verify
+from cnnserve_export import companions, convert, labels, precision, publish, verify
 from cnnserve_export import contract as contracts
 from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, DEFAULT_OPSET, Contract, InputForm
 from cnnserve_export.progress import Progress
@@ -18,7 +19,8 @@ class Export:
     """What to export and where to. `network` takes normalised images (N, C, H, W) and answers logits (N, classes).
 
     With `ends_in_softmax` it answers probabilities instead.
-    `weights` says where the parameters came from, for the manifest; `golden_png` is the golden image's file.
+    `weights` says where the parameters came from, for the manifest; `golden_png` is the golden image's file; without a
+    `lowering` the proved fp32 file is what is published.
     """
 
     network: nn.Module
@@ -35,6 +37,7 @@ class Export:
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     opset: int = DEFAULT_OPSET
     ends_in_softmax: bool = False
+    lowering: precision.Lowering | None = None
 
 
 def run(job: Export, progress: Progress) -> Path:
@@ -51,6 +54,17 @@ def run(job: Export, progress: Progress) -> Path:
     with publish.staging(target) as folder:
         info = _convert(job, contract, folder, progress)
         evidence = _verify(job, contract, folder, progress)
+        if job.lowering is not None:
+            evidence = precision.lower(
+                folder / convert.MODEL_FILE,
+                job.lowering,
+                contract,
+                evidence,
+                golden_png=job.golden_png,
+                labels=job.labels,
+                progress=progress,
+            )
+            info = dataclasses.replace(info, precision=job.lowering.precision)
         with progress.stage("publish") as stage:
             stage.finding = f"{target.model} version {target.version}"
             companions.write(folder, job.golden_png, job.labels)
@@ -107,6 +121,7 @@ def _manifest(
         preprocessing=contract.preprocessing,
         golden=evidence.golden,
         parity=evidence.parity,
+        agreement=evidence.agreement,
         weights=job.weights,
         files={},
         producer=companions.producer(torch=torch.__version__),

@@ -14,7 +14,7 @@ from torch import nn
 
 from cnnserve.classification import are_probabilities
 from cnnserve.cpu import cpu_budget
-from cnnserve.manifest import Golden, Parity
+from cnnserve.manifest import Agreement, Golden, Parity
 from cnnserve.providers import CPU
 from cnnserve.session import Session, SessionOptions
 from cnnserve_export import contract as contracts
@@ -28,10 +28,11 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured: the parity record, and PyTorch's answer to the golden image."""
+    """What was measured: the parity record, the golden image's probabilities, and below fp32 the agreement with it."""
 
     parity: Parity
     golden: Golden
+    agreement: Agreement | None = None
 
 
 def verify(model: Path, network: nn.Module, contract: Contract, *, golden_png: bytes, max_batch_size: int) -> Evidence:

@@ -80,7 +80,10 @@ class OnnxInfo:
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest absolute difference of any probability from the reference's, by batch size, and what was allowed."""
+    """Largest absolute difference of any probability from the reference's, by batch size, and what was allowed.
+
+    Of a version in fp16 or int8 it is that of the fp32 file it was made from.
+    """
 
     batches: dict[str, float]
     tolerance: float
@@ -91,11 +94,53 @@ class Parity:
 
 @dataclass(frozen=True)
 class Golden:
-    """One image and the probabilities the reference gave it; the server must repeat them within `tolerance`."""
+    """One image and its probabilities, which the server must repeat within `tolerance`.
+
+    In fp32 they are the reference's own, in fp16 and int8 what the published file gave on the CPU.
+    """
 
     image: str
     probabilities: tuple[float, ...]
     tolerance: float
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that something was measured on: what they are called, their number, one SHA-256 over all their files'."""
+
+    name: str
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The images an int8 version took its ranges from, and the bits its weights use.
+
+    7: no processor's sums overflow. 8: x86 processors without VNNI may answer otherwise.
+    """
+
+    images: ImageSet
+    weight_bits: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a version in fp16 or int8 answered beside the fp32 file it was made from, on the exporter's CPU.
+
+    `top1` is the share of images with the same most probable class, `needed` the least that was allowed,
+    `seen_in_calibration` how many of the images were calibrated on. The accuracies are over the `labelled` images.
+    """
+
+    images: ImageSet
+    top1: float
+    needed: float
+    largest_difference: float
+    calibration: Calibration | None = None
+    seen_in_calibration: int = 0
+    labelled: int = 0
+    accuracy: float | None = None
+    fp32_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +169,7 @@ class Manifest:
     files: dict[str, FileDigest]
     producer: dict[str, str] = field(default_factory=dict)
     activation_by: Literal["export", "network"] = "export"
+    agreement: Agreement | None = None
     schema: int = SCHEMA
 
 

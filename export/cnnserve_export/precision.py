@@ -1,0 +1,206 @@
+"""The step from a proved fp32 file to the one that is published, in fp16 or int8, with evidence or not at all."""
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from cnnserve.cpu import cpu_budget
+from cnnserve.manifest import Agreement, Calibration, Golden
+from cnnserve.manifest import ImageSet as ImageSetInfo
+from cnnserve.preprocessing import Preprocessor
+from cnnserve.session import Session, SessionOptions
+from cnnserve_export import agreement, calibration, images, quantize
+from cnnserve_export.agreement import Measured
+from cnnserve_export.contract import DEFAULT_MIN_AGREEMENT, Contract, Precision
+from cnnserve_export.errors import ExportError
+from cnnserve_export.golden import GOLDEN_FILE
+from cnnserve_export.images import ImageSet
+from cnnserve_export.progress import Progress
+from cnnserve_export.quantize import WeightBits
+from cnnserve_export.verify import Evidence
+
+# Largest difference allowed for any probability of the golden image, from one machine to another. fp16 keeps 11 bits:
+# up to 3e-3 was measured on networks of up to 152 layers. int8's sums are exact, but a float that lands on the other
+# side of a rounding step moves a value by a 255th of its tensor's range.
+TOLERANCE = 1e-2
+# 7-bit weights compute the same on every processor. That is worth this much agreement.
+_PORTABLE_WORTH = 0.005
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A precision below fp32: what it is calibrated and judged on, and the top-1 agreement it needs (0 to 1)."""
+
+    precision: Literal["fp16", "int8"]
+    calibration: ImageSet | None
+    evaluation: ImageSet
+    min_agreement: float
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    path: Path
+    weight_bits: WeightBits | None
+
+
+def request(
+    precision: Precision, calibration_folder: Path | None, evaluation_folder: Path | None, min_agreement: float | None
+) -> Lowering | None:
+    """What the flags ask for; None is fp32. Raises `ExportError` where they do not fit, or a folder has no image."""
+    if precision == "fp32":
+        given = {
+            "--calibration": calibration_folder,
+            "--evaluation": evaluation_folder,
+            "--min-agreement": min_agreement,
+        }
+        if unused := [flag for flag, value in given.items() if value is not None]:
+            raise ExportError(f"{', '.join(unused)}: has no meaning for fp32; add --precision fp16 or int8")
+        return None
+    if precision == "fp16" and calibration_folder:
+        raise ExportError(
+            "--calibration belongs to int8: fp16 takes nothing from images; use --evaluation to measure it"
+        )
+    if precision == "int8" and not calibration_folder:
+        raise ExportError(
+            "--precision int8 needs --calibration FOLDER: a hundred images or more like those the model will be sent, "
+            "from which the range of every layer's values is taken"
+        )
+    calibrated_on = images.folder(calibration_folder) if calibration_folder else None
+    evaluated_on = images.folder(evaluation_folder) if evaluation_folder else calibrated_on or images.built_in()
+    needed = DEFAULT_MIN_AGREEMENT if min_agreement is None else min_agreement
+    return Lowering(precision, calibrated_on, evaluated_on, needed)
+
+
+def lower(
+    model: Path,
+    wanted: Lowering,
+    contract: Contract,
+    evidence: Evidence,
+    *,
+    golden_png: bytes,
+    labels: tuple[str, ...] | None,
+    progress: Progress,
+) -> Evidence:
+    """Replaces the file `model`, which `evidence` proves, by one of the wanted precision that agrees with it.
+
+    Returns the evidence with the new file's golden probabilities and its agreement.
+    Raises `ExportError` with the measured and the needed agreement where it does not.
+    """
+    preprocessor = Preprocessor(contract.preprocessing, contract.input)
+    with tempfile.TemporaryDirectory(prefix="cnnserve-") as scratch:
+        candidates = _candidates(model, Path(scratch), wanted, preprocessor, progress)
+        with progress.stage("compare") as stage:
+            results = agreement.measure(
+                model,
+                [candidate.path for candidate in candidates],
+                wanted.evaluation,
+                preprocessor,
+                labels=labels,
+                class_count=contract.class_count,
+                tell=stage.update,
+            )
+            best = _choose(results, wanted.min_agreement)
+            chosen, measured = candidates[best], results[best]
+            _require(wanted, measured)
+            stage.finding = _describe(wanted, measured)
+            if chosen.weight_bits is not None:
+                stage.finding += f"; {chosen.weight_bits}-bit weights"
+        model.write_bytes(chosen.path.read_bytes())
+    return dataclasses.replace(
+        evidence,
+        golden=_golden(model, preprocessor, golden_png),
+        agreement=_evidence(wanted, measured, chosen.weight_bits),
+    )
+
+
+def _candidates(
+    model: Path, scratch: Path, wanted: Lowering, preprocessor: Preprocessor, progress: Progress
+) -> list[_Candidate]:
+    prepared = scratch / "prepared.onnx"
+    with progress.stage(wanted.precision) as stage:
+        quantize.prepare(model, prepared)
+        if wanted.calibration is None:
+            candidates = [_Candidate(scratch / "fp16.onnx", None)]
+            quantize.to_fp16(prepared, candidates[0].path)
+        else:
+            ranges = calibration.ranges(prepared, quantize.OPERATORS, wanted.calibration, preprocessor, stage.update)
+            bits: tuple[WeightBits, ...] = get_args(WeightBits)
+            candidates = [_Candidate(scratch / f"int8-{count}.onnx", count) for count in bits]
+            for candidate, count in zip(candidates, bits, strict=True):
+                quantize.to_int8(prepared, candidate.path, ranges, count)
+        stage.finding = f"{candidates[0].path.stat().st_size / 1e6:.1f} MB"
+        if wanted.calibration is not None:
+            stage.finding += f", calibrated on {len(wanted.calibration)} images of {wanted.calibration.name}"
+        return candidates
+
+
+def _choose(results: list[Measured], needed: float) -> int:
+    """The first, unless it falls short and the last does not, or that one agrees much better."""
+    first, last = results[0], results[-1]
+    # One image more is chance.
+    better = last.same - first.same > max(1, _PORTABLE_WORTH * first.images)
+    return len(results) - 1 if better or first.top1 < needed <= last.top1 else 0
+
+
+def _describe(wanted: Lowering, measured: Measured) -> str:
+    where = (
+        f"{wanted.evaluation.name}, calibrated on"
+        if wanted.evaluation is wanted.calibration
+        else wanted.evaluation.name
+    )
+    text = (
+        f"{wanted.precision} puts fp32's class first for {measured.same} of {measured.images} images "
+        f"({where}): {measured.top1:.2%}, needed {wanted.min_agreement:.2%}; "
+        f"largest difference {measured.largest_difference:.1e}"
+    )
+    if measured.accuracy is not None and measured.fp32_accuracy is not None:
+        text += f"; accuracy {measured.accuracy:.2%}, fp32's {measured.fp32_accuracy:.2%}, of {measured.labelled}"
+    return text
+
+
+def _require(wanted: Lowering, measured: Measured) -> None:
+    if measured.top1 >= wanted.min_agreement:
+        return
+    ways = ["publish it with --precision fp32", f"allow it with --min-agreement {_floor(measured.top1)}"]
+    if wanted.calibration is not None:
+        ways.insert(0, "calibrate on more images, or on images more like those it will be sent")
+    raise ExportError(f"{_describe(wanted, measured)}. Nothing was published; {'; or '.join(ways)}")
+
+
+def _floor(share: float) -> float:
+    return int(share * 1000) / 1000
+
+
+def _golden(model: Path, preprocessor: Preprocessor, golden_png: bytes) -> Golden:
+    row = preprocessor.encoded(golden_png)[np.newaxis]
+    probabilities = Session(model, SessionOptions(threads=cpu_budget())).run(row)[0][0]
+    return Golden(GOLDEN_FILE, tuple(map(float, probabilities)), TOLERANCE)
+
+
+def _evidence(wanted: Lowering, measured: Measured, weight_bits: WeightBits | None) -> Agreement:
+    evaluated = wanted.evaluation.digests()
+    seen: set[str] = set()
+    calibrated = None
+    if wanted.calibration is not None and weight_bits is not None:
+        digests = wanted.calibration.digests()
+        seen = set(digests)
+        calibrated = Calibration(_info(wanted.calibration, digests), weight_bits)
+    return Agreement(
+        images=_info(wanted.evaluation, evaluated),
+        top1=measured.top1,
+        needed=wanted.min_agreement,
+        largest_difference=measured.largest_difference,
+        calibration=calibrated,
+        seen_in_calibration=sum(digest in seen for digest in evaluated),
+        labelled=measured.labelled,
+        accuracy=measured.accuracy,
+        fp32_accuracy=measured.fp32_accuracy,
+    )
+
+
+def _info(chosen: ImageSet, digests: list[str]) -> ImageSetInfo:
+    return ImageSetInfo(chosen.name, len(digests), images.digest(digests))

@@ -1,0 +1,236 @@
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnnserve import manifest as manifests
+from cnnserve.preprocessing import Preprocessor
+from cnnserve.session import Session
+from cnnserve_export import agreement, golden, images, pipeline, precision
+from cnnserve_export.agreement import Measured
+from cnnserve_export.contract import contract
+from cnnserve_export.errors import ExportError
+from cnnserve_export.images import ImageSet
+from cnnserve_export.pipeline import Export
+from cnnserve_export.progress import Progress
+
+TinyExport = Callable[..., Export]
+LABELS = ("ash", "birch", "cedar", "1")
+
+
+def write(root: Path, seeds: range, folder: str = "") -> Path:
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        (root / folder / f"{seed:03}.png").write_bytes(golden.encode_png(golden.picture(seed, 20, 24)))
+    return root
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    return write(tmp_path / "calibration", range(16))
+
+
+def run(job: Export) -> tuple[manifests.Manifest, Path, list[str]]:
+    said = io.StringIO()
+    folder = pipeline.run(job, Progress(said))
+    manifest = manifests.read(folder)
+    assert manifest is not None
+    manifests.verify_files(manifest, folder)
+    return manifest, folder, said.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "calibration", "evaluation", "needed", "said"),
+    [
+        ("int8", False, False, None, "int8 needs --calibration FOLDER"),
+        ("int8", False, True, None, "int8 needs --calibration FOLDER"),
+        ("fp16", True, False, None, "--calibration belongs to int8"),
+        ("fp32", True, True, None, "--calibration, --evaluation: has no meaning for fp32"),
+        ("fp32", False, False, 0.0, "--min-agreement: has no meaning for fp32"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(
+    wanted: str, calibration: bool, evaluation: bool, needed: float | None, said: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, range(1))
+    with pytest.raises(ExportError, match=said):
+        precision.request(wanted, folder if calibration else None, folder if evaluation else None, needed)  # type: ignore[arg-type]
+
+
+def test_fp32_is_no_step() -> None:
+    assert precision.request("fp32", None, None, None) is None
+
+
+def test_int8_on_other_images_than_it_is_calibrated_on(
+    tiny_export: TinyExport, tmp_path: Path, calibration: Path
+) -> None:
+    evaluation = tmp_path / "evaluation"
+    for folder, seeds in {"birch": range(14, 18), "1": range(20, 23), "2": range(30, 32), "oak": range(40, 41)}.items():
+        write(evaluation, seeds, folder)
+    lowering = precision.request("int8", calibration, evaluation, 0.0)
+    job = tiny_export(tmp_path / "models", labels=LABELS, lowering=lowering)
+    fp32, fp32_folder, _ = run(tiny_export(tmp_path / "models", network=job.network, labels=LABELS))
+    manifest, folder, said = run(job)
+    assert [line.split()[0] for line in said] == ["convert", "verify", "int8", "compare", "publish"]
+    assert (fp32.onnx.precision, fp32.agreement) == ("fp32", None)
+    assert manifest.onnx == dataclasses.replace(fp32.onnx, precision="int8")
+    assert manifest.parity == fp32.parity
+    found = manifest.agreement
+    assert found is not None
+    assert (found.images.name, found.images.count, found.seen_in_calibration) == ("evaluation", 10, 2)
+    assert found.calibration is not None
+    assert (found.calibration.images.name, found.calibration.images.count) == ("calibration", 16)
+    # Again, from the two files alone; a label wins over a number, and "oak" is neither.
+    preprocessor = Preprocessor(manifest.preprocessing, manifest.input)
+    files = sorted(evaluation.rglob("*.png"))
+    rows = np.stack([preprocessor.encoded(path.read_bytes()) for path in files])
+    classes = np.array([{"birch": 1, "1": 3, "2": 2, "oak": -1}[path.parent.name] for path in files])
+    expected, actual = (Session(path / "model.onnx").run(rows)[0] for path in (fp32_folder, folder))
+    assert found.top1 == np.mean(actual.argmax(1) == expected.argmax(1))
+    assert found.largest_difference == pytest.approx(np.abs(actual - expected).max(), abs=1e-6)
+    known = classes >= 0
+    assert found.labelled == 9
+    assert found.accuracy == pytest.approx(np.mean(actual.argmax(1)[known] == classes[known]))
+    assert found.fp32_accuracy == pytest.approx(np.mean(expected.argmax(1)[known] == classes[known]))
+    assert f"{found.top1:.2%}, needed 0.00%" in said[3]
+    assert "of 9; " in said[3]
+
+
+def test_the_golden_probabilities_are_the_published_files(
+    tiny_export: TinyExport, tmp_path: Path, calibration: Path
+) -> None:
+    job = tiny_export(tmp_path / "models", lowering=precision.request("int8", calibration, None, 0.0))
+    manifest, folder, _ = run(job)
+    row = Preprocessor(manifest.preprocessing, manifest.input).encoded((folder / "golden.png").read_bytes())
+    np.testing.assert_allclose(Session(folder / "model.onnx").run(row[None])[0][0], manifest.golden.probabilities)
+    assert manifest.golden.tolerance == 1e-2
+
+
+def test_without_an_evaluation_the_manifest_says_what_was_seen(
+    tiny_export: TinyExport, tmp_path: Path, calibration: Path
+) -> None:
+    job = tiny_export(tmp_path / "models", lowering=precision.request("int8", calibration, None, 0.0))
+    manifest, _, said = run(job)
+    assert manifest.agreement is not None
+    assert manifest.agreement.seen_in_calibration == manifest.agreement.images.count == 16
+    assert (manifest.agreement.labelled, manifest.agreement.accuracy) == (0, None)
+    assert "(calibration, calibrated on)" in said[3]
+
+
+def test_fp16_without_a_folder_is_compared_on_built_in_pictures(tiny_export: TinyExport, tmp_path: Path) -> None:
+    manifest, folder, said = run(tiny_export(tmp_path / "models", lowering=precision.request("fp16", None, None, None)))
+    assert [line.split()[0] for line in said] == ["convert", "verify", "fp16", "compare", "publish"]
+    assert manifest.onnx.precision == "fp16"
+    assert manifest.agreement is not None
+    assert (manifest.agreement.images.name, manifest.agreement.calibration) == ("built-in pictures", None)
+    assert manifest.agreement.largest_difference < 5e-3
+    assert Session(folder / "model.onnx").inputs[0].datatype == "UINT8"
+
+
+def test_too_little_agreement_publishes_nothing(tiny_export: TinyExport, tmp_path: Path, calibration: Path) -> None:
+    # Logits so close that rounding decides.
+    job = tiny_export(tmp_path / "models", lowering=precision.request("int8", calibration, None, None))
+    with torch.no_grad():
+        job.network.get_parameter("head.weight").copy_(job.network.get_parameter("head.weight")[:1].repeat(4, 1))
+        job.network.get_parameter("head.weight").add_(1e-4 * torch.randn(4, 180))
+        job.network.get_parameter("head.bias").zero_()
+    said = io.StringIO()
+    with pytest.raises(
+        ExportError, match=r"\d+ of 16 images .*, needed 99.00%; largest difference .*. Nothing was publ"
+    ):
+        pipeline.run(job, Progress(said))
+    assert not (tmp_path / "models").exists()
+    assert [line.split()[0] for line in said.getvalue().splitlines()] == ["convert", "verify", "int8"]
+
+
+def test_an_unreadable_image_ends_the_export(tiny_export: TinyExport, tmp_path: Path, calibration: Path) -> None:
+    (calibration / "007.png").write_bytes(b"broken")
+    job = tiny_export(tmp_path / "models", lowering=precision.request("int8", calibration, None, None))
+    with pytest.raises(ExportError, match=r"1 of 16 images in calibration cannot be read(.|\n)*007.png"):
+        pipeline.run(job, Progress(io.StringIO()))
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "seven", "eight", "needed", "chosen"),
+    [
+        (1000, 1000, 1000, 0.99, 0),
+        (1000, 995, 1000, 0.99, 0),
+        (1000, 994, 1000, 0.99, 1),
+        (1000, 989, 991, 0.99, 1),
+        (1000, 980, 981, 0.99, 0),
+        (1000, 1000, 900, 0.99, 0),
+        (30, 29, 30, 0.9, 0),
+        (30, 28, 30, 0.9, 1),
+    ],
+)
+def test_weights_that_are_right_on_every_processor_are_preferred(
+    images: int, seven: int, eight: int, needed: float, chosen: int
+) -> None:
+    results = [Measured(images=images, same=same) for same in (seven, eight)]
+    assert precision._choose(results, needed) == chosen
+
+
+def test_answers_that_are_no_probabilities_are_refused(tiny_export: TinyExport, tmp_path: Path) -> None:
+    # Beyond what fp16 holds in the middle, ordinary at the end.
+    job = tiny_export(tmp_path / "models", lowering=precision.request("fp16", None, None, None))
+    with torch.no_grad():
+        job.network.get_parameter("body.0.weight").mul_(1e6)
+        job.network.get_parameter("head.weight").mul_(1e-6)
+    with pytest.raises(ExportError, match="no probabilities any more"):
+        pipeline.run(job, Progress(io.StringIO()))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_manifest_without_agreement_is_read(tiny_export: TinyExport, tmp_path: Path) -> None:
+    manifest, folder, _ = run(tiny_export(tmp_path / "models"))
+    raw = json.loads((folder / "manifest.json").read_text())
+    del raw["agreement"]
+    assert manifests.parse(json.dumps(raw)) == manifest
+
+
+def test_the_progress_of_a_comparison_is_told(tiny_export: TinyExport, tmp_path: Path) -> None:
+    _, folder, _ = run(tiny_export(tmp_path / "models"))
+    job = tiny_export(tmp_path)
+    made = contract(job.preprocessing, "uint8", 4)
+    model, told = folder / "model.onnx", list[str]()
+    (result,) = agreement.measure(
+        model,
+        [model],
+        ImageSet("pictures", images.built_in().items[:10]),
+        Preprocessor(made.preprocessing, made.input),
+        labels=None,
+        class_count=4,
+        tell=told.append,
+    )
+    assert told == ["compared on 8 of 10 images", "compared on 10 of 10 images"]
+    assert (result.top1, result.largest_difference, result.accuracy) == (1.0, 0.0, None)
+
+
+class Normalised(nn.Module):
+    """Answers probabilities that no softmax operator makes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        powers = torch.exp(self.network(x))
+        return powers / powers.sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("wanted", ["fp16", "int8"])
+def test_probabilities_of_the_networks_own_making(
+    wanted: str, tiny_export: TinyExport, tmp_path: Path, calibration: Path
+) -> None:
+    lowering = precision.request(wanted, calibration if wanted == "int8" else None, None, 0.0)  # type: ignore[arg-type]
+    network = Normalised(tiny_export(tmp_path).network)
+    manifest, folder, _ = run(tiny_export(tmp_path, network=network, ends_in_softmax=True, lowering=lowering))
+    assert (manifest.onnx.precision, manifest.activation_by) == (wanted, "network")
+    assert Session(folder / "model.onnx").outputs[0].datatype == "FP32"
