@@ -204,9 +204,14 @@ def check_answer(server: Server, request: pb.ModelInferRequest) -> NDArray[np.fl
 
 def manifest_of(repository: Path, model: str) -> Manifest:
     """The manifest of version 1."""
-    manifest = read_manifest(repository / model / "1")
+    return manifest_in(repository / model / "1")
+
+
+def manifest_in(folder: Path) -> Manifest:
+    """The manifest of a version's folder."""
+    manifest = read_manifest(folder)
     if manifest is None:
-        raise SystemExit(f"{model} in {repository} has no manifest")
+        raise SystemExit(f"{folder} has no manifest")
     return manifest
 
 
