@@ -186,7 +186,7 @@ def _train(arguments: argparse.Namespace) -> Path:
     with progress.stage("train") as stage:
         epochs = arguments.epochs
         trained = train.train_lenet5(
-            epochs, arguments.seed, lambda epoch, loss: stage.update(f"epoch {epoch}/{epochs}, loss {loss:.3f}")
+            epochs, arguments.seed, lambda epoch, loss: stage.advance(epoch, epochs, f"epochs, loss {loss:.3f}")
         )
         stage.finding = f"{epochs} epochs, {trained.accuracy:.2%} of the held-out digits right"
     if arguments.save_weights:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from cnnserve.manifest import Preprocessing, TensorInfo
+from cnnserve.onnx_header import PORTABLE_OPSET
 from cnnserve_export.errors import ExportError
 
 InputForm = Literal["uint8", "float32"]
@@ -19,8 +20,7 @@ OUTPUT_NAME = "probabilities"
 DEFAULT_MAX_BATCH_SIZE = 32
 # Share of images on which fp16 and int8 must put the same class first as fp32 does.
 DEFAULT_MIN_AGREEMENT = 0.99
-# What ONNX Runtime 1.18 (May 2024) and everything after it reads.
-DEFAULT_OPSET = 18
+DEFAULT_OPSET = PORTABLE_OPSET
 OPSETS = range(18, 23)
 
 

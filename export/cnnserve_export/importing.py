@@ -24,7 +24,7 @@ from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, OUTPUT_NAME, Activa
 from cnnserve_export.errors import ExportError
 from cnnserve_export.foreign import Foreign
 from cnnserve_export.golden import GOLDEN_FILE
-from cnnserve_export.progress import Progress
+from cnnserve_export.progress import Progress, Stage
 
 MODEL_FILE = "model.onnx"
 # Largest difference allowed for any probability, from what the file answers to the image alone.
@@ -84,7 +84,7 @@ def run(job: Import, progress: Progress) -> Path:
         )
     with publish.staging(target) as folder:
         with progress.stage("check") as stage:
-            reference = _ask(job, source, spec, tensor, folder)
+            reference = _ask(job, source, spec, tensor, folder, stage=stage)
             class_count = reference.expected.shape[1]
             names = labels.read(job.labels, class_count, "correct the file") if job.labels else None
             model = _finished(source, reference)
@@ -98,14 +98,16 @@ def run(job: Import, progress: Progress) -> Path:
             measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in proved.differences.items())
             stage.finding = f"{proved.change}; largest difference from the file {measured} (allowed {TOLERANCE:.0e})"
         with progress.stage("publish") as stage:
-            stage.finding = f"{target.model} version {target.version}"
             companions.write(folder, job.golden_png, names)
             manifest = _manifest(job, target, source=source, contract=contract, reference=reference, proved=proved)
-            publish.commit(folder, manifest, target)
-    return target.folder
+            published = publish.commit(folder, manifest, target)
+            stage.finding = f"{target.model} version {published.name}"
+    return published
 
 
-def _ask(job: Import, source: Foreign, spec: Preprocessing, tensor: TensorInfo, folder: Path) -> _Reference:
+def _ask(
+    job: Import, source: Foreign, spec: Preprocessing, tensor: TensorInfo, folder: Path, *, stage: Stage
+) -> _Reference:
     """Runs the original, one image at a time."""
     # Under its own name, which errors tell; with its external data inside, as it was looked at.
     path = folder / _ORIGINAL / job.file.name
@@ -115,7 +117,9 @@ def _ask(job: Import, source: Foreign, spec: Preprocessing, tensor: TensorInfo, 
         session = Session(path, SessionOptions(threads=cpu_budget()))
         _check_onnx(source.model)
         rows = proof.rows(spec, tensor, job.golden_png, _row_count(job, source))
-        answers = np.concatenate([_answer(session, row, source.fixed_batch or 1) for row in rows])
+        answers = np.concatenate(
+            [_answer(session, row, source.fixed_batch or 1) for row in stage.track(rows, len(rows), "images")]
+        )
         again = _answer(session, rows[0], source.fixed_batch or 1)
     finally:
         shutil.rmtree(path.parent)
@@ -159,11 +163,7 @@ def _prove(job: Import, source: Foreign, finished: onnx.ModelProto, reference: _
     path = folder / MODEL_FILE
     reason: Exception | None = None
     for model, fixed_batch, change in _forms(source, finished):
-        sizes = (
-            [fixed_batch]
-            if fixed_batch
-            else sorted({min(n, job.max_batch_size) for n in (1, 2, 3)} | {job.max_batch_size})
-        )
+        sizes = [fixed_batch] if fixed_batch else proof.batch_sizes(job.max_batch_size)
         unaltered = model is source.model
         path.write_bytes(source.data if unaltered else model.SerializeToString(deterministic=True))
         try:

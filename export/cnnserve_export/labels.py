@@ -6,22 +6,27 @@ from pathlib import Path
 from cnnserve_export.errors import ExportError
 
 LABELS_FILE = "labels.txt"
+_MARK = "\ufeff"
 
 
 def read(path: Path, class_count: int, fix: str = "") -> tuple[str, ...]:
-    """The names in `path`; a byte-order mark, any line ends and empty last lines are forgiven.
+    """The names in `path`; byte-order marks, any line ends and empty last lines are forgiven.
 
-    Raises `ExportError` naming the line, or both counts where they differ and `fix`, by default --num-classes.
+    Two classes may share a name, as ImageNet's two cranes do. Raises `ExportError` naming the line, or both counts
+    where they differ and `fix`, by default --num-classes.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ExportError(f"the labels {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ExportError(f"the labels {path} are not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    names = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
-    _check(names, path.name, class_count, fix)
-    return tuple(names)
+    # Not only at the start: files put together by `cat` have a mark where the second one began.
+    lines = [line.strip().strip(_MARK).strip() for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    _check(lines, path.name, class_count, fix)
+    return tuple(lines)
 
 
 def render(names: Sequence[str]) -> str:
@@ -33,6 +38,9 @@ def _check(names: Sequence[str], file: str, class_count: int, fix: str) -> None:
     for number, name in enumerate(names, start=1):
         if not name:
             raise ExportError(f"{file} line {number} is empty; every class needs a name")
+        # What every second byte of UTF-16 reads as.
+        if "\0" in name:
+            raise ExportError(f"{file} line {number} holds a NUL character; save the file as UTF-8")
         # Readers disagree on form feeds, U+2028 and the like: one name would become two, and all after it move.
         if len(name.splitlines()) != 1:
             raise ExportError(f"{file} line {number} holds a line break other than LF and CR: {name[:40]!r}")

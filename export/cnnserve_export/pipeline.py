@@ -66,10 +66,10 @@ def run(job: Export, progress: Progress) -> Path:
             )
             info = dataclasses.replace(info, precision=job.lowering.precision)
         with progress.stage("publish") as stage:
-            stage.finding = f"{target.model} version {target.version}"
             companions.write(folder, job.golden_png, job.labels)
-            publish.commit(folder, _manifest(job, target, contract, info, evidence), target)
-    return target.folder
+            published = publish.commit(folder, _manifest(job, target, contract, info, evidence), target)
+            stage.finding = f"{target.model} version {published.name}"
+    return published
 
 
 def parameter_count(network: nn.Module) -> int:
@@ -97,6 +97,7 @@ def _verify(job: Export, contract: Contract, folder: Path, progress: Progress) -
             contract,
             golden_png=job.golden_png,
             max_batch_size=job.max_batch_size,
+            report=stage.advance,
         )
         measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in evidence.parity.batches.items())
         stage.finding = f"largest difference from PyTorch {measured} (allowed {evidence.parity.tolerance:.0e})"

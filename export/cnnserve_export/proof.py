@@ -21,6 +21,11 @@ def rows(spec: Preprocessing, tensor: TensorInfo, golden_png: bytes, count: int)
     return np.stack(made)
 
 
+def batch_sizes(maximum: int) -> list[int]:
+    """The batches that are compared: 1, 2 and 3, where exporters and runtimes go wrong, and the largest."""
+    return sorted({min(size, maximum) for size in (1, 2, 3, maximum)})
+
+
 def largest_difference(
     actual: NDArray[np.float32], expected: NDArray[np.float32], *, reference: str, tolerance: float
 ) -> float:

@@ -6,10 +6,8 @@ model folder with a model's first version, of the version folder later.
 
 import dataclasses
 import errno
-import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,18 +21,17 @@ from cnnserve.manifest import MANIFEST_FILE, Manifest, TensorInfo
 from cnnserve.repository import MAX_VERSION, MODEL_NAME
 from cnnserve_export.contract import Contract
 from cnnserve_export.errors import ExportError
-
-# Containers read the repository as another user, whatever the exporting user's umask.
-_FILE_MODE, _FOLDER_MODE = 0o644, 0o755
+from cnnserve_export.staging import alone, explained, flush, hidden_folder, sync
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a version is to appear."""
+    """Where a version is to appear; `chosen`: its number was asked for, not only the next one."""
 
     repository: Path
     model: str
     version: int
+    chosen: bool = False
 
     @property
     def model_folder(self) -> Path:
@@ -53,10 +50,11 @@ def plan(repository: Path, model: str, version: int | None = None) -> Target:
         raise ExportError(
             f"{model!r} is no model name; use letters, digits, '.', '_' and '-', a letter or digit first, 128 at most"
         )
-    for folder in (repository, repository / model):
-        if folder.exists() and not folder.is_dir():
-            raise ExportError(f"{folder} is a file, expected a folder")
-    target = Target(repository, model, version or max(_versions(repository / model), default=0) + 1)
+    with explained(repository):
+        for folder in (repository, repository / model):
+            _refuse_unusable(folder)
+        number = version or max(_versions(repository / model), default=0) + 1
+    target = Target(repository, model, number, chosen=version is not None)
     if target.version > MAX_VERSION:
         raise ExportError(f"version {target.version} is larger than servers read; the largest is {MAX_VERSION}")
     _refuse_taken(target)
@@ -77,63 +75,47 @@ def check_compatible(target: Target, contract: Contract, max_batch_size: int) ->
 @contextmanager
 def staging(target: Target) -> Iterator[Path]:
     """A folder to fill with the version's files. Whatever `commit` has not made visible is gone at the end."""
-    repository = target.repository
-    created = not repository.exists()
-    try:
-        repository.mkdir(parents=True, exist_ok=True)
-        root = Path(tempfile.mkdtemp(prefix=".publish-", dir=repository))
-    except OSError as error:
-        raise ExportError(f"the repository {repository} cannot be written: {error.strerror}") from error
-    try:
-        if created:
-            repository.chmod(_FOLDER_MODE)
+    with hidden_folder(target.repository) as root:
         folder = root / str(target.version)
         folder.mkdir()
         yield folder
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-        if created:
-            # Fails where something was published, as it should.
-            with suppress(OSError):
-                repository.rmdir()
 
 
-def commit(staged: Path, draft: Manifest, target: Target) -> Manifest:
-    """Makes the files in `staged` version `target`: adds digests and manifest, flushes, renames.
+def commit(staged: Path, draft: Manifest, target: Target) -> Path:
+    """Makes the files in `staged` a version: adds digests and manifest, flushes, renames. Returns the version's folder.
 
-    Returns the manifest as published. Raises `ExportError` where the version appeared meanwhile.
+    Where `target` left the number open, it is the next one at that moment: other exports may have published meanwhile.
+    Raises `ExportError` where they took the number that was asked for, or contradict this version.
     """
-    manifest = _write_manifest(staged, draft)
     root = staged.parent
-    # A folder that holds anything is its owner's: nothing is added to it but the version.
-    first = _is_absent_or_empty(target.model_folder)
-    if first:
-        (root / model_config.CONFIG_FILE).write_text(model_config.render(manifest), encoding="utf-8")
-        if manifest.labels:
-            shutil.copyfile(staged / manifest.labels, root / manifest.labels)
-    _flush(root)
-    with _alone(target.repository):
-        # Again, now that nobody else can publish: another export may have come first since the work began.
-        _refuse_taken(target)
+    files = {path.name: manifests.digest(path) for path in sorted(staged.iterdir())}
+    # The large files, before anyone else has to wait.
+    flush(root)
+    with alone(target.repository):
+        target = _settled(target)
         check_compatible(target, Contract(draft.input, draft.output, draft.preprocessing), draft.max_batch_size)
+        manifest = dataclasses.replace(draft, version=target.version, files=files)
+        _write_manifest(staged, manifest)
+        # A folder that holds anything is its owner's: nothing is added to it but the version.
+        first = _is_absent_or_empty(target.model_folder)
+        if first:
+            _write_config(root, staged, manifest)
+        flush(root)
         if first:
             _rename(root, target.model_folder, target)
         else:
             _rename(staged, target.folder, target)
-            _sync(target.model_folder)
-        _sync(target.repository)
-    return manifest
+            sync(target.model_folder)
+        sync(target.repository)
+    return target.folder
 
 
-@contextmanager
-def _alone(repository: Path) -> Iterator[None]:
-    """Keeps other exports into the same repository out for the moment of publishing."""
-    descriptor = os.open(repository, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _settled(target: Target) -> Target:
+    if target.chosen:
+        _refuse_taken(target)
+        return target
+    newest = max(_versions(target.model_folder), default=0)
+    return dataclasses.replace(target, version=max(target.version, newest + 1))
 
 
 def _versions(model_folder: Path) -> list[int]:
@@ -142,6 +124,17 @@ def _versions(model_folder: Path) -> list[int]:
     except FileNotFoundError:
         return []
     return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+
+
+def _refuse_unusable(folder: Path) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        what = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
+        raise ExportError(f"{folder} is {what}, expected a folder")
+    # Told before minutes of work, not by the rename after them.
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _refuse_taken(target: Target) -> None:
@@ -179,37 +172,21 @@ def _check_config(target: Target, contract: Contract, max_batch_size: int) -> No
         )
 
 
-def _write_manifest(staged: Path, draft: Manifest) -> Manifest:
-    files = {path.name: manifests.digest(path) for path in sorted(staged.iterdir())}
-    manifest = dataclasses.replace(draft, files=files)
+def _write_manifest(staged: Path, manifest: Manifest) -> None:
     text = manifests.to_json(manifest)
     # What the server would refuse must not be published.
     manifests.parse(text)
     (staged / MANIFEST_FILE).write_text(text, encoding="utf-8")
-    return manifest
+
+
+def _write_config(root: Path, staged: Path, manifest: Manifest) -> None:
+    (root / model_config.CONFIG_FILE).write_text(model_config.render(manifest), encoding="utf-8")
+    if manifest.labels:
+        shutil.copyfile(staged / manifest.labels, root / manifest.labels)
 
 
 def _is_absent_or_empty(folder: Path) -> bool:
     return not folder.exists() or not any(folder.iterdir())
-
-
-def _flush(root: Path) -> None:
-    """Sets the modes below and of `root` and writes all of it to disk, folders after what they hold."""
-    for folder, _, files in os.walk(root, topdown=False):
-        for name in files:
-            path = Path(folder, name)
-            path.chmod(_FILE_MODE)
-            _sync(path)
-        Path(folder).chmod(_FOLDER_MODE)
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _rename(source: Path, destination: Path, target: Target) -> None:

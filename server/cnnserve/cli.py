@@ -29,6 +29,7 @@ _COMMANDS = {
         "cnnserve_export.cli", "import_onnx", "ONNX file made elsewhere -> verified model", "cpu,export"
     ),
     "train-lenet": _Command("cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits", "cpu,export"),
+    "show": _Command("cnnserve.show", "show", "what a model's manifest says, with its files' digests compared"),
     "classify": _Command("cnnserve_client.cli", "classify", "classify image files with a running server"),
     "models": _Command("cnnserve_client.cli", "models", "list the models of a running server"),
     "load": _Command("cnnserve_client.cli", "load", "load a model, or load again what changed, on a running server"),

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection
 
+from cnnserve.onnx_header import PORTABLE_OPSET, OnnxHeader
+
 _IR = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
 _OPSET = re.compile(r"Opset (\d+) is under development.*for domain (\S+) is till opset (\d+)")
 _DEVICE = re.compile(r"((?:CUDA|CUDNN|CUBLAS) failure -?\d+: [^;]*?)\s*;")
@@ -13,17 +15,29 @@ _ORIGIN = re.compile(r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?(?:/onnxruntime_
 _EXTRA = 'pip install "cnnserve[gpu]"'
 
 
-def reason(text: str, runtime: str) -> str:
-    """The first line of an error without its origin; a format that is too new names what `runtime` reads."""
-    if match := _IR.search(text):
-        return f"it has IR version {match[1]}, {runtime} reads up to {match[2]}; export it with an older IR version"
-    if match := _OPSET.search(text):
-        domain, known = match[2], match[3]
-        return f"it has opset {match[1]} of {domain}, {runtime} reads up to {known}; export it with an older opset"
+def reason(text: str) -> str:
+    """The first line of an error without its origin."""
     if match := _DEVICE.search(text):
         return match[1]
     lines = _ORIGIN.sub("", text.strip()).splitlines()
     return lines[0] if lines else "no reason given"
+
+
+def too_new(text: str, header: OnnxHeader | None, distribution: str, version: str) -> str | None:
+    """What to do about a file newer than ONNX Runtime reads; None where the error is about something else.
+
+    `header` is the file's; the runtime comes from `distribution` (`onnxruntime` or `onnxruntime-gpu`) in `version`.
+    """
+    if match := _IR.search(text):
+        written, limit = f"IR version {match[1]}", f"IR version {match[2]}"
+    elif match := _OPSET.search(text):
+        written, limit = f"opset {match[1]} of {match[2]}", f"opset {match[3]}"
+    else:
+        return None
+    return (
+        f"it is written in {header or written}, {distribution} {version} reads up to {limit}: "
+        f"pip install -U {distribution}, or export it again with cnnserve export … --opset {PORTABLE_OPSET}"
+    )
 
 
 def is_device_failure(text: str) -> bool:

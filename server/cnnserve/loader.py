@@ -16,6 +16,7 @@ from cnnserve.config import DEFAULT_ENGINE_CACHE
 from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
 from cnnserve.execution import Device
 from cnnserve.instance import ModelInstance
+from cnnserve.label_file import read_labels
 from cnnserve.manifest import Manifest
 from cnnserve.model import Model, ModelInfo
 from cnnserve.model_config import Settings
@@ -137,19 +138,6 @@ def _labels(folder: ModelFolder, path: Path, manifest: Manifest | None, settings
     if not file.resolve().is_relative_to(folder.path.resolve()):
         raise ModelLoadFailed(f"label_filename {settings.label_file!r} is outside the model's folder")
     return read_labels(file)
-
-
-def read_labels(file: Path) -> tuple[str, ...]:
-    """One label a line; line ends may be CRLF, a byte-order mark and an empty last line are ignored."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ModelLoadFailed(f"label file {file.name} is missing") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadFailed(f"label file {file.name} cannot be read: {manifests.reason(error)}") from error
-    # Not splitlines(): a label may hold a form feed or a Unicode line separator.
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return tuple(lines[:-1] if lines[-1] == "" else lines)
 
 
 def _probe(worker: Worker) -> int:

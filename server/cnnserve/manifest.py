@@ -224,21 +224,29 @@ def reason(error: OSError | UnicodeDecodeError) -> str:
 def verify_files(manifest: Manifest, folder: Path) -> None:
     """Compares every file with its digest. Raises `ModelLoadFailed` naming the first that differs."""
     for name, expected in manifest.files.items():
-        try:
-            _verify_file(folder / name, expected)
-        except OSError as error:
-            raise ModelLoadFailed(f"file {name} cannot be read: {reason(error)}") from error
+        if problem := _problem(folder / name, expected):
+            raise ModelLoadFailed(problem)
 
 
-def _verify_file(path: Path, expected: FileDigest) -> None:
-    if not path.is_file():
-        raise ModelLoadFailed(f"file {path.name} is missing from the version folder")
-    size = path.stat().st_size
-    if size != expected.bytes:
-        raise ModelLoadFailed(f"file {path.name} has {size} bytes, the manifest says {expected.bytes}")
-    actual = digest(path).sha256
+def altered_files(manifest: Manifest, folder: Path) -> dict[str, str]:
+    """The files that are not what the manifest says, by name, each with what is wrong."""
+    problems = {name: _problem(folder / name, expected) for name, expected in manifest.files.items()}
+    return {name: problem for name, problem in problems.items() if problem}
+
+
+def _problem(path: Path, expected: FileDigest) -> str | None:
+    try:
+        if not path.is_file():
+            return f"file {path.name} is missing from the version folder"
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"file {path.name} has {size} bytes, the manifest says {expected.bytes}"
+        actual = digest(path).sha256
+    except OSError as error:
+        return f"file {path.name} cannot be read: {reason(error)}"
     if actual != expected.sha256:
-        raise ModelLoadFailed(f"file {path.name} was altered: SHA-256 {actual[:12]}…, expected {expected.sha256[:12]}…")
+        return f"file {path.name} was altered: SHA-256 {actual[:12]}…, expected {expected.sha256[:12]}…"
+    return None
 
 
 def _check(manifest: Manifest) -> None:

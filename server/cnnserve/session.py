@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnserve import cuda, diagnosis
+from cnnserve import cuda, diagnosis, onnx_header
 from cnnserve.datatypes import NUMPY_TYPES, TensorSpec, tensor_spec
 from cnnserve.errors import InferenceFailed, ModelLoadFailed
 from cnnserve.placement import Node, misplaced, nodes_per_provider
@@ -194,12 +194,14 @@ def _open(model: Path, options: SessionOptions) -> ort.InferenceSession:
     try:
         session = ort.InferenceSession(str(model), _ort_options(options), providers=provider.chain, enable_fallback=0)
     except Exception as error:
-        reason = diagnosis.reason(str(error), f"onnxruntime {ort.__version__}")
+        reason = diagnosis.reason(str(error))
         # cuDNN is loaded late, when the first node needs it.
         if missing := diagnosis.library_in(str(error)):
             raise ProviderUnavailable(diagnosis.missing_library(missing, provider.name)) from error
         if diagnosis.is_device_failure(str(error)):
             raise ProviderUnavailable(f"{provider.name} cannot use GPU {provider.device_id}: {reason}") from error
+        if new := diagnosis.too_new(str(error), onnx_header.read(model), _distribution(), ort.__version__):
+            raise ModelLoadFailed(f"{model.name} cannot be loaded: {new}") from error
         # The reason reaches clients; the server's folders are not theirs to know.
         reason = reason.replace(str(model), model.name)
         raise ModelLoadFailed(f"{model.name} cannot be loaded: {reason}") from error
@@ -252,5 +254,10 @@ def _distributions() -> list[str]:
     return found
 
 
+def _distribution() -> str:
+    """The wheel whose ONNX Runtime runs; where both are installed, nobody can tell."""
+    return next(iter(_distributions()), "onnxruntime")
+
+
 def _run_failed(error: Exception) -> InferenceFailed:
-    return InferenceFailed(f"ONNX Runtime: {diagnosis.reason(str(error), 'onnxruntime')}")
+    return InferenceFailed(f"ONNX Runtime: {diagnosis.reason(str(error))}")

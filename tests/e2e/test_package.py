@@ -28,7 +28,7 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["classify", "models", "load", "unload", "health", "serve", "export", "train-lenet"]
+    "command", ["classify", "models", "load", "unload", "health", "serve", "show", "export", "train-lenet"]
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
     assert not imported_by(command, "--help") & set(HEAVY)
@@ -38,6 +38,12 @@ def test_classify_imports_no_runtime() -> None:
     modules = imported_by("classify", __file__, "--model", "m", "--address", "127.0.0.1:1", "--timeout-s", "1")
     assert "grpc" in modules
     assert not modules & set(HEAVY)
+
+
+def test_show_needs_the_base_install_only() -> None:
+    modules = imported_by("show", str(ROOT / "model_repo" / "lenet5"))
+    assert "cnnserve" in modules
+    assert not modules & {*HEAVY, "grpc", "numpy", "google"}
 
 
 def test_the_server_imports_no_exporter() -> None:
@@ -89,3 +95,14 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
         "numpy",
         "protobuf",
     ]
+
+
+def test_show_ends_quietly_where_its_reader_went_away() -> None:
+    command = [sys.executable, "-m", "cnnserve", "show", str(ROOT / "model_repo"), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr
+    with process.stderr as stderr:
+        assert stderr.read() == b""

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cnnserve.manifest import Preprocessing, Resize
 from cnnserve_export import golden, pipeline
+from exporting import Exports, exports
 
 TINY_IMAGES = Preprocessing(
     color="RGB",
@@ -28,6 +29,13 @@ class TinyNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x).flatten(1))
+
+
+@pytest.fixture(scope="session", name="exports")
+def exports_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
+    """Starts exports of LeNet-5 in processes of their own."""
+    with exports(tmp_path_factory.mktemp("logs")) as started:
+        yield started
 
 
 @pytest.fixture(name="tiny_export")

@@ -1,9 +1,17 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cnnserve import loader
 from cnnserve_export import labels
 from cnnserve_export.errors import ExportError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("labels")
 
 
 def read(tmp_path: Path, data: bytes, count: int) -> tuple[str, ...]:
@@ -24,6 +32,10 @@ def test_ways_to_write_the_same_labels(data: bytes, tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"cat\ndog\n", r"names\.txt has 2 labels, the network has 3 classes; .*--num-classes 2"),
+        (b"\ncat\ndog\n", r"names\.txt line 1 is empty; every class needs a name"),
+        (b"a\n\xef\xbb\xbf\nb\n", r"names\.txt line 2 is empty"),
+        ("a\nb\nc\n".encode("utf-16"), r"not UTF-8 \(byte 0\); save the file as UTF-8"),
+        ("a\nb\nc\n".encode("utf-16-le"), r"line 1 holds a NUL character; save the file as UTF-8"),
         (b"", r"has 0 labels, the network has 3 classes"),
         (b"cat\n\ndog\n", r"names\.txt line 2 is empty"),
         ("a\nb\u2028b\nc\n".encode(), r"line 2 holds a line break"),
@@ -33,6 +45,53 @@ def test_ways_to_write_the_same_labels(data: bytes, tmp_path: Path) -> None:
 def test_wrong_labels_are_refused(data: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=message):
         read(tmp_path, data, 3)
+
+
+def test_two_classes_may_share_a_name(tmp_path: Path) -> None:
+    assert read(tmp_path, b"crane\ncrane\n", 2) == ("crane", "crane")
+
+
+def test_files_put_together(tmp_path: Path) -> None:
+    assert read(tmp_path, b"\xef\xbb\xbfcat\n\xef\xbb\xbfdog\n", 2) == ("cat", "dog")
+
+
+NAME = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1).filter(
+    lambda name: name.strip().strip("\ufeff").strip() == name
+)
+
+
+@given(
+    st.lists(NAME, min_size=1),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from(["", "\ufeff"]),
+    st.integers(0, 3),
+)
+def test_any_names_in_any_spelling_are_read_and_reach_the_server(
+    folder: Path, names: list[str], end: str, mark: str, more: int
+) -> None:
+    """As they are, by the exporter; what it writes, by the server."""
+    assert read(folder, (mark + end.join(names) + end * more).encode(), len(names)) == tuple(names)
+    (folder / "rendered.txt").write_text(labels.render(names), encoding="utf-8", newline="\n")
+    assert loader.read_labels(folder / "rendered.txt") == tuple(names)
+
+
+@given(st.lists(NAME, min_size=1), st.integers(1, 20))
+def test_a_wrong_number_names_both(folder: Path, names: list[str], count: int) -> None:
+    if count == len(names):
+        count += 1
+    with pytest.raises(ExportError, match=rf"has {len(names)} labels, the network has {count} classes"):
+        read(folder, "\n".join(names).encode(), count)
+
+
+@given(st.binary(), st.integers(1, 4))
+def test_any_bytes_are_labels_or_an_error(folder: Path, data: bytes, count: int) -> None:
+    try:
+        names = read(folder, data, count)
+    except ExportError:
+        return
+    assert len(names) == count
+    assert all(names)
+    assert labels.render(names).splitlines() == list(names)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from cnnserve.errors import ModelLoadFailed
 from cnnserve.preprocessing import Preprocessor
 from cnnserve_export import convert, verify
 from cnnserve_export.contract import Contract, contract
@@ -46,7 +47,7 @@ def change(path: Path, tensor: str, by: float) -> None:
 def test_a_faithful_file_is_proved(form: str, job: Export, tmp_path: Path) -> None:
     path, made = converted(job, tmp_path, form)
     evidence = proof(path, job, made)
-    assert list(evidence.parity.batches) == ["1", "3", "8"]
+    assert list(evidence.parity.batches) == ["1", "2", "3", "8"]
     assert all(difference < 1e-5 for difference in evidence.parity.batches.values())
     assert evidence.parity.provider == "CPUExecutionProvider"
 
@@ -61,7 +62,7 @@ def test_the_golden_probabilities_are_pytorchs(job: Export, tmp_path: Path) -> N
     np.testing.assert_allclose(evidence.golden.probabilities, expected.numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize(("maximum", "sizes"), [(1, ["1"]), (2, ["1", "2"]), (3, ["1", "3"])])
+@pytest.mark.parametrize(("maximum", "sizes"), [(1, ["1"]), (2, ["1", "2"]), (3, ["1", "2", "3"])])
 def test_no_batch_is_run_that_will_not_be_served(maximum: int, sizes: list[str], job: Export, tmp_path: Path) -> None:
     path, made = converted(job, tmp_path)
     assert list(proof(path, job, made, maximum).parity.batches) == sizes
@@ -113,3 +114,27 @@ def test_a_softmax_of_the_networks_own_is_its_answer(job: Export, tmp_path: Path
     logits = contract(job.preprocessing, "uint8", job.class_count)
     convert.to_onnx(job.network, logits, plain)
     assert evidence.golden == proof(plain, job, logits).golden
+
+
+@pytest.mark.parametrize(("ir_version", "opset"), [(99, 18), (10, 99)])
+def test_a_file_that_the_runtime_cannot_read_is_refused_before_the_work(
+    ir_version: int, opset: int, job: Export, tmp_path: Path
+) -> None:
+    path, made = converted(job, tmp_path)
+    model = onnx.load(path)
+    model.ir_version, model.opset_import[0].version = ir_version, opset
+    onnx.save(model, path)
+    job.network.register_forward_pre_hook(lambda *_: pytest.fail("PyTorch was asked"))
+    with pytest.raises(
+        ModelLoadFailed, match=rf"IR version {ir_version} and opset {opset} of ai.onnx, onnx.* reads .*pip install -U"
+    ):
+        proof(path, job, made)
+
+
+def test_the_progress_ends_at_its_total(job: Export, tmp_path: Path) -> None:
+    path, made = converted(job, tmp_path)
+    steps: list[tuple[int, int]] = []
+    options = {"golden_png": job.golden_png, "max_batch_size": 20}
+    verify.verify(path, job.network, made, **options, report=lambda done, total: steps.append((done, total)))  # type: ignore[arg-type]
+    assert [done for done, _ in steps] == [8, 16, 20, 21, 23, 26, 46]
+    assert {total for _, total in steps} == {46}

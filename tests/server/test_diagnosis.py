@@ -3,6 +3,7 @@
 import pytest
 
 from cnnserve import diagnosis
+from cnnserve.onnx_header import OnnxHeader
 
 SOURCE = "/onnxruntime_src/onnxruntime/core"
 IR = (
@@ -27,15 +28,30 @@ LIBRARY = "Failed to load libcudnn: libcudnn.so.9: cannot open shared object fil
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (IR, "it has IR version 99, ort 1 reads up to 14; export it with an older IR version"),
-        (OPSET, "it has opset 99 of ai.onnx, ort 1 reads up to 28; export it with an older opset"),
         (DRIVER, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"),
         (OPERATOR, "Fatal error: my:Foo(-1) is not a registered function/op"),
         ("", "no reason given"),
     ],
 )
 def test_the_reason_without_its_origin(text: str, said: str) -> None:
-    assert diagnosis.reason(text, "ort 1") == said
+    assert diagnosis.reason(text) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"), [(IR, "IR version 14"), (OPSET, "opset 28")], ids=["IR version", "operator set"]
+)
+def test_a_file_that_is_too_new_is_told_with_the_fix(text: str, limit: str) -> None:
+    header = OnnxHeader(14, {"ai.onnx": 27, "my": 1})
+    assert diagnosis.too_new(text, header, "onnxruntime-gpu", "1.31.1") == (
+        "it is written in IR version 14 and opset 27 of ai.onnx, opset 1 of my, onnxruntime-gpu 1.31.1 reads up to "
+        f"{limit}: pip install -U onnxruntime-gpu, or export it again with cnnserve export … --opset 18"
+    )
+
+
+def test_a_file_whose_header_cannot_be_read_is_told_by_what_the_runtime_says() -> None:
+    assert str(diagnosis.too_new(IR, None, "onnxruntime", "1")).startswith("it is written in IR version 99, onnx")
+    assert str(diagnosis.too_new(OPSET, None, "onnxruntime", "1")).startswith("it is written in opset 99 of ai.onnx,")
+    assert diagnosis.too_new(OPERATOR, None, "onnxruntime", "1") is None
 
 
 def test_the_machine_is_told_from_the_model() -> None:

@@ -1,6 +1,7 @@
 """Sessions of real models: bound buffers against plain runs, options, and the provider as a contract."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from cnnserve.buckets import default_buckets
 from cnnserve.errors import InferenceFailed, ModelLoadFailed
 from cnnserve.instance import ModelInstance, Rows, run_rows
 from cnnserve.providers import CPU, Provider, RuntimeOptions, cuda_options
-from cnnserve.session import ProviderUnavailable, Session, SessionOptions
+from cnnserve.session import ProviderUnavailable, Session, SessionOptions, _distributions
 from support import CLASSES, SIDE, tiny_onnx
 
 MAXIMUM = 12
@@ -120,17 +121,22 @@ def test_a_wheel_without_the_provider_is_told_with_the_fix(model: Path) -> None:
         Session(model, options)
 
 
-def test_a_format_that_is_too_new_names_the_versions(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ir_version", "opset", "limit"), [(99, 18, "IR version"), (10, 99, "opset"), (99, 99, "IR version")]
+)
+def test_a_format_that_is_too_new_names_the_versions_and_the_fix(
+    ir_version: int, opset: int, limit: str, tmp_path: Path
+) -> None:
     proto = onnx.load_from_string(tiny_onnx())
-    proto.ir_version = 99
+    proto.ir_version, proto.opset_import[0].version = ir_version, opset
     path = tmp_path / "new.onnx"
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelLoadFailed, match=r"new.onnx cannot be loaded: it has IR version 99, onnxruntime .* up to"):
-        Session(path)
-    proto.ir_version = 10
-    proto.opset_import[0].version = 99
-    path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelLoadFailed, match=r"it has opset 99 of ai.onnx, onnxruntime .* reads up to"):
+    wheel, version = re.escape(next(iter(_distributions()))), re.escape(onnxruntime.__version__)
+    with pytest.raises(
+        ModelLoadFailed,
+        match=rf"^new\.onnx cannot be loaded: it is written in IR version {ir_version} and opset {opset} of ai\.onnx, "
+        rf"{wheel} {version} reads up to {limit} \d+: pip install -U {wheel}, or .* cnnserve export … --opset 18$",
+    ):
         Session(path)
 
 

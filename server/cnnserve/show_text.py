@@ -1,0 +1,173 @@
+"""What `cnnserve show` found, as aligned text. Returns text, prints nothing.
+
+Works on the same documents that `--json` prints, so the two cannot say different things.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+# One version, with the keys that README.md lists.
+Entry = dict[str, Any]
+
+_LABELS_SHOWN = 10
+
+
+def version(entry: Entry) -> str:
+    """One version: a name on the left, one or more lines for it on the right."""
+    rows = [("state", _state(entry))]
+    manifest = entry["manifest"]
+    if manifest:
+        rows += [(name, list(lines)) for name, lines in _facts(entry, manifest)]
+    if entry["other_versions"]:
+        rows.append(("other versions", [f"{', '.join(map(str, entry['other_versions']))}; --version N shows one"]))
+    cells = [("" if line else name, text) for name, lines in rows for line, text in enumerate(lines)]
+    title = f"{entry['model']} version {entry['version']}, {entry['folder']}"
+    return printable(title) + "\n\n" + aligned(cells)
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """One line per version."""
+    header = ("MODEL", "VERSION", "ARCHITECTURE", "PARAMETERS", "PRECISION", "INPUT", "CLASSES", "PARITY", "AGREEMENT")
+    return aligned([(*header, "STATE"), *map(_row, entries)], right=(1, 3, 6, 7, 8))
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Columns two spaces apart; those in `right` flush right."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) if n in right else cell.ljust(width) for n, (cell, width) in enumerate(row))
+        for row in (zip(line, widths, strict=True) for line in cells)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def printable(text: str) -> str:
+    """`text` with what could drive a terminal escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _state(entry: Entry) -> list[str]:
+    if entry["state"] == "intact":
+        return [f"intact: {len(entry['manifest']['files'])} files have the manifest's digests"]
+    if entry["state"] == "no manifest":
+        return ["no manifest: nothing is known of this version, and nothing was compared"]
+    return [f"{entry['state']}: {problem}" for problem in entry["problems"].values()]
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    start = (entry["model"], str(entry["version"]))
+    manifest = entry["manifest"]
+    if not manifest:
+        return (*start, *["-"] * 7, entry["state"])
+    agreement = manifest.get("agreement")
+    return (
+        *start,
+        manifest["architecture"],
+        f"{manifest['parameters']:,}",
+        manifest["onnx"]["precision"],
+        f"{_by(manifest['input']['shape'])} {manifest['input']['datatype']}",
+        str(manifest["class_count"]),
+        f"{max(manifest['parity']['batches'].values()):.1e}" if manifest["parity"]["batches"] else "-",
+        f"{agreement['top1']:.2%}" if agreement else "-",
+        entry["state"],
+    )
+
+
+def _facts(entry: Entry, manifest: dict[str, Any]) -> Iterator[tuple[str, Iterator[str] | list[str]]]:
+    onnx = manifest["onnx"]
+    yield "architecture", [f"{manifest['architecture']}, {manifest['parameters']:,} parameters"]
+    yield "precision", [f"{onnx['precision']}, opset {onnx['opset']}, IR version {onnx['ir_version']}"]
+    yield "input", [f"{_tensor(manifest['input'])}, batches of 1 to {manifest['max_batch_size']}"]
+    activation = manifest["activation"]
+    yield "output", [_tensor(manifest["output"]) + (f", {activation}" if activation != "none" else "")]
+    yield "preprocessing", _preprocessing(manifest["preprocessing"])
+    yield "labels", [_labels(entry["labels"], manifest)]
+    yield "weights", _weights(manifest["weights"])
+    yield "golden image", [_golden(manifest["golden"], entry["labels"])]
+    yield "parity", _parity(manifest["parity"])
+    if manifest.get("agreement"):
+        yield "agreement", _agreement(manifest["agreement"])
+    yield "files", _files(entry, manifest)
+    yield "made by", [", ".join(f"{name} {version}" for name, version in manifest["producer"].items()) or "unknown"]
+
+
+def _preprocessing(spec: dict[str, Any]) -> Iterator[str]:
+    yield f"color: {spec['color']}" + ("" if spec["exif_orientation"] else ", the EXIF orientation ignored")
+    if resize := spec["resize"]:
+        size = f"shorter side to {resize['size'][0]}" if resize["mode"] == "shorter" else _by(resize["size"])
+        antialias = "antialiased" if resize["antialias"] else "not antialiased"
+        yield f"resized: {size}, {resize['interpolation']}, {antialias}"
+    if spec["crop"]:
+        yield f"cropped: {_by(spec['crop'])}, the centre"
+    by = {"graph": "in the graph", "host": "by the server", "none": "by nobody"}[spec["normalize"]]
+    yield f"normalised: mean {_values(spec['mean'])}, standard deviation {_values(spec['std'])}, {by}"
+
+
+def _labels(names: list[str] | None, manifest: dict[str, Any]) -> str:
+    count = manifest["class_count"]
+    if names is None:
+        return f"{manifest['labels']} is unreadable" if manifest["labels"] else f"none, {count} classes"
+    more = f" and {len(names) - _LABELS_SHOWN} more" if len(names) > _LABELS_SHOWN else ""
+    return f"{manifest['labels']}, {len(names)}: {', '.join(names[:_LABELS_SHOWN])}{more}"
+
+
+def _golden(golden: dict[str, Any], names: list[str] | None) -> str:
+    best = max(golden["probabilities"], default=0.0)
+    index = golden["probabilities"].index(best) if golden["probabilities"] else 0
+    label = names[index] if names and index < len(names) else f"class {index}"
+    return f"{golden['image']}: {label!r} with probability {best:.4f}, to be repeated within {golden['tolerance']:.0e}"
+
+
+def _weights(origin: dict[str, str]) -> Iterator[str]:
+    rest = dict(origin)
+    yield rest.pop("source", "of unknown source")
+    yield from (f"{name.replace('_', ' ')}: {value}" for name, value in rest.items())
+
+
+def _parity(parity: dict[str, Any]) -> list[str]:
+    measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in parity["batches"].items())
+    reference = parity.get("reference", "PyTorch")
+    return [
+        f"largest difference from the {reference}" if reference != "PyTorch" else "largest difference from PyTorch",
+        f"{measured}; allowed {parity['tolerance']:.0e}, on {parity['provider']}",
+    ]
+
+
+def _agreement(agreement: dict[str, Any]) -> Iterator[str]:
+    images = agreement["images"]
+    yield f"with fp32 on {images['count']} images ({images['name']}, SHA-256 {images['sha256']})"
+    yield f"{agreement['top1']:.2%} in the same class, {agreement['needed']:.2%} needed"
+    yield f"largest difference of a probability {agreement['largest_difference']:.4f}"
+    if agreement["accuracy"] is not None and agreement["fp32_accuracy"] is not None:
+        accuracies = f"accuracy {agreement['accuracy']:.2%}, in fp32 {agreement['fp32_accuracy']:.2%}"
+        yield f"{accuracies}, on {agreement['labelled']} labelled images"
+    if calibration := agreement["calibration"]:
+        images = calibration["images"]
+        weights = f"weights of {calibration['weight_bits']} bits"
+        yield f"calibrated on {images['count']} images ({images['name']}, SHA-256 {images['sha256']}), {weights}"
+        if agreement["seen_in_calibration"]:
+            yield f"{agreement['seen_in_calibration']} of the compared images were calibrated on"
+
+
+def _files(entry: Entry, manifest: dict[str, Any]) -> list[str]:
+    files = manifest["files"].items()
+    rows = [(name, f"{file['bytes']:,}", file["sha256"], _file_state(entry, name)) for name, file in files]
+    return aligned([("", "BYTES", "SHA-256", ""), *rows], right=(1,)).splitlines()
+
+
+def _file_state(entry: Entry, name: str) -> str:
+    return "ALTERED" if name in entry["problems"] else "intact"
+
+
+def _tensor(tensor: dict[str, Any]) -> str:
+    layout = f" {tensor['layout']}" if tensor["layout"] else ""
+    return f"{tensor['name']}, {_by(tensor['shape'])} {tensor['datatype']}{layout}"
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _values(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
