@@ -36,7 +36,8 @@ def too_new(text: str, header: OnnxHeader | None, distribution: str, version: st
         return None
     return (
         f"it is written in {header or written}, {distribution} {version} reads up to {limit}: "
-        f"pip install -U {distribution}, or export it again with cnnserve export … --opset {PORTABLE_OPSET}"
+        f"pip install -U {distribution}, or make the file again with cnnserve export … --opset {PORTABLE_OPSET} or "
+        f"torch.onnx.export(…, opset_version={PORTABLE_OPSET})"
     )
 
 

@@ -44,7 +44,8 @@ def test_a_file_that_is_too_new_is_told_with_the_fix(text: str, limit: str) -> N
     header = OnnxHeader(14, {"ai.onnx": 27, "my": 1})
     assert diagnosis.too_new(text, header, "onnxruntime-gpu", "1.31.1") == (
         "it is written in IR version 14 and opset 27 of ai.onnx, opset 1 of my, onnxruntime-gpu 1.31.1 reads up to "
-        f"{limit}: pip install -U onnxruntime-gpu, or export it again with cnnserve export … --opset 18"
+        f"{limit}: pip install -U onnxruntime-gpu, or make the file again with cnnserve export … --opset 18 or "
+        "torch.onnx.export(…, opset_version=18)"
     )
 
 
