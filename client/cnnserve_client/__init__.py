@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from .results import Class, Classification, ImageResult, ModelInfo, TensorInfo, Timings, VersionInfo
+    from .security import Tls
 
 __all__ = [
     "AsyncClient",
@@ -61,13 +62,14 @@ __all__ = [
     "ResourceExhaustedError",
     "TensorInfo",
     "Timings",
+    "Tls",
     "UnauthenticatedError",
     "UnavailableError",
     "UnsupportedError",
     "VersionInfo",
 ]
 
-_CLIENTS = {"AsyncClient": "aio", "Client": "client"}
+_HOMES = {"AsyncClient": "aio", "Client": "client", "Tls": "security"}
 
 # Hidden from type checkers, which would take any name for an attribute.
 if not TYPE_CHECKING:
@@ -76,5 +78,5 @@ if not TYPE_CHECKING:
         """Import on first use: the command line must answer --help before grpc and numpy are read."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = _CLIENTS.get(name) or ("errors" if name.endswith("Error") else "results")
+        home = _HOMES.get(name) or ("errors" if name.endswith("Error") else "results")
         return getattr(import_module(f".{home}", __name__), name)

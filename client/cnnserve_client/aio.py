@@ -1,17 +1,22 @@
 """The asyncio client."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 
-from . import calls, rpc
+from . import aio_streams, calls, channels, limits, rpc
+from .errors import CnnserveError
 from .images import Image, take_time
-from .results import Classification, ModelInfo
-from .target import DEFAULT_ADDRESS, Target
+from .pipeline import Pipeline
+from .results import Classification, ImageResult, ModelInfo
+from .retry import Attempts, Rotation
+from .security import Tls
+from .target import DEFAULT_ADDRESS, Failure, Target
 
 Result = TypeVar("Result")
 
@@ -19,11 +24,25 @@ Result = TypeVar("Result")
 class AsyncClient:
     """`Client` for asyncio: the same arguments, results and errors. Create and use it inside one running event loop."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 30.0, max_message_mib: int = 64) -> None:
+    def __init__(
+        self,
+        address: str | Sequence[str] = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = 30.0,
+        max_message_mib: int = 64,
+        retries: int = 4,
+        connections: int = 1,
+        tls: Tls | bool = False,
+        token: str = "",
+        token_over_plain_text: bool = False,
+    ) -> None:
         asyncio.get_running_loop()  # grpc.aio would bind itself to another loop and fail at the first call
-        self._target = Target(address, timeout_s, max_message_mib)
-        self._channel = grpc.aio.insecure_channel(address, options=self._target.options)
-        self._stubs = rpc.stubs(self._channel)
+        self._target = Target(
+            address, timeout_s, max_message_mib, retries, connections, tls, token, token_over_plain_text
+        )
+        self._channels = channels.asyncio(self._target)
+        self._stubs = [rpc.stubs(channel) for channel in self._channels]
+        self._rotation = Rotation(len(self._channels))
         self._closed = False
 
     async def classify(
@@ -41,6 +60,34 @@ class AsyncClient:
         call = await asyncio.to_thread(build) if take_time(images) else build()
         return await self._run(call, timeout_s)
 
+    def classify_many(
+        self,
+        images: aio_streams.Source,
+        *,
+        model: str,
+        version: str = "",
+        top_k: int = 0,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[ImageResult]:
+        """As `Client.classify_many`; `images` may be asynchronous.
+
+        Where they are not, the event loop waits while the next one is made. Leave early with `aclose`, or with
+        `contextlib.aclosing`: a `break` alone lets the stream go on until Python collects the generator.
+        """
+        timeout_s = self._target.timeout(timeout_s)
+        request = calls.empty_request(model=model, version=version, top_k=top_k)
+        self._check()
+
+        async def results() -> AsyncGenerator[ImageResult]:
+            limit = limits.of(await self.get_model(model), version, self._target.max_message_bytes)
+            pipeline = Pipeline(request, limit, len(self._channels), timeout_s)
+            explain = partial(self._error, about="stream", timeout_s=timeout_s)
+            async with aclosing(aio_streams.run(pipeline, images, self._stream, explain)) as running:
+                async for result in running:
+                    yield result
+
+        return results()
+
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """As `Client.list_models`."""
         return await self._run(calls.list_models(), timeout_s)
@@ -51,10 +98,12 @@ class AsyncClient:
 
     async def load_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
         """As `Client.load_model`."""
+        self._target.one_server("load_model")
         return await self._run(calls.load_model(name), timeout_s)
 
     async def unload_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
         """As `Client.unload_model`."""
+        self._target.one_server("unload_model")
         return await self._run(calls.unload_model(name), timeout_s)
 
     async def is_healthy(self, service: str = "", *, timeout_s: float | None = None) -> bool:
@@ -62,9 +111,10 @@ class AsyncClient:
         return await self._run(calls.is_healthy(service), timeout_s)
 
     async def close(self) -> None:
-        """Close the connection; calls still running fail."""
+        """Close the connections; calls still running fail."""
         self._closed = True
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,14 +125,36 @@ class AsyncClient:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"AsyncClient({self._target.address!r}{', closed' if self._closed else ''})"
+        return f"AsyncClient({str(self._target)!r}{', closed' if self._closed else ''})"
 
     async def _run(self, call: calls.Call[Result], timeout_s: float | None) -> Result:
+        self._check()
+        target = self._target
+        timeout_s = target.timeout(timeout_s)
+        attempts = Attempts(self._rotation, safe=call.method.safe, retries=target.retries, timeout_s=timeout_s)
+        while True:
+            number = attempts.begin()
+            try:
+                ask = self._stubs[number][call.method.path]
+                answer = await ask(call.request, timeout=attempts.remaining_s, metadata=target.metadata)
+            except grpc.aio.AioRpcError as failure:
+                error = self._error(failure, number, about=call.about, timeout_s=timeout_s)
+                wait_s = attempts.wait_s(error)
+                if wait_s is None:
+                    raise error from failure
+                await asyncio.sleep(wait_s)
+            else:
+                self._rotation.worked(number)
+                return call.result(answer)
+
+    def _stream(self, number: int, requests: AsyncIterator[bytes]) -> Any:
+        self._check()
+        return rpc.stream(self._channels[number])(requests, metadata=self._target.metadata)
+
+    def _error(self, failure: Failure, number: int, *, about: str, timeout_s: float) -> CnnserveError:
+        self._check()
+        return self._target.error(failure, about, timeout_s, number)
+
+    def _check(self) -> None:
         if self._closed:
             raise RuntimeError("this AsyncClient is closed")
-        timeout_s = self._target.timeout(timeout_s)
-        try:
-            answer = await self._stubs[call.method.path](call.request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise self._target.error(error, call.about, timeout_s) from error
-        return call.result(answer)

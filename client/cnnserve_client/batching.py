@@ -1,19 +1,20 @@
-"""How many images go into one request. Pure arithmetic, no I/O of its own."""
+"""What one request may hold. Pure arithmetic."""
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
-Item = TypeVar("Item")
-
-# The field tags and lengths around one image, and those around all of them, never take more bytes than this.
+# The field tags and lengths around one image, and those around all of them with id and timeout, never take more bytes.
 _IMAGE_OVERHEAD: Final = 32
-_REQUEST_OVERHEAD: Final = 32
+_REQUEST_OVERHEAD: Final = 96
+
+# More would only make the first answer later: 64 images cost each other next to nothing of a message's price.
+_MOST_IMAGES: Final = 64
+_USUAL_BYTES: Final = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold."""
+    """The most images of one request, and the most bytes of one message."""
 
     images: int
     message_bytes: int
@@ -25,22 +26,17 @@ class Limits:
         """The most bytes an image can have and still be sent, alone in its request."""
         return self.message_bytes - self.name_bytes - _REQUEST_OVERHEAD - _IMAGE_OVERHEAD
 
+    @property
+    def batch(self) -> int:
+        """Images of a full request."""
+        return min(self.images, _MOST_IMAGES)
 
-def batches(items: Iterable[Item], size: Callable[[Item], int], limits: Limits) -> Iterator[list[Item]]:
-    """Group items, in order, into requests within `limits`; `size` is an image's bytes.
+    def fits(self, images: int, image_bytes: int, size: int) -> bool:
+        """Whether an image of `size` bytes goes into a request that holds `images` of `image_bytes` together.
 
-    An item over `largest_image` comes alone. `items` is read one further than the group that is asked for, so one
-    request's images are in memory and one more.
-    """
-    room = limits.largest_image + _IMAGE_OVERHEAD
-    batch: list[Item] = []
-    filled = 0
-    for item in items:
-        cost = size(item) + _IMAGE_OVERHEAD
-        if batch and (len(batch) >= limits.images or filled + cost > room):
-            yield batch
-            batch, filled = [], 0
-        batch.append(item)
-        filled += cost
-    if batch:
-        yield batch
+        A request takes several images up to some MiB, and one of any size.
+        """
+        if not images:
+            return True
+        room = min(self.largest_image, _USUAL_BYTES) + _IMAGE_OVERHEAD
+        return images < self.batch and image_bytes + size + (images + 1) * _IMAGE_OVERHEAD <= room

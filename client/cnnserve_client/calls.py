@@ -12,7 +12,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from cnnserve.wire import classifier_pb2 as pb
 
 from . import images as image_input
-from .errors import InternalError, InvalidInputError, from_status
+from .errors import CnnserveError, InternalError, InvalidInputError, QueueFullError, from_status
 from .results import Class, Classification, ImageResult, ModelInfo, TensorInfo, Timings, VersionInfo
 from .rpc import CLASSIFY, GET_MODEL, HEALTH, LIST_MODELS, LOAD_MODEL, UNLOAD_MODEL, Method
 
@@ -44,14 +44,19 @@ def classify(
     images: image_input.Image | Sequence[image_input.Image], *, model: str, version: str, top_k: int
 ) -> Call[Classification]:
     """One Classify request for one or many images. Reads the files among them."""
-    if not 0 <= top_k < 2**32:
-        raise InvalidInputError(f"top_k is {top_k}: expected 0 for the default, or a number of classes")
-    request = pb.ClassifyRequest(model=_text("model", model), version=_text("version", version), top_k=top_k)
+    request = empty_request(model=model, version=version, top_k=top_k)
     for name, image in image_input.each(images):
         image_input.fill(request.images.add(), image, name)
     if not request.images:
         raise InvalidInputError("images is empty: expected at least one image")
     return Call(CLASSIFY, f"model {model!r}", request, partial(_classification, images=len(request.images)))
+
+
+def empty_request(*, model: str, version: str, top_k: int) -> pb.ClassifyRequest:
+    """A request without images. Raises `InvalidInputError` for what cannot be sent."""
+    if not 0 <= top_k < 2**32:
+        raise InvalidInputError(f"top_k is {top_k}: expected 0 for the default, or a number of classes")
+    return pb.ClassifyRequest(model=_text("model", model), version=_text("version", version), top_k=top_k)
 
 
 def list_models() -> Call[tuple[ModelInfo, ...]]:
@@ -95,17 +100,30 @@ def _classification(answer: pb.ClassifyResponse, *, images: int) -> Classificati
     return Classification(
         model=answer.model,
         version=answer.version,
-        results=tuple(map(_image_result, answer.results)),
+        results=image_results(answer),
         timings=Timings(timings.queue_us, timings.preprocess_us, timings.compute_us, timings.total_us),
     )
 
 
-def _image_result(result: pb.ImageResult) -> ImageResult:
+def image_results(answer: pb.ClassifyResponse) -> tuple[ImageResult, ...]:
+    """Each image's classes or error."""
+    return tuple([_image_result(result, answer.version) for result in answer.results])
+
+
+def _image_result(result: pb.ImageResult, version: str) -> ImageResult:
+    if classes := result.classes:
+        return ImageResult(tuple([Class(c.index, c.label, c.probability) for c in classes]), version=version)
     if result.HasField("error"):
-        return ImageResult(error=from_status(_CODE_NAMES.get(result.error.code, "UNKNOWN"), result.error.message))
-    if not result.classes:
-        return ImageResult(error=InternalError("the server answered neither classes nor an error for this image"))
-    return ImageResult(tuple(Class(c.index, c.label, c.probability) for c in result.classes))
+        return ImageResult(error=error_of(result.error), version=version)
+    return ImageResult(error=InternalError("the server answered neither classes nor an error for this image"))
+
+
+def error_of(error: pb.Error) -> CnnserveError:
+    """The exception for an error that came inside an answer."""
+    code = _CODE_NAMES.get(error.code, "UNKNOWN")
+    if code == "RESOURCE_EXHAUSTED" and error.HasField("retry_after_ms"):
+        return QueueFullError(error.message, retry_after_s=error.retry_after_ms / 1000)
+    return from_status(code, error.message)
 
 
 def _models(answer: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
@@ -121,7 +139,7 @@ def _changed_model(answer: pb.LoadModelResponse | pb.UnloadModelResponse) -> Mod
 
 
 def _model(model: pb.Model, max_message_bytes: int | None = None) -> ModelInfo:
-    return ModelInfo(model.name, tuple(map(_version, model.versions)), max_message_bytes)
+    return ModelInfo(model.name, tuple(map(_version, model.versions)), model.reason, max_message_bytes)
 
 
 def _version(version: pb.ModelVersion) -> VersionInfo:

@@ -1,34 +1,69 @@
 """The blocking client."""
 
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 
-from . import calls, rpc
+from . import calls, channels, limits, rpc, streams
+from .errors import CnnserveError
 from .images import Image
-from .results import Classification, ModelInfo
+from .pipeline import Pipeline
+from .results import Classification, ImageResult, ModelInfo
+from .retry import Attempts, Rotation
+from .security import Tls
 from .target import DEFAULT_ADDRESS, Failure, Target
 
 Result = TypeVar("Result")
 
 
 class Client:
-    """A connection to a cnnserve server. Threads may share it; close it, or use it in a `with` statement.
+    """Connections to one cnnserve server or several. Close it, or use it in a `with` statement.
 
     Nothing is connected before the first call. Every call raises a `CnnserveError`, see `cnnserve_client.errors`.
 
+    Threads may share a client. Processes may not: gRPC does not survive a fork, so a client refuses to work in a
+    process that was forked after it was made; make one there.
+
+    A call that changes nothing on the server is tried again where the server is UNAVAILABLE, after waits that double
+    from 0.1 s, and where it is full, after the time it names. `load_model` and `unload_model` are tried again only
+    where nothing was reached. No try begins after the call's deadline.
+
     Args:
-        address: HOST:PORT of the server's gRPC port.
-        timeout_s: seconds that a call may take unless it says otherwise.
+        address: HOST:PORT of the server's gRPC port. Several, in a list or with commas between them, are asked in turn;
+            one that does not answer rests a while.
+        timeout_s: seconds that a call may take unless it says otherwise, all its tries together.
         max_message_mib: the largest message to send or accept; the server has a limit of its own.
+        retries: how often a call is tried again; 0: never.
+        connections: connections to each address. One carries thousands of small answers a second.
+        tls: True, or a `Tls` with certificates: the connections are encrypted.
+        token: sent as `authorization: Bearer TOKEN` with every call.
+        token_over_plain_text: allows that without TLS to another machine, too.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 30.0, max_message_mib: int = 64) -> None:
-        self._target = Target(address, timeout_s, max_message_mib)
-        self._channel = grpc.insecure_channel(address, options=self._target.options)
-        self._stubs = rpc.stubs(self._channel)
+    def __init__(
+        self,
+        address: str | Sequence[str] = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = 30.0,
+        max_message_mib: int = 64,
+        retries: int = 4,
+        connections: int = 1,
+        tls: Tls | bool = False,
+        token: str = "",
+        token_over_plain_text: bool = False,
+    ) -> None:
+        self._target = Target(
+            address, timeout_s, max_message_mib, retries, connections, tls, token, token_over_plain_text
+        )
+        self._channels = channels.blocking(self._target)
+        self._stubs = [rpc.stubs(channel) for channel in self._channels]
+        self._rotation = Rotation(len(self._channels))
+        self._process = os.getpid()
         self._closed = False
 
     def classify(
@@ -56,6 +91,48 @@ class Client:
         """
         return self._run(calls.classify(images, model=model, version=version, top_k=top_k), timeout_s)
 
+    def classify_many(
+        self,
+        images: Iterable[Image | ImageResult],
+        *,
+        model: str,
+        version: str = "",
+        top_k: int = 0,
+        timeout_s: float | None = None,
+    ) -> Generator[ImageResult]:
+        """Classify any number of images, even without end, over a stream; one result per image, in order.
+
+        The images are read as results are taken, about 128 ahead, from a list or a generator; requests are cut to fit
+        the model's maximum batch and the message limits. What a server that restarts had not answered is sent again.
+        Close the generator to end early.
+
+        Args:
+            images: as for `classify`. An `ImageResult` among them comes out again in its place.
+            model: the model's name.
+            version: one version; empty lets the server choose.
+            top_k: as for `classify`.
+            timeout_s: seconds that one request of the stream may take, and that servers may be away; None means the
+                client's.
+
+        Yields:
+            Each image's classes or its own error, a file that cannot be read among them.
+
+        Raises:
+            CnnserveError: no such model, no ready version, or no server for `timeout_s`. Results come first, and an
+                exception of `images` after those of the images before it.
+        """
+        timeout_s = self._target.timeout(timeout_s)
+        request = calls.empty_request(model=model, version=version, top_k=top_k)
+        self._check()
+
+        def results() -> Generator[ImageResult]:
+            limit = limits.of(self.get_model(model), version, self.max_message_bytes)
+            pipeline = Pipeline(request, limit, len(self._channels), timeout_s)
+            explain = partial(self._error, about="stream", timeout_s=timeout_s)
+            yield from streams.run(pipeline, images, self._stream, explain)
+
+        return results()
+
     def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """Every model of the server's repository, without labels."""
         return self._run(calls.list_models(), timeout_s)
@@ -69,8 +146,9 @@ class Client:
 
         Raises `FailedPreconditionError` with the reason where that fails (what served before still does) or where the
         server's mode has no such calls, `PermissionDeniedError` where clients may not, `NotFoundError` for an unknown
-        name. A load goes on where the call's time is over.
+        name, `InvalidInputError` where the client has several addresses. A load goes on where the call's time is over.
         """
+        self._target.one_server("load_model")
         return self._run(calls.load_model(name), timeout_s)
 
     def unload_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
@@ -78,6 +156,7 @@ class Client:
 
         One that is not loaded is no error. Raises as `load_model`.
         """
+        self._target.one_server("unload_model")
         return self._run(calls.unload_model(name), timeout_s)
 
     def is_healthy(self, service: str = "", *, timeout_s: float | None = None) -> bool:
@@ -93,9 +172,10 @@ class Client:
         return self._target.max_message_bytes
 
     def close(self) -> None:
-        """Close the connection; calls still running in other threads fail."""
+        """Close the connections; calls still running in other threads fail."""
         self._closed = True
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -106,14 +186,38 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Client({self._target.address!r}{', closed' if self._closed else ''})"
+        return f"Client({str(self._target)!r}{', closed' if self._closed else ''})"
 
     def _run(self, call: calls.Call[Result], timeout_s: float | None) -> Result:
+        self._check()
+        target = self._target
+        timeout_s = target.timeout(timeout_s)
+        attempts = Attempts(self._rotation, safe=call.method.safe, retries=target.retries, timeout_s=timeout_s)
+        while True:
+            number = attempts.begin()
+            try:
+                ask = self._stubs[number][call.method.path]
+                answer = ask(call.request, timeout=attempts.remaining_s, metadata=target.metadata)
+            except grpc.RpcError as failure:
+                error = self._error(cast("Failure", failure), number, about=call.about, timeout_s=timeout_s)
+                wait_s = attempts.wait_s(error)
+                if wait_s is None:
+                    raise error from failure
+                time.sleep(wait_s)
+            else:
+                self._rotation.worked(number)
+                return call.result(answer)
+
+    def _stream(self, number: int, requests: Iterator[bytes]) -> Any:
+        self._check()
+        return rpc.stream(self._channels[number])(requests, metadata=self._target.metadata)
+
+    def _error(self, failure: Failure, number: int, *, about: str, timeout_s: float) -> CnnserveError:
+        self._check()
+        return self._target.error(failure, about, timeout_s, number)
+
+    def _check(self) -> None:
         if self._closed:
             raise RuntimeError("this Client is closed")
-        timeout_s = self._target.timeout(timeout_s)
-        try:
-            answer = self._stubs[call.method.path](call.request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise self._target.error(cast("Failure", error), call.about, timeout_s) from error
-        return call.result(answer)
+        if self._process != os.getpid():
+            raise RuntimeError("this Client was made before the process forked: make one in each process")

@@ -5,8 +5,8 @@ travel as uint8 pixels, row by row, channels last.
 """
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Protocol, TypeAlias, cast
 
 import numpy as np
@@ -28,7 +28,9 @@ class PilImage(Protocol):
         """A copy in another pixel format."""
 
 
-Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8] | PilImage
+Pixels: TypeAlias = NDArray[np.uint8]
+
+Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Pixels | PilImage
 """A path, a file's bytes, a uint8 array (HxW, HxWx1, HxWx3, HxWx4) or a PIL image.
 
 PIL images are taken as they are in memory: EXIF orientation is not applied, and modes other than L, RGB and RGBA are
@@ -38,6 +40,7 @@ converted to RGB by Pillow. Send the file itself where the model's own rules sho
 _PATH = (str, os.PathLike)
 _BYTES = (bytes, bytearray, memoryview)
 _IN_MEMORY = (bytes, bytearray, memoryview, np.ndarray)
+_PIECE_BYTES = 2**16
 _RAW_MODES = ("L", "RGB", "RGBA")
 
 
@@ -56,45 +59,89 @@ def take_time(images: Image | Sequence[Image]) -> bool:
     return any(not isinstance(image, _IN_MEMORY) for _, image in each(images))
 
 
-def fill(message: pb.Image, image: Image, name: str) -> None:
-    """Put `image` into `message`.
+def load(image: Image, name: str, limit: int | None = None) -> bytes | Pixels:
+    """An image as it will travel: a file's bytes, or pixels.
 
-    In place, because protobuf copies a finished message once more when it is added to a request.
+    Args:
+        image: in any form a caller may have it.
+        name: what an error calls it.
+        limit: the most bytes; of a file, no more than these are read. None: as many as there are.
 
     Raises:
-        InvalidInputError: the image is missing, unreadable or of the wrong type, dtype or shape; names `name`.
+        InvalidInputError: the image is missing, unreadable, too large or of the wrong type, dtype or shape.
     """
+    data: bytes | Pixels
     if isinstance(image, _PATH):
-        message.encoded = _read(image, name)
+        data = _read(image, name, limit)
     elif isinstance(image, _BYTES):
-        message.encoded = bytes(image)
+        data = bytes(image)
     elif isinstance(image, np.ndarray):
-        _fill_raw(message.raw, image, name)
+        data = _checked(image, name)
     elif hasattr(image, "mode") and hasattr(image, "convert"):
-        _fill_raw(message.raw, _pixels(image, name), name)
+        data = _checked(_pixels(image, name), name)
     else:
         raise InvalidInputError(
             f"{name} is a {type(image).__name__}: expected a path, a file's bytes, a PIL image, a numpy uint8 array "
             "or a sequence of these"
         )
+    if limit is not None and size(data) > limit:
+        raise InvalidInputError(f"{name} is larger than the {limit} bytes that one request may hold")
+    return data
 
 
-def _read(path: str | os.PathLike[str], name: str) -> bytes:
+def size(data: bytes | Pixels) -> int:
+    """Bytes of a loaded image."""
+    return len(data) if isinstance(data, bytes) else data.nbytes
+
+
+def put(message: pb.Image, data: bytes | Pixels) -> None:
+    """A loaded image into `message`, in place: protobuf copies a finished message once more when it is added."""
+    if isinstance(data, bytes):
+        message.encoded = data
+        return
+    raw = message.raw
+    raw.data = data.tobytes()
+    raw.height, raw.width, raw.channels = data.shape
+
+
+def fill(message: pb.Image, image: Image, name: str) -> None:
+    """Put `image` into `message`. Raises as `load`."""
+    put(message, load(image, name))
+
+
+def _read(path: str | os.PathLike[str], name: str, limit: int | None) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_file(path, limit)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidInputError(f"{name}: cannot read {os.fspath(path)!r}: {reason}") from error
 
 
-def _pixels(image: PilImage, name: str) -> NDArray[np.uint8]:
+def read_file(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
+    """A file's bytes, of one that is longer `limit` + 1: the path may be a device without an end."""
+    # By descriptor: a file object costs as much again as opening and reading a small file.
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        left = sys.maxsize if limit is None else limit + 1
+        piece = max(os.fstat(file).st_size + 1, _PIECE_BYTES)
+        parts: list[bytes] = []
+        while part := os.read(file, min(left, piece)):
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(file)
+
+
+def _pixels(image: PilImage, name: str) -> Pixels:
     try:
         return np.asarray(image if image.mode in _RAW_MODES else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes here, and a broken PNG is a SyntaxError
         raise InvalidInputError(f"{name}: Pillow cannot decode the image: {error}") from error
 
 
-def _fill_raw(raw: pb.RawImage, array: NDArray[np.uint8], name: str) -> None:
+def _checked(array: Pixels, name: str) -> Pixels:
+    """The array as HxWxC."""
     if array.dtype != np.uint8:
         raise InvalidInputError(f"{name} has dtype {array.dtype}: expected uint8, values 0 to 255")
     shape = array.shape if array.ndim == 3 else (*array.shape, 1)
@@ -104,8 +151,7 @@ def _fill_raw(raw: pb.RawImage, array: NDArray[np.uint8], name: str) -> None:
         )
     if array.size == 0:
         raise InvalidInputError(f"{name} has shape {array.shape}: it holds no pixels")
-    raw.data = array.tobytes()
-    raw.height, raw.width, raw.channels = shape
+    return array.reshape(shape)
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str:

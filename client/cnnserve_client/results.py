@@ -31,6 +31,8 @@ class ImageResult:
 
     classes: tuple[Class, ...] = ()
     error: CnnserveError | None = None
+    version: str = ""
+    """The model's version that answered; empty where none did."""
 
     @property
     def ok(self) -> bool:
@@ -103,6 +105,8 @@ class ModelInfo:
 
     name: str
     versions: tuple[VersionInfo, ...]
+    reason: str = ""
+    """Why no version is served, where the model has none to serve."""
     max_message_bytes: int | None = None
     """The largest message the server reads. Filled by `get_model` only."""
 

@@ -16,18 +16,25 @@ from cnnserve.wire import classifier_pb2 as pb
 
 @dataclass(frozen=True)
 class Method:
-    """One unary RPC."""
+    """One RPC."""
 
     path: str
     request: type[Message]
     answer: type[Message]
+    safe: bool = True
+    """It changes nothing on the server, so it may be sent twice."""
 
 
 CLASSIFY: Final = Method("/cnnserve.v1.Classifier/Classify", pb.ClassifyRequest, pb.ClassifyResponse)
+CLASSIFY_STREAM: Final = Method(
+    "/cnnserve.v1.Classifier/ClassifyStream", pb.ClassifyStreamRequest, pb.ClassifyStreamResponse
+)
 LIST_MODELS: Final = Method("/cnnserve.v1.Classifier/ListModels", pb.ListModelsRequest, pb.ListModelsResponse)
 GET_MODEL: Final = Method("/cnnserve.v1.Classifier/GetModel", pb.GetModelRequest, pb.GetModelResponse)
-LOAD_MODEL: Final = Method("/cnnserve.v1.Classifier/LoadModel", pb.LoadModelRequest, pb.LoadModelResponse)
-UNLOAD_MODEL: Final = Method("/cnnserve.v1.Classifier/UnloadModel", pb.UnloadModelRequest, pb.UnloadModelResponse)
+LOAD_MODEL: Final = Method("/cnnserve.v1.Classifier/LoadModel", pb.LoadModelRequest, pb.LoadModelResponse, safe=False)
+UNLOAD_MODEL: Final = Method(
+    "/cnnserve.v1.Classifier/UnloadModel", pb.UnloadModelRequest, pb.UnloadModelResponse, safe=False
+)
 
 # protobuf refuses a second file that defines grpc.health.v1, so defining it here would break programs that also import
 # grpcio-health-checking. HealthCheckRequest is one string in field 1 and HealthCheckResponse one enum in field 1, which
@@ -40,3 +47,8 @@ METHODS: Final = (CLASSIFY, LIST_MODELS, GET_MODEL, LOAD_MODEL, UNLOAD_MODEL, HE
 def stubs(channel: grpc.Channel | grpc.aio.Channel) -> dict[str, Callable[..., Any]]:
     """A callable per path of the method table; awaitable on an aio channel. Answers are bytes, see `calls.Call`."""
     return {method.path: channel.unary_unary(method.path, method.request.SerializeToString) for method in METHODS}
+
+
+def stream(channel: grpc.Channel | grpc.aio.Channel) -> Callable[..., Any]:
+    """Opens a ClassifyStream; requests and answers are bytes, so a request that is sent again is not made again."""
+    return channel.stream_stream(CLASSIFY_STREAM.path)

@@ -1,10 +1,11 @@
 """Where a client calls, within which limits, and what its failures mean. Imports neither grpc nor protobuf."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from . import errors
+from .security import Tls, bearer
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 
@@ -51,22 +52,42 @@ def checked_timeout(timeout_s: float) -> float:
 
 @dataclass(frozen=True)
 class Target:
-    """A server's address and a client's limits.
+    """The servers a client calls, and its limits.
 
     Raises:
-        InvalidInputError: the address is empty or a limit out of range.
+        InvalidInputError: there is no address, a limit is out of range, or a token cannot or must not be sent.
     """
 
-    address: str
+    address: str | Sequence[str]
     timeout_s: float
     max_message_mib: int
+    retries: int
+    connections: int
+    tls: Tls | bool
+    token: str = field(repr=False)
+    token_over_plain_text: bool
+    addresses: tuple[str, ...] = field(init=False)
+    metadata: tuple[tuple[str, str], ...] = field(init=False, repr=False)
+    """What goes with every call."""
 
     def __post_init__(self) -> None:
-        if not self.address:
-            raise errors.InvalidInputError("address is empty: expected HOST:PORT")
         checked_timeout(self.timeout_s)
-        if not 1 <= self.max_message_mib < 2048:
-            raise errors.InvalidInputError(f"max_message_mib is {self.max_message_mib}: expected 1 to 2047")
+        _in_range("max_message_mib", self.max_message_mib, 1, 2047)
+        _in_range("retries", self.retries, 0, 1000)
+        _in_range("connections", self.connections, 1, 100)
+        addresses = _addresses(self.address)
+        header = bearer(self.token, addresses, encrypted=bool(self.tls), over_plain_text=self.token_over_plain_text)
+        # A frozen dataclass sets what it derives in this way.
+        object.__setattr__(self, "addresses", addresses)
+        object.__setattr__(self, "metadata", (header,) if header else ())
+
+    def __str__(self) -> str:
+        return ",".join(self.addresses)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """One address per connection, in the order of their turns."""
+        return self.addresses * self.connections
 
     @property
     def max_message_bytes(self) -> int:
@@ -81,36 +102,69 @@ class Target:
             ("grpc.max_receive_message_length", self.max_message_bytes),
             # All addresses of a name, a Kubernetes headless service, are used; gRPC alone would stick to the first.
             ("grpc.lb_policy_name", "round_robin"),
+            # Channels to one address would otherwise share one connection.
+            ("grpc.use_local_subchannel_pool", int(self.connections > 1)),
+            # By itself gRPC waits a second before it connects again, in the end two minutes; an address that does not
+            # answer at all would hold a call for 20 seconds.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 5000),
+            ("grpc.min_reconnect_backoff_ms", 5000),
         ]
+
+    def one_server(self, what: str) -> None:
+        """Refuses what would change one of several servers and leave the others as they are."""
+        if len(self.addresses) > 1:
+            raise errors.InvalidInputError(
+                f"{what} with {len(self.addresses)} addresses: make a client for each server"
+            )
 
     def timeout(self, timeout_s: float | None) -> float:
         """A call's timeout in seconds; None is the client's own."""
         return self.timeout_s if timeout_s is None else checked_timeout(timeout_s)
 
-    def error(self, failure: Failure, about: str, timeout_s: float) -> errors.CnnserveError:
+    def error(self, failure: Failure, about: str, timeout_s: float, connection: int) -> errors.CnnserveError:
         """The exception for a failed call. `about` says what was asked, where the server gave no text of its own."""
+        address = self.channels[connection]
         code = failure.code().name
         details = failure.details() or f"{about}: {code}"
         match code:
             case "UNAVAILABLE":
-                return self._unavailable(details)
+                return unavailable(address, details)
             case "CANCELLED":
                 # Nobody here cancels a call: a server that stops cut it off before it was looked at.
-                return self._unavailable(f"the server cut the call off ({details})")
+                return unavailable(address, f"the server cut the call off ({details})")
             case "DEADLINE_EXCEEDED":
-                return errors.DeadlineExceededError(f"no answer from {self.address} within {timeout_s:g} s ({details})")
+                return errors.DeadlineExceededError(f"no answer from {address} within {timeout_s:g} s ({details})")
             case "RESOURCE_EXHAUSTED":
                 return _exhausted(details, failure)
             case _:
                 return errors.from_status(code, details)
 
-    def _unavailable(self, details: str) -> errors.UnavailableError:
-        if any(words in details.lower() for words in _NOT_CONNECTED):
-            return errors.ConnectionFailedError(
-                f"cannot reach a server at {self.address}: check that `cnnserve serve` runs there and that this is "
-                f"its gRPC port, not its HTTP port ({details})"
-            )
-        return errors.UnavailableError(f"{self.address}: {details}")
+
+def unavailable(address: str, details: str) -> errors.UnavailableError:
+    """The error for a server that was not there, or not ready."""
+    if any(words in details.lower() for words in _NOT_CONNECTED):
+        return errors.ConnectionFailedError(
+            f"cannot reach a server at {address}: check that `cnnserve serve` runs there and that this is "
+            f"its gRPC port, not its HTTP port ({details})"
+        )
+    return errors.UnavailableError(f"{address}: {details}")
+
+
+def _addresses(address: str | Sequence[str]) -> tuple[str, ...]:
+    """Each address of a list, or of a text with commas."""
+    if isinstance(address, str):
+        # gRPC's own lists of numbers have commas too.
+        address = [address] if address.startswith(("ipv4:", "ipv6:")) else address.split(",")
+    stripped = tuple(text.strip() for text in address)
+    if not all(stripped) or not stripped:
+        raise errors.InvalidInputError("address is empty: expected HOST:PORT, or several with commas between them")
+    return stripped
+
+
+def _in_range(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise errors.InvalidInputError(f"{name} is {value}: expected {least} to {most}")
 
 
 def _exhausted(details: str, failure: Failure) -> errors.ResourceExhaustedError:

@@ -1,7 +1,9 @@
 """The commands: what they send, print and exit with."""
 
+import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from grpc_health.v1 import health_pb2
 
 from cnnserve.wire import classifier_pb2 as pb
 from cnnserve_client import cli
+from peer import Peer, Refused
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def test_classify_prints_a_table(peer, files, capsys):
 
 
 def test_a_failed_image_fails_alone_and_is_named(peer, files, capsys):
-    paths = ["0.png", "gone.png", "4.png", ".", "1.png"]
+    paths = ["0.png", "gone.png", "4.png", "1.png"]
     status, out, err = run(capsys, cli.classify, *paths, "--model", "digits", "--address", peer.address)
     assert status == 1
     assert [line.split()[0] for line in out.splitlines()] == ["FILE", *paths]
@@ -54,18 +57,99 @@ def test_a_failed_image_fails_alone_and_is_named(peer, files, capsys):
     assert err.splitlines() == [
         "error: gone.png: No such file or directory",
         "error: 4.png: cannot decode the image",
-        "error: .: Is a directory",
     ]
 
 
-def test_json_is_one_document_over_all_requests(peer, files, capsys):
+def test_json_is_a_line_for_each_image(peer, files, capsys):
     paths = [f"{number}.png" for number in range(7)]
     status, out, _ = run(capsys, cli.classify, *paths, "--model", "digits", "--json", "--address", peer.address)
-    document = json.loads(out)
+    records = [json.loads(line) for line in out.splitlines()]
     assert status == 1
-    assert (document["model"], document["version"], document["timings"]["total_us"]) == ("digits", "1", 27)
-    assert [image["file"] for image in document["images"]] == paths
-    assert [path for path, image in zip(paths, document["images"], strict=True) if "error" in image] == ["4.png"]
+    assert [record["file"] for record in records] == paths
+    assert {(record["model"], record["version"]) for record in records} == {("digits", "1")}
+    assert [record["file"] for record in records if "error" in record] == ["4.png"]
+
+
+def test_csv_has_a_row_for_each_class(peer, files, capsys):
+    status, out, _ = run(capsys, cli.classify, "0.png", "4.png", "--csv", "--address", peer.address)
+    assert status == 1
+    assert out.splitlines() == [
+        "file,version,rank,index,label,probability,error",
+        "0.png,1,1,7,seven,0.75,",
+        "4.png,1,,,,,cannot decode the image",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "start"),
+    [("a.jsonl", [], '{"file"'), ("a.CSV", [], "file,"), ("a", ["--csv"], "file,"), ("a.csv", ["--json"], '{"file"')],
+)
+def test_output_goes_to_a_file(peer, files, capsys, name, flags, start):
+    (files / name).write_text("old" * 1000)
+    argv = [".", *flags, "--output", name, "--address", peer.address]
+    status, out, err = run(capsys, cli.classify, *argv)
+    assert (status, out, err) == (1, "", "error: ./4.png: cannot decode the image\n")
+    lines = (files / name).read_text().splitlines()
+    assert lines[0].startswith(start)
+    assert len(lines) == 7 + (start == "file,")
+
+
+def test_what_goes_wrong_at_the_start_leaves_the_output_file_alone(peer, files, capsys):
+    (files / "out.csv").write_text("precious")
+    peer.refuse("GetModel", grpc.StatusCode.NOT_FOUND, "no model 'x'")
+    for address in (peer.address, "127.0.0.1:1"):
+        argv = [".", "--output", "out.csv", "--model", "x", "--address", address]
+        assert run(capsys, cli.classify, *argv)[0] == 1
+    assert (files / "out.csv").read_text() == "precious"
+
+
+def test_a_file_that_cannot_be_written_is_named(peer, files, capsys):
+    argv = ["0.png", "--output", "no/such/folder.csv", "--address", peer.address]
+    assert run(capsys, cli.classify, *argv) == (
+        1,
+        "",
+        "error: cannot write no/such/folder.csv: No such file or directory\n",
+    )
+
+
+def test_folders_patterns_and_lists(peer, files, capsys):
+    (files / "deep").mkdir()
+    (files / "deep" / "8.png").write_bytes(b"image 8")
+    (files / "list").write_text("2.png\n1.png\n")
+    argv = ["deep", "[05].png", "--files-from", "list", "--json", "--address", peer.address]
+    status, out, err = run(capsys, cli.classify, *argv)
+    assert (status, err) == (0, "")
+    names = [json.loads(line)["file"] for line in out.splitlines()]
+    assert names == ["deep/8.png", "0.png", "5.png", "2.png", "1.png"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [("none*.png", "no file matches"), ("empty", "the folder has no images (jpg, jpeg, png, webp, bmp, gif)")],
+)
+def test_what_leads_to_no_image_is_named(peer, files, capsys, argument, reason):
+    (files / "empty").mkdir()
+    status, _, err = run(capsys, cli.classify, argument, "--address", peer.address)
+    assert (status, err) == (1, f"error: {argument}: {reason}\n")
+
+
+def test_an_empty_list_is_told(peer, files, capsys):
+    (files / "list").write_text("\n")
+    argv = ["--files-from", "list", "--address", peer.address]
+    assert run(capsys, cli.classify, *argv) == (1, "", "error: list names no images\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "data", "names"),
+    [(["-"], b"image", ["-"]), (["--files-from", "-"], b"0.png\n1.png\n", ["0.png", "1.png"])],
+)
+def test_standard_input_is_an_image_or_a_list(peer, files, argv, data, names):
+    process = started(
+        "classify", *argv, "--json", "--address", peer.address, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    out, err = process.communicate(data, timeout=20)
+    assert (process.returncode, err) == (0, b"")
+    assert [json.loads(line)["file"] for line in out.splitlines()] == names
 
 
 def test_requests_hold_no_more_than_the_models_batch(peer, files, capsys):
@@ -75,7 +159,6 @@ def test_requests_hold_no_more_than_the_models_batch(peer, files, capsys):
     assert [image.encoded for request in peer.of("Classify") for image in request.images] == [
         (files / path).read_bytes() for path in paths
     ]
-    assert len(peer.of("GetModel")) == 1
 
 
 def test_requests_stay_below_the_servers_message_limit(peer, files, capsys):
@@ -89,7 +172,7 @@ def test_requests_stay_below_the_servers_message_limit(peer, files, capsys):
         capsys, cli.classify, *(f"{n}.png" for n in range(7)), "--model", "digits", "--address", peer.address
     )
     assert status == 1
-    assert err == "error: 5.png: larger than the 930 bytes that one request may hold\n"
+    assert err == "error: 5.png: larger than the 866 bytes that one request may hold\n"
     assert [len(request.images) for request in peer.of("Classify")] == [2, 2, 2]
     assert all(request.ByteSize() <= 1000 for request in peer.of("Classify"))
 
@@ -99,7 +182,7 @@ def test_a_failed_request_fails_its_images_only(peer, files, capsys):
 
     def refuse_the_second(request, context):
         if len(peer.of("Classify")) == 2:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full")
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
         return script(request, context)
 
     peer.scripts["Classify"] = refuse_the_second
@@ -107,7 +190,18 @@ def test_a_failed_request_fails_its_images_only(peer, files, capsys):
     status, out, err = run(capsys, cli.classify, *paths, "--model", "digits", "--address", peer.address)
     assert status == 1
     assert out.count("75.00%") == 4
-    assert err.splitlines() == [f"error: {path}: queue full" for path in ("3.png", "5.png", "6.png")]
+    assert err.splitlines() == [f"error: {path}: too much" for path in ("3.png", "5.png", "6.png")]
+
+
+def test_a_server_that_goes_away_leaves_what_was_done(peer, files, capsys):
+    def stream(requests, context):
+        yield next(Peer.stream(peer, requests, context))
+        context.abort(grpc.StatusCode.INTERNAL, "broken")
+
+    peer.stream = stream
+    argv = ["0.png"] * 100 + ["--csv", "--address", peer.address]
+    status, out, err = run(capsys, cli.classify, *argv)
+    assert (status, out.count("seven"), err) == (1, 3, "error: stopped after 3 images: broken\n")
 
 
 def test_a_version_that_changes_midway_is_told(peer, files, capsys):
@@ -120,7 +214,8 @@ def test_a_version_that_changes_midway_is_told(peer, files, capsys):
 
     peer.scripts["Classify"] = newer
     argv = ["0.png"] * 4 + ["--model", "digits", "--json", "--address", peer.address]
-    assert json.loads(run(capsys, cli.classify, *argv)[1])["version"] == "1, 2"
+    lines = run(capsys, cli.classify, *argv)[1].splitlines()
+    assert [json.loads(line)["version"] for line in lines] == ["1", "1", "1", "2"]
 
 
 def test_the_only_ready_model_needs_no_name(peer, files, capsys):
@@ -174,6 +269,11 @@ def test_an_unknown_model_is_one_line(peer, files, capsys):
     ("command", "argv"),
     [
         (cli.classify, []),
+        (cli.classify, ["a.png", "--json", "--csv"]),
+        (cli.classify, ["a.png", "--output", "a.txt"]),
+        (cli.classify, ["-", "-"]),
+        (cli.classify, ["-", "--files-from", "-"]),
+        (cli.labels, []),
         (cli.classify, ["a.png", "--top-k", "-1"]),
         (cli.classify, ["a.png", "--top-k", "many"]),
         (cli.classify, ["a.png", "--timeout-s", "0"]),
@@ -199,6 +299,7 @@ def test_wrong_usage_exits_2(command, argv, capsys):
         cli.models,
         lambda argv: cli.load(["m", *argv]),
         lambda argv: cli.unload(["m", *argv]),
+        lambda argv: cli.labels(["m", *argv]),
     ],
 )
 def test_no_server_is_one_line_that_names_the_address(command, capsys):
@@ -232,6 +333,53 @@ def test_models(peer, capsys):
     assert document[0]["versions"][0]["input"] == {"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}
 
 
+def test_labels(peer, capsys):
+    versions = [
+        pb.ModelVersion(version="9", state=pb.MODEL_STATE_READY, labels=["nine"]),
+        pb.ModelVersion(version="10", state=pb.MODEL_STATE_READY, labels=["zero", "one"], version_labels=["stable"]),
+        pb.ModelVersion(version="11", state=pb.MODEL_STATE_LOADING),
+        pb.ModelVersion(version="3", state=pb.MODEL_STATE_READY, class_count=2),
+    ]
+    model = pb.Model(name="digits", versions=versions)
+    peer.scripts["GetModel"] = lambda request, context: pb.GetModelResponse(model=model)
+    at = ["digits", "--address", peer.address]
+    assert run(capsys, cli.labels, *at) == (0, "INDEX  LABEL\n    0  zero\n    1  one\n", "")
+    assert json.loads(run(capsys, cli.labels, *at, "--json", "--version", "9")[1]) == [{"index": 0, "label": "nine"}]
+    assert "one" in run(capsys, cli.labels, *at, "--version", "stable")[1]
+    assert run(capsys, cli.labels, *at, "--version", "3")[::2] == (
+        1,
+        "error: model digits version 3 has no labels, only 2 classes\n",
+    )
+    assert run(capsys, cli.labels, *at, "--version", "11")[::2] == (
+        1,
+        "error: model digits is not ready: version 11 is LOADING\n",
+    )
+
+
+@pytest.mark.parametrize("by", ["file", "variable"])
+def test_a_token_comes_from_a_file_or_a_variable(peer, files, capsys, monkeypatch, by):
+    (files / "token").write_text("s3cret\n")
+    monkeypatch.setenv("CNNSERVE_TOKEN", "s3cret" if by == "variable" else "wrong")
+    flags = ["--token-file", "token"] if by == "file" else []
+    assert run(capsys, cli.models, "--address", peer.address, *flags)[0] == 0
+    assert peer.metadata[0]["authorization"] == "Bearer s3cret"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--token-file", "gone"], "token-file: cannot read 'gone': No such file or directory"),
+        (["--root-certificates", "gone"], "root_certificates: cannot read 'gone': No such file or directory"),
+        (["--key", "gone"], "certificate is missing: a client certificate and its key go together"),
+        (["--token-file", "0.png", "--address", "example.com:1"], "token holds characters that no token has"),
+    ],
+)
+def test_unusable_credentials_are_one_line(files, capsys, flags, expected):
+    status, out, err = run(capsys, cli.models, *flags)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: {expected}")
+
+
 def test_load_and_unload_print_the_model(peer, capsys):
     at = ["--address", peer.address]
     assert run(capsys, cli.load, "digits", *at)[:2] == (
@@ -256,7 +404,7 @@ def test_a_load_that_fails_says_why(peer, capsys):
 
 def started(command: str, *argv: str, **options) -> subprocess.Popen:
     code = f"import sys; from cnnserve_client import cli; sys.exit(cli.{command}(sys.argv[1:]))"
-    return subprocess.Popen([sys.executable, "-c", code, *argv], stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen([sys.executable, "-c", code, *argv], stderr=subprocess.PIPE, **options)
 
 
 def test_ctrl_c_exits_130(peer, files):
@@ -267,7 +415,68 @@ def test_ctrl_c_exits_130(peer, files):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=10)
-    assert (process.returncode, err) == (130, "error: interrupted\n")
+    assert (process.returncode, err) == (130, b"error: interrupted\n")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "stdout"])
+def test_ctrl_c_in_the_middle_leaves_whole_records(peer, files, kind):
+    for number in range(10, 2000):
+        (files / f"{number}.png").write_bytes(b"image")
+    script = peer.scripts["Classify"]
+
+    def slow(request, context):
+        if len(peer.of("Classify")) > 100:
+            time.sleep(0.01)
+        return script(request, context)
+
+    peer.scripts["Classify"] = slow
+    output = files / f"out.{kind}"
+    flags = ["--csv"] if kind == "stdout" else ["--output", output.name]
+    with output.open("w") as file:
+        process = started("classify", ".", *flags, "--address", peer.address, stdout=file)
+        while len(peer.of("Classify")) < 150:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    last = err.decode().splitlines()[-1]
+    done = int(re.fullmatch(r"error: interrupted after ([\d,]+) images", last)[1].replace(",", ""))
+    text = output.read_text()
+    assert text.endswith("\n")
+    if kind == "jsonl":
+        names = [json.loads(line)["file"] for line in text.splitlines()]
+    else:
+        rows = list(csv.reader(text.splitlines()))
+        assert {len(row) for row in rows} == {7}
+        names = [row[0] for row in rows[1:]]
+    assert 300 <= len(names) == done < 1990
+    assert names == sorted(f"./{number}.png" for number in range(2000) if (files / f"{number}.png").exists())[:done]
+
+
+def test_a_hundred_thousand_files_need_no_more_memory_than_a_few(peer, files):
+    code = (
+        "import resource, sys\n"
+        "from cnnserve_client import cli\n"
+        "status = cli.classify(sys.argv[1:])\n"
+        "print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+    )
+    version = pb.ModelVersion(version="1", state=pb.MODEL_STATE_READY, max_batch_size=64)
+    model = pb.Model(name="digits", versions=[version])
+    peer.scripts["GetModel"] = lambda request, context: pb.GetModelResponse(model=model, max_message_bytes=2**26)
+    peaks = []
+    for count in (1000, 100_000):
+        (files / "list").write_text("0.png\n" * count)
+        argv = ["--files-from", "list", "--output", "out.csv", "--address", peer.address]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=100, check=True
+        )
+        status, peak = done.stderr.split()
+        assert status == "0"
+        assert (files / "out.csv").read_text().count("\n") == count + 1
+        peaks.append(int(peak))
+        peer.asked.clear()
+    assert peaks[1] - peaks[0] < 10_000
 
 
 def test_a_reader_that_goes_away_is_no_traceback(peer):
@@ -276,7 +485,7 @@ def test_a_reader_that_goes_away_is_no_traceback(peer):
     process = started("models", "--address", peer.address, stdout=writing)
     os.close(writing)
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (141, "")
+    assert (process.returncode, err) == (141, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -284,7 +493,7 @@ def test_a_full_disk_is_one_line(peer):
     with Path("/dev/full").open("w") as full:
         process = started("models", "--address", peer.address, stdout=full)
         _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (1, "error: cannot write the output: No space left on device\n")
+    assert (process.returncode, err) == (1, b"error: cannot write the output: No space left on device\n")
 
 
 def test_text_the_terminal_cannot_show_is_escaped(peer, files):
@@ -300,8 +509,8 @@ def test_text_the_terminal_cannot_show_is_escaped(peer, files):
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
     )
     out, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (0, "")
-    assert "Gr\\xf6\\xdfe.png" in out
+    assert (process.returncode, err) == (0, b"")
+    assert b"Gr\\xf6\\xdfe.png" in out
 
 
 def test_help_is_quick_to_load():

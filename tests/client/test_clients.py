@@ -32,7 +32,7 @@ def test_classify_reads_results_in_order_with_their_errors(peer, ask):
     good, bad, third = answer.results
     assert (answer.model, answer.version) == ("digits", "1")
     assert answer.timings == cc.Timings(queue_us=1, total_us=9)
-    assert good == third == cc.ImageResult((cc.Class(7, "seven", 0.75),))
+    assert good == third == cc.ImageResult((cc.Class(7, "seven", 0.75),), version="1")
     assert good.ok
     assert good.top.label == "seven"
     assert not bad.ok
@@ -76,6 +76,8 @@ def test_bad_input_is_refused_before_anything_is_sent(peer, ask, images, paramet
         ({"timeout_s": -1}, "timeout_s is -1"),
         ({"max_message_mib": 0}, "max_message_mib is 0: expected 1 to 2047"),
         ({"max_message_mib": 2048}, "max_message_mib is 2048"),
+        ({"retries": -1}, "retries is -1: expected 0 to 1000"),
+        ({"connections": 0}, "connections is 0: expected 1 to 100"),
     ],
 )
 def test_limits_out_of_range_are_refused(ask, limits, expected):
@@ -83,9 +85,10 @@ def test_limits_out_of_range_are_refused(ask, limits, expected):
         ask("127.0.0.1:1", "list_models", limits=limits)
 
 
-def test_an_empty_address_is_refused(ask):
+@pytest.mark.parametrize("address", ["", "a:1,,b:2", [], ["a:1", " "]])
+def test_an_empty_address_is_refused(ask, address):
     with pytest.raises(cc.InvalidInputError, match="address is empty: expected HOST:PORT"):
-        ask("", "list_models")
+        ask(address, "list_models")
 
 
 def test_list_models_reads_every_field(peer, ask):
@@ -183,7 +186,7 @@ def test_health_of_an_unknown_name_is_not_found(peer, ask):
 def test_every_status_has_its_error(peer, ask, status, error):
     peer.refuse("Classify", grpc.StatusCode[status], "what the server said")
     with pytest.raises(cc.CnnserveError, match="what the server said") as caught:
-        ask(peer.address, "classify", b"x", model="digits")
+        ask(peer.address, "classify", b"x", model="digits", limits={"retries": 0})
     assert type(caught.value) is error
     assert caught.value.code == status
 
@@ -191,13 +194,13 @@ def test_every_status_has_its_error(peer, ask, status, error):
 def test_a_call_cut_off_by_a_stopping_server_is_unavailable(peer, ask):
     peer.refuse("Classify", grpc.StatusCode.CANCELLED, "stopping")
     with pytest.raises(cc.UnavailableError, match=r"the server cut the call off \(stopping\)"):
-        ask(peer.address, "classify", b"x", model="digits")
+        ask(peer.address, "classify", b"x", model="digits", limits={"retries": 0})
 
 
 def test_a_full_queue_says_when_to_come_back(peer, ask):
     peer.refuse("Classify", grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", (("grpc-retry-pushback-ms", "250"),))
     with pytest.raises(cc.QueueFullError) as caught:
-        ask(peer.address, "classify", b"x", model="digits")
+        ask(peer.address, "classify", b"x", model="digits", limits={"retries": 0})
     assert caught.value.retry_after_s == 0.25
     assert caught.value.code == "RESOURCE_EXHAUSTED"
 
@@ -243,7 +246,7 @@ def test_no_server_names_the_address_and_what_to_check(ask, host):
     with pytest.raises(
         ConnectionError, match=rf"cannot reach a server at {host}: check that `cnnserve serve`"
     ) as caught:
-        ask(host, "list_models", timeout_s=20)
+        ask(host, "list_models", timeout_s=20, limits={"retries": 0})
     assert type(caught.value) is cc.ConnectionFailedError
     assert caught.value.code == "UNAVAILABLE"
 
@@ -265,7 +268,7 @@ def test_an_http_port_is_no_server(ask):
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         try:
             with pytest.raises(cc.ConnectionFailedError, match="not its HTTP port"):
-                ask(address, "list_models")
+                ask(address, "list_models", limits={"retries": 0})
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             web.join()

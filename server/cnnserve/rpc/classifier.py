@@ -132,6 +132,8 @@ class ClassifierService:
         except Exception as error:
             told = status.of(error, f"{_SERVICE}/ClassifyStream")
             answer.error.code, answer.error.message = told.code, told.message
+            if told.retry_after_ms is not None:
+                answer.error.retry_after_ms = told.retry_after_ms
         answers.put_nowait(answer)
 
 

@@ -2,7 +2,7 @@
 
 import enum
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cnnserve import errors
 
@@ -58,7 +58,13 @@ class Status:
 
     code: Code
     message: str
-    trailers: dict[str, str] = field(default_factory=dict)
+    # Where the same request may be sent again: after this many milliseconds.
+    retry_after_ms: int | None = None
+
+    @property
+    def trailers(self) -> dict[str, str]:
+        """What a call that ends with this status carries beside it."""
+        return {} if self.retry_after_ms is None else {"grpc-retry-pushback-ms": str(self.retry_after_ms)}
 
 
 def of(error: Exception, request: str) -> Status:
@@ -67,10 +73,8 @@ def of(error: Exception, request: str) -> Status:
     if code is Code.INTERNAL:
         _log.error("%s failed", request, exc_info=error)
         return Status(code, INTERNAL_TEXT)
-    trailers = {}
-    if isinstance(error, errors.QueueFull):
-        trailers["grpc-retry-pushback-ms"] = str(error.retry_after_ms)
-    return Status(code, _short(str(error)), trailers)
+    retry_after_ms = error.retry_after_ms if isinstance(error, errors.QueueFull) else None
+    return Status(code, _short(str(error)), retry_after_ms)
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,165 @@
+"""A pipeline over asyncio's streams: `streams` with tasks in place of threads."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from .errors import CnnserveError, UnavailableError
+from .images import Image, take_time
+from .pipeline import Abandon, Deliver, Pipeline, Send, Step, Wait
+from .results import ImageResult
+from .target import Failure
+
+# What grpc.aio says in place of the status where a stream ends while it writes.
+_LOST_REASON = "Internal error from Core"
+
+Open = Callable[[int, AsyncIterator[bytes]], Any]
+Explain = Callable[[Failure, int], CnnserveError]
+Source = AsyncIterable[Image | ImageResult] | Iterable[Image | ImageResult]
+
+
+async def run(pipeline: Pipeline, source: Source, open_stream: Open, explain: Explain) -> AsyncGenerator[ImageResult]:
+    """Results in order. Closing the generator cancels what is under way."""
+    images = source if isinstance(source, AsyncIterable) else _awaitable(source)
+    iterator = aiter(images)
+    async with aclosing(_Streams(open_stream, explain)) as streams:
+        while True:
+            streams.tell(pipeline)
+            match pipeline.next_step(time.monotonic()):
+                case Step.READ:
+                    await _read(iterator, pipeline)
+                case Deliver(results):
+                    for result in results:
+                        yield result
+                case Send(lane, data):
+                    streams.send(lane, data)
+                case Wait(seconds):
+                    await streams.wait(seconds)
+                case Abandon(lane):
+                    streams.abandon(lane)
+                case Step.DONE:
+                    return
+
+
+async def _awaitable(images: Iterable[Image | ImageResult]) -> AsyncIterator[Image | ImageResult]:
+    for image in images:
+        yield image
+        # Others on the loop, our own streams among them, get their turn.
+        await asyncio.sleep(0)
+
+
+async def _read(images: AsyncIterator[Image | ImageResult], pipeline: Pipeline) -> None:
+    try:
+        image = await anext(images)
+    except StopAsyncIteration:
+        pipeline.exhausted()
+    except Exception as error:  # the caller's own, told after the results of the images before it
+        pipeline.exhausted(error)
+    else:
+        if isinstance(image, ImageResult) or not take_time(image):
+            pipeline.add(image, time.monotonic())
+        else:
+            await asyncio.to_thread(pipeline.add, image, time.monotonic())
+
+
+class _Stream:
+    """One call and the task that takes its answers."""
+
+    def __init__(self, lane: int, open_stream: Open, events: "asyncio.Queue[_Event]") -> None:
+        self.lane = lane
+        self._requests: asyncio.Queue[bytes] = asyncio.Queue()
+        self._events = events
+        self._call = open_stream(lane, self._outgoing())
+        self._reader = asyncio.create_task(self._listen())
+
+    def send(self, data: bytes) -> None:
+        self._requests.put_nowait(data)
+
+    async def close(self) -> None:
+        self._call.cancel()
+        await self._reader
+
+    async def _outgoing(self) -> AsyncIterator[bytes]:
+        while True:
+            yield await self._requests.get()
+
+    async def _listen(self) -> None:
+        try:
+            async for data in self._call:
+                self._events.put_nowait((self, data))
+            self._events.put_nowait((self, None))
+        except grpc.aio.AioRpcError as error:
+            self._events.put_nowait((self, error))
+        except asyncio.CancelledError:
+            # How grpc.aio says that we cancelled the call; a cancelled task is not swallowed.
+            if not self._call.cancelled():
+                raise
+
+
+_Event = tuple[_Stream, "bytes | grpc.aio.AioRpcError | None"]
+
+
+class _Streams:
+    """The open stream of each connection, and what came from them."""
+
+    def __init__(self, open_stream: Open, explain: Explain) -> None:
+        self._open = open_stream
+        self._explain = explain
+        self._streams: dict[int, _Stream] = {}
+        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._first: _Event | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def send(self, lane: int, data: bytes) -> None:
+        if lane not in self._streams:
+            self._streams[lane] = _Stream(lane, self._open, self._events)
+        self._streams[lane].send(data)
+
+    async def wait(self, seconds: float) -> None:
+        """Until something came."""
+        try:
+            self._first = await asyncio.wait_for(self._events.get(), seconds)
+        except TimeoutError:
+            return
+
+    def tell(self, pipeline: Pipeline) -> None:
+        """Hands on what came."""
+        while (event := self._next()) is not None:
+            stream, said = event
+            if self._streams.get(stream.lane) is not stream:
+                continue  # of a stream that was given up
+            if isinstance(said, bytes):
+                pipeline.answered(stream.lane, said, time.monotonic())
+            else:
+                self.abandon(stream.lane)
+                pipeline.broke(stream.lane, self._reason(said, stream.lane), time.monotonic())
+
+    def abandon(self, lane: int) -> None:
+        task = asyncio.create_task(self._streams.pop(lane).close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def aclose(self) -> None:
+        for lane in list(self._streams):
+            self.abandon(lane)
+        await asyncio.gather(*self._closing)
+
+    def _next(self) -> "_Event | None":
+        if self._first is not None:
+            event, self._first = self._first, None
+            return event
+        try:
+            return self._events.get_nowait()
+        except asyncio.QueueEmpty:
+            return None
+
+    def _reason(self, error: grpc.aio.AioRpcError | None, lane: int) -> CnnserveError:
+        if error is None:
+            return UnavailableError("the server ended the stream")
+        if error.details() == _LOST_REASON:
+            return UnavailableError("the stream ended while a request was sent")
+        return self._explain(error, lane)

@@ -1,0 +1,330 @@
+"""Many images over streams: what is read, sent, sent again, waited for and handed out next. Knows no transport.
+
+A client asks `next_step` what to do, does it, and tells what came of it (`add`, `answered`, `broke`). Rules:
+
+- Results come in the order of the images. A request is handed out once, when all of it is answered.
+- The source is read only while fewer than a window of requests are between it and the consumer.
+- A request that goes out half full does so because nothing is under way and the next image is slow to come.
+- What a stream that broke had not answered is sent again, on whichever connection is there; so is a request that the
+  server put off. Classifying changes nothing on the server, so an answer that was lost costs time only.
+- Servers that answer nothing for the time a request has end the run; so does an error that another try would repeat.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from cnnserve.wire import classifier_pb2 as pb
+
+from . import calls, images
+from .batching import Limits
+from .errors import (
+    CnnserveError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidInputError,
+    QueueFullError,
+    UnavailableError,
+)
+from .images import Image
+from .results import ImageResult
+from .retry import back_off_s
+
+_IMAGES_UNDER_WAY: Final = 128
+_BYTES_UNDER_WAY: Final = 32 * 2**20
+_MOST_REQUESTS: Final = 32
+_LINGER_S: Final = 0.02
+# The server ends a late request itself; its answer gets this long to come.
+_GRACE_S: Final = 1.0
+_LONGEST_WAIT_S: Final = 3600.0  # clocks of threads and event loops have their limits
+
+
+class Step(Enum):
+    """What has no details."""
+
+    READ = "take the next image from the source"
+    DONE = "everything is handed out"
+
+
+@dataclass(frozen=True)
+class Deliver:
+    """Hand these out."""
+
+    results: Sequence[ImageResult]
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send this on a connection's stream, opening one where there is none."""
+
+    lane: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """This connection's stream answers no more: cancel it."""
+
+    lane: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Until something arrives, and this many seconds at most."""
+
+    seconds: float
+
+
+@dataclass(eq=False)
+class _Request:
+    number: int
+    message: pb.ClassifyStreamRequest
+    # One per image; None where the answer will have it.
+    results: list[ImageResult | None] = field(default_factory=list)
+    images: int = 0
+    image_bytes: int = 0
+    began: float = 0.0
+    data: bytes = b""
+    tries: int = 0
+    is_answered: bool = False
+
+    def answer(self, results: Sequence[ImageResult]) -> None:
+        """Fills in what was open."""
+        answers = iter(results)
+        self.results = [next(answers) if result is None else result for result in self.results]
+        self.data, self.is_answered = b"", True
+
+
+@dataclass(eq=False)
+class _Lane:
+    """One connection: what is under way on it, since when it is silent, and when it may be used again."""
+
+    requests: dict[int, _Request] = field(default_factory=dict)
+    heard: float = 0.0
+    failures: int = 0
+    opens: float = 0.0
+    # Until its stream answered once it gets one request: one that is refused says why, and grpc.aio loses that reason
+    # where more is being written.
+    is_proved: bool = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request may go there, now or when it opens."""
+        return self.is_proved or not self.requests
+
+    def rest(self, now: float) -> None:
+        """It failed: others first."""
+        self.failures += 1
+        self.opens = now + back_off_s(self.failures)
+
+
+class Pipeline:
+    """The state of one `classify_many`; see the head of this file.
+
+    Args:
+        request: model, version and top_k; copied into each request.
+        limits: what one request may hold.
+        lanes: connections to spread requests over.
+        timeout_s: seconds that a request may take, and how long servers may be away.
+    """
+
+    def __init__(self, request: pb.ClassifyRequest, limits: Limits, lanes: int, timeout_s: float) -> None:
+        self._template = request
+        self._limits = limits
+        self._timeout_s = timeout_s
+        self._lanes = [_Lane() for _ in range(lanes)]
+        self._window = lanes * min(_MOST_REQUESTS, max(4, _IMAGES_UNDER_WAY // limits.batch))
+        self._window_bytes = lanes * _BYTES_UNDER_WAY
+        self._order: deque[_Request] = deque()  # sealed, not handed out
+        self._bytes = 0
+        self._filling: _Request | None = None
+        self._due: list[tuple[float, int, _Request]] = []  # to be sent, at which time
+        self._read = 0
+        self._made = 0
+        self._exhausted = False
+        self._away_since: float | None = None
+        self._failure: CnnserveError | None = None
+        self._fatal: CnnserveError | None = None
+        self._source_error: Exception | None = None
+        self._now = 0.0
+
+    def next_step(self, now: float) -> Step | Deliver | Send | Abandon | Wait:
+        """What to do now. Raises the error that ends the run, after all that came before it was handed out."""
+        self._catch_up(now)
+        if self._order and self._order[0].is_answered:
+            request = self._order.popleft()
+            self._bytes -= request.image_bytes
+            return Deliver([result for result in request.results if result is not None])
+        if self._fatal is not None:
+            raise self._fatal
+        if self._filling is not None and self._is_slow(self._filling, now):
+            self._seal(self._filling, now)
+            return self.next_step(now)
+        step = self._send(now) or self._abandon(now)
+        if step is not None:
+            return step
+        if not self._exhausted and len(self._order) < self._window and self._bytes < self._window_bytes:
+            return Step.READ
+        if self._order:
+            return self._wait(now)
+        if self._source_error is not None:
+            raise self._source_error
+        return Step.DONE
+
+    def add(self, image: Image | ImageResult, now: float) -> None:
+        """The source's next image, or a result that stands already."""
+        name = f"images[{self._read}]"
+        self._read += 1
+        if not isinstance(image, ImageResult):
+            try:
+                self._put(images.load(image, name, self._limits.largest_image), now)
+                return
+            except InvalidInputError as error:
+                image = ImageResult(error=error)
+        request = self._filling or self._new(now)
+        request.results.append(image)
+        if len(request.results) >= 2 * self._limits.batch:
+            self._seal(request, now)  # failures alone must not pile up
+
+    def exhausted(self, error: Exception | None = None) -> None:
+        """The source has no more images; `error` is what it raised."""
+        self._exhausted = True
+        self._source_error = error
+
+    def answered(self, lane: int, data: bytes, now: float) -> None:
+        """A message from a connection's stream."""
+        answer = pb.ClassifyStreamResponse.FromString(data)
+        state = self._lanes[lane]
+        state.heard, state.is_proved, self._away_since = now, True, None
+        request = state.requests.pop(int(answer.id), None) if answer.id.isdecimal() else None
+        if request is None:
+            self._fatal = InternalError(f"the server answered a request {answer.id!r} that is not under way")
+        elif answer.WhichOneof("outcome") == "response":
+            state.failures = 0
+            self._fill_in(request, answer.response)
+        else:
+            self._refused(state, request, calls.error_of(answer.error), now)
+
+    def broke(self, lane: int, error: CnnserveError, now: float) -> None:
+        """A connection's stream ended."""
+        state = self._lanes[lane]
+        state.rest(now)
+        state.is_proved = False
+        for request in state.requests.values():
+            self._later(request, now)
+        state.requests.clear()
+        if not isinstance(error, UnavailableError):
+            self._fatal = error
+            return
+        self._failure = error
+        self._away_since = now if self._away_since is None else self._away_since
+
+    def _new(self, now: float) -> _Request:
+        message = pb.ClassifyStreamRequest(id=str(self._made), timeout_us=int(self._timeout_s * 1e6))
+        message.request.CopyFrom(self._template)
+        self._filling = _Request(self._made, message, began=now)
+        self._made += 1
+        return self._filling
+
+    def _put(self, data: bytes | images.Pixels, now: float) -> None:
+        size = images.size(data)
+        request = self._filling
+        if request is not None and not self._limits.fits(request.images, request.image_bytes, size):
+            self._seal(request, now)
+            request = None
+        request = request or self._new(now)
+        images.put(request.message.request.images.add(), data)
+        request.images += 1
+        request.image_bytes += size
+        request.results.append(None)
+        if request.images == self._limits.batch:
+            self._seal(request, now)
+
+    def _seal(self, request: _Request, now: float) -> None:
+        self._filling = None
+        self._order.append(request)
+        self._bytes += request.image_bytes
+        if request.images:
+            request.data = request.message.SerializeToString()
+            self._later(request, now)
+        else:
+            request.is_answered = True
+        request.message.Clear()
+
+    def _later(self, request: _Request, due: float) -> None:
+        heapq.heappush(self._due, (due, request.number, request))
+
+    def _send(self, now: float) -> Send | None:
+        if not (self._due and self._due[0][0] <= now):
+            return None
+        open_lanes = [number for number, lane in enumerate(self._lanes) if lane.opens <= now and lane.has_room]
+        if not open_lanes:
+            return None
+        number = min(open_lanes, key=lambda n: len(self._lanes[n].requests))
+        lane = self._lanes[number]
+        request = heapq.heappop(self._due)[2]
+        if not lane.requests:
+            lane.heard = now
+        lane.requests[request.number] = request
+        if not request.tries:
+            request.began = now
+        request.tries += 1
+        return Send(number, request.data)
+
+    def _abandon(self, now: float) -> Abandon | None:
+        """Gives up a connection that answered nothing for longer than a request may take."""
+        for number, lane in enumerate(self._lanes):
+            if lane.requests and now > lane.heard + self._timeout_s + _GRACE_S:
+                error = DeadlineExceededError(f"no answer within {self._timeout_s:g} s")
+                for request in lane.requests.values():
+                    request.answer([ImageResult(error=error)] * request.images)
+                lane.requests.clear()
+                lane.rest(now)
+                lane.is_proved = False
+                return Abandon(number)
+        return None
+
+    def _is_slow(self, filling: _Request, now: float) -> bool:
+        """Whether a request goes out as it is: nothing more comes, or not soon while the server has nothing to do."""
+        return self._exhausted or (not self._order and now > filling.began + _LINGER_S)
+
+    def _catch_up(self, now: float) -> None:
+        """A consumer or source that took its time, and the event loop with it, is no silence of the server's."""
+        if now > self._now + _GRACE_S:
+            for lane in self._lanes:
+                lane.heard = max(lane.heard, now - self._timeout_s)
+        self._now = now
+
+    def _wait(self, now: float) -> Wait:
+        """Until the next time at which there is something to do. Raises where servers were away for too long."""
+        if self._away_since is not None and now > self._away_since + self._timeout_s:
+            assert self._failure is not None
+            raise self._failure
+        times = [lane.heard + self._timeout_s + _GRACE_S for lane in self._lanes if lane.requests]
+        if self._due and (opens := [lane.opens for lane in self._lanes if lane.has_room]):
+            times.append(max(self._due[0][0], min(opens)))
+        if self._away_since is not None:
+            times.append(self._away_since + self._timeout_s)
+        wait_s = min(max(0.0, min(times) - now) + 0.001, _LONGEST_WAIT_S)
+        self._now = now + wait_s
+        return Wait(wait_s)
+
+    def _fill_in(self, request: _Request, response: pb.ClassifyResponse) -> None:
+        results = calls.image_results(response)
+        if len(results) != request.images:
+            self._fatal = InternalError(f"the server answered {len(results)} results for {request.images} images")
+            return
+        request.answer(results)
+
+    def _refused(self, lane: _Lane, request: _Request, error: CnnserveError, now: float) -> None:
+        if isinstance(error, UnavailableError | QueueFullError):
+            if isinstance(error, UnavailableError):
+                lane.rest(now)
+            wait_s = error.retry_after_s if isinstance(error, QueueFullError) else back_off_s(request.tries)
+            if now + wait_s < request.began + self._timeout_s:
+                self._later(request, now + wait_s)
+                return
+        request.answer([ImageResult(error=error)] * request.images)

@@ -1,0 +1,167 @@
+"""What a terminal can show: width, colours, the line of a progress bar."""
+
+import os
+import shutil
+import time
+import unicodedata
+from collections import deque
+from typing import Final, TextIO
+
+_SHOWN_AFTER_S: Final = 1.0
+_REDRAW_S: Final = 0.1
+_RATE_OVER_S: Final = 5.0
+_CLEAR_LINE: Final = "\r\x1b[K"
+_BAR: Final = ("━", "╸", "─")
+_PLAIN_BAR: Final = ("#", "#", "-")
+# https://en.wikipedia.org/wiki/ANSI_escape_code#SGR
+_BOLD: Final = "1"
+_DIM: Final = "2"
+_RED: Final = "31"
+_CYAN: Final = "36"
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person watches, on something that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Whether colours are shown and wanted; https://no-color.org."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def columns() -> int:
+    """The terminal's width, 80 where it is unknown."""
+    return max(shutil.get_terminal_size().columns, 20)
+
+
+def red(text: str) -> str:
+    """For errors."""
+    return _painted(text, _RED)
+
+
+def bold(text: str) -> str:
+    """For headings."""
+    return _painted(text, _BOLD)
+
+
+def width(text: str) -> int:
+    """Terminal columns: East Asian wide characters take two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum((unicodedata.east_asian_width(c) in "WF") + (not unicodedata.combining(c)) for c in text)
+
+
+def cut_start(text: str, most: int) -> str:
+    """`text` in at most so many columns, its end kept: paths differ there."""
+    return text if width(text) <= most else "…" + _cut(text[::-1], most - 1)[::-1]
+
+
+def cut_end(text: str, most: int) -> str:
+    """`text` in at most so many columns, its start kept."""
+    return text if width(text) <= most else _cut(text, most - 1) + "…"
+
+
+class Progress:
+    """A line that is drawn over and over: how much is done, how fast, how long it will take. For long work only.
+
+    `total` may become known later.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.is_wanted = is_terminal(stream)
+        self._colours = has_colours(stream)
+        self._started = time.monotonic()
+        self._drawn = self._started + _SHOWN_AFTER_S - _REDRAW_S
+        self._samples: deque[tuple[float, int]] = deque([(self._started, 0)])
+        self._is_shown = False
+        self.was_shown = False
+        self.total: int | None = None
+        self._bar = _BAR if _can_show(stream, "".join(_BAR)) else _PLAIN_BAR
+
+    def update(self, done: int, failed: int) -> None:
+        """Draws the line if it is time."""
+        if not self.is_wanted or (now := time.monotonic()) < self._drawn + _REDRAW_S:
+            return
+        self._drawn = now
+        self._samples.append((now, done))
+        while self._samples[0][0] < now - _RATE_OVER_S:
+            self._samples.popleft()
+        line = self._line(done, failed, self._rate(now, done), columns() - 1)
+        self._stream.write(_CLEAR_LINE + line)
+        self._stream.flush()
+        self._is_shown = self.was_shown = True
+
+    def clear(self) -> None:
+        """Takes the line away, for what is printed next."""
+        if self._is_shown:
+            self._stream.write(_CLEAR_LINE)
+            self._stream.flush()
+            self._is_shown = False
+
+    def summary(self, done: int, failed: int) -> str:
+        """What was done, in one line."""
+        took_s = time.monotonic() - self._started
+        text = f"{done:,} images in {duration(took_s)}, {done / max(took_s, 1e-3):,.0f}/s"
+        return text + (f", {failed:,} failed" if failed else "")
+
+    def _rate(self, now: float, done: int) -> float:
+        since, before = self._samples[0]
+        return (done - before) / max(now - since, 1e-3)
+
+    def _line(self, done: int, failed: int, rate: float, room: int) -> str:
+        failures = f"  {failed:,} failed" if failed else ""
+        if self.total is None:
+            return f"{done:,} images  {rate:,.0f}/s{failures}"[:room]
+        total = max(self.total, done)
+        left = f"{duration((total - done) / rate)} left" if rate else "-"
+        figures = f"  {done:,}/{total:,}  {rate:,.0f}/s  {left}"
+        share = done / max(total, 1)
+        space = min(40, room - 4 - 1 - len(figures) - len(failures))
+        bar = self._drawing(share, space) + figures if space >= 8 else figures[1:]
+        shown_failures = red(failures) if self._colours else failures
+        text = f"{share:4.0%} {bar}"
+        return text[:room] if space < 8 else text + shown_failures
+
+    def _drawing(self, share: float, space: int) -> str:
+        full, half, empty = self._bar
+        filled = int(share * space)
+        rest = space - filled
+        done = full * filled
+        if rest and share > 0:
+            done, rest = done + half, rest - 1
+        if self._colours:
+            return _painted(done, _CYAN) + _painted(empty * rest, _DIM)
+        return done + empty * rest
+
+
+def duration(seconds: float) -> str:
+    """2.3 s, 1:05, 2:03:04."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _painted(text: str, code: str) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if text else text
+
+
+def _cut(text: str, most: int) -> str:
+    kept, used = 0, 0
+    for character in text:
+        used += width(character)
+        if used > most:
+            break
+        kept += 1
+    return text[:kept]
+
+
+def _can_show(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,303 @@
+"""`classify_many` of both clients, against a real gRPC server that follows a script."""
+
+import asyncio
+import itertools
+import threading
+from contextlib import ExitStack, aclosing
+
+import grpc
+import numpy as np
+import pytest
+
+import cnnserve_client as cc
+from cnnserve.wire import classifier_pb2 as pb
+from peer import Peer, Refused, running
+from support import until
+
+
+def numbered(request, context) -> pb.ClassifyResponse:
+    """The class of an image is the number that it is."""
+    answer = pb.ClassifyResponse(model=request.model, version="1")
+    for image in request.images:
+        answer.results.add().classes.add(index=int(image.encoded), probability=1)
+    return answer
+
+
+def numbers(count: int):
+    return (b"%d" % number for number in range(count))
+
+
+def indices(results) -> list[int]:
+    return [result.top.index for result in results]
+
+
+def test_results_come_in_order_in_requests_of_the_models_batch(peer, many):
+    peer.scripts["Classify"] = numbered
+    assert indices(many(peer.address, numbers(100), top_k=2)) == list(range(100))
+    asked = peer.of("Classify")
+    assert [len(request.images) for request in asked] == [3] * 33 + [1]
+    assert {(request.model, request.top_k) for request in asked} == {("digits", 2)}
+
+
+def test_every_kind_of_image_and_every_failure(peer, many, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"file")
+    images = [b"x", tmp_path / "a.png", "gone.png", b"bad", np.zeros((2, 2), np.uint8), 7]
+    results = many(peer.address, images)
+    assert [result.ok for result in results] == [True, True, False, False, True, False]
+    assert "images[2]: cannot read 'gone.png'" in str(results[2].error)
+    assert (str(results[3].error), results[3].version) == ("cannot decode the image", "1")
+    assert results[0].version == "1"
+
+
+def test_nothing_in_nothing_out(peer, many):
+    assert many(peer.address, []) == []
+
+
+def test_large_images_are_split_by_bytes(peer, many):
+    version = pb.ModelVersion(version="1", state=pb.MODEL_STATE_READY, max_batch_size=64)
+    model = pb.Model(name="digits", versions=[version])
+    peer.scripts["GetModel"] = lambda request, context: pb.GetModelResponse(model=model, max_message_bytes=2**26)
+    images = [bytes(3 * 2**20)] * 10 + [bytes(10 * 2**20)]
+    assert all(result.ok for result in many(peer.address, images))
+    assert max(request.ByteSize() for request in peer.of("Classify")) < 11 * 2**20
+
+
+def test_a_source_is_read_no_further_than_needed(peer):
+    read = itertools.count()
+    with cc.Client(peer.address) as client:
+        results = client.classify_many((b"%d" % next(read) for _ in itertools.count()), model="digits")
+        for _ in range(1000):
+            assert next(results).ok
+        results.close()
+        assert next(read) <= 1000 + 128 + 3
+
+
+async def test_an_async_source_without_end_is_read_no_further_than_needed(peer):
+    read = itertools.count()
+
+    async def images():
+        while True:
+            await asyncio.sleep(0)
+            yield b"%d" % next(read)
+
+    async with cc.AsyncClient(peer.address) as client:
+        async with aclosing(client.classify_many(images(), model="digits")) as results:
+            async for _ in results:
+                if next(read) > 1000:
+                    break
+        assert next(read) <= 1000 + 2 * 128 + 3
+
+
+def closed(peer: Peer) -> threading.Event:
+    """Set when a stream's call is over on the server."""
+    gone = threading.Event()
+    answer = peer.stream
+
+    def stream(requests, context):
+        context.add_callback(gone.set)
+        yield from answer(requests, context)
+
+    peer.stream = stream
+    return gone
+
+
+def test_leaving_early_cancels_the_stream_and_its_threads(peer):
+    gone = closed(peer)
+    with cc.Client(peer.address) as client:
+        for _ in client.classify_many(itertools.repeat(b"x"), model="digits"):
+            break
+        assert gone.wait(5)
+        assert client.classify(b"x", model="digits").results[0].ok
+    # The thread that took answers ends with its call.
+    for thread in threading.enumerate():
+        if thread.name == "cnnserve-answers":
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+async def test_leaving_early_cancels_the_async_stream(peer):
+    gone = closed(peer)
+    async with cc.AsyncClient(peer.address) as client:
+        async with aclosing(client.classify_many(itertools.repeat(b"x"), model="digits")) as results:
+            await anext(results)
+        assert await asyncio.to_thread(gone.wait, 5)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_cancelled_consumer_cancels_the_stream(peer):
+    gone = closed(peer)
+    peer.hang("Classify")
+    async with cc.AsyncClient(peer.address) as client:
+        task = asyncio.create_task(anext(client.classify_many([b"x"], model="digits")))
+        await until(lambda: peer.of("Classify"))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(gone.wait, 5)
+
+
+def test_an_exception_of_the_source_comes_after_the_results_before_it(peer):
+    def images():
+        yield b"1"
+        yield b"2"
+        raise OSError("the camera is gone")
+
+    with cc.Client(peer.address) as client:
+        results = client.classify_many(images(), model="digits")
+        assert [next(results).ok, next(results).ok] == [True, True]
+        with pytest.raises(OSError, match="the camera is gone"):
+            next(results)
+
+
+def test_a_full_queue_is_asked_again(peer, many):
+    refusals = iter([Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", 5)] * 3)
+
+    def script(request, context):
+        for refused in refusals:
+            raise refused
+        return numbered(request, context)
+
+    peer.scripts["Classify"] = script
+    assert indices(many(peer.address, numbers(9))) == list(range(9))
+    assert len(peer.of("Classify")) == 6
+
+
+def test_a_refused_request_fails_its_images_only(peer, many):
+    def script(request, context):
+        if b"4" in [image.encoded for image in request.images]:
+            raise Refused(grpc.StatusCode.NOT_FOUND, "unloaded")
+        return numbered(request, context)
+
+    peer.scripts["Classify"] = script
+    results = many(peer.address, numbers(9))
+    assert [result.ok for result in results] == [True] * 3 + [False] * 3 + [True] * 3
+    assert {type(result.error) for result in results[3:6]} == {cc.NotFoundError}
+
+
+@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "INTERNAL", "UNIMPLEMENTED"])
+def test_a_stream_that_is_refused_says_why(peer, many, code):
+    def stream(requests, context):
+        context.abort(grpc.StatusCode[code], "not you")
+        yield
+
+    peer.stream = stream
+    with pytest.raises(cc.CnnserveError, match="not you") as caught:
+        many(peer.address, [b"x"])
+    assert caught.value.code == code
+
+
+def test_an_unknown_model_says_so_before_anything_is_read(peer, many):
+    peer.refuse("GetModel", grpc.StatusCode.NOT_FOUND, "no model 'digits'")
+    read = itertools.count()
+    with pytest.raises(cc.NotFoundError, match="no model 'digits'"):
+        many(peer.address, (next(read) for _ in range(3)))
+    assert next(read) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [({"top_k": -1}, "top_k is -1"), ({"timeout_s": 0}, "timeout_s is 0"), ({"model": "\udcff"}, "model is")],
+)
+def test_wrong_parameters_are_told_at_the_call(wrong, expected):
+    with cc.Client("127.0.0.1:1") as client, pytest.raises(cc.InvalidInputError, match=expected):
+        client.classify_many([b"x"], **{"model": "digits", **wrong})
+
+
+def test_a_version_label_finds_its_version(peer, many):
+    versions = [
+        pb.ModelVersion(version="2", state=pb.MODEL_STATE_READY, max_batch_size=2, version_labels=["stable"]),
+        pb.ModelVersion(version="3", state=pb.MODEL_STATE_READY, max_batch_size=5),
+    ]
+    model = pb.Model(name="digits", versions=versions)
+    peer.scripts["GetModel"] = lambda request, context: pb.GetModelResponse(model=model, max_message_bytes=2**26)
+    many(peer.address, numbers(5), version="stable")
+    assert [len(request.images) for request in peer.of("Classify")] == [2, 2, 1]
+    assert {request.version for request in peer.of("Classify")} == {"stable"}
+    with pytest.raises(cc.NotFoundError, match="no version canary"):
+        many(peer.address, numbers(5), version="canary")
+
+
+def test_a_server_that_restarts_costs_no_image_and_doubles_none(many):
+    first, second = Peer(), Peer()
+    answered = threading.Event()
+
+    def dies(requests, context):
+        for number, answer in enumerate(Peer.stream(first, requests, context)):
+            yield answer
+            if number == 5:
+                answered.set()
+                context.abort(grpc.StatusCode.UNAVAILABLE, "shutting down")
+
+    first.stream = dies
+    first.scripts["Classify"] = second.scripts["Classify"] = numbered
+    stack = ExitStack()
+
+    def images():
+        for image in numbers(3000):
+            if answered.is_set() and not second.address:
+                stack.close()
+                port = int(first.address.rpartition(":")[2])
+                started = running(second, port)
+                second_stack.enter_context(started)
+            yield image
+
+    with ExitStack() as second_stack:
+        stack.enter_context(running(first))
+        assert indices(many(first.address, images())) == list(range(3000))
+        assert second.of("Classify")
+
+
+def test_several_addresses_share_the_work_and_a_dead_one_costs_nothing(many):
+    with running(Peer()) as one, running(Peer()) as other:
+        one.scripts["Classify"] = other.scripts["Classify"] = numbered
+        address = f"{one.address}, 127.0.0.1:1,{other.address}"
+        assert indices(many(address, numbers(3000))) == list(range(3000))
+        assert one.of("Classify")
+        assert other.of("Classify")
+
+
+def test_no_server_ends_with_the_reason(many):
+    with pytest.raises(cc.ConnectionFailedError, match=r"cannot reach a server at 127\.0\.0\.1:1"):
+        many("127.0.0.1:1", [b"x"], limits={"retries": 0})
+
+
+def test_a_server_that_went_for_good_ends_the_run(many):
+    peer = Peer()
+    stack = ExitStack()
+    stack.enter_context(running(peer))
+    gone = threading.Event()
+
+    def images():
+        for image in itertools.cycle([b"1"]):
+            if len(peer.of("Classify")) > 3 and not gone.is_set():
+                gone.set()
+                stack.close()
+            yield image
+
+    with pytest.raises(cc.UnavailableError):
+        many(peer.address, images(), timeout_s=0.5)
+
+
+def test_a_client_closed_meanwhile_says_so(peer):
+    client = cc.Client(peer.address)
+    results = client.classify_many(itertools.repeat(b"x"), model="digits")
+    next(results)
+    client.close()
+    with pytest.raises(RuntimeError, match="this Client is closed"):
+        list(results)
+
+
+def test_threads_share_a_client(peer):
+    peer.scripts["Classify"] = numbered
+    found = {}
+    with cc.Client(peer.address, connections=2) as client:
+
+        def work(number: int) -> None:
+            found[number] = indices(client.classify_many(numbers(200), model="digits"))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == {0: list(range(200)), 1: list(range(200))}

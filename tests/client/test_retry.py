@@ -1,0 +1,121 @@
+"""When a call is tried again, how long after, and where."""
+
+import pytest
+
+from cnnserve_client.errors import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidInputError,
+    NotFoundError,
+    QueueFullError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from cnnserve_client.retry import Attempts, Rotation, back_off_s
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def attempts(clock, *, connections=1, safe=True, retries=4, timeout_s=30.0) -> Attempts:
+    return Attempts(Rotation(connections, clock), safe=safe, retries=retries, timeout_s=timeout_s, clock=clock)
+
+
+def waits(tries: Attempts, error) -> list[float]:
+    """Every wait until the call is given up."""
+    found = []
+    tries.begin()
+    while (wait_s := tries.wait_s(error)) is not None:
+        found.append(wait_s)
+        tries.begin()
+    return found
+
+
+def test_waits_double_up_to_five_seconds_and_are_spread():
+    for tries in range(1, 100):
+        longest = min(5.0, 0.1 * 2 ** (tries - 1))
+        seen = [back_off_s(tries) for _ in range(20)]
+        assert all(longest / 2 <= wait_s <= longest for wait_s in seen)
+        assert len(set(seen)) > 1
+
+
+def test_an_unavailable_server_is_asked_as_often_as_was_said(clock):
+    assert len(waits(attempts(clock), UnavailableError("x"))) == 4
+    assert waits(attempts(clock, retries=0), UnavailableError("x")) == []
+
+
+def test_a_full_queue_is_asked_again_after_the_time_it_named(clock):
+    assert waits(attempts(clock, retries=3), QueueFullError("x", retry_after_s=0.25)) == [0.25] * 3
+
+
+@pytest.mark.parametrize(
+    "error", [ResourceExhaustedError, InvalidInputError, NotFoundError, InternalError, DeadlineExceededError]
+)
+def test_what_would_fail_again_is_not_repeated(clock, error):
+    assert waits(attempts(clock), error("x")) == []
+
+
+def test_a_call_with_effects_is_repeated_only_where_it_reached_nobody(clock):
+    assert waits(attempts(clock, safe=False), UnavailableError("x")) == []
+    assert waits(attempts(clock, safe=False), QueueFullError("x", retry_after_s=0.1)) == []
+    assert len(waits(attempts(clock, safe=False), ConnectionFailedError("x"))) == 4
+
+
+def test_no_wait_outlives_the_deadline(clock):
+    assert waits(attempts(clock, timeout_s=1), QueueFullError("x", retry_after_s=1.5)) == []
+    tries = attempts(clock, timeout_s=1)
+    tries.begin()
+    clock.now += 0.99
+    assert tries.remaining_s == pytest.approx(0.01)
+    assert tries.wait_s(UnavailableError("x")) is None
+    clock.now += 5
+    assert tries.remaining_s == 0
+
+
+def test_another_address_is_asked_at_once_and_none_twice_before_all_were(clock):
+    tries = attempts(clock, connections=3, retries=1)
+    order, found = [tries.begin()], []
+    while (wait_s := tries.wait_s(UnavailableError("x"))) is not None:
+        found.append(wait_s)
+        order.append(tries.begin())
+    assert found[:2] == [0, 0]
+    assert found[2] > 0
+    assert found[3:] == [0, 0]
+    assert sorted(order[:3]) == sorted(order[3:]) == [0, 1, 2]
+
+
+def test_connections_take_turns(clock):
+    rotation = Rotation(3, clock)
+    assert [rotation.take() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_dead_connection_rests_longer_each_time_and_works_again_at_once(clock):
+    rotation = Rotation(2, clock)
+    rotation.failed(0)
+    assert [rotation.take() for _ in range(3)] == [1, 1, 1]
+    clock.now += 0.5
+    assert 0 in {rotation.take(), rotation.take()}
+    rotation.failed(0)
+    clock.now += 0.9
+    assert {rotation.take() for _ in range(4)} == {1}
+    rotation.worked(0)
+    assert {rotation.take() for _ in range(2)} == {0, 1}
+
+
+def test_where_all_rest_the_first_to_come_back_is_asked(clock):
+    rotation = Rotation(2, clock)
+    rotation.failed(1)
+    rotation.failed(1)
+    rotation.failed(0)
+    assert [rotation.take() for _ in range(3)] == [0, 0, 0]

@@ -1,0 +1,120 @@
+"""Both clients try again where it is safe, within the time they have, on whichever server is there."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import grpc
+import pytest
+
+import cnnserve_client as cc
+from peer import Peer, running
+
+
+def failing(peer: Peer, method: str, times: int, code: grpc.StatusCode, pushback: str | None = None) -> None:
+    """The first so many calls end with a status."""
+    script, left = peer.scripts[method], [times]
+
+    def fail(request, context):
+        if left[0]:
+            left[0] -= 1
+            if pushback is not None:
+                context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),))
+            context.abort(code, "not now")
+        return script(request, context)
+
+    peer.scripts[method] = fail
+
+
+@pytest.mark.parametrize("method", ["classify", "list_models", "get_model"])
+def test_an_unavailable_server_is_asked_again(peer, ask, method):
+    arguments = {"classify": (b"x",), "list_models": (), "get_model": ("digits",)}[method]
+    for name in ("Classify", "ListModels", "GetModel"):
+        failing(peer, name, 2, grpc.StatusCode.UNAVAILABLE)
+    ask(peer.address, method, *arguments, **({"model": "digits"} if method == "classify" else {}))
+    assert len(peer.asked) == 3
+
+
+@pytest.mark.parametrize("method", ["load_model", "unload_model"])
+def test_a_change_is_never_sent_twice(peer, ask, method):
+    failing(peer, "LoadModel", 1, grpc.StatusCode.UNAVAILABLE)
+    failing(peer, "UnloadModel", 1, grpc.StatusCode.UNAVAILABLE)
+    with pytest.raises(cc.UnavailableError, match="not now"):
+        ask(peer.address, method, "digits")
+    assert len(peer.asked) == 1
+
+
+def test_a_full_queue_is_asked_again_after_the_time_it_named(peer, ask):
+    failing(peer, "Classify", 3, grpc.StatusCode.RESOURCE_EXHAUSTED, "5")
+    assert ask(peer.address, "classify", b"x", model="digits").results[0].ok
+    assert len(peer.asked) == 4
+
+
+@pytest.mark.parametrize("pushback", [None, "-1", "60000"])
+def test_an_exhausted_server_is_asked_again_only_where_it_said_when_and_there_is_time(peer, ask, pushback):
+    failing(peer, "Classify", 1, grpc.StatusCode.RESOURCE_EXHAUSTED, pushback)
+    with pytest.raises(cc.ResourceExhaustedError):
+        ask(peer.address, "classify", b"x", model="digits")
+    assert len(peer.asked) == 1
+
+
+def test_tries_share_the_calls_deadline(peer, ask):
+    failing(peer, "Classify", 2, grpc.StatusCode.UNAVAILABLE)
+    ask(peer.address, "classify", b"x", model="digits", timeout_s=0.9)
+    times = [asked.timeout_s for asked in peer.asked]
+    assert times[0] - times[-1] > 0.1
+
+
+def test_no_retries_where_none_are_wanted(peer, ask):
+    failing(peer, "Classify", 1, grpc.StatusCode.UNAVAILABLE)
+    with pytest.raises(cc.UnavailableError):
+        ask(peer.address, "classify", b"x", model="digits", limits={"retries": 0})
+    assert len(peer.asked) == 1
+
+
+def test_addresses_take_turns_and_a_dead_one_costs_nothing():
+    with running(Peer()) as one, running(Peer()) as other:
+        addresses = [one.address, "127.0.0.1:1", other.address]
+        with cc.Client(addresses, timeout_s=20) as client:
+            assert repr(client) == f"Client({','.join(addresses)!r})"
+            for _ in range(20):
+                assert client.classify(b"x", model="digits").results[0].ok
+        counts = Counter({"one": len(one.asked), "other": len(other.asked)})
+        assert counts.total() == 20
+        assert min(counts.values()) >= 8
+
+
+async def test_so_they_do_for_asyncio():
+    with running(Peer()) as one, running(Peer()) as other:
+        async with cc.AsyncClient(f"{one.address},127.0.0.1:1,{other.address}", timeout_s=20) as client:
+            for _ in range(20):
+                assert (await client.classify(b"x", model="digits")).results[0].ok
+        assert min(len(one.asked), len(other.asked)) >= 8
+        assert len(one.asked) + len(other.asked) == 20
+
+
+def test_a_change_of_one_of_several_servers_is_refused(peer, ask):
+    with pytest.raises(cc.InvalidInputError, match="load_model with 2 addresses: make a client for each server"):
+        ask(f"{peer.address},{peer.address}", "load_model", "digits")
+    assert peer.asked == []
+
+
+def test_a_client_does_not_cross_a_fork(peer):
+    code = (
+        "import os, sys\n"
+        "from cnnserve_client import Client\n"
+        "client = Client(sys.argv[1])\n"
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "    try:\n"
+        "        client.list_models()\n"
+        "    except RuntimeError as error:\n"
+        "        print(error, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.waitpid(pid, 0)\n"
+        "print(len(client.list_models()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, peer.address], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "this Client was made before the process forked: make one in each process\n2\n"
