@@ -13,7 +13,7 @@ SOAK_MINUTES ?= 10
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types drift proto format soak image-test clean
+.PHONY: help setup demo test check lint types drift proto format soak interop image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ drift: $(PROTO_VENV)/.installed
 
 soak: setup ## minutes of load, reloads, kills and changing versions (SOAK_MINUTES=10)
 	CNNSERVE_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/soak
+
+interop: setup ## the wheel in fresh environments: protobuf 5, 6 and 7, and beside tritonclient (installs from the index)
+	$(BIN)/python -m pytest -m interop -rP tests/interop
 
 image-test: setup ## build the container image, run it, classify, stop it under load, print its size
 	bash deploy/docker/image-test.sh

@@ -99,6 +99,7 @@ class Progress:
             self._stream.write(_CLEAR_LINE)
             self._stream.flush()
             self._is_shown = False
+            self._drawn = 0.0  # it comes back with the next image
 
     def summary(self, done: int, failed: int) -> str:
         """What was done, in one line."""
@@ -120,9 +121,9 @@ class Progress:
         share = done / max(total, 1)
         space = min(40, room - 4 - 1 - len(figures) - len(failures))
         bar = self._drawing(share, space) + figures if space >= 8 else figures[1:]
-        shown_failures = red(failures) if self._colours else failures
-        text = f"{share:4.0%} {bar}"
-        return text[:room] if space < 8 else text + shown_failures
+        if space < 8:
+            return f"{share:4.0%} {bar}{failures}"[:room]
+        return f"{share:4.0%} {bar}" + (red(failures) if self._colours else failures)
 
     def _drawing(self, share: float, space: int) -> str:
         full, half, empty = self._bar

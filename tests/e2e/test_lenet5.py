@@ -2,10 +2,13 @@
 
 import asyncio
 import io
+import itertools
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +74,38 @@ def test_every_form_of_an_image_gives_the_same_answer(client: Client, digits: Di
     assert len({result.classes for result in results}) == 1
 
 
+def test_many_at_once_equal_the_same_in_requests(client: Client, digits: Digits) -> None:
+    images = [image for image, _ in digits]
+    answers = [client.classify(images[i : i + 32], model="lenet5").results for i in range(0, len(images), 32)]
+    streamed = list(client.classify_many(iter(images), model="lenet5"))
+    assert [result.top.label for result in streamed] == [result.top.label for answer in answers for result in answer]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_that_restarts_in_mid_stream_costs_no_image(digits: Digits, tmp_path: Path, number: int) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(serving(tmp_path / "first.log", REPOSITORY))
+        read = 0
+
+        def images() -> Iterator[bytes]:
+            nonlocal read
+            for image, _ in itertools.islice(itertools.cycle(digits), 2000):
+                if read == 1000:
+                    first.process.send_signal(number)
+                    first.process.wait(40)
+                    # Later flags win: the same port again.
+                    port = ("--grpc-port", str(first.grpc_port))
+                    stack.enter_context(serving(tmp_path / "second.log", REPOSITORY, *port))
+                read += 1
+                yield image
+
+        with Client(first.address) as client:
+            results = list(client.classify_many(images(), model="lenet5", top_k=1))
+    expected = [str(value) for _, value in itertools.islice(itertools.cycle(digits), 2000)]
+    assert len(results) == 2000
+    assert sum(result.top.label == value for result, value in zip(results, expected, strict=True)) >= 0.98 * 2000
+
+
 async def test_the_async_client_in_parallel(server: RunningServer, digits: Digits) -> None:
     async with AsyncClient(server.address) as client:
         answers = await asyncio.gather(*(client.classify(image, model="lenet5") for image, _ in digits[:64]))
@@ -95,8 +130,7 @@ def test_the_command_line(server: RunningServer, digits: Digits, tmp_path: Path)
         paths[-1].write_bytes(data)
     done = cnnserve("classify", *map(str, paths), "--address", server.address, "--top-k", "1", "--json")
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    labels = [item["classes"][0]["label"] for item in answer["images"]]
+    labels = [json.loads(line)["classes"][0]["label"] for line in done.stdout.splitlines()]
     assert sum(label == str(value) for label, (_, value) in zip(labels, digits, strict=False)) >= 39
     table = cnnserve("classify", str(paths[0]), str(tmp_path / "none.png"), "--address", server.address)
     assert table.returncode == 1
@@ -106,4 +140,5 @@ def test_the_command_line(server: RunningServer, digits: Digits, tmp_path: Path)
     assert cnnserve("health", "--address", server.address, "--model", "lenet5").returncode == 0
     assert cnnserve("health", "--address", server.address, "--model", "other").returncode == 1
     assert "lenet5" in cnnserve("models", "--address", server.address).stdout
+    assert json.loads(cnnserve("labels", "lenet5", "--json", "--address", server.address).stdout)[7]["label"] == "7"
     assert cnnserve("health", "--address", "127.0.0.1:1").returncode == 1
