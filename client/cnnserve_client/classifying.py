@@ -9,8 +9,10 @@ from itertools import chain
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from . import cli, output, report, sources, terminal
+from . import output, report, sources, terminal
+from .console import complain, say
 from .errors import CnnserveError, InvalidInputError, UnavailableError
+from .flags import connect
 from .formats import Csv, Format, JsonLines, Table
 from .results import ImageResult
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Classifies everything there is, and writes it down as it comes."""
     from .files import classify_files  # noqa: PLC0415 - brings grpc along, which --help does without
 
-    with cli.connect(args) as client, output.Interrupts() as interrupts:
+    with connect(args) as client, output.Interrupts() as interrupts:
         model = args.model or _only_model(client, args, parser)
         results = classify_files(client, _entries(args), model=model, version=args.version, top_k=args.top_k)
         with closing(results):
@@ -80,13 +82,13 @@ def _write(
         except (KeyboardInterrupt, CnnserveError) as stop:
             tally.finish()
             if isinstance(stop, CnnserveError):
-                cli.complain(f"stopped after {tally.done:,} images: {stop}")
+                complain(f"stopped after {tally.done:,} images: {stop}")
                 return 1
-            cli.complain(f"interrupted after {tally.done:,} images")
+            complain(f"interrupted after {tally.done:,} images")
             return 130
         tally.finish()
     if progress.was_shown:
-        cli.say(progress.summary(tally.done, tally.failed), sys.stderr)
+        say(progress.summary(tally.done, tally.failed), sys.stderr)
     return 1 if tally.failed else 0
 
 
@@ -105,7 +107,7 @@ class _Tally:
         if result.error is not None:
             self.failed += 1
             self._progress.clear()
-            cli.complain(f"{name}: {result.error}")
+            complain(f"{name}: {result.error}")
         self._progress.update(self.done, self.failed)
 
     def finish(self) -> None:
