@@ -8,15 +8,15 @@
 
 Parts:
 
-    client, aio   Client and AsyncClient: one channel, one deadline, nothing else
-    calls         what each RPC asks and how its answer reads; shared by both clients
-    rpc           the method table
-    target        address, limits, channel options, gRPC status -> exception
-    images        path, bytes, PIL image or array -> protobuf
-    results       what a call returns
-    errors        what a call raises
-    files         many files through one model; `batching` decides how many go into one request
-    cli, report   `cnnserve classify`, `health`, `models`, `load` and `unload`: flags and exit codes; tables and JSON
+    client, aio          Client and AsyncClient: sending, and nothing that both could decide alike
+    calls, rpc           what each RPC asks and how its answer reads; the method table
+    target, security     addresses, limits, gRPC status -> exception; TLS and tokens; `channels` makes them gRPC's
+    retry                whether a call is tried again, when and where
+    pipeline             `classify_many` without I/O; `streams` and `aio_streams` carry it out
+    images, batching     path, bytes, PIL image or array -> protobuf; what one request may hold, `limits` of a model
+    results, errors      what a call returns and raises
+    cli                  the commands; `flags` and `console` are shared by all
+    classifying          `cnnserve classify`: `sources` of images, `files` with their results, `formats`, `output`
 """
 
 from importlib import import_module

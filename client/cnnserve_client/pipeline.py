@@ -13,7 +13,7 @@ A client asks `next_step` what to do, does it, and tells what came of it (`add`,
 import heapq
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -32,6 +32,7 @@ from .errors import (
 from .images import Image
 from .results import ImageResult
 from .retry import back_off_s
+from .under_way import Lane, Request
 
 _IMAGES_UNDER_WAY: Final = 128
 _BYTES_UNDER_WAY: Final = 32 * 2**20
@@ -39,6 +40,7 @@ _MOST_REQUESTS: Final = 32
 _LINGER_S: Final = 0.02
 # The server ends a late request itself; its answer gets this long to come.
 _GRACE_S: Final = 1.0
+_RESTS_AMONG_OTHERS: Final = 12
 _LONGEST_WAIT_S: Final = 3600.0  # clocks of threads and event loops have their limits
 
 
@@ -78,49 +80,6 @@ class Wait:
     seconds: float
 
 
-@dataclass(eq=False)
-class _Request:
-    number: int
-    message: pb.ClassifyStreamRequest
-    # One per image; None where the answer will have it.
-    results: list[ImageResult | None] = field(default_factory=list)
-    images: int = 0
-    image_bytes: int = 0
-    began: float = 0.0
-    data: bytes = b""
-    tries: int = 0
-    is_answered: bool = False
-
-    def answer(self, results: Sequence[ImageResult]) -> None:
-        """Fills in what was open."""
-        answers = iter(results)
-        self.results = [next(answers) if result is None else result for result in self.results]
-        self.data, self.is_answered = b"", True
-
-
-@dataclass(eq=False)
-class _Lane:
-    """One connection: what is under way on it, since when it is silent, and when it may be used again."""
-
-    requests: dict[int, _Request] = field(default_factory=dict)
-    heard: float = 0.0
-    failures: int = 0
-    opens: float = 0.0
-    # Until its stream answered once it gets one request: one that is refused says why, and grpc.aio loses that reason
-    # where more is being written.
-    is_proved: bool = False
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another request may go there, now or when it opens."""
-        return self.is_proved or not self.requests
-
-    def rest(self, now: float) -> None:
-        """It failed: others first."""
-        self.failures += 1
-        self.opens = now + back_off_s(self.failures)
-
-
 class Pipeline:
     """The state of one `classify_many`; see the head of this file.
 
@@ -135,13 +94,13 @@ class Pipeline:
         self._template = request
         self._limits = limits
         self._timeout_s = timeout_s
-        self._lanes = [_Lane() for _ in range(lanes)]
+        self._lanes = [Lane() for _ in range(lanes)]
         self._window = lanes * min(_MOST_REQUESTS, max(4, _IMAGES_UNDER_WAY // limits.batch))
         self._window_bytes = lanes * _BYTES_UNDER_WAY
-        self._order: deque[_Request] = deque()  # sealed, not handed out
+        self._order: deque[Request] = deque()  # sealed, not handed out
         self._bytes = 0
-        self._filling: _Request | None = None
-        self._due: list[tuple[float, int, _Request]] = []  # to be sent, at which time
+        self._filling: Request | None = None
+        self._due: list[tuple[float, int, Request]] = []  # to be sent, at which time
         self._read = 0
         self._made = 0
         self._exhausted = False
@@ -211,7 +170,7 @@ class Pipeline:
     def broke(self, lane: int, error: CnnserveError, now: float) -> None:
         """A connection's stream ended."""
         state = self._lanes[lane]
-        state.rest(now)
+        self._rest(state, now)
         state.is_proved = False
         for request in state.requests.values():
             self._later(request, now)
@@ -222,10 +181,10 @@ class Pipeline:
         self._failure = error
         self._away_since = now if self._away_since is None else self._away_since
 
-    def _new(self, now: float) -> _Request:
+    def _new(self, now: float) -> Request:
         message = pb.ClassifyStreamRequest(id=str(self._made), timeout_us=int(self._timeout_s * 1e6))
         message.request.CopyFrom(self._template)
-        self._filling = _Request(self._made, message, began=now)
+        self._filling = Request(self._made, message, began=now)
         self._made += 1
         return self._filling
 
@@ -243,7 +202,7 @@ class Pipeline:
         if request.images == self._limits.batch:
             self._seal(request, now)
 
-    def _seal(self, request: _Request, now: float) -> None:
+    def _seal(self, request: Request, now: float) -> None:
         self._filling = None
         self._order.append(request)
         self._bytes += request.image_bytes
@@ -254,7 +213,7 @@ class Pipeline:
             request.is_answered = True
         request.message.Clear()
 
-    def _later(self, request: _Request, due: float) -> None:
+    def _later(self, request: Request, due: float) -> None:
         heapq.heappush(self._due, (due, request.number, request))
 
     def _send(self, now: float) -> Send | None:
@@ -274,6 +233,11 @@ class Pipeline:
         request.tries += 1
         return Send(number, request.data)
 
+    def _rest(self, failed: Lane, now: float) -> None:
+        """Where others answer, seldom is enough: each try on a silent address holds up all results behind it."""
+        others = any(lane.is_proved for lane in self._lanes if lane is not failed)
+        failed.rest(now, _RESTS_AMONG_OTHERS if others else 1)
+
     def _abandon(self, now: float) -> Abandon | None:
         """Gives up a connection that answered nothing for longer than a request may take."""
         for number, lane in enumerate(self._lanes):
@@ -282,12 +246,12 @@ class Pipeline:
                 for request in lane.requests.values():
                     request.answer([ImageResult(error=error)] * request.images)
                 lane.requests.clear()
-                lane.rest(now)
+                self._rest(lane, now)
                 lane.is_proved = False
                 return Abandon(number)
         return None
 
-    def _is_slow(self, filling: _Request, now: float) -> bool:
+    def _is_slow(self, filling: Request, now: float) -> bool:
         """Whether a request goes out as it is: nothing more comes, or not soon while the server has nothing to do."""
         return self._exhausted or (not self._order and now > filling.began + _LINGER_S)
 
@@ -312,17 +276,17 @@ class Pipeline:
         self._now = now + wait_s
         return Wait(wait_s)
 
-    def _fill_in(self, request: _Request, response: pb.ClassifyResponse) -> None:
+    def _fill_in(self, request: Request, response: pb.ClassifyResponse) -> None:
         results = calls.image_results(response)
         if len(results) != request.images:
             self._fatal = InternalError(f"the server answered {len(results)} results for {request.images} images")
             return
         request.answer(results)
 
-    def _refused(self, lane: _Lane, request: _Request, error: CnnserveError, now: float) -> None:
+    def _refused(self, lane: Lane, request: Request, error: CnnserveError, now: float) -> None:
         if isinstance(error, UnavailableError | QueueFullError):
             if isinstance(error, UnavailableError):
-                lane.rest(now)
+                self._rest(lane, now)
             wait_s = error.retry_after_s if isinstance(error, QueueFullError) else back_off_s(request.tries)
             if now + wait_s < request.began + self._timeout_s:
                 self._later(request, now + wait_s)
