@@ -83,7 +83,7 @@ def decode(
 
 
 def to_mode(image: Image.Image, mode: Mode) -> Image.Image:
-    """RGB or grey as Pillow's `convert` does it, except that 16-bit grey keeps its high byte: Pillow clips it at 255."""
+    """RGB or grey as Pillow's `convert` does it, but 16-bit grey keeps its high byte, where Pillow clips it at 255."""
     if image.mode == mode:
         return image
     if image.mode.startswith("I;16"):

@@ -33,9 +33,8 @@ IMAGE_PARAMETERS = frozenset((_PREPROCESS, _MAX_PIXELS))
 # What is smaller, on all its way, takes less than waking a thread that waits for it.
 _QUICK_PIXELS = 64 * 64
 _QUICK_BYTES = 16 * 2**10
-# Bytes a pixel: a copy in Pillow's form and a converted one; the results of both passes of a resize.
-_RAW_BYTES = 8
-_RESIZING_BYTES = 8
+# Bytes that each of the most pixels takes while it is resized: before, between the passes and after.
+_RESIZING_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Preprocessor:
                 f"for {height}x{width}x{channels} (height x width x channels)"
             )
         most = self._check((width, height))
-        with self._holding(_RAW_BYTES * width * height, most):
+        with self._holding(0, most):
             mode = _RAW_MODES[channels]
             pixels = Image.frombuffer(mode, (width, height), image.data, "raw", mode, 0, 1)
             return self._row(to_mode(pixels, self._mode), pixels.size)
@@ -180,7 +179,7 @@ class Preprocessor:
         # Not for what is quick: that may run where nothing may wait.
         if self._memory is None or most_pixels <= _QUICK_PIXELS:
             return contextlib.nullcontext()
-        return self._memory.decoding(decoding_bytes + _RESIZING_BYTES * most_pixels)
+        return self._memory.decoding(max(decoding_bytes, _RESIZING_BYTES * most_pixels))
 
 
 def to_tensor(pixels: NDArray[np.uint8], spec: Preprocessing, tensor: TensorInfo) -> NDArray[np.generic]:
