@@ -198,7 +198,7 @@ def test_the_first_frame_of_an_animation_is_the_picture() -> None:
 
 
 def large_files() -> dict[str, bytes]:
-    large = Image.fromarray(load_sample_image("flower.jpg")).resize((2000, 1500))
+    large = Image.fromarray(load_sample_image("flower.jpg")).resize((1500, 1000))
     alpha = large.convert("RGBA")
     alpha.putalpha(large.convert("L"))
     exif = Image.Exif()
@@ -217,6 +217,7 @@ def large_files() -> dict[str, bytes]:
 # In a process of its own, whose heap has no holes. The peak starts anew with every file.
 MEASURE = """
 import pathlib, sys
+from cnnserve import memory
 from cnnserve.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve.preprocessing import Preprocessor
 
