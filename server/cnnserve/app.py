@@ -86,14 +86,14 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     """Runs a server until `shutdown` is set. `on_bound` hears the ports. Raises `OSError` where one is taken."""
     threads = _cpu_threads(config)
     decoders = ThreadPoolExecutor(config.decode_threads or threads, "decode")
-    registry = _registry(config, threads, decoders)
+    budget = MemoryBudget(config.max_pending_mib * 2**20)
+    registry = _registry(config, threads, decoders, budget)
     explicit = config.model_control_mode == EXPLICIT
     control = ModelControl(
         registry, config.model_repository, mode=config.model_control_mode, allowed=config.allow_model_control
     )
     health = Health(registry, strict=config.strict_readiness, may_be_empty=explicit)
     max_message_bytes = config.max_message_mib * 2**20
-    budget = MemoryBudget(config.max_pending_mib * 2**20)
     classifier = ClassifierService(registry, budget, max_message_bytes)
     repository = RepositoryService(control)
     inference = InferenceService(registry, budget, lambda: health.is_ready, repository.extensions)
@@ -145,9 +145,11 @@ def _cpu_threads(config: ServerConfig) -> int:
     return config.cpu_threads or cpu_budget()
 
 
-def _registry(config: ServerConfig, threads: int, decoders: ThreadPoolExecutor) -> Registry:
+def _registry(config: ServerConfig, threads: int, decoders: ThreadPoolExecutor, budget: MemoryBudget) -> Registry:
     device: Device = "cuda" if config.device == "cuda" else "cpu"
-    open_version = partial(loader.open_version, cpu_threads=threads, device=device, engine_cache=config.engine_cache)
+    open_version = partial(
+        loader.open_version, cpu_threads=threads, device=device, engine_cache=config.engine_cache, memory=budget
+    )
     at_once = min(max(threads, _LOADS_AT_LEAST), _LOADS_AT_MOST)
     opener = VersionOpener(open_version, decoders, at_once=at_once, require_manifest=config.require_manifest)
     return Registry(config.model_repository, opener)

@@ -26,12 +26,17 @@ def are_probabilities(rows: NDArray[np.floating], tolerance: float = 1e-3) -> bo
 
 
 def top_k(probabilities: NDArray[np.floating], k: int) -> NDArray[np.intp]:
-    """Indices of the `k` largest of one row, largest first, the lower index first among equals.
+    """Indices of the `k` largest of each row, largest first, the lower index first among equals and NaN last.
 
     `k` 0 means 5; a `k` above the class count means all classes.
     """
     count = probabilities.shape[-1]
     wanted = min(k or DEFAULT_TOP_K, count)
-    # Stable on the negated row: ties keep the order of their indices.
-    order = np.argsort(-probabilities, kind="stable")
-    return order[:wanted]
+    if wanted == 1:
+        best: NDArray[np.intp] = np.asarray(probabilities.argmax(axis=-1))[..., np.newaxis]
+        # argmax takes a NaN for the largest.
+        if not np.isnan(np.take_along_axis(probabilities, best, -1)).any():
+            return best
+    # Stable on the negated rows: ties keep the order of their indices.
+    order = np.argsort(-probabilities, axis=-1, kind="stable")
+    return order[..., :wanted]

@@ -23,7 +23,13 @@ Device = Literal["cpu", "cuda"]
 
 _PREFIX = "cnnserve."
 # Our own parameters. Each is read in this file, or, for those of other parts, where its comment says.
-OWN_PARAMETERS = ("cnnserve.allow_cpu_fallback", "cnnserve.batch_buckets")
+OWN_PARAMETERS = (
+    "cnnserve.allow_cpu_fallback",
+    "cnnserve.batch_buckets",
+    # preprocessing.py
+    "cnnserve.max_pixels",
+    "cnnserve.preprocess",
+)
 
 _GRAPH_LEVELS: dict[int, Literal["basic", "extended", "off", "all"]] = {-1: "basic", 0: "all", 1: "extended", 2: "off"}
 _RUNTIME_PARAMETERS = (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cnnserve import execution, model_config, selftest
 from cnnserve import manifest as manifests
+from cnnserve.admission import MemoryBudget
 from cnnserve.batcher import DynamicBatcher
 from cnnserve.config import DEFAULT_ENGINE_CACHE
 from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
@@ -20,7 +21,7 @@ from cnnserve.label_file import read_labels
 from cnnserve.manifest import Manifest
 from cnnserve.model import Model, ModelInfo
 from cnnserve.model_config import Settings
-from cnnserve.preprocessing import Preprocessor
+from cnnserve.preprocessing import IMAGE_PARAMETERS, ImageOptions, Preprocessor
 from cnnserve.repository import ModelFolder
 from cnnserve.selftest import SelfTest
 from cnnserve.wire.model_config_pb2 import ModelConfig
@@ -47,11 +48,13 @@ def open_version(
     *,
     device: Device = "cpu",
     engine_cache: Path = DEFAULT_ENGINE_CACHE,
+    memory: MemoryBudget | None = None,
     on_stage: OnStage = _no_stage,
 ) -> OpenVersion:
     """Loads and proves one version. Blocks. Raises `ModelLoadFailed` with the reason.
 
-    `device` is where a model runs whose config leaves it open; `on_stage` is told, on this thread, what takes long.
+    `device` is where a model runs whose config leaves it open; `memory` counts what its images take while they are
+    decoded; `on_stage` is told, on this thread, what takes long.
     """
     path = folder.versions[version]
     config = model_config.read(folder.path)
@@ -60,7 +63,7 @@ def open_version(
     plan, sessions = open_sessions(_model_file(path, config, manifest), plan, cpu_threads, engine_cache, on_stage)
     settings = model_config.resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
     labels = _labels(folder, path, manifest, settings)
-    preprocessor = Preprocessor(manifest.preprocessing, manifest.input) if manifest else None
+    preprocessor = _preprocessor(config, manifest, memory)
     workers = make_workers(f"{folder.name}-{version}", plan, sessions, settings)
     # One instance of each session: those that share one compute the same.
     proved = list({id(worker.session): worker for worker in workers}.values())
@@ -100,6 +103,20 @@ def _self_test(
         run = worker.instance.run
         tests.append(selftest.run_golden(run, manifest, preprocessor, path, sizes=sizes, provider=provider))
     return selftest.worst(tests)
+
+
+def _preprocessor(
+    config: ModelConfig | None, manifest: Manifest | None, memory: MemoryBudget | None
+) -> Preprocessor | None:
+    parameters = {name: value.string_value for name, value in config.parameters.items()} if config else {}
+    options = ImageOptions.of(parameters)
+    if manifest is not None:
+        return Preprocessor(manifest.preprocessing, manifest.input, options, memory)
+    if given := sorted(IMAGE_PARAMETERS & parameters.keys()):
+        raise ModelLoadFailed(
+            f"config.pbtxt: parameter {given[0]} has no effect without a manifest: the model takes no images"
+        )
+    return None
 
 
 def _placement(workers: Sequence[Worker]) -> dict[str, int]:

@@ -19,6 +19,10 @@ from cnnserve.model_config import Settings
 from cnnserve.preprocessing import ImageSource, Preprocessor
 from cnnserve.selftest import SelfTest
 
+# So many quick images are read on the event loop; more go to the decoding threads, in parts that are worth the way.
+_INLINE_IMAGES = 4
+_QUICK_IMAGES = 16
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -114,30 +118,35 @@ class Model:
         permit = self._batcher.reserve(len(images))
         try:
             started = time.monotonic_ns()
-            rows = await self._preprocess(self._preprocessor, images, deadline_ns)
+            work = _Decoding(self._preprocessor, images, deadline_ns)
+            await self._preprocess(work)
             preprocess_ns = time.monotonic_ns() - started
-            good = [row for row in rows if not isinstance(row, ServingError)]
-            if not good:
-                return Classification([row for row in rows if isinstance(row, ServingError)], Timings(0, preprocess_ns))
-            permit.shrink(len(good))
-            result = await self._batcher.submit(np.stack(good), permit, deadline_ns)
+            rows = work.good_rows()
+            if not len(rows):
+                return Classification([work.errors[index] for index in range(len(images))], Timings(0, preprocess_ns))
+            permit.shrink(len(rows))
+            result = await self._batcher.submit(rows, permit, deadline_ns)
         finally:
             permit.release()
         classes = iter(self._top_k(result.outputs[0], top_k))
-        outcomes = [row if isinstance(row, ServingError) else next(classes) for row in rows]
+        outcomes = [work.errors.get(index) or next(classes) for index in range(len(images))]
         return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
 
     async def close(self) -> None:
         """Answers everything accepted, then ends the instances."""
         await self._batcher.close()
 
-    async def _preprocess(
-        self, preprocessor: Preprocessor, images: Sequence[ImageSource], deadline_ns: int | None
-    ) -> list[Rows | ServingError]:
+    async def _preprocess(self, work: "_Decoding") -> None:
+        quick, others = work.sorted_out()
+        if not others and len(quick) <= _INLINE_IMAGES:
+            work.run(quick)
+            return
+        parts = [[index] for index in others]
+        parts += [quick[start : start + _QUICK_IMAGES] for start in range(0, len(quick), _QUICK_IMAGES)]
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._decoders, _row, preprocessor, image, deadline_ns) for image in images]
+        jobs = [loop.run_in_executor(self._decoders, work.run, part) for part in parts]
         try:
-            return await asyncio.gather(*jobs)
+            await asyncio.gather(*jobs)
         finally:
             # Where it was cancelled or is too late, what has not begun is not decoded any more.
             for job in jobs:
@@ -148,7 +157,12 @@ class Model:
         manifest = self.info.manifest
         if manifest is not None and manifest.activation == "none":
             scores = classification.softmax(scores)
-        return [[self._class(int(i), float(row[i])) for i in classification.top_k(row, k)] for row in scores]
+        order = classification.top_k(scores, k)
+        values = np.take_along_axis(scores, order, axis=-1)
+        return [
+            list(map(self._class, indices, probabilities))
+            for indices, probabilities in zip(order.tolist(), values.tolist(), strict=True)
+        ]
 
     def _to_wire(self, index: int, output: Rows) -> Rows:
         """An output as its config declares it, where that is not the file's own shape."""
@@ -189,11 +203,36 @@ class Model:
         return rows
 
 
-def _row(preprocessor: Preprocessor, image: ImageSource, deadline_ns: int | None) -> Rows | ServingError:
-    """On a decoding thread: one image's row, or the error that is its answer. Raises `DeadlineExceeded`."""
-    if deadline_ns is not None and deadline_ns <= time.monotonic_ns():
-        raise DeadlineExceeded("the deadline passed before the images were read")
-    try:
-        return preprocessor.row(image)
-    except ServingError as error:
-        return error
+class _Decoding:
+    """One request's images on their way to rows; `errors` has an image's own error by its index."""
+
+    def __init__(self, preprocessor: Preprocessor, images: Sequence[ImageSource], deadline_ns: int | None) -> None:
+        self.images = images
+        self.errors: dict[int, ServingError] = {}
+        self._preprocessor = preprocessor
+        self._deadline_ns = deadline_ns
+        self._rows = preprocessor.empty(len(images))
+
+    def sorted_out(self) -> tuple[list[int], list[int]]:
+        """Which images are quick to read, and which are not."""
+        quick: list[int] = []
+        others: list[int] = []
+        for index, image in enumerate(self.images):
+            (quick if self._preprocessor.is_quick(image) else others).append(index)
+        return quick, others
+
+    def run(self, indices: Sequence[int]) -> None:
+        """Reads some of the images; on any thread. Raises `DeadlineExceeded`."""
+        for index in indices:
+            if self._deadline_ns is not None and self._deadline_ns <= time.monotonic_ns():
+                raise DeadlineExceeded("the deadline passed before the images were read")
+            try:
+                self._rows[index] = self._preprocessor.row(self.images[index])
+            except ServingError as error:
+                self.errors[index] = error
+
+    def good_rows(self) -> Rows:
+        """The rows of the images that could be read, in order."""
+        if not self.errors:
+            return self._rows
+        return np.delete(self._rows, list(self.errors), axis=0)

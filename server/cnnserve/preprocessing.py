@@ -5,25 +5,36 @@ exact size), `CenterCrop`, `ToTensor`, `Normalize`. The exporter uses this same 
 what the server runs.
 """
 
-import io
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from cnnserve.errors import InvalidInput
-from cnnserve.manifest import Preprocessing, Resize, TensorInfo
+from cnnserve import geometry
+from cnnserve.admission import MemoryBudget
+from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.decoding import Mode, decode, to_mode
+from cnnserve.errors import InvalidInput, ModelLoadFailed
+from cnnserve.image_header import FORMATS, check_structure, read_header
+from cnnserve.manifest import Preprocessing, TensorInfo
+from cnnserve.providers import whole
 
-# A format's decoder is attack surface: only what people really send.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+__all__ = ["FORMATS", "ImageOptions", "ImageSource", "Preprocessor", "RawImage"]
+
 DEFAULT_PIXEL_LIMIT = 50_000_000
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _RAW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-# Our own limit is tighter and answers the caller; Pillow's would only warn.
-Image.MAX_IMAGE_PIXELS = None
+_PREPROCESS = "cnnserve.preprocess"
+_MAX_PIXELS = "cnnserve.max_pixels"
+IMAGE_PARAMETERS = frozenset((_PREPROCESS, _MAX_PIXELS))
+# What is smaller, on all its way, takes less than waking a thread that waits for it.
+_QUICK_PIXELS = 64 * 64
+_QUICK_BYTES = 16 * 2**10
+# Bytes that each of the most pixels takes while it is resized: before, between the passes and after.
+_RESIZING_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -40,13 +51,49 @@ class RawImage:
 ImageSource = bytes | RawImage
 
 
-class Preprocessor:
-    """Turns images into rows for one model. Thread-safe: it holds no state but its specification."""
+@dataclass(frozen=True)
+class ImageOptions:
+    """`fast` allows what changes the last bit; no picture may have more than `pixel_limit` pixels, or be resized to."""
 
-    def __init__(self, spec: Preprocessing, tensor: TensorInfo, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> None:
+    fast: bool = False
+    pixel_limit: int = DEFAULT_PIXEL_LIMIT
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, str]) -> "ImageOptions":
+        """From config.pbtxt's `parameters`. Raises `ModelLoadFailed`."""
+        mode = parameters.get(_PREPROCESS, "exact")
+        if mode not in ("exact", "fast"):
+            raise ModelLoadFailed(f'config.pbtxt: parameter {_PREPROCESS} is "{mode}", expected exact or fast')
+        limit = whole("parameter", _MAX_PIXELS, parameters.get(_MAX_PIXELS, str(DEFAULT_PIXEL_LIMIT)), 1)
+        return cls(mode == "fast", limit)
+
+
+class Preprocessor:
+    """Turns images into rows for one model. Thread-safe.
+
+    `memory` counts what is being decoded; without it nothing is counted.
+    """
+
+    def __init__(
+        self,
+        spec: Preprocessing,
+        tensor: TensorInfo,
+        options: ImageOptions | None = None,
+        memory: MemoryBudget | None = None,
+    ) -> None:
         self._spec = spec
         self._tensor = tensor
-        self._pixel_limit = pixel_limit
+        self._memory = memory
+        self._mode: Mode = "L" if spec.color == "L" else "RGB"
+        self.options = options or ImageOptions()
+
+    def empty(self, count: int) -> NDArray[np.generic]:
+        """Memory for so many rows."""
+        return np.empty((count, *self._tensor.shape), NUMPY_TYPES[self._tensor.datatype])
+
+    def exact(self) -> "Preprocessor":
+        """The same one without the liberties of `fast`."""
+        return Preprocessor(self._spec, self._tensor, replace(self.options, fast=False), self._memory)
 
     def row(self, image: ImageSource) -> NDArray[np.generic]:
         """One row of the model's input (the tensor's shape and type). Raises `InvalidInput`."""
@@ -54,26 +101,12 @@ class Preprocessor:
 
     def encoded(self, data: bytes) -> NDArray[np.generic]:
         """One row from a file's bytes. Raises `InvalidInput`."""
-        if not data:
-            raise InvalidInput("the image is empty (0 bytes)")
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                self._check_size(*image.size)
-                image.load()
-                upright = ImageOps.exif_transpose(image) if self._spec.exif_orientation else image
-                return self._row(_to_mode(upright, self._spec.color))
-        except UnidentifiedImageError as error:
-            raise InvalidInput(
-                f"the {len(data)} bytes beginning {data[:8]!r} are no image this server reads; "
-                f"expected one of {', '.join(FORMATS)}"
-            ) from error
-        except InvalidInput:
-            raise
-        except MemoryError as error:
-            raise InvalidInput("the image needs more memory than there is") from error
-        except Exception as error:
-            # Pillow's plugins raise OSError, ValueError, SyntaxError, struct.error, ... on damaged files.
-            raise InvalidInput(f"the image is damaged: {error}") from error
+        header = read_header(data)
+        most = self._check((header.width, header.height))
+        check_structure(header, data, self.options.pixel_limit)
+        with self._holding(header.decoding_bytes, most):
+            upright, at_least = self._spec.exif_orientation, self._at_least()
+            return self._row(*decode(data, header, self._mode, upright=upright, at_least=at_least))
 
     def raw(self, image: RawImage) -> NDArray[np.generic]:
         """One row from pixels. Raises `InvalidInput`."""
@@ -87,29 +120,66 @@ class Preprocessor:
                 f"the raw image has {len(image.data)} bytes, expected {height * width * channels} "
                 f"for {height}x{width}x{channels} (height x width x channels)"
             )
-        self._check_size(width, height)
-        mode = _RAW_MODES[channels]
-        return self._row(
-            _to_mode(Image.frombuffer(mode, (width, height), image.data, "raw", mode, 0, 1), self._spec.color)
-        )
+        most = self._check((width, height))
+        with self._holding(0, most):
+            mode = _RAW_MODES[channels]
+            pixels = Image.frombuffer(mode, (width, height), image.data, "raw", mode, 0, 1)
+            return self._row(to_mode(pixels, self._mode), pixels.size)
 
-    def _row(self, image: Image.Image) -> NDArray[np.generic]:
+    def is_quick(self, image: ImageSource) -> bool:
+        """Whether a row of it takes less time than handing it to another thread."""
+        if isinstance(image, RawImage):
+            return self._most_pixels((image.width, image.height)) <= _QUICK_PIXELS
+        if len(image) > _QUICK_BYTES:
+            return False
+        try:
+            header = read_header(image)
+        except InvalidInput:
+            return True
+        size = (header.width, header.height)
+        return max(self._most_pixels(size), self._most_pixels(size[::-1])) <= _QUICK_PIXELS
+
+    def _row(self, image: Image.Image, size: geometry.Size) -> NDArray[np.generic]:
+        """`size` is the whole picture's (width, height), also where `image` came smaller."""
         spec = self._spec
-        if spec.resize is not None:
-            size = resized_size(image.size, spec.resize)
-            self._check_size(*size)
-            if size != image.size:
-                # reducing_gap is left off: it changes pixels.
-                image = image.resize(size, _FILTERS[spec.resize.interpolation])
-        if spec.crop is not None:
-            image = _center_crop(image, *spec.crop)
+        # Again: it may have been turned by a quarter.
+        self._check(size)
+        interpolation = spec.resize.interpolation if spec.resize else "bilinear"
+        image = geometry.resize_and_crop(image, self._resized(size), interpolation, spec.crop, fast=self.options.fast)
         return to_tensor(np.asarray(image), spec, self._tensor)
 
-    def _check_size(self, width: int, height: int) -> None:
-        if width * height > self._pixel_limit:
+    def _resized(self, size: geometry.Size) -> geometry.Size:
+        return geometry.resized_size(size, self._spec.resize) if self._spec.resize else size
+
+    def _at_least(self) -> geometry.Size | None:
+        """What a JPEG must not be decoded smaller than; None: it is decoded whole."""
+        resize = self._spec.resize
+        if resize is None or not self.options.fast:
+            return None
+        return resize.size[-1], resize.size[0]
+
+    def _most_pixels(self, size: geometry.Size) -> int:
+        return geometry.most_pixels(size, self._resized(size))
+
+    def _check(self, size: geometry.Size) -> int:
+        """The most pixels that a picture of this size has on its way. Raises `InvalidInput` where that is too many."""
+        limit = self.options.pixel_limit
+        if size[0] * size[1] > limit:
+            raise InvalidInput(f"an image of {size[0]}x{size[1]} pixels is over this model's limit of {limit:,} pixels")
+        most = self._most_pixels(size)
+        if most > limit:
+            width, height = self._resized(size)
             raise InvalidInput(
-                f"an image of {width}x{height} pixels is over this model's limit of {self._pixel_limit:,} pixels"
+                f"resizing an image of {size[0]}x{size[1]} to {width}x{height} takes more than this model's limit of "
+                f"{limit:,} pixels"
             )
+        return most
+
+    def _holding(self, decoding_bytes: int, most_pixels: int) -> contextlib.AbstractContextManager[None]:
+        # Not for what is quick: that may run where nothing may wait.
+        if self._memory is None or most_pixels <= _QUICK_PIXELS:
+            return contextlib.nullcontext()
+        return self._memory.decoding(max(decoding_bytes, _RESIZING_BYTES * most_pixels))
 
 
 def to_tensor(pixels: NDArray[np.uint8], spec: Preprocessing, tensor: TensorInfo) -> NDArray[np.generic]:
@@ -128,41 +198,3 @@ def to_tensor(pixels: NDArray[np.uint8], spec: Preprocessing, tensor: TensorInfo
     if tensor.layout == "NCHW":
         values = values.transpose(2, 0, 1)
     return np.ascontiguousarray(values)
-
-
-def resized_size(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
-    """(width, height) after `resize`; the longer side is truncated, as torchvision does."""
-    if resize.mode == "exact":
-        return resize.size[1], resize.size[0]
-    width, height = size
-    target = resize.size[0]
-    if width <= height:
-        return target, int(target * height / width)
-    return int(target * width / height), target
-
-
-def _center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    # torchvision rounds half to even here, and pads with black what is too small.
-    left = round((image.width - width) / 2)
-    top = round((image.height - height) / 2)
-    if (left, top, width, height) == (0, 0, image.width, image.height):
-        return image
-    if image.width < width or image.height < height:
-        pad_left, pad_top = max((width - image.width) // 2, 0), max((height - image.height) // 2, 0)
-        padded = Image.new(image.mode, (max(width, image.width), max(height, image.height)))
-        padded.paste(image, (pad_left, pad_top))
-        return _center_crop(padded, height, width)
-    return image.crop((left, top, left + width, top + height))
-
-
-def _to_mode(image: Image.Image, color: str) -> Image.Image:
-    mode = "L" if color == "L" else "RGB"
-    if image.mode == mode:
-        return image
-    if image.mode.startswith("I;16"):
-        # convert() would clip 16-bit grey at 255 instead of scaling it.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        # The same colours as the direct way, without Pillow's warning about the lost transparency.
-        image = image.convert("RGBA")
-    return image.convert(mode)

@@ -1,13 +1,15 @@
 """What a version must show before it is READY, on the session and the instance that will really serve it."""
 
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from cnnserve.classification import are_probabilities
+from cnnserve.classification import are_probabilities, softmax
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.instance import Rows
 from cnnserve.manifest import Manifest
@@ -19,6 +21,8 @@ _INVARIANCE_BATCH = 3
 # TF32 and fp16 keep 11 significant bits: each factor is off by up to 5e-4 of itself, a logit of 20 after some dozen
 # layers by about 2e-2, and a probability by at most a quarter of that.
 _REDUCED_TOLERANCE = 1e-2
+# Enlarged so many times, the golden image shows what fast preprocessing does to large pictures.
+_FAST_SIZES = (1, 2, 4)
 
 Run = Callable[[Sequence[Rows]], list[Rows]]
 
@@ -27,7 +31,8 @@ Run = Callable[[Sequence[Rows]], list[Rows]]
 class SelfTest:
     """The largest difference from the golden probabilities, alone and within a batch, and what was allowed.
 
-    `batches` has the largest difference for each size of a run, `provider` where it was run.
+    `batches` has the largest difference for each size of a run, `provider` where it was run. `fast_difference` is what
+    fast preprocessing changes of any probability, where it is on.
     """
 
     golden_difference: float
@@ -35,12 +40,15 @@ class SelfTest:
     tolerance: float
     batches: dict[int, float] = field(default_factory=dict)
     provider: str = ""
+    fast_difference: float | None = None
 
     def __str__(self) -> str:
-        return (
+        fast = "" if self.fast_difference is None else f"; fast preprocessing changes it by {self.fast_difference:.1e}"
+        proof = (
             f"golden image within {self.golden_difference:.1e}, in batches of "
             f"{', '.join(map(str, self.batches))} within {self.batch_difference:.1e} (allowed {self.tolerance:.0e})"
         )
+        return proof + fast
 
 
 def check_labels(labels: Sequence[str], class_count: int) -> None:
@@ -73,7 +81,8 @@ def run_golden(
 
     Each must give the golden probabilities, and what the image gives alone. Raises `ModelLoadFailed` on a difference.
     """
-    row = preprocessor.encoded((folder / manifest.golden.image).read_bytes())[np.newaxis]
+    image = (folder / manifest.golden.image).read_bytes()
+    row = preprocessor.exact().encoded(image)[np.newaxis]
     expected = np.asarray(manifest.golden.probabilities, np.float64)
     allowed = tolerance(manifest, provider)
     alone = _probabilities(run, manifest, row)[0]
@@ -85,7 +94,8 @@ def run_golden(
         for placed in (rows[0], rows[-1]):
             _compare(placed, alone, allowed, where, "alone it is")
         batches[size] = max(_compare(placed, expected, allowed, where, "the manifest says") for placed in rows[[0, -1]])
-    return SelfTest(golden, max(batches.values(), default=golden), allowed, batches, provider.name)
+    fast = _fast_difference(run, manifest, preprocessor, image) if preprocessor.options.fast else None
+    return SelfTest(golden, max(batches.values(), default=golden), allowed, batches, provider.name, fast)
 
 
 def worst(tests: Sequence[SelfTest]) -> SelfTest:
@@ -97,7 +107,32 @@ def worst(tests: Sequence[SelfTest]) -> SelfTest:
         max(test.tolerance for test in tests),
         {size: max(test.batches.get(size, 0.0) for test in tests) for size in sizes},
         ", ".join(sorted({test.provider for test in tests})),
+        max((test.fast_difference for test in tests if test.fast_difference is not None), default=None),
     )
+
+
+def _fast_difference(run: Run, manifest: Manifest, preprocessor: Preprocessor, image: bytes) -> float:
+    """The largest change of any probability where the golden image, and JPEGs of it, are preprocessed fast."""
+    exact = preprocessor.exact()
+    differences = []
+    for data in (image, *_as_jpegs(image)):
+        rows = np.stack([exact.encoded(data), preprocessor.encoded(data)])
+        # One by one: a model may take no batches.
+        scores = np.concatenate([run([row[np.newaxis]])[0] for row in rows])
+        probabilities = softmax(scores) if manifest.activation == "none" else scores
+        differences.append(np.abs(probabilities[0].astype(np.float64) - probabilities[1]).max())
+    return float(max(differences))
+
+
+def _as_jpegs(image: bytes) -> Iterator[bytes]:
+    """The image as JPEGs of its own size and larger ones, which fast preprocessing decodes smaller."""
+    with Image.open(io.BytesIO(image)) as opened:
+        picture = opened.convert("RGB")
+    for times in _FAST_SIZES:
+        buffer = io.BytesIO()
+        size = (picture.width * times, picture.height * times)
+        picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        yield buffer.getvalue()
 
 
 def _batch(row: Rows, size: int) -> Rows:

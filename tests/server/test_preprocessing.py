@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cnnserve.errors import InvalidInput
+from cnnserve.geometry import resized_size
 from cnnserve.manifest import Preprocessing, Resize, TensorInfo
-from cnnserve.preprocessing import Preprocessor, RawImage, resized_size
+from cnnserve.preprocessing import Preprocessor, RawImage
 from support import png
 
 IMAGENET = Preprocessing(
@@ -127,7 +128,7 @@ def huge_png(width: int, height: int) -> bytes:
         (png(noise(64, 64))[:100], "damaged"),
         (huge_png(100_000, 100_000), "over this model's limit of 50,000,000 pixels"),
         # 3000 pixels, but the resized image would have 256 x 768,000.
-        (png(noise(3000, 1, 1)), "over this model's limit"),
+        (png(noise(3000, 1, 1)), "1x3000 to 256x768000 takes more than this model's limit"),
     ],
 )
 def test_bad_files(data: bytes, said: str) -> None:

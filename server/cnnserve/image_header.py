@@ -1,0 +1,214 @@
+"""An image file's format and size from its first bytes, before any decoder sees it.
+
+Decoders allocate by what a header claims, and walk metadata in time that nothing bounds. So the size is read here, in a
+bounded number of steps, and what no honest file has is refused. Where a format is described: JPEG ITU-T T.81 Annex B,
+PNG (Third Edition) 5, GIF89a 17 to 24, RFC 9649 (WebP), Windows' BITMAPINFOHEADER.
+"""
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cnnserve.errors import InvalidInput
+
+# A format's decoder is attack surface: only what people really send.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+
+# Far above what real files have: an extended XMP of several MB takes some hundred segments of 64 KiB.
+_JPEG_SEGMENTS = 512
+_JPEG_SCANS = 1000
+_GIF_BLOCKS = 4096
+_PNG_CHUNKS = 2**16
+
+_REFUSED = (
+    (re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"), "TIFF"),
+    (re.compile(rb"....ftyp(avif|avis)", re.DOTALL), "AVIF"),
+    (re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL), "HEIC"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL"),
+    (re.compile(rb"8BPS"), "Photoshop"),
+    (re.compile(rb"\0\0\x01\0"), "ICO"),
+    (re.compile(rb"%PDF"), "PDF"),
+    (re.compile(rb"P[1-7]\s"), "PNM"),
+    (re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE)", re.IGNORECASE), "SVG, XML or HTML"),
+)
+_JPEG_SIZED = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_JPEG_BARE = (0x00, 0x01, *range(0xD0, 0xD9))
+# In the coded data of a JPEG, FF is followed by 00 or is a restart; everything else is a marker.
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+# Bytes of memory a pixel takes while it is decoded, turned upright and converted; the coefficients of a JPEG of several
+# scans take 6 more. Measured (tests/server/test_image_header.py).
+_PIXEL_BYTES = {"JPEG": 9, "PNG": 13, "WEBP": 21, "BMP": 13, "GIF": 10}
+_COEFFICIENT_BYTES = 6
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says of itself; `scans_at` is where the first of a JPEG's several scans begins, 0: it has one."""
+
+    format: str
+    width: int
+    height: int
+    scans_at: int = 0
+
+    @property
+    def pixels(self) -> int:
+        """Width times height."""
+        return self.width * self.height
+
+    @property
+    def decoding_bytes(self) -> int:
+        """An upper bound of the memory that decoding takes, in bytes."""
+        return self.pixels * (_PIXEL_BYTES[self.format] + (_COEFFICIENT_BYTES if self.scans_at else 0))
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Format and size of a file of any length, in microseconds. Raises `InvalidInput`."""
+    if not data:
+        raise InvalidInput("the image is empty (0 bytes)")
+    for signature, read in _READERS:
+        if signature.match(data):
+            try:
+                header = read(data)
+            except (struct.error, IndexError) as error:
+                raise InvalidInput("the image is damaged: it ends within its header") from error
+            if header.width < 1 or header.height < 1:
+                raise InvalidInput(f"the image is damaged: its size is {header.width}x{header.height}")
+            return header
+    for signature, name in _REFUSED:
+        if signature.match(data):
+            raise InvalidInput(f"the image is {name}, which this server does not read; send {_expected()}")
+    raise InvalidInput(
+        f"the {len(data)} bytes beginning {data[:8]!r} are no image this server reads; expected {_expected()}"
+    )
+
+
+def check_structure(header: ImageHeader, data: bytes, pixel_limit: int) -> None:
+    """Raises `InvalidInput` where decoding would take far longer than the size explains. Takes up to milliseconds."""
+    if header.format == "PNG":
+        _check_chunks(data)
+    elif header.scans_at:
+        # Every scan, a progressive JPEG has several, passes over all the pixels.
+        scans = _count_scans(data, header.scans_at)
+        if scans > _JPEG_SCANS or scans * header.pixels > 16 * pixel_limit:
+            size = f"{header.width}x{header.height}"
+            raise InvalidInput(f"the JPEG has at least {scans} scans of {size} pixels, too many to decode")
+
+
+def _expected() -> str:
+    return f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+
+
+def _jpeg(data: bytes) -> ImageHeader:
+    position, width, height, components, progressive = 2, 0, 0, 0, False
+    for _ in range(_JPEG_SEGMENTS):
+        # Between segments there may be fill bytes.
+        if data[position] != 0xFF or data[position + 1] == 0xFF:
+            position += 1
+            continue
+        marker = data[position + 1]
+        if marker == 0xDA:
+            several = progressive or data[position + 4] < components
+            return ImageHeader("JPEG", width, height, position if several else 0)
+        if marker == 0xD9:
+            raise InvalidInput("the image is damaged: it has no picture")
+        if marker in _JPEG_SIZED:
+            height, width, components = struct.unpack_from(">HHB", data, position + 5)
+            progressive = marker in _JPEG_PROGRESSIVE
+        position += 2 if marker in _JPEG_BARE else 2 + struct.unpack_from(">H", data, position + 2)[0]
+    raise InvalidInput(f"the JPEG has more than {_JPEG_SEGMENTS} segments before its picture")
+
+
+def _count_scans(data: bytes, position: int) -> int:
+    scans = 0
+    while scans <= _JPEG_SCANS and (match := _JPEG_MARKER.search(data, position)):
+        marker, position = data[match.end() - 1], match.end()
+        if marker == 0xD9:
+            break
+        scans += marker == 0xDA
+        if marker not in _JPEG_BARE and position + 2 <= len(data):
+            position += struct.unpack_from(">H", data, position)[0]
+    return scans
+
+
+def _png(data: bytes) -> ImageHeader:
+    if data[8:16] != b"\0\0\0\rIHDR":
+        raise InvalidInput("the image is damaged: the PNG does not begin with its header")
+    return ImageHeader("PNG", *struct.unpack_from(">II", data, 16))
+
+
+def _check_chunks(data: bytes) -> None:
+    # A colour profile is unpacked, up to 1 MB each; a file has one. Text is bounded by Pillow.
+    position, profiles = 8, 0
+    for _ in range(_PNG_CHUNKS):
+        if position + 8 > len(data):
+            return
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"IEND":
+            return
+        profiles += kind == b"iCCP"
+        if profiles > 1:
+            raise InvalidInput("the PNG has more than one colour profile")
+        position += 12 + length
+    raise InvalidInput(f"the PNG has more than {_PNG_CHUNKS} chunks")
+
+
+def _webp(data: bytes) -> ImageHeader:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 ":
+        width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", data, 26))
+    else:
+        raise InvalidInput(f"the image is damaged: a WebP cannot begin with {kind!r}")
+    if len(data) < 30:
+        raise InvalidInput("the image is damaged: it ends within its header")
+    return ImageHeader("WEBP", width, height)
+
+
+def _bmp(data: bytes) -> ImageHeader:
+    size = struct.unpack_from("<I", data, 14)[0]
+    if size == 12:
+        return ImageHeader("BMP", *struct.unpack_from("<HH", data, 18))
+    width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
+    if compression in (1, 2):
+        raise InvalidInput("the BMP is compressed (RLE), which this server does not read; send it as PNG")
+    # A negative height means rows from top to bottom.
+    return ImageHeader("BMP", width, abs(height))
+
+
+def _gif(data: bytes) -> ImageHeader:
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    extension = False
+    for _ in range(_GIF_BLOCKS):
+        block = data[position]
+        if extension:
+            # A sub-block and its length; an empty one is the last.
+            position += 1 + block
+            extension = block != 0
+        elif block == 0x2C:
+            left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, position + 1)
+            # The first frame may reach beyond the canvas; decoders enlarge it.
+            return ImageHeader("GIF", max(width, left + frame_width), max(height, top + frame_height))
+        elif block == 0x3B:
+            raise InvalidInput("the image is damaged: it has no picture")
+        else:
+            # An extension's introducer and label, or a stray byte.
+            extension = block == 0x21
+            position += 1 + extension
+    raise InvalidInput(f"the GIF has more than {_GIF_BLOCKS} blocks before its first frame")
+
+
+_READERS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], ImageHeader]], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), _jpeg),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+    (re.compile(rb"BM"), _bmp),
+    (re.compile(rb"GIF8[79]a"), _gif),
+)

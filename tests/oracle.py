@@ -1,0 +1,111 @@
+"""torchvision's own pixels, from a process of its own: the tests' oracle for what `cnnserve.preprocessing` makes.
+
+Run as a program it answers requests on standard input: the length of a JSON line, the line, the file's bytes.
+"""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from cnnserve.manifest import Preprocessing
+
+
+class Oracle:
+    """`Resize` and `CenterCrop` of torchvision on `Image.open(...).convert(...)`; a context manager."""
+
+    def __enter__(self) -> "Oracle":
+        command = [sys.executable, str(Path(__file__))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+    def pixels(self, data: bytes, spec: Preprocessing) -> NDArray[np.uint8]:
+        """The uint8 result (H x W x C) for a file's bytes. Raises `ValueError` where torchvision fails."""
+        request = json.dumps(
+            {
+                "bytes": len(data),
+                "mode": "L" if spec.color == "L" else "RGB",
+                "upright": spec.exif_orientation,
+                "resize": spec.resize and spec.resize.size,
+                "interpolation": spec.resize and spec.resize.interpolation,
+                "crop": spec.crop,
+            }
+        ).encode()
+        pipes = self._process
+        assert pipes.stdin
+        assert pipes.stdout
+        pipes.stdin.write(struct.pack(">I", len(request)) + request + data)
+        pipes.stdin.flush()
+        answer = json.loads(pipes.stdout.readline())
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        shape = answer["shape"]
+        pixels = np.frombuffer(pipes.stdout.read(int(np.prod(shape))), np.uint8).reshape(shape)
+        return pixels[:, :, ::-1] if spec.color == "BGR" else pixels
+
+
+def load_transforms() -> Any:
+    """`torchvision.transforms` beside a torch that its compiled operators were not built for: they are left out."""
+    import torch  # noqa: PLC0415 - only in the process that asks for it
+
+    register = torch.library.register_fake
+
+    def register_others(name: Any, *arguments: Any, **keywords: Any) -> Any:
+        if isinstance(name, str) and name.startswith("torchvision::"):
+            return lambda function: function
+        return register(name, *arguments, **keywords)
+
+    torch.library.register_fake = register_others  # type: ignore[assignment]
+    from torchvision import transforms  # noqa: PLC0415
+
+    return transforms
+
+
+def _answer(transforms: Any, request: dict[str, Any], data: bytes) -> NDArray[np.uint8]:
+    # The server has a limit of its own.
+    Image.MAX_IMAGE_PIXELS = None
+    image = Image.open(io.BytesIO(data))
+    if request["upright"]:
+        image = ImageOps.exif_transpose(image)
+    image = image.convert(request["mode"])
+    if request["resize"]:
+        size = request["resize"][0] if len(request["resize"]) == 1 else request["resize"]
+        mode = transforms.InterpolationMode(request["interpolation"])
+        image = transforms.Resize(size, mode, antialias=True)(image)
+    if request["crop"]:
+        image = transforms.CenterCrop(request["crop"])(image)
+    pixels = np.asarray(image)
+    return pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+
+
+def _main() -> None:
+    warnings.simplefilter("ignore")
+    transforms = load_transforms()
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    while length := source.read(4):
+        request = json.loads(source.read(struct.unpack(">I", length)[0]))
+        data = source.read(request["bytes"])
+        try:
+            pixels = _answer(transforms, request, data)
+            sink.write(json.dumps({"shape": pixels.shape}).encode() + b"\n" + pixels.tobytes())
+        except Exception as error:
+            sink.write(json.dumps({"error": repr(error)}).encode() + b"\n")
+        sink.flush()
+
+
+if __name__ == "__main__":
+    _main()
