@@ -64,9 +64,9 @@ def measure(
     *,
     labels: Sequence[str] | None,
     class_count: int,
-    tell: Callable[[str], None],
+    tell: Callable[[int, int], None],
 ) -> list[Measured]:
-    """Runs every image through all files; `tell` hears how far it is.
+    """Runs every image through all files; `tell` hears how many of how many are done.
 
     An image's class is its folder's: a label, or else the number of a class. Raises `ExportError` for images that
     cannot be read and for answers that are no probabilities.
@@ -87,5 +87,5 @@ def measure(
                     "hold; publish this network with --precision fp32"
                 )
             result.add(actual, expected, known)
-        tell(f"compared on {results[0].images} of {len(images)} images")
+        tell(results[0].images, len(images))
     return results

@@ -22,9 +22,13 @@ Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 def ranges(
-    model: Path, operators: Sequence[str], images: ImageSet, preprocessor: Preprocessor, tell: Callable[[str], None]
+    model: Path,
+    operators: Sequence[str],
+    images: ImageSet,
+    preprocessor: Preprocessor,
+    tell: Callable[[int, int], None],
 ) -> Ranges:
-    """Runs all images through `model`; `tell` hears how far it is.
+    """Runs all images through `model`; `tell` hears how many of how many are done.
 
     Ranges are those of every float tensor that a node of the types `operators` takes or gives. `model` needs inferred
     shapes; a second file is written beside it. Raises `ExportError` for images that cannot be read.
@@ -42,7 +46,7 @@ def ranges(
         np.minimum(lows, extremes[0::2], out=lows)
         np.maximum(highs, extremes[1::2], out=highs)
         done += len(batch.rows)
-        tell(f"calibrated on {done} of {len(images)} images")
+        tell(done, len(images))
     return {name: (lows[i : i + 1], highs[i : i + 1]) for i, name in enumerate(tensors)}
 
 

@@ -101,7 +101,7 @@ def lower(
                 preprocessor,
                 labels=labels,
                 class_count=contract.class_count,
-                tell=stage.update,
+                tell=lambda done, total: stage.advance(done, total, "images"),
             )
             best = _choose(results, wanted.min_agreement)
             chosen, measured = candidates[best], results[best]
@@ -127,7 +127,13 @@ def _candidates(
             candidates = [_Candidate(scratch / "fp16.onnx", None)]
             quantize.to_fp16(prepared, candidates[0].path)
         else:
-            ranges = calibration.ranges(prepared, quantize.OPERATORS, wanted.calibration, preprocessor, stage.update)
+            ranges = calibration.ranges(
+                prepared,
+                quantize.OPERATORS,
+                wanted.calibration,
+                preprocessor,
+                lambda done, total: stage.advance(done, total, "images"),
+            )
             bits: tuple[WeightBits, ...] = get_args(WeightBits)
             candidates = [_Candidate(scratch / f"int8-{count}.onnx", count) for count in bits]
             for candidate, count in zip(candidates, bits, strict=True):

@@ -85,7 +85,7 @@ def _facts(entry: Entry, manifest: dict[str, Any]) -> Iterator[tuple[str, Iterat
     yield "labels", [_labels(entry["labels"], manifest)]
     yield "weights", _weights(manifest["weights"])
     yield "golden image", [_golden(manifest["golden"], entry["labels"])]
-    yield "parity", _parity(manifest["parity"])
+    yield "parity", _parity(manifest["parity"], lowered=bool(manifest.get("agreement")))
     if manifest.get("agreement"):
         yield "agreement", _agreement(manifest["agreement"])
     yield "files", _files(entry, manifest)
@@ -125,11 +125,13 @@ def _weights(origin: dict[str, str]) -> Iterator[str]:
     yield from (f"{name.replace('_', ' ')}: {value}" for name, value in rest.items())
 
 
-def _parity(parity: dict[str, Any]) -> list[str]:
+def _parity(parity: dict[str, Any], *, lowered: bool) -> list[str]:
+    # Of a version with an agreement, it is that of the fp32 file it was made from.
+    what = "largest difference of the fp32 file from" if lowered else "largest difference from"
     measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in parity["batches"].items())
     reference = parity.get("reference", "PyTorch")
     return [
-        f"largest difference from the {reference}" if reference != "PyTorch" else "largest difference from PyTorch",
+        f"{what} {'PyTorch' if reference == 'PyTorch' else f'the {reference}'}",
         f"{measured}; allowed {parity['tolerance']:.0e}, on {parity['provider']}",
     ]
 

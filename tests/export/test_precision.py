@@ -199,7 +199,7 @@ def test_the_progress_of_a_comparison_is_told(tiny_export: TinyExport, tmp_path:
     _, folder, _ = run(tiny_export(tmp_path / "models"))
     job = tiny_export(tmp_path)
     made = contract(job.preprocessing, "uint8", 4)
-    model, told = folder / "model.onnx", list[str]()
+    model, told = folder / "model.onnx", list[tuple[int, int]]()
     (result,) = agreement.measure(
         model,
         [model],
@@ -207,9 +207,9 @@ def test_the_progress_of_a_comparison_is_told(tiny_export: TinyExport, tmp_path:
         Preprocessor(made.preprocessing, made.input),
         labels=None,
         class_count=4,
-        tell=told.append,
+        tell=lambda done, total: told.append((done, total)),
     )
-    assert told == ["compared on 8 of 10 images", "compared on 10 of 10 images"]
+    assert told == [(8, 10), (10, 10)]
     assert (result.top1, result.largest_difference, result.accuracy) == (1.0, 0.0, None)
 
 

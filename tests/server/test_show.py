@@ -9,7 +9,7 @@ import pytest
 
 from cnnserve import manifest as manifests
 from cnnserve import show_text
-from cnnserve.manifest import MANIFEST_FILE, Preprocessing, Resize, TensorInfo
+from cnnserve.manifest import MANIFEST_FILE, Parity, Preprocessing, Resize, TensorInfo
 from cnnserve.show import show
 from support import REPOSITORY, tiny_onnx, write_version
 
@@ -208,6 +208,12 @@ def test_the_ways_to_preprocess(root: Path, capsys: Output) -> None:
         assert text in out
 
 
+def test_an_imported_file_was_compared_with_itself(root: Path, capsys: Output) -> None:
+    parity = Parity({"1": 0.0}, 1e-4, "CPUExecutionProvider", "imported file")
+    assert show([str(write_version(root / "tiny" / "4", parity=parity))]) == 0
+    assert "parity          largest difference from the imported file\n" in capsys.readouterr().out
+
+
 def test_agreement_with_fp32(root: Path, capsys: Output) -> None:
     (entry,) = documents(capsys, root / "tiny")
     entry["manifest"]["agreement"] = {
@@ -223,6 +229,7 @@ def test_agreement_with_fp32(root: Path, capsys: Output) -> None:
     }
     text = show_text.version(entry)
     for line in (
+        "parity          largest difference of the fp32 file from PyTorch",
         "agreement       with fp32 on 250 images (photos, SHA-256 abab",
         "99.60% in the same class, 99.00% needed",
         "largest difference of a probability 0.0312",
