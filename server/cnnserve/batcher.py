@@ -76,6 +76,12 @@ class Permit:
         self.size = size
         self.level = level
 
+    def __enter__(self) -> "Permit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def shrink(self, size: int) -> None:
         """Keeps room for `size` images only: the others failed before they reached the queue."""
         if self._batcher is not None:
