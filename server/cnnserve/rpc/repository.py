@@ -1,5 +1,7 @@
 """Loading, unloading and listing models: `cnnserve.v1.Classifier` and its Open Inference twins."""
 
+import contextlib
+import json
 from collections.abc import Iterator, Mapping
 
 from cnnserve.control import ModelControl
@@ -98,9 +100,10 @@ def _config(parameters: Mapping[str, o.ModelRepositoryParameter]) -> str:
     if "config" not in parameters:
         return ""
     config = parameters["config"].string_param
-    if not config:
-        raise InvalidInput("parameter 'config' of a load is no string_param, or empty; expected a ModelConfig as JSON")
-    return config
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(json.loads(config), dict):
+            return config
+    raise InvalidInput("parameter 'config' of a load is no string_param with a ModelConfig as JSON")
 
 
 def _rows(model: ModelEntry) -> Iterator[o.RepositoryIndexResponse.ModelIndex]:

@@ -11,7 +11,6 @@ STREAM_LIMIT = 64
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
-_Answers = asyncio.Queue["asyncio.Task[Answer] | None"]
 
 
 async def answers(
@@ -26,7 +25,7 @@ async def answers(
     Once `draining` is set nothing more is read; what was read is answered, and the stream ends with `ShuttingDown`.
     """
     slots = asyncio.Semaphore(STREAM_LIMIT)
-    tasks: _Answers[Answer] = asyncio.Queue()
+    tasks: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue()
     reader = asyncio.create_task(_read(_until(requests, draining), answer, slots, tasks, in_order=in_order))
     # Asked for, so that asyncio does not complain where the client has left.
     reader.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -47,7 +46,7 @@ async def _read(
     requests: AsyncIterator[Request],
     answer: Callable[[Request], Coroutine[Any, Any, Answer]],
     slots: asyncio.Semaphore,
-    tasks: _Answers[Answer],
+    tasks: asyncio.Queue[asyncio.Task[Answer] | None],
     *,
     in_order: bool,
 ) -> None:
