@@ -18,6 +18,10 @@ from support import CLASSES, RunningServer, picture, serving
 PREFIX = f"cnnserve-test-{os.getpid()}"
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 @pytest.fixture
 def memory(tmp_path: Path) -> SharedMemory:
     """Over a folder of files, which shared memory is."""
@@ -56,9 +60,9 @@ def test_who_holds_a_region_keeps_it(memory: SharedMemory) -> None:
     region = memory.get("r")
     memory.unregister("r")
     assert region.read(5, 1) == b"\5"
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_files()
     del region
-    assert len(os.listdir("/proc/self/fd")) == descriptors - 1
+    assert open_files() == descriptors - 1
 
 
 @pytest.mark.parametrize(
@@ -83,11 +87,11 @@ def test_what_is_not_registered(
     (tmp_path / "midir").mkdir()
     os.mkfifo(tmp_path / "mipipe")
     (tmp_path / "milink").symlink_to("/etc/passwd")
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_files()
     with pytest.raises(InvalidInput, match=said):
         memory.register("r", key, offset, size)
     assert memory.all() == []
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_files() == descriptors
 
 
 def test_names_are_taken_once_and_not_without_end(memory: SharedMemory) -> None:

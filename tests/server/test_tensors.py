@@ -86,6 +86,12 @@ def test_bad_tensors(request_: pb.ModelInferRequest, said: str) -> None:
         read_one(request_)
 
 
+def test_empty_contents_beside_raw_ones_say_nothing() -> None:
+    request = make("FP32", [1], [b"1234"])
+    request.inputs[0].contents.SetInParent()
+    assert read_one(request).size == 1
+
+
 def read_strings(request: pb.ModelInferRequest) -> list[bytes]:
     tensor = request.inputs[0]
     tensors.check_shape(tensor)

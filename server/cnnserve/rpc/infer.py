@@ -73,7 +73,7 @@ class Inference:
         if place is None:
             return raw
         name = request.inputs[0].name
-        if raw is not None or request.inputs[0].HasField("contents"):
+        if raw is not None or tensors.has_contents(request.inputs[0]):
             raise InvalidInput(f"input '{name}' is in shared memory and in the message; send one of the two")
         if place.size > self.max_tensor_bytes:
             raise InvalidInput(f"input '{name}' has {place.size} bytes, a tensor may have {self.max_tensor_bytes}")

@@ -60,12 +60,17 @@ def byte_size(tensor: Input) -> int:
     return math.prod(tensor.shape) * NUMPY_TYPES[tensor.datatype].itemsize
 
 
+def has_contents(tensor: Input) -> bool:
+    """Whether it brings values of its own; an empty message, as MLServer's client sends it, brings none."""
+    return bool(tensor.contents.ListFields())
+
+
 def raw_contents(request: pb.ModelInferRequest) -> bytes | None:
     """The raw bytes of a request's only input; None where it has none. Raises `InvalidInput`."""
     raw = request.raw_input_contents
     if len(raw) > 1:
         raise InvalidInput(f"raw_input_contents has {len(raw)} entries for 1 input; send one")
-    if raw and request.inputs[0].HasField("contents"):
+    if raw and has_contents(request.inputs[0]):
         name = request.inputs[0].name
         raise InvalidInput(f"input '{name}' has contents beside raw_input_contents; send one of the two")
     return raw[0] if raw else None
