@@ -2,8 +2,8 @@
 
     parameters {
       key: "cnnserve.image"
-      value { string_value: '{"color": "RGB", "resize": {"mode": "shorter", "size": [256]}, "crop": [224, 224], "mean":
-        [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "normalize": "host"}' }
+      value { string_value: '{"color": "RGB", "resize": {"mode": "shorter", "size": [256]}, "crop": [224, 224], '
+        '"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "normalize": "host"}' }
     }
 
 The words are those of a manifest's `preprocessing`. The layout is the input's `format`, or follows from where its 1 or
