@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -32,8 +32,12 @@ from cnnserve.rest.listening import listen
 from cnnserve.rpc.classifier import ClassifierService
 from cnnserve.rpc.grpcio_transport import GrpcioTransport
 from cnnserve.rpc.health import HealthService
+from cnnserve.rpc.infer import Inference
 from cnnserve.rpc.inference import InferenceService
+from cnnserve.rpc.inspection import InspectionService
 from cnnserve.rpc.repository import RepositoryService
+from cnnserve.rpc.shared_memory import SharedMemoryService
+from cnnserve.shared_memory import SharedMemory
 
 _log = logging.getLogger(__name__)
 
@@ -96,9 +100,19 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     max_message_bytes = config.max_message_mib * 2**20
     classifier = ClassifierService(registry, budget, max_message_bytes)
     repository = RepositoryService(control)
-    inference = InferenceService(registry, budget, lambda: health.is_ready, repository.extensions)
+    memory = SharedMemory(config.shared_memory_prefix)
+    regions, inspection = SharedMemoryService(memory), InspectionService(registry)
+    inference = InferenceService(
+        registry,
+        Inference(budget, memory, max_message_bytes),
+        lambda: health.is_ready,
+        (*repository.extensions, *inspection.extensions, *regions.extensions),
+        triton_status=config.triton_status_codes,
+    )
     methods = [
         *inference.methods(),
+        *inspection.methods(),
+        *regions.methods(),
         *classifier.methods(),
         *repository.methods(),
         *HealthService(health).methods(),
@@ -130,7 +144,7 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
         for task in keeping:
             task.cancel()
         await asyncio.gather(*keeping, return_exceptions=True)
-        await _drain(config.drain_grace_s, health, classifier, grpc)
+        await _drain(config.drain_grace_s, health, (classifier, inference), grpc)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline + _CLOSE_S):
                 await registry.close()
@@ -183,10 +197,13 @@ async def _serve_http(
     await serving
 
 
-async def _drain(grace_s: float, health: Health, classifier: ClassifierService, grpc: GrpcioTransport) -> None:
+async def _drain(
+    grace_s: float, health: Health, streaming: Sequence[ClassifierService | InferenceService], grpc: GrpcioTransport
+) -> None:
     """NOT_SERVING first, so that clients hear it; then the streams end; then the calls in flight are answered."""
     _log.info("draining: at most %g s for the requests in flight", grace_s)
     health.drain()
     health.close()
-    classifier.drain()
+    for service in streaming:
+        service.drain()
     await grpc.stop(grace_s)

@@ -18,6 +18,7 @@ from cnnserve.batch_policy import BatchPolicy, Dispatch, next_action
 from cnnserve.errors import DeadlineExceeded, InferenceFailed, InvalidInput, QueueFull, ShuttingDown
 from cnnserve.instance import BatchOutcome, ModelInstance, Rows
 from cnnserve.request_queue import RequestQueue
+from cnnserve.statistics import Statistics
 from cnnserve.turnover import Turnover
 
 _log = logging.getLogger(__name__)
@@ -27,12 +28,17 @@ _EXPIRED = "the deadline passed while the request waited for a model instance"
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One entry's rows of every output, how long it waited and how long its batch ran (ns)."""
+    """One entry's rows of every output, how long it waited and how long its batch ran (ns).
+
+    `input_ns` of `compute_ns` put the batch together; `output_ns` after it brought the rows to whoever waits for them.
+    """
 
     outputs: list[Rows]
     queue_ns: int
     compute_ns: int
     batch_size: int
+    input_ns: int
+    output_ns: int
 
 
 @dataclass(eq=False)
@@ -70,6 +76,12 @@ class Permit:
         self.size = size
         self.level = level
 
+    def __enter__(self) -> "Permit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def shrink(self, size: int) -> None:
         """Keeps room for `size` images only: the others failed before they reached the queue."""
         if self._batcher is not None:
@@ -101,6 +113,7 @@ class DynamicBatcher:
         self._admitted: Counter[int] = Counter()
         self._running: deque[_Batch] = deque()
         self._turnover = Turnover()
+        self.statistics = Statistics()
         self._closing = False
         self._drained = asyncio.Event()
         self._pump_handle: asyncio.Handle | None = None
@@ -249,12 +262,31 @@ class DynamicBatcher:
         self._batch_ns += 0.2 * (run_ns - self._batch_ns)
         if not self._policy.preserve_ordering:
             self._running.remove(batch)
-            _answer(batch, outcome)
+            self._answer(batch, outcome)
         while self._running and self._running[0].outcome is not None:
             done = self._running.popleft()
             if done.outcome is not None:
-                _answer(done, done.outcome)
+                self._answer(done, done.outcome)
         self._check_drained()
+
+    def _answer(self, batch: _Batch, outcome: BatchOutcome) -> None:
+        if outcome.error is not None:
+            _log.error("a batch of %d requests failed: %s", len(batch.entries), outcome.error)
+            for entry in batch.entries:
+                _fail(entry, InferenceFailed(str(outcome.error)))
+            return
+        size = sum(entry.size for entry in batch.entries)
+        compute_ns, input_ns = outcome.finished_ns - outcome.started_ns, outcome.input_ns
+        output_ns = max(0, self._clock() - outcome.finished_ns)
+        self.statistics.ran(size, input_ns=input_ns, infer_ns=compute_ns - input_ns, output_ns=output_ns)
+        start = 0
+        for entry in batch.entries:
+            stop = start + entry.size
+            if not entry.future.done():
+                rows = [output[start:stop] for output in outcome.outputs]
+                queue_ns = batch.dispatched_ns - entry.arrived_ns
+                entry.future.set_result(BatchResult(rows, queue_ns, compute_ns, size, input_ns, output_ns))
+            start = stop
 
     def _expire(self, entry: _Entry) -> None:
         if entry.queued:
@@ -281,23 +313,6 @@ class DynamicBatcher:
     def _retry_after_ms(self) -> int:
         waiting = self._admitted.total() / self._policy.max_batch_size / max(1, len(self._instances))
         return max(1, math.ceil(math.ceil(waiting) * self._batch_ns / 1e6))
-
-
-def _answer(batch: _Batch, outcome: BatchOutcome) -> None:
-    if outcome.error is not None:
-        _log.error("a batch of %d requests failed: %s", len(batch.entries), outcome.error)
-        for entry in batch.entries:
-            _fail(entry, InferenceFailed(str(outcome.error)))
-        return
-    size = sum(entry.size for entry in batch.entries)
-    compute_ns = outcome.finished_ns - outcome.started_ns
-    start = 0
-    for entry in batch.entries:
-        stop = start + entry.size
-        if not entry.future.done():
-            rows = [output[start:stop] for output in outcome.outputs]
-            entry.future.set_result(BatchResult(rows, batch.dispatched_ns - entry.arrived_ns, compute_ns, size))
-        start = stop
 
 
 def _fail(entry: _Entry, error: Exception) -> None:

@@ -48,6 +48,12 @@ class ServerConfig:
     poll_interval_s: float = _setting(5.0, "poll: seconds between two looks at the model repository")
     load_model: tuple[str, ...] = _setting((), "explicit: a model to load at start, * for all; may be repeated")
     allow_model_control: bool = _setting(False, "explicit: clients may load and unload models by call")
+    shared_memory_prefix: tuple[str, ...] = _setting(
+        (), "clients may register shared memory whose key begins with it; may be repeated; default: none"
+    )
+    triton_status_codes: bool = _setting(
+        False, "Open Inference Protocol: UNAVAILABLE for full queues and timeouts, as Triton has it"
+    )
     require_manifest: bool = _setting(False, "load no version without a manifest.json")
     strict_readiness: bool = _setting(False, "ready only when every model found at start is; default: one is enough")
     cpu_threads: int = _setting(0, "threads for one model's runs; 0: what the CPU affinity and the cgroup quota allow")
@@ -73,6 +79,9 @@ class ServerConfig:
         if self.device not in ("cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}, expected cpu or cuda")
         self._check_model_control()
+        for prefix in self.shared_memory_prefix:
+            if "/" in prefix or prefix.startswith("."):
+                raise ConfigError(f"shared_memory_prefix is {prefix!r}; expected the begin of a key, without its slash")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"log_level is {self.log_level!r}, expected debug, info, warning or error")
 

@@ -21,10 +21,13 @@ class ModelControl:
         self._mode = mode
         self.allowed = allowed
 
-    async def load(self, name: str) -> ModelEntry:
-        """Loads a model, or loads again what changed. Raises `ModelNotFound`, `ModelLoadFailed` and as `check`."""
+    async def load(self, name: str, config: str = "") -> ModelEntry:
+        """Loads a model, or loads again what changed. Raises `ModelNotFound`, `ModelLoadFailed` and as `check`.
+
+        `config` is JSON that takes config.pbtxt's place until the next load.
+        """
         self.check()
-        return await self._registry.load(name)
+        return await self._registry.load(name, config)
 
     async def unload(self, name: str) -> ModelEntry:
         """Unloads a model; nothing happens to one that is not loaded. Raises `ModelNotFound` and as `check`."""

@@ -37,6 +37,8 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
+# The other way round.
+WORDS: dict[np.dtype[Any], str] = {dtype: word for word, dtype in NUMPY_TYPES.items()}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,18 @@ class ModelNotReady(ServingError):
     """The model or version exists and is not READY; the text says why."""
 
 
+class RegionNotFound(ServingError):
+    """No shared memory region of that name is registered."""
+
+
+class AlreadyExists(ServingError):
+    """Something of that name is there already."""
+
+
+class LimitReached(ServingError):
+    """The server keeps no more of these; trying again helps only where the caller gives some back."""
+
+
 class ShuttingDown(ServingError):
     """The server is draining and takes no new work."""
 

@@ -26,10 +26,15 @@ _PREFIX = "cnnserve."
 OWN_PARAMETERS = (
     "cnnserve.allow_cpu_fallback",
     "cnnserve.batch_buckets",
+    # stated_image.py
+    "cnnserve.image",
     # preprocessing.py
     "cnnserve.max_pixels",
     "cnnserve.preprocess",
 )
+
+# What `effective` tells of a model; of no effect where it comes back in a config.
+REPORTED_PARAMETERS = ("cnnserve.activation", "cnnserve.encoded_images", "cnnserve.verified")
 
 _GRAPH_LEVELS: dict[int, Literal["basic", "extended", "off", "all"]] = {-1: "basic", 0: "all", 1: "extended", 2: "off"}
 _RUNTIME_PARAMETERS = (
@@ -175,7 +180,7 @@ def _check_names(parameters: Mapping[str, str]) -> None:
     for name in parameters:
         if name in _ELSEWHERE:
             raise ModelLoadFailed(f"config.pbtxt: parameter {name}: {_ELSEWHERE[name]}")
-        if name not in OWN_PARAMETERS and name not in _RUNTIME_PARAMETERS:
+        if name not in (*OWN_PARAMETERS, *REPORTED_PARAMETERS, *_RUNTIME_PARAMETERS):
             known = OWN_PARAMETERS if name.startswith(_PREFIX) else (*_RUNTIME_PARAMETERS, *OWN_PARAMETERS)
             raise unknown("parameters", name, known)
 

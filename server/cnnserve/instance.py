@@ -33,12 +33,16 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class BatchOutcome:
-    """What became of one batch: `outputs` hold all its rows in order, or `error` says why there are none."""
+    """What became of one batch: `outputs` hold all its rows in order, or `error` says why there are none.
+
+    `input_ns` of its time went into putting the batch together.
+    """
 
     outputs: list[Rows]
     error: Exception | None
     started_ns: int
     finished_ns: int
+    input_ns: int
 
 
 OnDone = Callable[[BatchOutcome], None]
@@ -55,12 +59,9 @@ class ModelInstance:
 
     def __init__(self, runner: Runner, name: str, buckets: Sequence[int] = (), buffers: Buffers | None = None) -> None:
         self._jobs: _Jobs = queue.SimpleQueue()
-
-        def run(parts: Sequence[Rows]) -> list[Rows]:
-            return run_rows(runner, parts, buckets, buffers)
-
         # A daemon: a run that never returns must not keep the process from ending after its grace.
-        threading.Thread(target=_work, args=(self._jobs, run), name=name, daemon=True).start()
+        work = (self._jobs, _Steps(runner, buckets, buffers))
+        threading.Thread(target=_work, args=work, name=name, daemon=True).start()
         # One that is dropped without `close`, as by a load that fails, leaves neither thread nor session behind.
         self._end = weakref.finalize(self, self._jobs.put, None)
 
@@ -86,13 +87,28 @@ def run_rows(
     runner: Runner, parts: Sequence[Rows], buckets: Sequence[int] = (), buffers: Buffers | None = None
 ) -> list[Rows]:
     """One run over all rows of all parts; every output has as many rows. Raises `InferenceFailed`."""
-    count = sum(len(part) for part in parts)
-    size = padded_size(buckets, count)
-    outputs = runner.run(_assemble(parts, count, size, buffers))
-    for index, output in enumerate(outputs):
-        if output.ndim == 0 or len(output) != size:
-            raise InferenceFailed(f"output {index} has shape {output.shape} for a batch of {size}")
-    return outputs if size == count else [output[:count] for output in outputs]
+    steps = _Steps(runner, buckets, buffers)
+    return steps.run(steps.assemble(parts), sum(map(len, parts)))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The two steps of a run: parts to a batch, batch to outputs."""
+
+    runner: Runner
+    buckets: Sequence[int]
+    buffers: Buffers | None
+
+    def assemble(self, parts: Sequence[Rows]) -> Rows:
+        count = sum(map(len, parts))
+        return _assemble(parts, count, padded_size(self.buckets, count), self.buffers)
+
+    def run(self, batch: Rows, count: int) -> list[Rows]:
+        outputs = self.runner.run(batch)
+        for index, output in enumerate(outputs):
+            if output.ndim == 0 or len(output) != len(batch):
+                raise InferenceFailed(f"output {index} has shape {output.shape} for a batch of {len(batch)}")
+        return outputs if len(batch) == count else [output[:count] for output in outputs]
 
 
 def _assemble(parts: Sequence[Rows], count: int, size: int, buffers: Buffers | None) -> Rows:
@@ -107,10 +123,10 @@ def _assemble(parts: Sequence[Rows], count: int, size: int, buffers: Buffers | N
     return batch
 
 
-def _work(jobs: _Jobs, run: Callable[[Sequence[Rows]], list[Rows]]) -> None:
+def _work(jobs: _Jobs, steps: _Steps) -> None:
     while (job := jobs.get()) is not None:
         parts, on_done = job
-        outcome = _outcome(run, parts)
+        outcome = _outcome(steps, parts)
         try:
             on_done(outcome)
         except Exception:
@@ -119,12 +135,14 @@ def _work(jobs: _Jobs, run: Callable[[Sequence[Rows]], list[Rows]]) -> None:
         del job, parts, on_done, outcome
 
 
-def _outcome(run: Callable[[Sequence[Rows]], list[Rows]], parts: Sequence[Rows]) -> BatchOutcome:
-    started_ns = time.monotonic_ns()
+def _outcome(steps: _Steps, parts: Sequence[Rows]) -> BatchOutcome:
+    started_ns = assembled_ns = time.monotonic_ns()
     outputs: list[Rows] = []
     failure: Exception | None = None
     try:
-        outputs = run(parts)
+        batch = steps.assemble(parts)
+        assembled_ns = time.monotonic_ns()
+        outputs = steps.run(batch, sum(map(len, parts)))
     except Exception as error:
         failure = error
-    return BatchOutcome(outputs, failure, started_ns, time.monotonic_ns())
+    return BatchOutcome(outputs, failure, started_ns, time.monotonic_ns(), assembled_ns - started_ns)

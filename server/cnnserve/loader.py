@@ -9,11 +9,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnserve import execution, model_config, selftest
+from cnnserve import execution, model_config, selftest, stated_image, warmup
 from cnnserve import manifest as manifests
 from cnnserve.admission import MemoryBudget
 from cnnserve.batcher import DynamicBatcher
 from cnnserve.config import DEFAULT_ENGINE_CACHE
+from cnnserve.effective import effective, report
 from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
 from cnnserve.execution import Device
 from cnnserve.instance import ModelInstance
@@ -23,9 +24,12 @@ from cnnserve.model import Model, ModelInfo
 from cnnserve.model_config import Settings
 from cnnserve.preprocessing import IMAGE_PARAMETERS, ImageOptions, Preprocessor
 from cnnserve.repository import ModelFolder
-from cnnserve.selftest import SelfTest
+from cnnserve.selftest import Probe, SelfTest
 from cnnserve.wire.model_config_pb2 import ModelConfig
 from cnnserve.workers import OnStage, Worker, make_workers, open_sessions
+
+# Where a model takes them, as ModelConfig tells it.
+ENCODED_IMAGES = "input as BYTES of shape [n] or [n,1], each element an image file"
 
 
 @dataclass(frozen=True)
@@ -57,33 +61,53 @@ def open_version(
     decoded; `on_stage` is told, on this thread, what takes long.
     """
     path = folder.versions[version]
-    config = model_config.read(folder.path)
+    config = model_config.of(folder)
     manifest = _read_manifest(path)
     plan = execution.read(config, device)
-    plan, sessions = open_sessions(_model_file(path, config, manifest), plan, cpu_threads, engine_cache, on_stage)
+    model_file = _model_file(path, config, manifest)
+    plan, sessions = open_sessions(model_file, plan, cpu_threads, engine_cache, on_stage)
     settings = model_config.resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
     labels = _labels(folder, path, manifest, settings)
-    preprocessor = _preprocessor(config, manifest, memory)
+    preprocessor = _preprocessor(config, manifest, settings, memory)
     workers = make_workers(f"{folder.name}-{version}", plan, sessions, settings)
     # One instance of each session: those that share one compute the same.
     proved = list({id(worker.session): worker for worker in workers}.values())
-    test = None
+    test, probe = None, None
     try:
         for worker in proved:
             # The self-test runs every bucket as well; on a GPU the first run of a size is no proof of the later ones.
             if manifest is None or worker.session.provider.kind != "cpu":
                 worker.warm()
         if manifest is None or preprocessor is None:
-            class_count = _probe(proved[0])
+            probe = _probe(proved[0], settings)
         else:
-            class_count = manifest.class_count
             test = _self_test(proved, manifest, preprocessor, path, settings)
+        for rows in warmup.batches(config, folder.path, settings):
+            for worker in workers:
+                worker.instance.run([rows])
     except (InferenceFailed, InvalidInput) as error:
         raise ModelLoadFailed(f"self-test: {error}") from error
+    class_count = manifest.class_count if manifest else probe.class_count if probe else 0
     if labels:
         selftest.check_labels(labels, class_count)
-    placement = _placement(proved)
-    info = ModelInfo(folder.name, version, settings, labels, class_count, manifest, test, placement)
+    info = ModelInfo(
+        folder.name,
+        version,
+        settings,
+        labels,
+        class_count,
+        manifest,
+        test,
+        probe,
+        _placement(proved),
+        effective(config, settings, plan, model_file.name),
+    )
+    report(
+        info.config,
+        verified="true" if test else "false",
+        activation="softmax, applied by Classify" if info.applies_softmax else "softmax, in the model",
+        encoded_images=ENCODED_IMAGES if preprocessor else "no",
+    )
     return OpenVersion(info, tuple(worker.instance for worker in workers), preprocessor)
 
 
@@ -106,15 +130,21 @@ def _self_test(
 
 
 def _preprocessor(
-    config: ModelConfig | None, manifest: Manifest | None, memory: MemoryBudget | None
+    config: ModelConfig | None, manifest: Manifest | None, settings: Settings, memory: MemoryBudget | None
 ) -> Preprocessor | None:
     parameters = {name: value.string_value for name, value in config.parameters.items()} if config else {}
     options = ImageOptions.of(parameters)
+    stated = stated_image.read(config, settings)
     if manifest is not None:
+        if stated is not None:
+            raise ModelLoadFailed(f"config.pbtxt: parameter {stated_image.PARAMETER}: the manifest says it; remove it")
         return Preprocessor(manifest.preprocessing, manifest.input, options, memory)
+    if stated is not None:
+        return Preprocessor(*stated, options, memory)
     if given := sorted(IMAGE_PARAMETERS & parameters.keys()):
         raise ModelLoadFailed(
-            f"config.pbtxt: parameter {given[0]} has no effect without a manifest: the model takes no images"
+            f"config.pbtxt: parameter {given[0]} has no effect: without a manifest or {stated_image.PARAMETER} the "
+            "model takes no images"
         )
     return None
 
@@ -157,12 +187,12 @@ def _labels(folder: ModelFolder, path: Path, manifest: Manifest | None, settings
     return read_labels(file)
 
 
-def _probe(worker: Worker) -> int:
-    """Classes of a model without a manifest, from one run on zeros; free sizes other than the batch cannot be tried."""
-    spec = worker.session.inputs[0]
-    if -1 in spec.shape[1:]:
+def _probe(worker: Worker, settings: Settings) -> Probe:
+    """What a model without a manifest shows. A size that neither file nor config fixes cannot be tried."""
+    output = settings.label_output
+    if -1 in settings.row_shape:
         with contextlib.suppress(IndexError):
-            return max(0, *worker.session.outputs[0].shape[1:])
-        return 0
-    output = worker.instance.run([spec.zeros(1)])[0]
-    return int(output[0].size)
+            return Probe(max(0, *worker.session.outputs[output].shape[1:]), probabilities=False)
+        return Probe(0, probabilities=False)
+    sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
+    return selftest.probe(worker.instance.run, settings.row_shape, settings.input.datatype, output, sizes=sizes)

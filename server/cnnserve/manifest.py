@@ -209,6 +209,26 @@ def parse(text: str) -> Manifest:
     return manifest
 
 
+def parse_preprocessing(text: str, image_shape: tuple[int, ...]) -> Preprocessing:
+    """Reads JSON in the words of a manifest's `preprocessing`, for images of height, width, channels.
+
+    Raises `ModelLoadFailed` naming the field that is wrong.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ModelLoadFailed(f"it is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ModelLoadFailed(f"it holds a {type(raw).__name__}, expected an object")
+    known = {item.name for item in dataclasses.fields(Preprocessing)}
+    if unknown := sorted(raw.keys() - known):
+        raise ModelLoadFailed(f"it has no field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    # Neither is needed in a manifest: null says that there is none.
+    spec = _build(Preprocessing, {"resize": None, "crop": None} | raw, "")
+    _check_preprocessing(spec, image_shape)
+    return spec
+
+
 def digest(path: Path) -> FileDigest:
     """SHA-256 and size of a file, read in pieces."""
     with path.open("rb") as file:

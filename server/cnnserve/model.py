@@ -11,13 +11,15 @@ import numpy as np
 
 from cnnserve import classification
 from cnnserve.batcher import BatchResult, DynamicBatcher
-from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.datatypes import NUMPY_TYPES, WORDS
 from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError, Unsupported
 from cnnserve.instance import Rows
 from cnnserve.manifest import Manifest
 from cnnserve.model_config import Settings
 from cnnserve.preprocessing import ImageSource, Preprocessor
-from cnnserve.selftest import SelfTest
+from cnnserve.selftest import Probe, SelfTest
+from cnnserve.statistics import Statistics
+from cnnserve.wire.model_config_pb2 import ModelConfig
 
 # So many quick images are read on the event loop; more go to the decoding threads, in parts that are worth the way.
 _INLINE_IMAGES = 4
@@ -35,7 +37,18 @@ class ModelInfo:
     class_count: int
     manifest: Manifest | None
     self_test: SelfTest | None
+    # Without a manifest: what the model showed when it was run.
+    probe: Probe | None = None
     placement: dict[str, int] = field(default_factory=dict)
+    # As it is in force: what config.pbtxt says, and what was derived.
+    config: ModelConfig = field(default_factory=ModelConfig)
+
+    @property
+    def applies_softmax(self) -> bool:
+        """Whether `classify` makes probabilities of the model's rows, which are none."""
+        if self.manifest is not None:
+            return self.manifest.activation == "none"
+        return self.probe is None or not self.probe.probabilities
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,11 @@ class Model:
         """Whether `classify` works."""
         return self._preprocessor is not None
 
+    @property
+    def statistics(self) -> Statistics:
+        """What it has done since it was loaded."""
+        return self._batcher.statistics
+
     async def infer(
         self, tensor: Rows, deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0
     ) -> BatchResult:
@@ -95,39 +113,32 @@ class Model:
 
         `priority` 1 is the highest, 0 the model's default; `timeout_us` counts in the queue, where the model allows it.
         """
-        rows = self._as_rows(tensor)
-        permit = self._batcher.reserve(len(rows), priority)
-        try:
+        started_ns = time.monotonic_ns()
+        self.check_input(WORDS[tensor.dtype], tensor.shape)
+        reshape = self.info.settings.input_reshape
+        rows = tensor if reshape is None else tensor.reshape(-1, *reshape)
+        with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(rows), priority) as permit:
             result = await self._batcher.submit(rows, permit, deadline_ns, timeout_us)
-        finally:
-            permit.release()
-        if self._reshapes:
-            result = replace(result, outputs=[self._to_wire(*pair) for pair in enumerate(result.outputs)])
-        return result
+        self._count(result, len(rows), started_ns)
+        return self._in_wire_shape(result)
+
+    async def infer_images(
+        self, images: Sequence[ImageSource], deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0
+    ) -> BatchResult:
+        """`infer` of what images become. Raises `ServingError`s; one image that cannot be read fails them all."""
+        work, result, _ = await self._run_images(images, deadline_ns, priority, timeout_us, alone=False)
+        if result is None:
+            index = min(work.errors)
+            raise InvalidInput(f"image {index} of {len(images)}: {work.errors[index]}")
+        return self._in_wire_shape(result)
 
     async def classify(
         self, images: Sequence[ImageSource], top_k: int = 0, deadline_ns: int | None = None
     ) -> Classification:
         """Classifies 1 to max_batch_size images. An image that cannot be read fails alone."""
-        if self._preprocessor is None:
-            raise Unsupported(
-                f"model '{self.info.name}' has no manifest, so how an image becomes its input is unknown; "
-                "send tensors with ModelInfer, or export the model with cnnserve"
-            )
-        self.check_count(len(images), "images")
-        permit = self._batcher.reserve(len(images))
-        try:
-            started = time.monotonic_ns()
-            work = _Decoding(self._preprocessor, images, deadline_ns)
-            await self._preprocess(work)
-            preprocess_ns = time.monotonic_ns() - started
-            rows = work.good_rows()
-            if not len(rows):
-                return Classification([work.errors[index] for index in range(len(images))], Timings(0, preprocess_ns))
-            permit.shrink(len(rows))
-            result = await self._batcher.submit(rows, permit, deadline_ns)
-        finally:
-            permit.release()
+        work, result, preprocess_ns = await self._run_images(images, deadline_ns)
+        if result is None:
+            return Classification([work.errors[index] for index in range(len(images))], Timings(0, preprocess_ns))
         classes = iter(self._top_k(result.outputs[0], top_k))
         outcomes = [work.errors.get(index) or next(classes) for index in range(len(images))]
         return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
@@ -135,6 +146,46 @@ class Model:
     async def close(self) -> None:
         """Answers everything accepted, then ends the instances."""
         await self._batcher.close()
+
+    async def _run_images(
+        self,
+        images: Sequence[ImageSource],
+        deadline_ns: int | None,
+        priority: int = 0,
+        timeout_us: int = 0,
+        *,
+        alone: bool = True,
+    ) -> tuple["_Decoding", BatchResult | None, int]:
+        """The images' rows, what the good ones gave, and how long reading them took (ns).
+
+        No result where none is good; unless an image fails `alone`, where one is not.
+        """
+        if self._preprocessor is None:
+            raise Unsupported(
+                f"model '{self.info.name}' has no manifest, so how an image becomes its input is unknown; send tensors "
+                "with ModelInfer, say it in config.pbtxt (cnnserve.image), or export the model with cnnserve"
+            )
+        started_ns = time.monotonic_ns()
+        self.check_count(len(images), "images")
+        with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(images), priority) as permit:
+            work = _Decoding(self._preprocessor, images, deadline_ns)
+            await self._preprocess(work)
+            preprocess_ns = time.monotonic_ns() - started_ns
+            rows = work.good_rows()
+            if not len(rows) or (work.errors and not alone):
+                return work, None, preprocess_ns
+            permit.shrink(len(rows))
+            result = await self._batcher.submit(rows, permit, deadline_ns, timeout_us)
+        self._count(result, len(rows), started_ns, preprocess_ns)
+        return work, result, preprocess_ns
+
+    def _count(self, result: BatchResult, images: int, started_ns: int, preprocess_ns: int = 0) -> None:
+        self.statistics.answered(
+            images,
+            total_ns=time.monotonic_ns() - started_ns,
+            queue_ns=result.queue_ns,
+            steps_ns=(result.input_ns + preprocess_ns, result.compute_ns - result.input_ns, result.output_ns),
+        )
 
     async def _preprocess(self, work: "_Decoding") -> None:
         quick, others = work.sorted_out()
@@ -154,8 +205,7 @@ class Model:
 
     def _top_k(self, rows: Rows, k: int) -> list[list[Class]]:
         scores = rows.reshape(len(rows), -1)
-        manifest = self.info.manifest
-        if manifest is not None and manifest.activation == "none":
+        if self.info.applies_softmax:
             scores = classification.softmax(scores)
         order = classification.top_k(scores, k)
         values = np.take_along_axis(scores, order, axis=-1)
@@ -163,6 +213,11 @@ class Model:
             list(map(self._class, indices, probabilities))
             for indices, probabilities in zip(order.tolist(), values.tolist(), strict=True)
         ]
+
+    def _in_wire_shape(self, result: BatchResult) -> BatchResult:
+        if not self._reshapes:
+            return result
+        return replace(result, outputs=[self._to_wire(*pair) for pair in enumerate(result.outputs)])
 
     def _to_wire(self, index: int, output: Rows) -> Rows:
         """An output as its config declares it, where that is not the file's own shape."""
@@ -186,21 +241,22 @@ class Model:
                 f"the request has {count} {what}, model '{self.info.name}' takes at most {limit}; send several requests"
             )
 
-    def _as_rows(self, tensor: Rows) -> Rows:
+    def check_input(self, datatype: str, shape: Sequence[int]) -> None:
+        """Raises `InvalidInput` unless a tensor of this type and wire shape is what one request may carry."""
         settings = self.info.settings
         spec = settings.input
-        expected_type = NUMPY_TYPES[spec.datatype]
-        if tensor.dtype != expected_type:
-            raise InvalidInput(f"input '{spec.name}' has type {tensor.dtype}, expected {spec.datatype}")
-        dims = tensor.shape[1:] if settings.batched else tensor.shape
+        if datatype != spec.datatype:
+            raise InvalidInput(f"input '{spec.name}' has type {datatype}, expected {spec.datatype}")
+        dims = shape[1:] if settings.batched else shape
         if len(dims) != len(spec.dims) or any(want not in (-1, got) for got, want in zip(dims, spec.dims, strict=True)):
             wanted = [*([-1] if settings.batched else []), *spec.dims]
-            raise InvalidInput(f"input '{spec.name}' has shape {list(tensor.shape)}, expected {wanted}")
+            raise InvalidInput(f"input '{spec.name}' has shape {list(shape)}, expected {wanted}")
         if 0 in dims:
-            raise InvalidInput(f"input '{spec.name}' has shape {list(tensor.shape)}; no size may be 0")
-        rows = tensor if settings.input_reshape is None else tensor.reshape(-1, *settings.input_reshape)
-        self.check_count(len(rows), "rows")
-        return rows
+            raise InvalidInput(f"input '{spec.name}' has shape {list(shape)}; no size may be 0")
+        reshape = settings.input_reshape
+        # Without a batch dimension, the rows are those of the file's shape.
+        rows = shape[0] if reshape is None or settings.batched else math.prod(shape) // math.prod(reshape)
+        self.check_count(rows, "rows")
 
 
 class _Decoding:

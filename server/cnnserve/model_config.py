@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 
 from cnnserve import manifest as manifests
 from cnnserve.batch_policy import BatchPolicy, QueuePolicy
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.manifest import Manifest
+from cnnserve.repository import ModelFolder
 from cnnserve.wire import model_config_pb2 as pb
 
 CONFIG_FILE = "config.pbtxt"
@@ -35,6 +36,8 @@ _UNSUPPORTED = (
     "model_repository_agents",
     "runtime",
 )
+# A classifier keeps no state, so its message is not even in our proto.
+_SEQUENCES = "sequence_batching"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ class Settings:
     outputs: tuple[WireTensor, ...]
     policy: BatchPolicy
     label_file: str | None
+    # Which of the outputs the labels name the values of.
+    label_output: int = 0
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The file's shape of one row of the input; -1 where neither it nor the config fixes a size."""
+        if self.input_reshape is not None:
+            return self.input_reshape
+        return self.input.dims if self.batched else self.input.dims[1:]
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,11 @@ class VersionPolicy:
         return ordered[-self.count :]
 
 
+def of(folder: ModelFolder) -> pb.ModelConfig | None:
+    """The config of a load: the one it came with, else the folder's. Raises as `read`."""
+    return parse_json(folder.config, folder.name) if folder.config else read(folder.path)
+
+
 def read(model_folder: Path) -> pb.ModelConfig | None:
     """The model's config, or None where there is none. Raises `ModelLoadFailed` naming line or field."""
     path = model_folder / CONFIG_FILE
@@ -100,7 +117,22 @@ def parse(text: str, model: str) -> pb.ModelConfig:
     try:
         config = text_format.Parse(text, pb.ModelConfig())
     except text_format.ParseError as error:
+        if f'"{_SEQUENCES}"' in str(error):
+            raise _unsupported(_SEQUENCES) from error
         raise ModelLoadFailed(f"{CONFIG_FILE} line {error}") from error
+    return _checked(config, model)
+
+
+def parse_json(text: str, model: str) -> pb.ModelConfig:
+    """Reads a config from the JSON of a load by call, for the model in folder `model`. Raises `ModelLoadFailed`."""
+    try:
+        config = json_format.Parse(text, pb.ModelConfig(), max_recursion_depth=32)
+    except json_format.ParseError as error:
+        raise ModelLoadFailed(f"parameter config: {error}") from error
+    return _checked(config, model)
+
+
+def _checked(config: pb.ModelConfig, model: str) -> pb.ModelConfig:
     if config.name and config.name != model:
         raise ModelLoadFailed(f'{CONFIG_FILE}: name is "{config.name}", the folder is "{model}"; make them equal')
     _refuse_unsupported(config)
@@ -144,6 +176,7 @@ def resolve(
             raise ModelLoadFailed(
                 f'{CONFIG_FILE}: output "{declared.name}" is not in the ONNX file: {", ".join(known)}'
             )
+    labelled = next((output for output in config.output if output.label_filename), None)
     return Settings(
         name=name,
         batched=batched,
@@ -153,7 +186,8 @@ def resolve(
         input=wire_input,
         outputs=tuple(_wire_output(config, spec, batched) for spec in outputs),
         policy=_batch_policy(config, maximum),
-        label_file=next((output.label_filename for output in config.output if output.label_filename), None),
+        label_file=labelled.label_filename if labelled else None,
+        label_output=known.index(labelled.name) if labelled else 0,
     )
 
 
@@ -185,10 +219,10 @@ def render(manifest: Manifest) -> str:
 def _refuse_unsupported(config: pb.ModelConfig) -> None:
     present = {descriptor.name for descriptor, _ in config.ListFields()}
     if config.response_cache.enable:
-        raise ModelLoadFailed(f"{CONFIG_FILE}: response_cache is not supported by this server; remove it")
+        raise _unsupported("response_cache")
     for name in _UNSUPPORTED:
         if name in present:
-            raise ModelLoadFailed(f"{CONFIG_FILE}: {name} is not supported by this server; remove it")
+            raise _unsupported(name)
     if config.backend not in ("", "onnxruntime"):
         raise ModelLoadFailed(f'{CONFIG_FILE}: backend is "{config.backend}", this server runs "onnxruntime"')
     if config.platform not in ("", "onnxruntime_onnx"):
@@ -197,6 +231,10 @@ def _refuse_unsupported(config: pb.ModelConfig) -> None:
         raise ModelLoadFailed(f"{CONFIG_FILE}: decoupled models are not supported; a classifier answers once a request")
     if config.max_batch_size < 0:
         raise ModelLoadFailed(f"{CONFIG_FILE}: max_batch_size is {config.max_batch_size}, expected 0 or more")
+
+
+def _unsupported(name: str) -> ModelLoadFailed:
+    return ModelLoadFailed(f"{CONFIG_FILE}: {name} is not supported by this server; remove it")
 
 
 def _is_batched(config: pb.ModelConfig) -> bool:
@@ -223,9 +261,12 @@ def _wire_input(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> Wire
     if not config.input:
         return WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
     declared = config.input[0]
-    for name in ("is_shape_tensor", "allow_ragged_batch", "optional", "is_non_linear_format_io"):
-        if getattr(declared, name):
-            raise ModelLoadFailed(f'{CONFIG_FILE}: input "{spec.name}" has {name}, which a classifier cannot have')
+    _refuse_flags(declared, "input", "is_shape_tensor", "allow_ragged_batch", "optional", "is_non_linear_format_io")
+    if declared.format and len(declared.dims) != (3 if batched else 4):
+        raise ModelLoadFailed(
+            f'{CONFIG_FILE}: input "{spec.name}" has format {pb.ModelInput.Format.Name(declared.format)} and dims '
+            f"{list(declared.dims)}; the format is one of three dims{'' if batched else ' behind the batch'}"
+        )
     return _declared("input", spec, declared, batched)
 
 
@@ -233,7 +274,14 @@ def _wire_output(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> Wir
     declared = next((item for item in config.output if item.name == spec.name), None)
     if declared is None:
         return WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
+    _refuse_flags(declared, "output", "is_shape_tensor", "is_non_linear_format_io")
     return _declared("output", spec, declared, batched)
+
+
+def _refuse_flags(declared: pb.ModelInput | pb.ModelOutput, kind: str, *names: str) -> None:
+    for name in names:
+        if getattr(declared, name):
+            raise ModelLoadFailed(f'{CONFIG_FILE}: {kind} "{declared.name}" has {name}, which a classifier cannot have')
 
 
 def _declared(kind: str, spec: TensorSpec, declared: pb.ModelInput | pb.ModelOutput, batched: bool) -> WireTensor:

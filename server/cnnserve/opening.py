@@ -121,5 +121,5 @@ _STOPPED = _Failure("the server is shutting down")
 def _ready_line(model: Model, seconds: float) -> str:
     info = model.info
     placement = ", ".join(f"{count} nodes on {provider}" for provider, count in info.placement.items())
-    proof = str(info.self_test) if info.self_test else "no manifest: files and preprocessing are unverified"
+    proof = info.self_test or info.probe
     return f"model {info.name} version {info.version} READY in {seconds:.2f} s; {placement}; {proof}"

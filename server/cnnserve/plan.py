@@ -1,7 +1,7 @@
 """What a model's folder asks for: which versions its policy wants served, and which words stand for them. Blocks."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnnserve import model_config, repository, versions
@@ -20,12 +20,14 @@ class Plan:
     reason: str = ""
 
 
-def read(root: Path, name: str, labels: VersionLabels, available: Collection[int] | None = None) -> Plan:
+def read(
+    root: Path, name: str, labels: VersionLabels, available: Collection[int] | None = None, config: str = ""
+) -> Plan:
     """The plan for one model, of its `available` versions or of all. Raises `ModelNotFound`.
 
-    `labels` are those read before.
+    `labels` are those read before; `config` is JSON that takes config.pbtxt's place.
     """
-    folder = repository.find(root, name)
+    folder = replace(repository.find(root, name), config=config)
     present = [version for version in folder.versions if available is None or version in available]
     chosen, reason = _choose(folder, present)
     # Taken before the files are read: what changes while they are shows as a difference the next time.
@@ -39,7 +41,7 @@ def _choose(folder: ModelFolder, present: list[int]) -> tuple[list[int], str]:
     if not present:
         return [], f"version {max(folder.versions)} is not complete yet"
     try:
-        policy = model_config.version_policy(model_config.read(folder.path))
+        policy = model_config.version_policy(model_config.of(folder))
     except ModelLoadFailed:
         # The newest version fails with this reason when it loads, and stands for all.
         return present[-1:], ""

@@ -102,13 +102,14 @@ class Registry:
             _log.error("model %s is not served: %s", missing, entry.reason)
         await asyncio.gather(*(self.sync(name) for name in found))
 
-    async def load(self, name: str) -> ModelEntry:
+    async def load(self, name: str, config: str = "") -> ModelEntry:
         """Brings one model to what its folder says now: new and changed versions in, versions out of the policy out.
 
-        A load goes on where its caller is cancelled. Raises `ModelNotFound` where the folder is not there, and
-        `ModelLoadFailed` with the reasons where a version failed; what was serving is untouched by that.
+        `config` is JSON that takes config.pbtxt's place until the next load. A load goes on where its caller is
+        cancelled. Raises `ModelNotFound` where the folder is not there, and `ModelLoadFailed` with the reasons where a
+        version failed; what was serving is untouched by that.
         """
-        failures = await self._run(self._bring(name))
+        failures = await self._run(self._bring(name, config=config))
         if failures and self._closing:
             raise ShuttingDown(_CLOSING)
         if failures:
@@ -169,12 +170,14 @@ class Registry:
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
 
-    async def _bring(self, name: str, only: Collection[int] | None = None, *, again: bool = True) -> list[str]:
+    async def _bring(
+        self, name: str, only: Collection[int] | None = None, *, again: bool = True, config: str = ""
+    ) -> list[str]:
         """What failed, by version."""
         async with self._lock(name):
             if self._closing:
                 raise ShuttingDown(_CLOSING)
-            plan = await self._plan(name, only)
+            plan = await self._plan(name, only, config)
             entry = self._models.setdefault(name, ModelEntry(name))
             entry.wanted, entry.labels = True, plan.labels
             self._explain(entry, plan.reason)
@@ -188,12 +191,12 @@ class Registry:
             await self._drop(entry, _outdated(entry, plan))
             return failures
 
-    async def _plan(self, name: str, only: Collection[int] | None) -> Plan:
+    async def _plan(self, name: str, only: Collection[int] | None, config: str) -> Plan:
         entry = self._models.get(name)
         labels, serving = (entry.labels, entry.ready) if entry else (VersionLabels(), [])
         available = None if only is None else {*only, *(ready.version for ready in serving)}
         try:
-            return await on_thread(partial(plans.read, self._root, name, labels, available))
+            return await on_thread(partial(plans.read, self._root, name, labels, available, config))
         except ModelNotFound:
             if not serving:
                 self._models.pop(name, None)

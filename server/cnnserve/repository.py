@@ -19,11 +19,12 @@ FileStat = tuple[str, int, int, int]
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One model's folder and its versions by number."""
+    """One model's folder and its versions by number. `config`: JSON that a load brought, in place of config.pbtxt."""
 
     name: str
     path: Path
     versions: dict[int, Path]
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Fingerprint:
 
     shared: tuple[FileStat, ...]
     own: tuple[FileStat, ...]
+    # Of the load itself, where it brought one.
+    config: str = ""
 
 
 def scan(root: Path) -> list[ModelFolder]:
@@ -66,7 +69,8 @@ def fingerprint(folder: ModelFolder, version: int) -> Fingerprint:
 
     Hidden files and folders are none of a model's, nor are the labels, which are read by themselves.
     """
-    return Fingerprint(_stats(folder.path), _stats(folder.versions[version]) if version in folder.versions else ())
+    own = _stats(folder.versions[version]) if version in folder.versions else ()
+    return Fingerprint(_stats(folder.path), own, folder.config)
 
 
 def _stats(path: Path) -> tuple[FileStat, ...]:

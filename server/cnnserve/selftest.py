@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cnnserve.classification import are_probabilities, softmax
+from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.instance import Rows
 from cnnserve.manifest import Manifest
@@ -49,6 +50,42 @@ class SelfTest:
             f"{', '.join(map(str, self.batches))} within {self.batch_difference:.1e} (allowed {self.tolerance:.0e})"
         )
         return proof + fast
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model without a manifest showed in runs over noise: its classes, and whether its rows sum to 1.
+
+    `sizes` are the batches that were run; none where the image size is free.
+    """
+
+    class_count: int
+    probabilities: bool
+    sizes: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.sizes:
+            return "unverified: no manifest, and its free sizes leave nothing to run"
+        rows = "probabilities" if self.probabilities else "no probabilities, so Classify applies softmax"
+        return f"unverified: no manifest; in batches of {', '.join(map(str, self.sizes))} its rows are {rows}"
+
+
+def probe(run: Run, shape: Sequence[int], datatype: str, output: int, *, sizes: Sequence[int]) -> Probe:
+    """Runs noise of one row's `shape` in batches of every size; `output` is the one that has the classes.
+
+    Raises `ModelLoadFailed` where the batches disagree about the classes, `InferenceFailed` where a run fails.
+    """
+    generator = np.random.default_rng(0)
+    results = []
+    for size in sizes:
+        noise = generator.uniform(0, 2 if datatype == "BOOL" else 255, (size, *shape))
+        # Floats are what images become: about 0 to 1.
+        rows = noise / 255 if datatype.startswith("FP") else noise
+        results.append(run([rows.astype(NUMPY_TYPES[datatype])])[output].reshape(size, -1))
+    counts = {result.shape[1] for result in results}
+    if len(counts) > 1:
+        raise ModelLoadFailed(f"self-test: rows have {' or '.join(map(str, sorted(counts)))} values, by batch size")
+    return Probe(counts.pop(), all(map(are_probabilities, results)), tuple(sizes))
 
 
 def check_labels(labels: Sequence[str], class_count: int) -> None:

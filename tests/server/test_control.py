@@ -192,7 +192,7 @@ def test_what_control_calls_refuse(tmp_path: Path) -> None:
                 assert (name, model, code) == (name, model, grpc.StatusCode.NOT_FOUND)
                 assert f"model {model!r} is not in the repository" in details
         for parameter, code in {
-            "config": grpc.StatusCode.UNIMPLEMENTED,
+            "config": grpc.StatusCode.INVALID_ARGUMENT,
             "file:1/model.onnx": grpc.StatusCode.UNIMPLEMENTED,
             "fast": grpc.StatusCode.INVALID_ARGUMENT,
         }.items():

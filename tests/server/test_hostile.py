@@ -66,7 +66,7 @@ MANY_INPUTS = o.ModelInferRequest(model_name="tiny", inputs=[o.ModelInferRequest
         (INFER, tensor([2] * 5_000_000), "5000000 dimensions"),
         (INFER, tensor([1] * 65, b"1"), "65 dimensions"),
         (INFER, tensor([0, 2**62, 2**62]), "every size must be"),
-        (INFER, typed(10_000_000), "send them in raw_input_contents"),
+        (INFER, typed(10_000_000), "shape [10000000], expected [-1, 8, 8, 1]"),
         (INFER, MANY_INPUTS, "1000000 inputs"),
         (CLASSIFY, MANY_IMAGES, "1000000 images, model 'tiny' takes at most 8"),
     ],

@@ -18,11 +18,16 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from cnnserve.admission import MemoryBudget
 from cnnserve.control import ModelControl
 from cnnserve.health import Health
-from cnnserve.rpc.classifier import STREAM_LIMIT, ClassifierService
+from cnnserve.rpc.classifier import ClassifierService
 from cnnserve.rpc.health import HealthService
+from cnnserve.rpc.infer import Inference
 from cnnserve.rpc.inference import InferenceService
+from cnnserve.rpc.inspection import InspectionService
 from cnnserve.rpc.methods import Kind, Method
 from cnnserve.rpc.repository import RepositoryService
+from cnnserve.rpc.shared_memory import SharedMemoryService
+from cnnserve.rpc.streams import STREAM_LIMIT
+from cnnserve.shared_memory import SharedMemory
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 from support import CLASSES, SIDE, RunningServer, make_registry, picture, png
@@ -39,7 +44,9 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
         root = tmp_path_factory.mktemp("none")
         registry = make_registry(root, None)  # type: ignore[arg-type]
         services = (
-            InferenceService(registry, MemoryBudget(2**30), lambda: True),
+            InferenceService(registry, Inference(MemoryBudget(2**30), SharedMemory(), 2**20), lambda: True),
+            InspectionService(registry),
+            SharedMemoryService(SharedMemory()),
             ClassifierService(registry, MemoryBudget(2**30), 1),
             RepositoryService(ModelControl(registry, root, mode="none", allowed=False)),
             HealthService(Health(registry, strict=False)),
@@ -165,8 +172,12 @@ def test_every_rpc_on_an_unknown_model_answers_not_found(call: Caller, methods: 
         if method.kind is Kind.STREAM:
             continue
         named = fields & set(method.request.DESCRIPTOR.fields_by_name)
-        # Loading is not allowed here, and says nothing more; see test_control.
-        if not named or name.endswith(("Watch", "Load", "Unload", "LoadModel", "UnloadModel")):
+        # Loading is not allowed here, and says nothing more; see test_control. Nor is shared memory.
+        if (
+            not named
+            or "SharedMemory" in name
+            or name.endswith(("Watch", "Load", "Unload", "LoadModel", "UnloadModel"))
+        ):
             continue
         request = method.request(**{named.pop(): "nobody"})
         code, details = fails(call, name, request)
@@ -232,7 +243,17 @@ def test_open_inference_metadata(call: Caller) -> None:
     assert call(f"{OIP}/ServerReady", o.ServerReadyRequest()).ready
     assert call(f"{OIP}/ModelReady", o.ModelReadyRequest(name="tiny", version="1")).ready
     server = call(f"{OIP}/ServerMetadata", o.ServerMetadataRequest())
-    assert (server.name, list(server.extensions)) == ("cnnserve", ["binary_tensor_data"])
+    assert (server.name, list(server.extensions)) == (
+        "cnnserve",
+        [
+            "classification",
+            "model_configuration",
+            "statistics",
+            "schedule_policy",
+            "binary_tensor_data",
+            "encoded_images",
+        ],
+    )
     model = call(f"{OIP}/ModelMetadata", o.ModelMetadataRequest(name="tiny"))
     assert (model.name, list(model.versions), model.platform) == ("tiny", ["1"], "onnxruntime_onnx")
     assert [(t.name, t.datatype, list(t.shape)) for t in (*model.inputs, *model.outputs)] == [
@@ -272,7 +293,7 @@ ROW = np.zeros((1, SIDE, SIDE, 1), np.uint8)
     ("request_", "said"),
     [
         (tensor_request(ROW, name="pixels"), "input 'pixels', model 'tiny' takes 'image'"),
-        (tensor_request(ROW.astype(np.float32), datatype="FP32"), "has type float32, expected UINT8"),
+        (tensor_request(ROW.astype(np.float32), datatype="FP32"), "has type FP32, expected UINT8"),
         (tensor_request(ROW[0]), r"shape [8, 8, 1], expected [-1, 8, 8, 1]"),
         (tensor_request(ROW[:, :4]), r"shape [1, 4, 8, 1], expected [-1, 8, 8, 1]"),
         (tensor_request(ROW[:0]), "has no rows; send 1 to 8"),
@@ -288,7 +309,7 @@ def test_bad_infer_requests(call: Caller, request_: o.ModelInferRequest, said: s
 
 
 def test_an_rpc_that_is_not_there_is_unimplemented(call: Caller) -> None:
-    ask = call.channel.unary_unary(f"/{OIP}/TraceSetting", response_deserializer=o.TraceSettingResponse.FromString)
+    ask = call.channel.unary_unary(f"/{OIP}/CudaSharedMemoryStatus")
     with pytest.raises(grpc.RpcError) as caught:
         ask(b"", timeout=10)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cnnserve.datatypes import NUMPY_TYPES
-from cnnserve.errors import InvalidInput, Unsupported
+from cnnserve.errors import InvalidInput
 from cnnserve.rpc import tensors
 from cnnserve.wire import open_inference_pb2 as pb
 
@@ -25,14 +25,16 @@ def any_array(names: list[str]) -> st.SearchStrategy[tuple[str, np.ndarray]]:
 
 
 def read_one(request: pb.ModelInferRequest) -> np.ndarray:
-    return tensors.read_input(request)
+    tensor = request.inputs[0]
+    tensors.check_shape(tensor)
+    return tensors.read(tensor, tensors.raw_contents(request))
 
 
 @given(any_array(list(NUMPY_TYPES)))
 def test_raw_round_trip(item: tuple[str, np.ndarray]) -> None:
     datatype, array = item
     response = pb.ModelInferResponse()
-    tensors.write_output(response, "x", array)
+    response.raw_output_contents.append(tensors.write_output(response, "x", array))
     assert response.outputs[0].datatype == datatype
     request = pb.ModelInferRequest(raw_input_contents=response.raw_output_contents)
     request.inputs.add(name="x", datatype=datatype, shape=response.outputs[0].shape)
@@ -81,11 +83,52 @@ def make(datatype: str, shape: list[int], raw: list[bytes] | None = None, **cont
 )
 def test_bad_tensors(request_: pb.ModelInferRequest, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
-        tensors.read_input(request_)
+        read_one(request_)
 
 
-def test_shared_memory_is_not_ignored() -> None:
+def test_empty_contents_beside_raw_ones_say_nothing() -> None:
     request = make("FP32", [1], [b"1234"])
-    request.inputs[0].parameters["shared_memory_region"].string_param = "mine"
-    with pytest.raises(Unsupported, match="shared memory"):
-        tensors.read_input(request)
+    request.inputs[0].contents.SetInParent()
+    assert read_one(request).size == 1
+
+
+def read_strings(request: pb.ModelInferRequest) -> list[bytes]:
+    tensor = request.inputs[0]
+    tensors.check_shape(tensor)
+    return tensors.read_strings(tensor, tensors.raw_contents(request))
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6))
+def test_strings_round_trip(elements: list[bytes]) -> None:
+    response = pb.ModelInferResponse()
+    raw = tensors.write_strings(response, "x", [len(elements)], elements)
+    assert (response.outputs[0].datatype, list(response.outputs[0].shape)) == ("BYTES", [len(elements)])
+    assert read_strings(make("BYTES", [len(elements)], [raw])) == elements
+    if elements:
+        assert read_strings(make("BYTES", [len(elements)], bytes_contents=elements)) == elements
+
+
+@given(st.binary(max_size=40), st.integers(0, 4))
+def test_strings_of_any_bytes_are_read_or_refused(raw: bytes, count: int) -> None:
+    try:
+        elements = read_strings(make("BYTES", [count], [raw]))
+    except InvalidInput:
+        return
+    assert len(elements) == count
+    assert sum(map(len, elements)) + 4 * count == len(raw)
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (make("BYTES", [1], [b"\1\0\0"]), "ends before the length of element 0"),
+        (make("BYTES", [2], [b"\1\0\0\0x"]), "ends before the length of element 1"),
+        (make("BYTES", [1], [b"\xff\xff\xff\xffx"]), "element 0 has 4294967295 bytes, 1 are left"),
+        (make("BYTES", [1], [b"\1\0\0\0xyz"]), "2 bytes behind its 1 elements"),
+        (make("BYTES", [2], bytes_contents=[b"x"]), "1 values, expected 2"),
+        (make("BYTES", [1], int_contents=[1]), "has int_contents, expected bytes_contents"),
+    ],
+)
+def test_bad_strings(request_: pb.ModelInferRequest, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        read_strings(request_)

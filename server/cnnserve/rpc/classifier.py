@@ -4,20 +4,19 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 from cnnserve import model as models
 from cnnserve.admission import MemoryBudget
-from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError, ShuttingDown
+from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError
 from cnnserve.preprocessing import ImageSource, RawImage
 from cnnserve.registry import Registry
-from cnnserve.rpc import status
+from cnnserve.rpc import status, streams
 from cnnserve.rpc.describe import describe
 from cnnserve.rpc.methods import CallContext, Kind, Method
 from cnnserve.wire import classifier_pb2 as pb
 
 _SERVICE = "cnnserve.v1.Classifier"
-# Requests of one stream at work at once; the transport's flow control holds back the rest.
-STREAM_LIMIT = 64
 
 
 class ClassifierService:
@@ -67,24 +66,11 @@ class ClassifierService:
         response.timings.total_us = (time.monotonic_ns() - started) // 1000
         return response
 
-    async def classify_stream(
+    def classify_stream(
         self, requests: AsyncIterator[pb.ClassifyStreamRequest], context: CallContext
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
-        """Answers each request of the stream as it finishes; at most `STREAM_LIMIT` are at work."""
-        slots = asyncio.Semaphore(STREAM_LIMIT)
-        answers: asyncio.Queue[pb.ClassifyStreamResponse | None] = asyncio.Queue()
-        reader = asyncio.create_task(self._read_stream(requests, context, slots, answers))
-        try:
-            while (answer := await answers.get()) is not None:
-                yield answer
-                # Only now: an answer the client does not take keeps its slot.
-                slots.release()
-            await reader
-            if self._draining.is_set():
-                # So that the client knows: what has no answer was not looked at.
-                raise ShuttingDown("the server is shutting down; send what is unanswered to another one")
-        finally:
-            reader.cancel()
+        """Answers each request of the stream as it finishes; at most `streams.STREAM_LIMIT` are at work."""
+        return streams.answers(requests, partial(self._answer, context), self._draining, in_order=False)
 
     async def list_models(self, _: pb.ListModelsRequest, __: CallContext) -> pb.ListModelsResponse:
         """Every model, without labels."""
@@ -95,32 +81,7 @@ class ClassifierService:
         entry = self._registry.entry(request.model)
         return pb.GetModelResponse(model=describe(entry, labels=True), max_message_bytes=self._max_message_bytes)
 
-    async def _read_stream(
-        self,
-        requests: AsyncIterator[pb.ClassifyStreamRequest],
-        context: CallContext,
-        slots: asyncio.Semaphore,
-        answers: asyncio.Queue[pb.ClassifyStreamResponse | None],
-    ) -> None:
-        tasks: set[asyncio.Task[None]] = set()
-        try:
-            async for request in _until(requests, self._draining):
-                await slots.acquire()
-                task = asyncio.create_task(self._answer(request, context, answers))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            answers.put_nowait(None)
-
-    async def _answer(
-        self,
-        request: pb.ClassifyStreamRequest,
-        context: CallContext,
-        answers: asyncio.Queue[pb.ClassifyStreamResponse | None],
-    ) -> None:
+    async def _answer(self, context: CallContext, request: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
         answer = pb.ClassifyStreamResponse(id=request.id)
         deadline_ns = context.deadline_ns
         if request.timeout_us:
@@ -134,7 +95,7 @@ class ClassifierService:
             answer.error.code, answer.error.message = told.code, told.message
             if told.retry_after_ms is not None:
                 answer.error.retry_after_ms = told.retry_after_ms
-        answers.put_nowait(answer)
+        return answer
 
 
 @contextlib.asynccontextmanager
@@ -146,28 +107,6 @@ async def _until_ns(deadline_ns: int | None) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise DeadlineExceeded("the request's time is over") from error
-
-
-async def _until(
-    requests: AsyncIterator[pb.ClassifyStreamRequest], stop: asyncio.Event
-) -> AsyncIterator[pb.ClassifyStreamRequest]:
-    """The stream's requests until it ends or `stop` is set."""
-    stopped = asyncio.ensure_future(stop.wait())
-    pending: asyncio.Future[pb.ClassifyStreamRequest] | None = None
-    try:
-        while not stop.is_set():
-            pending = asyncio.ensure_future(anext(requests))
-            await asyncio.wait((pending, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if not pending.done():
-                return
-            try:
-                yield pending.result()
-            except StopAsyncIteration:
-                return
-    finally:
-        stopped.cancel()
-        if pending is not None:
-            pending.cancel()
 
 
 def _image(image: pb.Image, index: int) -> ImageSource:

@@ -24,7 +24,7 @@ def _version(entry: VersionEntry, *, labels: bool) -> pb.ModelVersion:
     message.max_batch_size = settings.max_batch_size
     message.verified = info.self_test is not None
     message.accepts_images = entry.model.accepts_images
-    message.self_test = "" if info.self_test is None else str(info.self_test)
+    message.self_test = str(info.self_test or info.probe or "")
     message.placement.update(info.placement)
     if info.manifest is not None:
         message.architecture, message.precision = info.manifest.architecture, info.manifest.onnx.precision

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
@@ -139,7 +140,7 @@ def _unary(method: Method, gate: _Gate) -> Callable[[Any, Any], Awaitable[Any]]:
             return answer
         except Exception as error:
             await gate.leave(method)
-            await _abort(context, error, method.name)
+            await _abort(context, error, method)
 
     return behavior
 
@@ -151,10 +152,10 @@ def _streaming(method: Method, gate: _Gate) -> Callable[[Any, Any], AsyncIterato
         try:
             await gate.enter(method)
             request = _parse_all(method, data) if method.kind is Kind.STREAM else _parse(method, data)
-            async for response in handler(request, _call_context(context)):
+            async for response in handler(request, replace(_call_context(context), metadata=_metadata(context))):
                 yield response
         except Exception as error:
-            await _abort(context, error, method.name)
+            await _abort(context, error, method)
 
     return behavior
 
@@ -177,7 +178,11 @@ def _call_context(context: Any) -> CallContext:
     return CallContext(None if remaining is None else time.monotonic_ns() + int(remaining * 1e9))
 
 
-async def _abort(context: Any, error: Exception, request: str) -> NoReturn:
-    told = status.of(error, request)
+def _metadata(context: Any) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+async def _abort(context: Any, error: Exception, method: Method) -> NoReturn:
+    told = status.of(error, method.name, method.statuses)
     await context.abort(_CODES[told.code], told.message, tuple(told.trailers.items()))
     raise AssertionError("abort raises")

@@ -1,36 +1,51 @@
 """Open Inference Protocol handlers: protobuf <-> plain values."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 import cnnserve
-from cnnserve.admission import MemoryBudget
-from cnnserve.errors import InvalidInput
-from cnnserve.model import Model
 from cnnserve.model_config import WireTensor
 from cnnserve.registry import Registry
-from cnnserve.rpc import tensors
-from cnnserve.rpc.methods import CallContext, Method
+from cnnserve.rpc import status, streams
+from cnnserve.rpc.infer import Inference
+from cnnserve.rpc.methods import CallContext, Kind, Method
+from cnnserve.rpc.parameters import FINAL_RESPONSE, flag
 from cnnserve.wire import open_inference_pb2 as pb
 
 _SERVICE = "inference.GRPCInferenceService"
 _PLATFORM = "onnxruntime_onnx"
-# Only what is there.
-_EXTENSIONS = ("binary_tensor_data",)
+# With it, an error ends the stream with its status.
+_ERROR_HEADER = "triton_grpc_error"
+_FINAL = "triton_final_response"
+# Only what is there. The last one is ours: images as BYTES.
+_BEFORE = ("classification",)
+_AFTER = ("schedule_policy", "binary_tensor_data", "encoded_images")
+_STREAM = f"{_SERVICE}/ModelStreamInfer"
 
 
 class InferenceService:
-    """`inference.GRPCInferenceService`: the core six. `is_ready` is the server's own readiness.
+    """`inference.GRPCInferenceService`: the core six and the stream. `is_ready` is the server's own readiness.
 
-    `extensions`: what other services add to those named in the metadata.
+    `extensions`: what other services add to those named in the metadata. `drain` ends its streams after what they had
+    sent is answered. `triton_status`: full queues and timeouts are UNAVAILABLE.
     """
 
     def __init__(
-        self, registry: Registry, budget: MemoryBudget, is_ready: Callable[[], bool], extensions: Sequence[str] = ()
+        self,
+        registry: Registry,
+        inference: Inference,
+        is_ready: Callable[[], bool],
+        extensions: Sequence[str] = (),
+        *,
+        triton_status: bool = False,
     ) -> None:
         self._registry = registry
-        self._budget = budget
+        self._inference = inference
         self._is_ready = is_ready
-        self._extensions = (*extensions, *_EXTENSIONS)
+        self._extensions = (*_BEFORE, *extensions, *_AFTER)
+        self._statuses = status.TRITON_STATUS if triton_status else status.STATUS
+        self._draining = asyncio.Event()
 
     def methods(self) -> list[Method]:
         """The service's rows of the method table."""
@@ -54,8 +69,26 @@ class InferenceService:
                 f"{_SERVICE}/ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse, self.server_metadata
             ),
             Method(f"{_SERVICE}/ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse, self.model_metadata),
-            Method(f"{_SERVICE}/ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse, self.model_infer),
+            Method(
+                f"{_SERVICE}/ModelInfer",
+                pb.ModelInferRequest,
+                pb.ModelInferResponse,
+                self.model_infer,
+                statuses=self._statuses,
+            ),
+            Method(
+                _STREAM,
+                pb.ModelInferRequest,
+                pb.ModelStreamInferResponse,
+                self.model_stream_infer,
+                Kind.STREAM,
+                statuses=self._statuses,
+            ),
         ]
+
+    def drain(self) -> None:
+        """No stream reads another request."""
+        self._draining.set()
 
     async def server_live(self, _: pb.ServerLiveRequest, __: CallContext) -> pb.ServerLiveResponse:
         """It answers, so it lives."""
@@ -86,53 +119,29 @@ class InferenceService:
         )
 
     async def model_infer(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
-        """Runs one tensor through a model."""
+        """Runs one tensor, or the images of a BYTES one, through a model."""
         model = self._registry.get(request.model_name, request.model_version)
-        settings = model.info.settings
-        # Everything that is cheap to check comes before anything that costs time on the event loop.
-        if len(request.inputs) != 1:
-            raise InvalidInput(f"the request has {len(request.inputs)} inputs, model '{model.info.name}' takes 1")
-        name = request.inputs[0].name
-        if name != settings.input.name:
-            raise InvalidInput(
-                f"the request has input '{name}', model '{model.info.name}' takes '{settings.input.name}'"
-            )
-        wanted = _wanted_outputs(request, model)
-        priority, timeout_us = _integer(request, "priority"), _integer(request, "timeout")
-        tensor = tensors.read_input(request)
-        with self._budget.hold(tensor.nbytes):
-            result = await model.infer(tensor, context.deadline_ns, priority, timeout_us)
-        response = pb.ModelInferResponse(
-            model_name=model.info.name, model_version=str(model.info.version), id=request.id
-        )
-        for index in wanted:
-            tensors.write_output(response, settings.outputs[index].name, result.outputs[index])
-        return response
+        return await self._inference.run(request, model, context.deadline_ns)
 
+    def model_stream_infer(
+        self, requests: AsyncIterator[pb.ModelInferRequest], context: CallContext
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """Answers each request of the stream, in order; at most `streams.STREAM_LIMIT` are at work."""
+        return streams.answers(requests, partial(self._answer, context), self._draining, in_order=True)
 
-def _integer(request: pb.ModelInferRequest, name: str) -> int:
-    """A request parameter that is an integer of 0 or more; 0 where it is not there."""
-    if name not in request.parameters:
-        return 0
-    parameter = request.parameters[name]
-    choice = parameter.WhichOneof("parameter_choice")
-    value = getattr(parameter, choice) if choice else None
-    if choice not in ("int64_param", "uint64_param") or not isinstance(value, int) or value < 0:
-        raise InvalidInput(f"parameter '{name}' is {value!r} ({choice}), expected an int64_param of 0 or more")
-    return value
-
-
-def _wanted_outputs(request: pb.ModelInferRequest, model: Model) -> list[int]:
-    names = [output.name for output in model.info.settings.outputs]
-    if not request.outputs:
-        return list(range(len(names)))
-    for output in request.outputs:
-        if output.name not in names:
-            raise InvalidInput(f"the request wants output '{output.name}', the model has {', '.join(names)}")
-        for parameter in output.parameters:
-            # Ignoring one would answer something else than was asked for.
-            raise InvalidInput(f"output '{output.name}' has parameter '{parameter}', which this server does not know")
-    return [names.index(output.name) for output in request.outputs]
+    async def _answer(self, context: CallContext, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        answer = pb.ModelStreamInferResponse()
+        try:
+            final = flag(request.parameters, FINAL_RESPONSE)
+            answer.infer_response.CopyFrom(await self.model_infer(request, context))
+            if final:
+                answer.infer_response.parameters[_FINAL].bool_param = True
+        except Exception as error:
+            if context.metadata.get(_ERROR_HEADER) == "true":
+                raise
+            answer.error_message = status.of(error, _STREAM, self._statuses).message
+            answer.infer_response.model_name, answer.infer_response.id = request.model_name, request.id
+        return answer
 
 
 def _metadata(tensor: WireTensor, *, batched: bool) -> pb.ModelMetadataResponse.TensorMetadata:

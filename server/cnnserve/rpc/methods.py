@@ -5,11 +5,13 @@ brings the bytes in and carries the status out (`status.of`).
 """
 
 import enum
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
+
+from cnnserve.rpc.status import STATUS, Code
 
 
 class Kind(enum.Enum):
@@ -22,9 +24,13 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class CallContext:
-    """What a handler may know of a call: its deadline on the monotonic clock in ns, None where it has none."""
+    """What a handler may know of a call: its deadline on the monotonic clock in ns, None where it has none.
+
+    `metadata` is what the caller sent beside its messages; filled for streams only.
+    """
 
     deadline_ns: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 # Messages differ by method, so these are Any; the table's test calls every handler with its own types.
@@ -44,6 +50,7 @@ class Method:
     kind: Kind = Kind.UNARY
     # Answered while the server drains, too: who asks whether it is ready wants a no, not an error.
     while_draining: bool = False
+    statuses: Mapping[type[Exception], Code] = field(default_factory=lambda: STATUS)
 
     @property
     def service(self) -> str:

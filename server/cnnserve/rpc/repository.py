@@ -1,10 +1,12 @@
 """Loading, unloading and listing models: `cnnserve.v1.Classifier` and its Open Inference twins."""
 
+import contextlib
+import json
 from collections.abc import Iterator, Mapping
 
 from cnnserve.control import ModelControl
 from cnnserve.errors import InvalidInput, Unsupported
-from cnnserve.lifecycle import ModelEntry, State
+from cnnserve.lifecycle import ModelEntry, State, VersionEntry
 from cnnserve.rpc.describe import describe
 from cnnserve.rpc.methods import CallContext, Method
 from cnnserve.wire import classifier_pb2 as c
@@ -65,11 +67,10 @@ class RepositoryService:
     async def repository_load(
         self, request: o.RepositoryModelLoadRequest, _: CallContext
     ) -> o.RepositoryModelLoadResponse:
-        """As `load_model`."""
+        """As `load_model`, with the parameter `config`: JSON that takes config.pbtxt's place until the next load."""
         self._control.check()
         _check_repository(request.repository_name)
-        _check_load_parameters(request.parameters)
-        await self._control.load(request.model_name)
+        await self._control.load(request.model_name, _config(request.parameters))
         return o.RepositoryModelLoadResponse()
 
     async def repository_unload(
@@ -78,9 +79,9 @@ class RepositoryService:
         """As `unload_model`; no model here depends on another, so `unload_dependents` is no work."""
         self._control.check()
         _check_repository(request.repository_name)
-        for name in request.parameters:
-            if name != "unload_dependents":
-                raise InvalidInput(f"parameter '{name}' of an unload is not known; unload_dependents is")
+        for name, value in request.parameters.items():
+            if name != "unload_dependents" or value.WhichOneof("parameter_choice") != "bool_param":
+                raise InvalidInput(f"parameter '{name}' of an unload is not known; unload_dependents is, a bool_param")
         await self._control.unload(request.model_name)
         return o.RepositoryModelUnloadResponse()
 
@@ -90,11 +91,19 @@ def _check_repository(name: str) -> None:
         raise Unsupported("repository_name is not supported: this server has one repository; leave it empty")
 
 
-def _check_load_parameters(parameters: Mapping[str, o.ModelRepositoryParameter]) -> None:
+def _config(parameters: Mapping[str, o.ModelRepositoryParameter]) -> str:
     for name in parameters:
-        if name == "config" or name.startswith("file:"):
+        if name.startswith("file:"):
             raise Unsupported(f"parameter '{name}' of a load is not supported: models load from the repository's files")
-        raise InvalidInput(f"parameter '{name}' of a load is not known")
+        if name != "config":
+            raise InvalidInput(f"parameter '{name}' of a load is not known; config is")
+    if "config" not in parameters:
+        return ""
+    config = parameters["config"].string_param
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(json.loads(config), dict):
+            return config
+    raise InvalidInput("parameter 'config' of a load is no string_param with a ModelConfig as JSON")
 
 
 def _rows(model: ModelEntry) -> Iterator[o.RepositoryIndexResponse.ModelIndex]:
@@ -105,4 +114,9 @@ def _rows(model: ModelEntry) -> Iterator[o.RepositoryIndexResponse.ModelIndex]:
     for entry in model.versions.values():
         # Triton's clients know no BUILDING; the reason says it.
         state = State.LOADING if entry.state is State.BUILDING else entry.state
-        yield row(name=model.name, version=str(entry.version), state=state.value, reason=entry.reason)
+        yield row(name=model.name, version=str(entry.version), state=state.value, reason=entry.reason or _doubt(entry))
+
+
+def _doubt(entry: VersionEntry) -> str:
+    probe = entry.model.info.probe if entry.model else None
+    return str(probe or "")

@@ -2,6 +2,7 @@
 
 import enum
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cnnserve import errors
@@ -38,6 +39,9 @@ STATUS: dict[type[Exception], Code] = {
     errors.InvalidInput: Code.INVALID_ARGUMENT,
     errors.ModelNotFound: Code.NOT_FOUND,
     errors.VersionNotFound: Code.NOT_FOUND,
+    errors.RegionNotFound: Code.NOT_FOUND,
+    errors.AlreadyExists: Code.ALREADY_EXISTS,
+    errors.LimitReached: Code.RESOURCE_EXHAUSTED,
     errors.ModelNotReady: Code.UNAVAILABLE,
     errors.ShuttingDown: Code.UNAVAILABLE,
     errors.QueueFull: Code.RESOURCE_EXHAUSTED,
@@ -50,6 +54,8 @@ STATUS: dict[type[Exception], Code] = {
     errors.ModelControlOff: Code.FAILED_PRECONDITION,
     errors.InferenceFailed: Code.INTERNAL,
 }
+# For clients of Triton that wait and try again on its code only.
+TRITON_STATUS = STATUS | {errors.QueueFull: Code.UNAVAILABLE, errors.DeadlineExceeded: Code.UNAVAILABLE}
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,9 @@ class Status:
         return {} if self.retry_after_ms is None else {"grpc-retry-pushback-ms": str(self.retry_after_ms)}
 
 
-def of(error: Exception, request: str) -> Status:
+def of(error: Exception, request: str, table: Mapping[type[Exception], Code] = STATUS) -> Status:
     """The status of an error. What nobody foresaw is logged with the request's name and told as a fixed text."""
-    code = STATUS.get(type(error), Code.INTERNAL)
+    code = table.get(type(error), Code.INTERNAL)
     if code is Code.INTERNAL:
         _log.error("%s failed", request, exc_info=error)
         return Status(code, INTERNAL_TEXT)

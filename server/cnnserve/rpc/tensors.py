@@ -1,13 +1,15 @@
-"""Open Inference tensors <-> numpy arrays. Raw contents are read without a copy."""
+"""Open Inference tensors <-> numpy arrays and byte strings. Raw contents are read without a copy."""
 
 import math
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnserve.datatypes import NUMPY_TYPES
-from cnnserve.errors import InvalidInput, Unsupported
+from cnnserve.datatypes import NUMPY_TYPES, WORDS
+from cnnserve.errors import InvalidInput
 from cnnserve.wire import open_inference_pb2 as pb
 
 # No classifier's input has more.
@@ -15,7 +17,9 @@ _MAX_RANK = 8
 _MAX_SIZE = 2**31 - 1
 # Numbers are turned into bytes on the event loop: 32 images of 224 x 224 x 3 take 0.1 s there, raw ones nothing.
 _MAX_TYPED = 32 * 224 * 224 * 3
-_NAMES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
+BYTES = "BYTES"
+# Before each element.
+_LENGTH = struct.Struct("<I")
 
 # FP16 has no typed field: raw only.
 _TYPED_FIELDS = {
@@ -33,47 +37,103 @@ _TYPED_FIELDS = {
 }
 
 
-def read_input(request: pb.ModelInferRequest) -> NDArray[Any]:
-    """The array of a request's only input. Raises `InvalidInput` naming the input and what was expected."""
-    raw = request.raw_input_contents
-    if len(raw) > 1:
-        raise InvalidInput(f"raw_input_contents has {len(raw)} entries for 1 input; send one")
-    return _read(request.inputs[0], raw[0] if raw else None)
+Input = pb.ModelInferRequest.InferInputTensor
 
 
-def write_output(response: pb.ModelInferResponse, name: str, array: NDArray[Any]) -> None:
-    """Appends an array: always raw, which every client can read."""
-    response.outputs.add(name=name, datatype=_NAMES[array.dtype], shape=array.shape)
-    response.raw_output_contents.append(array.tobytes())
-
-
-def _read(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> NDArray[Any]:
+def check_shape(tensor: Input) -> tuple[int, ...]:
+    """The shape of a tensor whose type is known. Raises `InvalidInput` for one that no tensor can have."""
     name = tensor.name
     if len(tensor.shape) > _MAX_RANK:
         raise InvalidInput(f"input '{name}' has {len(tensor.shape)} dimensions, at most {_MAX_RANK} are taken")
     shape = tuple(tensor.shape)
-    dtype = NUMPY_TYPES.get(tensor.datatype)
-    if dtype is None:
-        raise InvalidInput(f"input '{name}' has datatype {tensor.datatype!r}, expected one of {', '.join(NUMPY_TYPES)}")
+    if tensor.datatype != BYTES and tensor.datatype not in NUMPY_TYPES:
+        known = ", ".join((*NUMPY_TYPES, BYTES))
+        raise InvalidInput(f"input '{name}' has datatype {tensor.datatype!r}, expected one of {known}")
     # Also keeps the product below small enough to be a sensible number.
     if any(not 0 <= size <= _MAX_SIZE for size in shape):
         raise InvalidInput(f"input '{name}' has shape {list(shape)}; every size must be from 0 to {_MAX_SIZE}")
-    if "shared_memory_region" in tensor.parameters:
-        raise Unsupported(f"input '{name}' asks for shared memory, which this server does not offer; send the bytes")
-    count = math.prod(shape)
-    if raw is None:
-        return _typed(tensor, dtype, count).reshape(shape)
-    if tensor.HasField("contents"):
+    return shape
+
+
+def byte_size(tensor: Input) -> int:
+    """The bytes of a tensor that `check_shape` let pass; not for BYTES."""
+    return math.prod(tensor.shape) * NUMPY_TYPES[tensor.datatype].itemsize
+
+
+def has_contents(tensor: Input) -> bool:
+    """Whether it brings values of its own; an empty message, as MLServer's client sends it, brings none."""
+    return bool(tensor.contents.ListFields())
+
+
+def raw_contents(request: pb.ModelInferRequest) -> bytes | None:
+    """The raw bytes of a request's only input; None where it has none. Raises `InvalidInput`."""
+    raw = request.raw_input_contents
+    if len(raw) > 1:
+        raise InvalidInput(f"raw_input_contents has {len(raw)} entries for 1 input; send one")
+    if raw and has_contents(request.inputs[0]):
+        name = request.inputs[0].name
         raise InvalidInput(f"input '{name}' has contents beside raw_input_contents; send one of the two")
-    if len(raw) != count * dtype.itemsize:
+    return raw[0] if raw else None
+
+
+def read(tensor: Input, raw: bytes | None) -> NDArray[Any]:
+    """The array of a tensor that `check_shape` let pass, from raw bytes or its contents. Raises `InvalidInput`."""
+    shape, dtype = tuple(tensor.shape), NUMPY_TYPES[tensor.datatype]
+    if raw is None:
+        return _typed(tensor, dtype, math.prod(shape)).reshape(shape)
+    if len(raw) != byte_size(tensor):
         raise InvalidInput(
-            f"input '{name}' has {len(raw)} bytes, expected {count * dtype.itemsize} "
-            f"for {tensor.datatype} {list(shape)}"
+            f"input '{tensor.name}' has {len(raw)} bytes, expected {byte_size(tensor)} for {tensor.datatype} "
+            f"{list(shape)}"
         )
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def _typed(tensor: pb.ModelInferRequest.InferInputTensor, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+def read_strings(tensor: Input, raw: bytes | None) -> list[bytes]:
+    """The elements of a BYTES tensor that `check_shape` let pass. Raises `InvalidInput`."""
+    count = math.prod(tensor.shape)
+    if raw is not None:
+        return list(_elements(tensor, raw, count))
+    for other, _ in tensor.contents.ListFields():
+        if other.name != "bytes_contents":
+            raise InvalidInput(f"input '{tensor.name}' of BYTES has {other.name}, expected bytes_contents")
+    values = tensor.contents.bytes_contents
+    if len(values) != count:
+        raise InvalidInput(
+            f"input '{tensor.name}' has {len(values)} values, expected {count} for shape {list(tensor.shape)}"
+        )
+    return list(values)
+
+
+def write_output(response: pb.ModelInferResponse, name: str, array: NDArray[Any]) -> bytes:
+    """Adds an array's description; its bytes are for the caller to place: raw, which every client can read."""
+    response.outputs.add(name=name, datatype=WORDS[array.dtype], shape=array.shape)
+    return array.tobytes()
+
+
+def write_strings(response: pb.ModelInferResponse, name: str, shape: Sequence[int], elements: Iterable[bytes]) -> bytes:
+    """The same for a BYTES tensor."""
+    response.outputs.add(name=name, datatype=BYTES, shape=shape)
+    return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
+
+
+def _elements(tensor: Input, raw: bytes, count: int) -> Iterator[bytes]:
+    where = f"input '{tensor.name}' of BYTES {list(tensor.shape)}"
+    start = 0
+    for index in range(count):
+        if len(raw) - start < _LENGTH.size:
+            raise InvalidInput(f"{where} ends before the length of element {index}")
+        (length,) = _LENGTH.unpack_from(raw, start)
+        start += _LENGTH.size
+        if length > len(raw) - start:
+            raise InvalidInput(f"{where}: element {index} has {length} bytes, {len(raw) - start} are left")
+        yield raw[start : start + length]
+        start += length
+    if start < len(raw):
+        raise InvalidInput(f"{where} has {len(raw) - start} bytes behind its {count} elements")
+
+
+def _typed(tensor: Input, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
     if count > _MAX_TYPED:
         raise InvalidInput(
             f"input '{tensor.name}' has {count} values as numbers, at most {_MAX_TYPED} are taken; "

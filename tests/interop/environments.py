@@ -1,0 +1,51 @@
+"""Virtual environments for clients that nobody here wrote; kept in build/interop from one run to the next."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "build" / "interop"
+PROGRAMS = Path(__file__).parent / "programs"
+# `make interop` asks for all of them; `make test` runs what pip installs in seconds.
+DEMANDED = bool(os.environ.get("CNNSERVE_INTEROP"))
+
+slow = [pytest.mark.interop, pytest.mark.timeout(600)]
+
+
+def unavailable(what: str, reason: str) -> None:
+    """Skips the test, or fails it where the clients were asked for."""
+    text = f"{what} cannot be installed: {reason[-500:]}"
+    pytest.fail(text) if DEMANDED else pytest.skip(text)
+
+
+def environment(name: str, *requirements: str) -> Path:
+    """The folder of an environment with these packages and nothing of ours."""
+    digest = hashlib.sha256(" ".join((sys.version, *requirements)).encode()).hexdigest()[:12]
+    folder = ROOT / f"{name}-{digest}"
+    done = folder / "installed"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, timeout=120)
+        install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", *requirements]
+        result = subprocess.run(install, capture_output=True, text=True, check=False, timeout=500, env=_clean())
+        if result.returncode:
+            unavailable(name, result.stderr)
+        done.touch()
+    return folder
+
+
+def run_program(folder: Path, name: str, *arguments: str) -> Any:
+    """What a program of `programs/` prints, as JSON; it runs in the environment and sees nothing of ours."""
+    command = [folder / "bin" / "python", "-W", "ignore", PROGRAMS / f"{name}.py", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=_clean())
+    assert result.returncode == 0, result.stdout + result.stderr
+    return json.loads(result.stdout)
+
+
+def _clean() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

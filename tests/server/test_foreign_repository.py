@@ -1,0 +1,178 @@
+"""Repositories made for Triton: no manifest, a config.pbtxt or none, probabilities or logits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from cnnserve import loader, repository
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.instance import ModelInstance
+from cnnserve.loader import OpenVersion
+from cnnserve.wire import classifier_pb2 as c
+from oip import Oip, encoded, floats, strings, tensor, with_parameter
+from support import CLASSES, free_onnx, picture, serving, tiny_onnx
+
+GREY = {"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "graph"}
+LABELLED = 'output { name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "names.txt" }'
+
+
+def image(**changes: Any) -> str:
+    text = json.dumps(GREY | changes).replace('"', '\\"')
+    return f'parameters {{ key: "cnnserve.image" value {{ string_value: "{text}" }} }}'
+
+
+def write(root: Path, config: str | None = None, model: bytes | None = None, file: str = "model.onnx") -> Path:
+    version = root / "m" / "1"
+    version.mkdir(parents=True)
+    (version / file).write_bytes(model or tiny_onnx())
+    (root / "m" / "names.txt").write_text("\n".join(CLASSES) + "\n")
+    if config is not None:
+        (root / "m" / "config.pbtxt").write_text(config)
+    return root
+
+
+def opened(root: Path) -> OpenVersion:
+    return loader.open_version(repository.find(root, "m"), 1, 1)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_without_a_config_rows_are_looked_at(tmp_path: Path, softmax: bool) -> None:
+    info = opened(write(tmp_path, model=tiny_onnx(softmax=softmax))).info
+    assert info.probe is not None
+    assert (info.class_count, info.probe.probabilities, info.applies_softmax) == (3, softmax, not softmax)
+    assert info.config.parameters["cnnserve.verified"].string_value == "false"
+    said = "rows are probabilities" if softmax else "no probabilities, so Classify applies softmax"
+    assert said in str(info.probe)
+
+
+def test_free_sizes_leave_nothing_to_run(tmp_path: Path) -> None:
+    info = opened(write(tmp_path, model=free_onnx())).info
+    assert "nothing to run" in str(info.probe)
+
+
+def test_a_stated_image_makes_classify_work(tmp_path: Path) -> None:
+    config = f"max_batch_size: 4 {LABELLED} {image()}"
+    write(tmp_path / "r", config, tiny_onnx(softmax=False))
+    with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
+        classify = oip.channel.unary_unary(
+            "/cnnserve.v1.Classifier/Classify", c.ClassifyRequest.SerializeToString, c.ClassifyResponse.FromString
+        )
+        images = [c.Image(encoded=picture(kind)) for kind in ("left", "dark")]
+        results = classify(c.ClassifyRequest(model="m", images=images, top_k=3), timeout=20).results
+        assert [result.classes[0].label for result in results] == ["left", "dark"]
+        assert sum(item.probability for item in results[0].classes) == pytest.approx(1, abs=1e-5)
+        # The protocol's tensors stay what the model gives.
+        logits = floats(oip("ModelInfer", encoded(picture("left"), model="m")))
+        assert logits.sum() != pytest.approx(1, abs=0.1)
+        wanted = tensor(model="m", outputs=[{"name": "probabilities"}])
+        with_parameter(wanted.outputs[0], "classification", int64_param=1)
+        assert strings(oip("ModelInfer", wanted)) == [f"{logits.max():f}:1:left"]
+
+
+def test_without_a_stated_image_classify_says_what_is_missing(tmp_path: Path) -> None:
+    write(tmp_path / "r")
+    with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
+        classify = oip.channel.unary_unary("/cnnserve.v1.Classifier/Classify", c.ClassifyRequest.SerializeToString)
+        with pytest.raises(grpc.RpcError) as caught:
+            classify(c.ClassifyRequest(model="m", images=[c.Image(encoded=picture("left"))]), timeout=20)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "cnnserve.image" in caught.value.details()
+
+
+INPUT = 'input { name: "image" data_type: TYPE_UINT8 dims: [8, 8, 1] %s }'
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (image(color="CMYK"), "cnnserve.image: color is 'CMYK'"),
+        (image(crop=[7, 7]), r"cnnserve.image: preprocessing ends at size \[7, 7\], the input needs \[8, 8\]"),
+        (image(normalize="host"), "normalize 'host' does not fit input 'image' of UINT8; it takes graph or none"),
+        (image(means=[0]), "it has no field 'means'; known: color"),
+        ('parameters { key: "cnnserve.image" value { string_value: "RGB" } }', "it is not JSON"),
+        ('parameters { key: "cnnserve.image" value { string_value: "[]" } }', "holds a list, expected an object"),
+        (f"max_batch_size: 1 {INPUT % 'format: FORMAT_NCHW'} {image()}", "color L does not give 8 channels"),
+        ('input { name: "image" data_type: TYPE_UINT8 dims: [-1,8,8,1] format: FORMAT_NHWC }', None),
+        (f"max_batch_size: 4 {INPUT % 'optional: true'}", "has optional, which a classifier cannot have"),
+        (f"max_batch_size: 4 {LABELLED.replace('dims', 'is_shape_tensor: true dims')}", "has is_shape_tensor"),
+        ("sequence_batching { }", "sequence_batching is not supported by this server"),
+    ],
+)
+def test_what_a_config_may_say_of_tensors_and_images(tmp_path: Path, config: str, said: str | None) -> None:
+    root = write(tmp_path, config)
+    if said is None:
+        assert opened(root).info.settings.input.dims == (-1, 8, 8, 1)
+        return
+    with pytest.raises(ModelLoadFailed, match=said):
+        opened(root)
+
+
+def test_where_the_channels_are_has_to_be_clear(tmp_path: Path) -> None:
+    model = tiny_onnx(datatype=TensorProto.FLOAT)
+    stated = image(normalize="none")
+    (tmp_path / "a").mkdir()
+    version = opened(write(tmp_path / "a", stated, model))
+    assert version.preprocessor is not None
+    assert version.preprocessor.row(picture("left")).shape == (8, 8, 1)
+    open_ended = f'max_batch_size: 1 input {{ name: "image" data_type: TYPE_FP32 dims: [3, 8, 3] }} {stated}'
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ModelLoadFailed, match="ONNX file has"):
+        opened(write(tmp_path / "b", open_ended, model))
+
+
+def test_another_file_name_and_labels_of_the_folder(tmp_path: Path) -> None:
+    config = f'default_model_filename: "net.onnx" max_batch_size: 4 {LABELLED}'
+    info = opened(write(tmp_path, config, file="net.onnx")).info
+    assert (info.labels, info.config.default_model_filename) == (CLASSES, "net.onnx")
+
+
+WARMUP = """max_batch_size: 4
+model_warmup {{ name: "w" batch_size: {size} count: {count} inputs {{ key: "{name}" value {{
+  data_type: {type} dims: [8, 8, 1] {data} }} }} }}"""
+GOOD = {"size": 3, "count": 2, "name": "image", "type": "TYPE_UINT8", "data": "random_data: true"}
+
+
+@pytest.mark.parametrize("data", ["random_data: true", "zero_data: true", 'input_data_file: "rows.bin"'])
+def test_warmup_runs_before_the_first_request(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path, WARMUP.format(**GOOD | {"data": data}))
+    (root / "m" / "warmup").mkdir()
+    (root / "m" / "warmup" / "rows.bin").write_bytes(bytes(64))
+    seen: list[int] = []
+    run = ModelInstance.run
+    monkeypatch.setattr(ModelInstance, "run", lambda self, parts: (seen.append(len(parts[0])), run(self, parts))[1])
+    opened(root)
+    assert seen[-2:] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"size": 5}, 'model_warmup "w": batch_size is 5, the model takes at most 4'),
+        ({"name": "data"}, 'inputs are data, the model takes "image"'),
+        ({"type": "TYPE_FP32"}, "data_type is not the input's, TYPE_UINT8"),
+        ({"data": ""}, "set zero_data, random_data or input_data_file"),
+        ({"data": 'input_data_file: "gone"'}, "'gone': No such file"),
+        ({"data": 'input_data_file: "../names.txt"'}, "outside the model's warmup folder"),
+        ({"data": 'input_data_file: "short"'}, "has 3 bytes, expected 64"),
+        ({"count": 10000}, "count is 10000"),
+    ],
+)
+def test_warmup_that_cannot_be(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    root = write(tmp_path, WARMUP.format(**GOOD | changes))
+    (root / "m" / "warmup").mkdir()
+    (root / "m" / "warmup" / "short").write_bytes(b"abc")
+    with pytest.raises(ModelLoadFailed, match=said):
+        opened(root)
+
+
+def test_what_modelconfig_reports_may_come_back(tmp_path: Path) -> None:
+    config = opened(write(tmp_path, f"max_batch_size: 4 {LABELLED}")).info.config
+    (tmp_path / "m" / "config.pbtxt").write_text(str(config))
+    again = opened(tmp_path).info.config
+    assert again == config
+    assert np.array_equal(again.output[0].dims, [3])
