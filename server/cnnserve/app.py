@@ -28,6 +28,7 @@ from cnnserve.health import Health
 from cnnserve.opening import VersionOpener
 from cnnserve.poller import Poller, watch_labels
 from cnnserve.registry import Registry
+from cnnserve.rest.in_flight import InFlight, Limits
 from cnnserve.rest.listening import listen
 from cnnserve.rpc.classifier import ClassifierService
 from cnnserve.rpc.grpcio_transport import GrpcioTransport
@@ -35,6 +36,7 @@ from cnnserve.rpc.health import HealthService
 from cnnserve.rpc.infer import Inference
 from cnnserve.rpc.inference import InferenceService
 from cnnserve.rpc.inspection import InspectionService
+from cnnserve.rpc.methods import Method
 from cnnserve.rpc.repository import RepositoryService
 from cnnserve.rpc.shared_memory import SharedMemoryService
 from cnnserve.shared_memory import SharedMemory
@@ -134,7 +136,10 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
         on_bound(ports)
     keeping = [asyncio.create_task(_load(config, registry, health)), asyncio.create_task(watch_labels(registry))]
     http_end = asyncio.Event()
-    http_task = asyncio.create_task(_serve_http(inference, health, http_socket, http_end))
+    in_flight = InFlight()
+    http_task = asyncio.create_task(
+        _serve_http(methods, Limits(budget, max_message_bytes), in_flight, http_socket, http_end)
+    )
     try:
         await shutdown.wait()
     finally:
@@ -144,7 +149,7 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
         for task in keeping:
             task.cancel()
         await asyncio.gather(*keeping, return_exceptions=True)
-        await _drain(config.drain_grace_s, health, (classifier, inference), grpc)
+        await _drain(config.drain_grace_s, health, (classifier, inference), grpc, in_flight)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline + _CLOSE_S):
                 await registry.close()
@@ -186,11 +191,15 @@ async def _load(config: ServerConfig, registry: Registry, health: Health) -> Non
 
 
 async def _serve_http(
-    inference: InferenceService, health: Health, listening: socket.socket, end: asyncio.Event
+    methods: Sequence[Method],
+    limits: Limits,
+    in_flight: InFlight,
+    listening: socket.socket,
+    end: asyncio.Event,
 ) -> None:
     """Until `end`. Imported on a thread while models load: a start that waited for it took a twentieth longer."""
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.rest.http")
-    server = http.HttpServer(http.application(inference, health), listening)
+    server = http.HttpServer(http.application(methods, limits, in_flight), listening)
     serving = asyncio.create_task(server.serve())
     await end.wait()
     server.stop()
@@ -198,7 +207,11 @@ async def _serve_http(
 
 
 async def _drain(
-    grace_s: float, health: Health, streaming: Sequence[ClassifierService | InferenceService], grpc: GrpcioTransport
+    grace_s: float,
+    health: Health,
+    streaming: Sequence[ClassifierService | InferenceService],
+    grpc: GrpcioTransport,
+    in_flight: InFlight,
 ) -> None:
     """NOT_SERVING first, so that clients hear it; then the streams end; then the calls in flight are answered."""
     _log.info("draining: at most %g s for the requests in flight", grace_s)
@@ -206,4 +219,4 @@ async def _drain(
     health.close()
     for service in streaming:
         service.drain()
-    await grpc.stop(grace_s)
+    await asyncio.gather(grpc.stop(grace_s), in_flight.drain(grace_s))

@@ -39,7 +39,7 @@ class ServerConfig:
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for every interface")
     grpc_port: int = _setting(8001, "gRPC port; 0 picks a free one and prints it")
     http_port: int = _setting(8000, "HTTP port; 0 picks a free one and prints it")
-    max_message_mib: int = _setting(64, "largest gRPC message read or sent, in MiB")
+    max_message_mib: int = _setting(64, "largest gRPC message read or sent, and largest HTTP body read, in MiB")
     max_pending_mib: int = _setting(1024, "what all requests at work may hold together, in MiB; more is refused")
     drain_grace_s: float = _setting(30.0, "seconds that accepted requests may still take after SIGTERM")
     model_control_mode: str = _setting(

@@ -27,11 +27,6 @@ class Health:
         registry.on_change(self._notify)
 
     @property
-    def is_live(self) -> bool:
-        """The process answers and is not going away."""
-        return not self._draining
-
-    @property
     def is_ready(self) -> bool:
         """SERVING as a whole."""
         if self._at_start is None or self._draining:

@@ -1,79 +1,57 @@
-"""The HTTP port: health for load balancers and probes, and the server's and models' metadata."""
+"""The HTTP port: an application of the route table's operations, and the server that runs it."""
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 
 import uvicorn
-from google.protobuf import json_format
-from google.protobuf.message import Message
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from cnnserve.errors import ServingError
-from cnnserve.health import Health
-from cnnserve.rpc import status
-from cnnserve.rpc.inference import InferenceService
-from cnnserve.rpc.methods import CallContext
-from cnnserve.rpc.status import Code
-from cnnserve.wire import open_inference_pb2 as pb
+from cnnserve.rest import openapi
+from cnnserve.rest.answers import answer, error_answer
+from cnnserve.rest.exchange import Exchange
+from cnnserve.rest.in_flight import InFlight, Limits
+from cnnserve.rest.routes import Operation, operations
+from cnnserve.rpc.methods import Method
 
-# Probes and metadata need few; a client that never reads its answers must not hold the process up at its end.
+# A client that never reads its answers must not hold the process up at its end.
 _MAX_CONNECTIONS = 1000
 _SHUTDOWN_S = 1
+# Longer than the pools of clients and load balancers keep a connection, so that they close first and no request
+# meets a connection that is about to go.
+_KEEP_ALIVE_S = 75
 
 
-_HTTP_STATUS = {
-    Code.INVALID_ARGUMENT: 400,
-    Code.UNAUTHENTICATED: 401,
-    Code.PERMISSION_DENIED: 403,
-    Code.NOT_FOUND: 404,
-    Code.FAILED_PRECONDITION: 409,
-    Code.RESOURCE_EXHAUSTED: 429,
-    Code.UNIMPLEMENTED: 501,
-    Code.UNAVAILABLE: 503,
-    Code.DEADLINE_EXCEEDED: 504,
-}
+def application(methods: Iterable[Method], limits: Limits, in_flight: InFlight) -> Starlette:
+    """The routes whose RPC is in the method table."""
+    table = {method.name: method for method in methods}
+    served = [operation for operation in operations() if operation.rpc in table]
+    by_path: defaultdict[str, dict[str, Operation]] = defaultdict(dict)
+    for operation in served:
+        by_path[operation.path][operation.method] = operation
+    document = openapi.document(served, limits.max_body_bytes)
 
+    async def description(_: Request) -> Response:
+        return answer(document)
 
-def application(inference: InferenceService, health: Health) -> Starlette:
-    """The routes, over the same handlers as gRPC."""
-
-    async def live(_: Request) -> Response:
-        return _probe("live", health.is_live)
-
-    async def ready(_: Request) -> Response:
-        return _probe("ready", health.is_ready)
-
-    async def server_metadata(_: Request) -> Response:
-        return _message(await inference.server_metadata(pb.ServerMetadataRequest(), CallContext()))
-
-    async def model_metadata(request: Request) -> Response:
-        name, version = request.path_params["model"], request.path_params.get("version", "")
-        message = pb.ModelMetadataRequest(name=name, version=version)
-        return _message(await inference.model_metadata(message, CallContext()))
-
-    async def model_ready(request: Request) -> Response:
-        name, version = request.path_params["model"], request.path_params.get("version", "")
-        answer = await inference.model_ready(pb.ModelReadyRequest(name=name, version=version), CallContext())
-        return JSONResponse({"name": name, "ready": answer.ready}, 200 if answer.ready else 503)
-
-    model = "/v2/models/{model}"
-    version = model + "/versions/{version}"
-    return Starlette(
+    app = Starlette(
         routes=[
-            Route("/v2", server_metadata),
-            Route("/v2/health/live", live),
-            Route("/v2/health/ready", ready),
-            Route(model, model_metadata),
-            Route(version, model_metadata),
-            Route(f"{model}/ready", model_ready),
-            Route(f"{version}/ready", model_ready),
+            Route("/openapi.json", description),
+            *(
+                Route(path, _Endpoint(by_method, table, limits, in_flight), methods=[*by_method, "OPTIONS"])
+                for path, by_method in by_path.items()
+            ),
         ],
-        exception_handlers={ServingError: _error, Exception: _error},
+        exception_handlers={HTTPException: _refusal},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class HttpServer:
@@ -85,9 +63,13 @@ class HttpServer:
             uvicorn.Config(
                 app,
                 log_config=None,
+                # What clients send wrong is their news, not the log's.
+                log_level="error",
                 access_log=False,
+                server_header=False,
                 lifespan="off",
                 limit_concurrency=_MAX_CONNECTIONS,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_SHUTDOWN_S,
             )
         )
@@ -108,18 +90,46 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def _probe(name: str, value: bool) -> Response:
-    return JSONResponse({name: value}, 200 if value else 503)
+class _Endpoint:
+    """The operations of one path. Every error of theirs leaves through here."""
+
+    def __init__(
+        self, by_method: Mapping[str, Operation], table: Mapping[str, Method], limits: Limits, in_flight: InFlight
+    ) -> None:
+        self._by_method = by_method
+        self._table = table
+        self._limits = limits
+        self._in_flight = in_flight
+        # Starlette answers HEAD where GET is answered.
+        self._allow = ", ".join([*by_method, *(["HEAD"] if "GET" in by_method else []), "OPTIONS"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        if request.method == "OPTIONS":
+            await Response(status_code=204, headers={"Allow": self._allow})(scope, receive, send)
+            return
+        operation = self._by_method["GET" if request.method == "HEAD" else request.method]
+        name = f"{request.method} {request.url.path}"
+        with contextlib.ExitStack() as inside:
+            try:
+                if not self._table[operation.rpc].while_draining:
+                    inside.enter_context(self._in_flight.enter())
+                response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits))
+            except ClientDisconnect:
+                return
+            except Exception as error:
+                response = error_answer(error, name)
+            if self._in_flight.draining:
+                response.headers["Connection"] = "close"
+            await response(scope, receive, send)
 
 
-def _message(message: Message) -> Response:
-    # int64 would come out as JSON strings; shapes are numbers here as in the protocol's text.
-    body = json_format.MessageToDict(message, preserving_proto_field_name=True)
-    for tensor in [*body.get("inputs", []), *body.get("outputs", [])]:
-        tensor["shape"] = [int(size) for size in tensor.get("shape", [])]
-    return JSONResponse(body)
-
-
-async def _error(request: Request, error: Exception) -> Response:
-    told = status.of(error, f"{request.method} {request.url.path}")
-    return JSONResponse({"error": told.message}, _HTTP_STATUS.get(told.code, 500))
+async def _refusal(request: Request, error: Exception) -> Response:
+    """For a path or a method that no route takes."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        error.detail = f"{request.method} is not answered here, {allowed} are"
+    else:
+        error.detail = f"there is no {request.url.path[:100]!r} here; /openapi.json names what there is"
+    return error_answer(error, "")

@@ -1,0 +1,167 @@
+"""What each route does with its request: REST v2 over the handlers of the Open Inference Protocol."""
+
+import asyncio
+import base64
+import binascii
+import gzip
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import Message
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cnnserve.errors import InvalidInput
+from cnnserve.rest import infer
+from cnnserve.rest.answers import answer
+from cnnserve.rest.body import MAX_JSON_BYTES
+from cnnserve.rest.exchange import Exchange
+from cnnserve.rest.messages import as_json
+from cnnserve.wire import open_inference_pb2 as pb
+
+MODEL_METADATA = "inference.GRPCInferenceService/ModelMetadata"
+# Below it, packing saves no packet.
+_PACK_FROM_BYTES = 1400
+_PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda data: gzip.compress(data, 1, mtime=0),
+    "deflate": lambda data: zlib.compress(data, 1),
+}
+
+
+async def message(exchange: Exchange) -> Response:
+    """The answer's fields."""
+    return answer(as_json(await exchange.ask()))
+
+
+async def server_ready(exchange: Exchange) -> Response:
+    """200, or 503 where it is not ready."""
+    ready = (await exchange.ask()).ready
+    return answer({"ready": ready}, 200 if ready else 503)
+
+
+async def model_ready(exchange: Exchange) -> Response:
+    """200, or 503 where it is not ready."""
+    ready = (await exchange.ask()).ready
+    return answer({"name": exchange.path["name"], "ready": ready}, 200 if ready else 503)
+
+
+async def model_config(exchange: Exchange) -> Response:
+    """The config itself."""
+    return answer(as_json((await exchange.ask()).config))
+
+
+async def model_infer(exchange: Exchange) -> Response:
+    """Tensors in, tensors out, each as JSON or as binary data."""
+    headers = exchange.request.headers
+    length_text = headers.get(infer.HEADER_LENGTH)
+    model, version = exchange.path["model_name"], exchange.path.get("model_version", "")
+    with exchange.body() as reader:
+        body = await reader.whole(MAX_JSON_BYTES if length_text is None else None)
+        length = infer.header_length(length_text, body)
+        if length == 0:
+            request, wanted = await _raw(exchange, body, model, version)
+        else:
+            request, wanted = infer.read_request(body, length, model, version)
+        del body
+    # From here on the handler holds the memory that the tensor needs.
+    response = infer.write_response(await exchange.ask(request), wanted)
+    return await _packed(exchange.request, response)
+
+
+async def repository_index(exchange: Exchange) -> Response:
+    """A list, one row a version."""
+    ready = (await exchange.object()).get("ready", False)
+    if not isinstance(ready, bool):
+        raise InvalidInput(f"ready is {ready!r:.100}, expected true or false")
+    index = await exchange.ask(pb.RepositoryIndexRequest(**exchange.path, ready=ready))
+    return answer([as_json(model) for model in index.models])
+
+
+async def repository_change(exchange: Exchange) -> Response:
+    """Loads or unloads; an empty object once it is done."""
+    parameters = (await exchange.object()).get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InvalidInput("parameters is no object")
+    request: Any = exchange.method.request(**exchange.path)
+    for name, value in parameters.items():
+        request.parameters[name].CopyFrom(_repository_parameter(name, value))
+    await exchange.ask(request)
+    return answer({})
+
+
+async def shared_memory_status(exchange: Exchange) -> Response:
+    """A list of regions."""
+    status = await exchange.ask()
+    return answer([as_json(region) for region in status.regions.values()])
+
+
+async def shared_memory_register(exchange: Exchange) -> Response:
+    """The body says key, offset and byte_size."""
+    value = await exchange.object()
+    try:
+        request = pb.SystemSharedMemoryRegisterRequest(
+            **exchange.path, key=value.get("key"), offset=value.get("offset"), byte_size=value.get("byte_size")
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"key is text, offset and byte_size are numbers of 0 or more: {error}") from error
+    await exchange.ask(request)
+    return answer({})
+
+
+async def empty(exchange: Exchange) -> Response:
+    """An empty object once it is done."""
+    await exchange.ask()
+    return answer({})
+
+
+async def settings(exchange: Exchange) -> Response:
+    """Names and values."""
+    found = await exchange.ask()
+    return answer({name: _setting(value) for name, value in found.settings.items()})
+
+
+async def _raw(exchange: Exchange, body: bytes, model: str, version: str) -> tuple[pb.ModelInferRequest, infer.Wanted]:
+    metadata = await exchange.ask(pb.ModelMetadataRequest(name=model, version=version), MODEL_METADATA)
+    return infer.raw_request(body, metadata, model, version)
+
+
+def _repository_parameter(name: str, value: object) -> pb.ModelRepositoryParameter:
+    match value:
+        case bool():
+            return pb.ModelRepositoryParameter(bool_param=value)
+        case int() if -(2**63) <= value < 2**63:
+            return pb.ModelRepositoryParameter(int64_param=value)
+        case str() if name.startswith("file:"):
+            try:
+                return pb.ModelRepositoryParameter(bytes_param=base64.b64decode(value, validate=True))
+            except binascii.Error as error:
+                raise InvalidInput(f"parameter '{name:.100}' is no base64: {error}") from error
+        case str():
+            return pb.ModelRepositoryParameter(string_param=value)
+    raise InvalidInput(f"parameter '{name:.100}' is {value!r:.100}, expected true, false, an integer or a string")
+
+
+def _setting(value: Message) -> Any:
+    fields = as_json(value)
+    return next(iter(fields.values()), None)
+
+
+async def _packed(request: Request, response: Response) -> Response:
+    if len(response.body) < _PACK_FROM_BYTES:
+        return response
+    response.headers["Vary"] = "Accept-Encoding"
+    coding = _coding(request.headers.get("accept-encoding", ""))
+    if coding is not None:
+        response.body = await asyncio.to_thread(_PACKERS[coding], bytes(response.body))
+        response.headers["Content-Encoding"] = coding
+        response.headers["Content-Length"] = str(len(response.body))
+    return response
+
+
+def _coding(accepted: str) -> str | None:
+    """The first one of ours that `Accept-Encoding` takes."""
+    wanted = [[word.strip().lower() for word in part.split(";")] for part in accepted.split(",")]
+    taken = {coding for coding, *weight in wanted if not any(re.fullmatch(r"q=0(\.0*)?", word) for word in weight)}
+    return next((coding for coding in _PACKERS if coding in taken), None)

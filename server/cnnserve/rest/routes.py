@@ -1,0 +1,146 @@
+"""Every route of the HTTP port: its RPC, its handler, and what `/openapi.json` says of it."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from starlette.responses import Response
+
+from cnnserve.rest import handlers
+from cnnserve.rest.classify import classify
+from cnnserve.rest.exchange import Exchange
+
+_INFERENCE = "inference.GRPCInferenceService"
+_CLASSIFY = "cnnserve.v1.Classifier/Classify"
+# On every route: malformed headers, the unforeseen, a server that stops, a time that is over.
+_ALWAYS = frozenset({400, 500, 503, 504})
+_BODY = frozenset({408, 413, 415, 429})
+_MODEL = frozenset({404})
+_CONTROL = frozenset({403, 404, 409, 501})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path. `answer` and `body` are names of `openapi`'s schemas and bodies."""
+
+    method: str
+    path: str
+    rpc: str
+    handle: Callable[[Exchange], Awaitable[Response]]
+    summary: str
+    answer: str
+    body: str = ""
+    errors: frozenset[int] = _ALWAYS
+
+    @property
+    def name(self) -> str:
+        """Its operationId."""
+        words = [word for word in ("version", "repository_name") if f"{word}}}" in self.path]
+        return self.rpc.rpartition("/")[2] + "".join(f"By{word.partition('_')[0].title()}" for word in words)
+
+
+def operations() -> list[Operation]:
+    """The table, in the order in which paths are tried."""
+    return [*_server(), *_models(), *_repository(), *_shared_memory(), *_settings()]
+
+
+def _server() -> Iterator[Operation]:
+    yield Operation(
+        "GET", "/v2", f"{_INFERENCE}/ServerMetadata", handlers.message, "The server's name and extensions", "Server"
+    )
+    yield Operation("GET", "/v2/health/live", f"{_INFERENCE}/ServerLive", handlers.message, "Is it alive", "Live")
+    yield Operation(
+        "GET", "/v2/health/ready", f"{_INFERENCE}/ServerReady", handlers.server_ready, "Is it ready; 503: no", "Ready"
+    )
+
+
+def _models() -> Iterator[Operation]:
+    errors = _ALWAYS | _MODEL
+    # Before the models: this is Triton's route, whatever a model is called.
+    statistics = f"{_INFERENCE}/ModelStatistics"
+    yield Operation("GET", "/v2/models/stats", statistics, handlers.message, "Statistics of all models", "Statistics")
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        rows = [
+            ("", "ModelMetadata", handlers.message, "A model's versions, inputs and outputs", "Model"),
+            ("/ready", "ModelReady", handlers.model_ready, "Is the model ready; 503: no", "ModelReady"),
+            ("/config", "ModelConfig", handlers.model_config, "The configuration it runs with", "Object"),
+            ("/stats", "ModelStatistics", handlers.message, "Its statistics", "Statistics"),
+        ]
+        for suffix, rpc, handle, summary, answer in rows:
+            yield Operation("GET", path + suffix, f"{_INFERENCE}/{rpc}", handle, summary, answer, errors=errors)
+    errors |= _BODY | {501}
+    for path in ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer"):
+        yield Operation(
+            "POST",
+            path,
+            f"{_INFERENCE}/ModelInfer",
+            handlers.model_infer,
+            "Tensors in, tensors out",
+            "Inference",
+            "Inference",
+            errors,
+        )
+    for path in ("/v1/models/{model}:classify", "/v1/models/{model}/versions/{version}:classify"):
+        yield Operation("POST", path, _CLASSIFY, classify, "Images in, labels out", "Classification", "Images", errors)
+
+
+def _repository() -> Iterator[Operation]:
+    for path in ("/v2/repository", "/v2/repository/{repository_name}"):
+        yield Operation(
+            "POST",
+            f"{path}/index",
+            f"{_INFERENCE}/RepositoryIndex",
+            handlers.repository_index,
+            "Every version of every model, and its state",
+            "Index",
+            "Index",
+            _ALWAYS | _BODY | {501},
+        )
+        for verb in ("load", "unload"):
+            yield Operation(
+                "POST",
+                f"{path}/models/{{model_name}}/{verb}",
+                f"{_INFERENCE}/RepositoryModel{verb.title()}",
+                handlers.repository_change,
+                f"{verb.title()}s a model",
+                "Empty",
+                "Parameters",
+                _ALWAYS | _BODY | _CONTROL,
+            )
+
+
+def _shared_memory() -> Iterator[Operation]:
+    base, rpc = "/v2/systemsharedmemory", f"{_INFERENCE}/SystemSharedMemory"
+    errors = _ALWAYS | _CONTROL
+    for path in (base, f"{base}/region/{{name}}"):
+        yield Operation(
+            "GET", f"{path}/status", f"{rpc}Status", handlers.shared_memory_status, "Regions", "Regions", errors=errors
+        )
+        yield Operation(
+            "POST", f"{path}/unregister", f"{rpc}Unregister", handlers.empty, "Forgets regions", "Empty", errors=errors
+        )
+    yield Operation(
+        "POST",
+        f"{base}/region/{{name}}/register",
+        f"{rpc}Register",
+        handlers.shared_memory_register,
+        "Names a region of shared memory",
+        "Empty",
+        "Region",
+        errors | _BODY,
+    )
+
+
+def _settings() -> Iterator[Operation]:
+    errors = _ALWAYS | {501}
+    logging, trace = f"{_INFERENCE}/LogSettings", f"{_INFERENCE}/TraceSetting"
+    yield Operation("GET", "/v2/logging", logging, handlers.settings, "Log settings", "Object", errors=errors)
+    yield Operation("GET", "/v2/trace/setting", trace, handlers.settings, "Trace settings", "Object", errors=errors)
+    yield Operation(
+        "GET",
+        "/v2/models/{model_name}/trace/setting",
+        trace,
+        handlers.settings,
+        "A model's trace settings",
+        "Object",
+        errors=errors | _MODEL,
+    )

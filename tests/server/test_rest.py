@@ -1,0 +1,226 @@
+"""REST v2 against a real server: routes, tensors as JSON and as binary data, and what is refused."""
+
+import gzip
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from support import CLASSES, SIDE, RunningServer, picture
+
+INFER = "/v2/models/tiny/infer"
+ZEROS = [0] * (SIDE * SIDE)
+
+
+@pytest.fixture(scope="module")
+def http(tiny_server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{tiny_server.http_port}", timeout=30) as client:
+        yield client
+
+
+def body(data: Any = None, **changes: Any) -> dict[str, Any]:
+    """An infer request for one black image; `changes` are its input's."""
+    tensor = {
+        "name": "image",
+        "datatype": "UINT8",
+        "shape": [1, SIDE, SIDE, 1],
+        "data": ZEROS if data is None else data,
+    }
+    return {"inputs": [{key: value for key, value in (tensor | changes).items() if value is not None}]}
+
+
+def with_binary(header: dict[str, Any], *tensors: bytes) -> dict[str, Any]:
+    """httpx's arguments for a JSON header with binary data behind it."""
+    text = json.dumps(header).encode()
+    return {"content": b"".join([text, *tensors]), "headers": {"Inference-Header-Content-Length": str(len(text))}}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code", "said"),
+    [
+        ("GET", "/nothing", 404, "there is no '/nothing' here"),
+        ("GET", "/v2/", 404, "there is no"),
+        ("POST", "/v2", 405, "POST is not answered here"),
+        ("GET", INFER, 405, "GET is not answered here"),
+        ("GET", "/v2/models/a%20b%2Fc", 404, ""),
+        ("GET", "/v2/models/n%C3%B6", 404, "model 'nö' is not in the repository"),
+        ("POST", "/v2/models/nobody/infer", 404, "model 'nobody'"),
+        ("POST", "/v2/repository/models/tiny/load", 403, "--allow-model-control"),
+        ("POST", "/v2/repository/other/index", 501, "this server has one repository"),
+        ("GET", "/openapi.json", 200, '"openapi":"3.1.0"'),
+    ],
+)
+def test_routes(http: httpx.Client, method: str, path: str, code: int, said: str) -> None:
+    response = http.request(method, path)
+    assert response.status_code == code
+    assert response.headers["content-type"] == "application/json"
+    assert said in response.text
+    if code != 200:
+        assert set(response.json()) == {"error"}
+
+
+def test_head_and_options(http: httpx.Client) -> None:
+    head = http.head("/v2/health/ready")
+    assert (head.status_code, head.content) == (200, b"")
+    options = http.options(INFER)
+    assert (options.status_code, options.headers["allow"]) == (204, "POST, OPTIONS")
+    assert http.options("/v2").headers["allow"] == "GET, HEAD, OPTIONS"
+    assert http.post("/v2").headers["allow"]
+
+
+def test_the_index_is_a_list(http: httpx.Client) -> None:
+    rows = {(row["name"], row["version"]): row for row in http.post("/v2/repository/index").json()}
+    assert rows["tiny", "1"] == {"name": "tiny", "version": "1", "state": "READY", "reason": ""}
+    assert rows["altered", "1"]["state"] == "UNAVAILABLE"
+    ready = http.post("/v2/repository/index", json={"ready": True}).json()
+    assert {row["name"] for row in ready} == {"tiny", "plain"}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("path", [INFER, "/v2/models/tiny/versions/1/infer"])
+def test_json_tensors(http: httpx.Client, path: str, nested: bool) -> None:
+    images = np.zeros((2, SIDE, SIDE, 1), np.uint8)
+    images[1] = 255
+    request = body((images if nested else images.ravel()).tolist(), shape=[2, SIDE, SIDE, 1]) | {"id": "seven"}
+    answer = http.post(path, json=request).json()
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("tiny", "1", "seven")
+    (output,) = answer["outputs"]
+    assert (output["name"], output["datatype"], output["shape"]) == ("probabilities", "FP32", [2, 3])
+    rows = np.reshape(output["data"], (2, 3))
+    assert [CLASSES[index] for index in rows.argmax(axis=1)] == ["dark", "bright"]
+
+
+@pytest.mark.parametrize("how", ["header", "output", "raw"])
+def test_binary_tensors(http: httpx.Client, how: str) -> None:
+    pixels = bytes([255]) * (SIDE * SIDE)
+    if how == "raw":
+        arguments: dict[str, Any] = {"content": pixels, "headers": {"Inference-Header-Content-Length": "0"}}
+    else:
+        header = body(parameters={"binary_data_size": len(pixels)})
+        del header["inputs"][0]["data"]
+        if how == "header":
+            header["parameters"] = {"binary_data_output": True}
+        else:
+            header["outputs"] = [{"name": "probabilities", "parameters": {"binary_data": True}}]
+        arguments = with_binary(header, pixels)
+    response = http.post(INFER, **arguments)
+    assert response.headers["content-type"] == "application/octet-stream"
+    length = int(response.headers["inference-header-content-length"])
+    (output,) = json.loads(response.content[:length])["outputs"]
+    assert output["parameters"] == {"binary_data_size": 12}
+    assert "data" not in output
+    assert struct.unpack("<3f", response.content[length:])[2] > 0.9
+
+
+def test_single_outputs_overrule_the_default(http: httpx.Client) -> None:
+    request = body() | {
+        "parameters": {"binary_data_output": True},
+        "outputs": [{"name": "probabilities", "parameters": {"binary_data": False}}],
+    }
+    assert http.post(INFER, json=request).json()["outputs"][0]["data"][0] > 0.9
+
+
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_packed_bodies(http: httpx.Client, coding: str, pack: Any) -> None:
+    # Many rows, so that the answer is worth packing.
+    request = body(ZEROS * 8, shape=[8, SIDE, SIDE, 1]) | {"id": "i" * 2000}
+    headers = {"Content-Encoding": coding, "Accept-Encoding": coding}
+    response = http.post(INFER, content=pack(json.dumps(request).encode()), headers=headers)
+    assert response.headers["content-encoding"] == coding
+    assert response.json()["outputs"][0]["shape"] == [8, 3]
+    plain = http.post(INFER, json=request, headers={"Accept-Encoding": "gzip;q=0, identity"})
+    assert "content-encoding" not in plain.headers
+    assert plain.json() == response.json()
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ([], "the body is a JSON list"),
+        ({}, "has 0 inputs"),
+        ({"inputs": 1}, "inputs is no list of objects"),
+        ({"inputs": [1]}, "inputs is no list of objects"),
+        (body() | {"id": 5}, "id of the request is 5"),
+        (body() | {"id": "\ud800"}, "half a surrogate pair"),
+        (body() | {"parameters": []}, "parameters of the request is []"),
+        (body() | {"parameters": {"priority": None}}, "parameter 'priority' is None"),
+        (body() | {"parameters": {"priority": 2**64}}, "parameter 'priority' is 18446744073709551616"),
+        (body() | {"parameters": {"priority": "high"}}, "parameter 'priority' is 'high'"),
+        (body() | {"parameters": {"binary_data_output": 1}}, "'binary_data_output' of the request is 1"),
+        (body() | {"outputs": [{"name": "x"}]}, "wants output 'x'"),
+        (body() | {"outputs": [{"name": "probabilities", "parameters": {"odd": 1}}]}, "has parameter 'odd'"),
+        (body(name="x"), "has input 'x'"),
+        (body(name=5), "name of an input is 5"),
+        (body(datatype="UINT9"), "datatype 'UINT9'"),
+        (body(datatype="FP16"), "must be sent as binary data"),
+        (body(datatype="FP32"), "has type float32"),
+        (body(datatype="BYTES"), "has the value 0, expected strings"),
+        (body(datatype="BOOL"), "has the value 0, expected true and false"),
+        (body([1.5, *ZEROS[1:]]), "has the value 1.5, expected integers"),
+        (body([True, *ZEROS[1:]]), "has the value True, expected integers"),
+        (body([256, *ZEROS[1:]]), "has the value 256, which is no UINT8"),
+        (body([-1, *ZEROS[1:]]), "has the value -1, which is no UINT8"),
+        (body(["a", *ZEROS[1:]]), "has the value 'a', expected integers"),
+        (body(ZEROS[1:]), "has 63 values, expected 64"),
+        (body([ZEROS]), "not nested as its shape"),
+        (body([[[[0]] * SIDE] * SIDE, 1]), "not nested as its shape"),
+        (body("text"), "data of type str"),
+        (body(shape=None), "has no shape"),
+        (body(shape=[1] * 9), "has no shape"),
+        (body(shape=[1, SIDE, SIDE, True]), "has the size True"),
+        (body(shape=[-1, SIDE, SIDE, 1]), "has the size -1"),
+        (body(shape=[SIDE, SIDE]), "has shape [8, 8]"),
+        ({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, SIDE, SIDE, 1]}]}, "has no data"),
+        (body(parameters={"binary_data_size": 0}), "has data and binary_data_size"),
+        (body(parameters={"binary_data_size": 5}), "has data and binary_data_size"),
+        (body(ZEROS * 9, shape=[9, SIDE, SIDE, 1]), "at most 8"),
+    ],
+)
+def test_bad_requests(http: httpx.Client, request_: Any, said: str) -> None:
+    response = http.post(INFER, content=json.dumps(request_))
+    assert response.status_code == 400
+    assert said in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "code", "said"),
+    [
+        (b"{", {}, 400, "the body is no JSON"),
+        (b"\xff\xfe\xfd", {}, 400, "the body is no JSON"),
+        (b"[" * 100_000, {}, 400, "the body is no JSON"),
+        (b'{"inputs": [{"shape": [1' + b"0" * 5000 + b"]}]}", {}, 400, "the body is no JSON"),
+        (b'{"id": NaN}', {}, 400, "NaN is no JSON"),
+        (b'{"x":"' + b"[" * 1_000_001 + b'"}', {}, 400, "lists are read"),
+        (b'"' + b" " * 2**23 + b'"', {}, 413, "at most 8388608 bytes"),
+        (b"{}", {"Inference-Header-Content-Length": "3"}, 400, "expected a number from 0 to the body's length, 2"),
+        (b"{}", {"Inference-Header-Content-Length": "-1"}, 400, "is '-1'"),
+        (b"{}", {"Inference-Header-Content-Length": "²"}, 400, "Inference-Header-Content-Length is"),
+        (b"{}x", {"Inference-Header-Content-Length": "2"}, 400, "has 1 bytes after"),
+        (b"x", {"Inference-Header-Content-Length": "0"}, 400, "takes a multiple of 64"),
+        (b"", {"Inference-Header-Content-Length": "0"}, 400, "has no rows"),
+        (b"{}", {"Content-Encoding": "br"}, 415, "'br' is not read here"),
+        (b"{}", {"Content-Encoding": "gzip"}, 400, "not in gzip"),
+        (gzip.compress(b"{}" * 99)[:-9], {"Content-Encoding": "gzip"}, 400, "ends too early"),
+        (gzip.compress(bytes(2**27)), {"Content-Encoding": "gzip"}, 413, "the body has more"),
+        (b"{}", {"Grpc-Timeout": "soon"}, 400, "Grpc-Timeout is 'soon'"),
+        (json.dumps(body()).encode(), {"Grpc-Timeout": "0n"}, 504, ""),
+    ],
+)
+def test_bad_bodies_and_headers(
+    http: httpx.Client, content: bytes, headers: dict[str, str], code: int, said: str
+) -> None:
+    encoded = {name: value.encode() for name, value in headers.items()}
+    response = http.post(INFER, content=content, headers=encoded)
+    assert said in response.json()["error"]
+    assert response.status_code == code
+
+
+def test_a_good_request_is_answered_after_all_that(http: httpx.Client, tiny_server: RunningServer) -> None:
+    assert http.post("/v1/models/tiny:classify", content=picture("left")).status_code == 200
+    assert "Traceback" not in tiny_server.log
+    assert "failed" not in tiny_server.log

@@ -1,0 +1,176 @@
+"""What a body may hold, who leaves, and how the HTTP port ends: real servers, plain sockets."""
+
+import contextlib
+import http.client
+import json
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support import RunningServer, picture, png, serving, write_version
+
+LEFT = picture("left")
+CLASSIFY = "/v1/models/tiny:classify"
+
+
+@pytest.fixture
+def small_server(tmp_path: Path) -> Iterator[RunningServer]:
+    """One that reads 1 MiB a body and holds 16 MiB."""
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    flags = ["--max-message-mib", "1", "--max-pending-mib", "16"]
+    with serving(tmp_path / "log", tmp_path / "repository", *flags) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def connected(server: RunningServer) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
+        yield connection
+
+
+def head(length: int | str, path: str = CLASSIFY) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def ask(server: RunningServer, body: bytes = LEFT, timeout: float = 30) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=timeout)
+    with contextlib.closing(connection):
+        connection.request("POST", CLASSIFY, body)
+        response = connection.getresponse()
+        response.read()
+        return response.status
+
+
+def test_a_body_too_large_is_refused_before_it_is_read(small_server: RunningServer) -> None:
+    with connected(small_server) as connection:
+        connection.sendall(head(2**20 + 1))
+        assert b"413" in connection.recv(1000)
+    with connected(small_server) as connection:
+        connection.sendall(head(2**40))
+        answer = b"".join(iter(lambda: connection.recv(1000), b""))
+        assert b"413" in answer
+        assert b"connection: close" in answer.lower()
+    assert ask(small_server, bytes(2**20 + 1)) == 413
+    assert ask(small_server, bytes(2**20)) == 400
+    assert ask(small_server) == 200
+
+
+def test_so_is_one_whose_length_is_not_told(small_server: RunningServer) -> None:
+    with connected(small_server) as connection:
+        connection.sendall(f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20):
+                connection.sendall(b"10000\r\n" + bytes(2**16) + b"\r\n")
+        assert b"413" in connection.recv(1000)
+
+
+def test_bodies_on_their_way_count_in_the_memory_budget(small_server: RunningServer) -> None:
+    with contextlib.ExitStack() as open_ones:
+        connections = [open_ones.enter_context(connected(small_server)) for _ in range(18)]
+        for connection in connections:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(head(2**20) + bytes(2**20 - 1))
+        answered, _, _ = select.select(connections, [], [], 20)
+        assert b"429" in answered[0].recv(1000)
+    # They left: what they held is free again.
+    deadline = time.monotonic() + 20
+    while (code := ask(small_server)) != 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert code == 200
+    assert "Traceback" not in small_server.log
+
+
+def test_who_leaves_takes_no_place(tmp_path: Path) -> None:
+    """Clients that hang up leave the queue; one that stays is answered, and nothing is logged."""
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    slow = png(np.random.default_rng(0).integers(0, 256, (3000, 3000), np.uint8))
+    with serving(tmp_path / "log", tmp_path / "repository") as server:
+        began = time.monotonic()
+        assert ask(server, slow) == 200
+        alone_s = time.monotonic() - began
+        for _ in range(60):
+            with connected(server) as connection:
+                connection.sendall(head(len(slow)) + slow)
+        began = time.monotonic()
+        assert ask(server, timeout=100) == 200
+        # Decoded one after the other they would have taken sixty times as long.
+        assert time.monotonic() - began < max(20 * alone_s, 5)
+        assert "Traceback" not in server.log
+
+
+def test_a_timeout_ends_the_request(tmp_path: Path) -> None:
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    slow = png(np.zeros((8000, 8000), np.uint8))
+    with serving(tmp_path / "log", tmp_path / "repository") as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("POST", CLASSIFY, slow, {"Grpc-Timeout": "5m"})
+            response = connection.getresponse()
+            assert response.status == 504
+            assert "Grpc-Timeout" in json.load(response)["error"]
+
+
+def test_stopping_under_load_loses_nothing(tmp_path: Path) -> None:
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    answered: list[int] = []
+    refused: list[int] = []
+    lost: list[Exception] = []
+
+    with serving(tmp_path / "log", tmp_path / "repository") as server:
+
+        def client() -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
+            while True:
+                try:
+                    connection.request("POST", CLASSIFY, LEFT)
+                    response = connection.getresponse()
+                    response.read()
+                except ConnectionRefusedError:
+                    # After it said goodbye: the request was never sent.
+                    return
+                except (OSError, http.client.HTTPException) as error:
+                    lost.append(error)
+                    return
+                (answered if response.status == 200 else refused).append(response.status)
+                if response.status != 200:
+                    assert response.getheader("connection") == "close"
+                    return
+
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(client) for _ in range(8)]
+            while len(answered) < 100:
+                time.sleep(0.01)
+            assert server.terminate() == 0
+            for done in clients:
+                done.result(30)
+    assert not lost
+    assert set(refused) <= {503}
+    assert "Traceback" not in server.log
+
+
+def test_what_is_at_work_when_it_stops_is_answered(tmp_path: Path) -> None:
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    with serving(tmp_path / "log", tmp_path / "repository") as server, connected(server) as connection:
+        connection.sendall(head(len(LEFT)) + LEFT[:-1])
+        assert ask(server) == 200
+        ended = threading.Thread(target=server.terminate)
+        ended.start()
+        server.wait_for("draining")
+        assert ask(server) == 503
+        probe = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
+        with contextlib.closing(probe):
+            probe.request("GET", "/v2/health/ready")
+            assert probe.getresponse().status == 503
+        connection.sendall(LEFT[-1:])
+        answer = b"".join(iter(lambda: connection.recv(2000), b""))
+        assert b"200 OK" in answer
+        assert b'"label":"left"' in answer
+        ended.join(30)
+        assert server.process.returncode == 0
