@@ -5,13 +5,15 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from multiprocessing import shared_memory
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from support import CLASSES, SIDE, RunningServer, picture
+from support import CLASSES, SIDE, RunningServer, picture, serving, write_version
 
 INFER = "/v2/models/tiny/infer"
 ZEROS = [0] * (SIDE * SIDE)
@@ -52,6 +54,17 @@ def with_binary(header: dict[str, Any], *tensors: bytes) -> dict[str, Any]:
         ("POST", "/v2/models/nobody/infer", 404, "model 'nobody'"),
         ("POST", "/v2/repository/models/tiny/load", 403, "--allow-model-control"),
         ("POST", "/v2/repository/other/index", 501, "this server has one repository"),
+        ("GET", "/v2/models/tiny/config", 200, '"max_batch_size":8'),
+        ("GET", "/v2/models/tiny/versions/1/config", 200, '"dims":[8,8,1]'),
+        ("GET", "/v2/models/altered/config", 503, "labels.txt"),
+        ("GET", "/v2/models/tiny/stats", 200, '"inference_count":'),
+        ("GET", "/v2/models/stats", 200, '"name":"plain"'),
+        ("GET", "/v2/models/nobody/stats", 404, "model 'nobody'"),
+        ("GET", "/v2/logging", 200, '"log_info":true'),
+        ("POST", "/v2/logging", 200, '"log_info":true'),
+        ("GET", "/v2/trace/setting", 200, '"trace_level":["OFF"]'),
+        ("GET", "/v2/models/nobody/trace/setting", 404, "model 'nobody'"),
+        ("POST", "/v2/systemsharedmemory/region/a/unregister", 501, "shared"),
         ("GET", "/openapi.json", 200, '"openapi":"3.1.0"'),
     ],
 )
@@ -71,6 +84,68 @@ def test_head_and_options(http: httpx.Client) -> None:
     assert (options.status_code, options.headers["allow"]) == (204, "POST, OPTIONS")
     assert http.options("/v2").headers["allow"] == "GET, HEAD, OPTIONS"
     assert http.post("/v2").headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "code", "said"),
+    [
+        ("/v2/logging", {"log_info": False}, 501, "can be read, not changed"),
+        ("/v2/logging", {"log_info": [[]]}, 400, "a value that it cannot have"),
+        ("/v2/logging", {"log_verbose_level": 2**40}, 400, "a value that it cannot have"),
+        ("/v2/trace/setting", {"trace_level": ["TIMESTAMPS"]}, 501, "can be read, not changed"),
+        ("/v2/trace/setting", {"trace_level": None}, 400, "a value that it cannot have"),
+    ],
+)
+def test_settings_are_not_changed(
+    http: httpx.Client, path: str, settings: dict[str, Any], code: int, said: str
+) -> None:
+    response = http.post(path, json=settings)
+    assert said in response.json()["error"]
+    assert response.status_code == code
+
+
+def test_classes_and_encoded_images_as_over_grpc(http: httpx.Client) -> None:
+    image = picture("left")
+    header = {
+        "inputs": [
+            {
+                "name": "image",
+                "datatype": "BYTES",
+                "shape": [1, 1],
+                "parameters": {"binary_data_size": len(image) + 4},
+            }
+        ],
+        "outputs": [{"name": "probabilities", "parameters": {"classification": 2}}],
+    }
+    element = struct.pack("<I", len(image)) + image
+    (output,) = http.post(INFER, **with_binary(header, element)).json()["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [1, 2])
+    assert [text.split(":")[1:] for text in output["data"]] == [["1", "left"], ["0", "dark"]]
+
+
+def test_shared_memory(tmp_path: Path) -> None:
+    region = shared_memory.SharedMemory("cnnserve-test-rest", create=True, size=64)
+    repository = tmp_path / "repository"
+    write_version(repository / "tiny" / "1")
+    tensor = body(data=None, parameters={"shared_memory_region": "in", "shared_memory_byte_size": 64})
+    del tensor["inputs"][0]["data"]
+    base = "/v2/systemsharedmemory/region/in"
+    try:
+        with (
+            serving(tmp_path / "log", repository, "--shared-memory-prefix", "cnnserve-test") as server,
+            httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}") as http,
+        ):
+            wanted = {"key": "/cnnserve-test-rest", "offset": 0, "byte_size": 64}
+            assert http.post(f"{base}/register", json={"key": 5}).status_code == 400
+            assert http.post(f"{base}/register", json=wanted).json() == {}
+            assert http.post(f"{base}/register", json=wanted).status_code == 409
+            assert http.get("/v2/systemsharedmemory/status").json() == [{"name": "in"} | wanted]
+            assert http.post(INFER, json=tensor).json()["outputs"][0]["data"][0] > 0.9
+            assert http.post("/v2/systemsharedmemory/unregister").json() == {}
+            assert http.get(f"{base}/status").status_code == 404
+    finally:
+        region.close()
+        region.unlink()
 
 
 def test_the_index_is_a_list(http: httpx.Client) -> None:
@@ -158,7 +233,7 @@ def test_packed_bodies(http: httpx.Client, coding: str, pack: Any) -> None:
         (body(name=5), "name of an input is 5"),
         (body(datatype="UINT9"), "datatype 'UINT9'"),
         (body(datatype="FP16"), "must be sent as binary data"),
-        (body(datatype="FP32"), "has type float32"),
+        (body(datatype="FP32"), "expected UINT8"),
         (body(datatype="BYTES"), "has the value 0, expected strings"),
         (body(datatype="BOOL"), "has the value 0, expected true and false"),
         (body([1.5, *ZEROS[1:]]), "has the value 1.5, expected integers"),
@@ -195,8 +270,8 @@ def test_bad_requests(http: httpx.Client, request_: Any, said: str) -> None:
         (b"[" * 100_000, {}, 400, "the body is no JSON"),
         (b'{"inputs": [{"shape": [1' + b"0" * 5000 + b"]}]}", {}, 400, "the body is no JSON"),
         (b'{"id": NaN}', {}, 400, "NaN is no JSON"),
-        (b'{"x":"' + b"[" * 1_000_001 + b'"}', {}, 400, "lists are read"),
-        (b'"' + b" " * 2**23 + b'"', {}, 413, "at most 8388608 bytes"),
+        (b'{"x":"' + b"[" * 500_001 + b'"}', {}, 400, "lists are read"),
+        (b'"' + b" " * 2**22 + b'"', {}, 413, "at most 4194304 bytes"),
         (b"{}", {"Inference-Header-Content-Length": "3"}, 400, "expected a number from 0 to the body's length, 2"),
         (b"{}", {"Inference-Header-Content-Length": "-1"}, 400, "is '-1'"),
         (b"{}", {"Inference-Header-Content-Length": "²"}, 400, "Inference-Header-Content-Length is"),

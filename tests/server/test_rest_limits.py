@@ -107,11 +107,11 @@ def test_who_leaves_takes_no_place(tmp_path: Path) -> None:
 
 def test_a_timeout_ends_the_request(tmp_path: Path) -> None:
     write_version(tmp_path / "repository" / "tiny" / "1")
-    slow = png(np.zeros((8000, 8000), np.uint8))
+    slow = png(np.random.default_rng(0).integers(0, 256, (4000, 4000), np.uint8))
     with serving(tmp_path / "log", tmp_path / "repository") as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
         with contextlib.closing(connection):
-            connection.request("POST", CLASSIFY, slow, {"Grpc-Timeout": "5m"})
+            connection.request("POST", CLASSIFY, slow, {"Grpc-Timeout": "10m"})
             response = connection.getresponse()
             assert response.status == 504
             assert "Grpc-Timeout" in json.load(response)["error"]

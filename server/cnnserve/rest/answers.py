@@ -40,11 +40,11 @@ def encode(value: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def error_answer(error: Exception, request: str) -> Response:
+def error_answer(error: Exception, request: str, statuses: Mapping[type[Exception], Code] = status.STATUS) -> Response:
     """The body `{"error": ...}` with the status of an error; `request` names it in the log."""
     if isinstance(error, HTTPException):
         return answer({"error": error.detail}, error.status_code, error.headers)
-    told = status.of(error, request)
+    told = status.of(error, request, statuses)
     headers = {}
     if _RETRY_MS in told.trailers:
         headers["Retry-After"] = str(math.ceil(int(told.trailers[_RETRY_MS]) / 1000))

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from google.protobuf.message import Message
+from google.protobuf import json_format
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -117,9 +117,16 @@ async def empty(exchange: Exchange) -> Response:
 
 
 async def settings(exchange: Exchange) -> Response:
-    """Names and values."""
-    found = await exchange.ask()
-    return answer({name: _setting(value) for name, value in found.settings.items()})
+    """Names and values; which of them may change, if any, is the RPC's to say."""
+    request: Any = exchange.method.request(**exchange.path)
+    wanted = await exchange.object() if exchange.request.method == "POST" else {}
+    try:
+        for name, value in wanted.items():
+            json_format.ParseDict(_setting(value), request.settings[name])
+    except json_format.ParseError as error:
+        raise InvalidInput(f"a setting has a value that it cannot have: {error}") from error
+    found = await exchange.ask(request)
+    return answer({name: next(iter(as_json(value).values()), None) for name, value in found.settings.items()})
 
 
 async def _raw(exchange: Exchange, body: bytes, model: str, version: str) -> tuple[pb.ModelInferRequest, infer.Wanted]:
@@ -143,9 +150,16 @@ def _repository_parameter(name: str, value: object) -> pb.ModelRepositoryParamet
     raise InvalidInput(f"parameter '{name:.100}' is {value!r:.100}, expected true, false, an integer or a string")
 
 
-def _setting(value: Message) -> Any:
-    fields = as_json(value)
-    return next(iter(fields.values()), None)
+def _setting(value: object) -> dict[str, Any]:
+    """A setting as its message has it: trace settings are lists of texts, log settings single values."""
+    match value:
+        case list():
+            return {"value": value}
+        case bool():
+            return {"bool_param": value}
+        case int():
+            return {"uint32_param": value}
+    return {"string_param": value}
 
 
 async def _packed(request: Request, response: Response) -> Response:

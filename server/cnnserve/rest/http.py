@@ -109,16 +109,16 @@ class _Endpoint:
             await Response(status_code=204, headers={"Allow": self._allow})(scope, receive, send)
             return
         operation = self._by_method["GET" if request.method == "HEAD" else request.method]
-        name = f"{request.method} {request.url.path}"
+        method = self._table[operation.rpc]
         with contextlib.ExitStack() as inside:
             try:
-                if not self._table[operation.rpc].while_draining:
+                if not method.while_draining:
                     inside.enter_context(self._in_flight.enter())
                 response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits))
             except ClientDisconnect:
                 return
             except Exception as error:
-                response = error_answer(error, name)
+                response = error_answer(error, f"{request.method} {request.url.path}", method.statuses)
             if self._in_flight.draining:
                 response.headers["Connection"] = "close"
             await response(scope, receive, send)

@@ -14,12 +14,12 @@ from cnnserve.rest import answers
 from cnnserve.rest.body import read_object
 from cnnserve.rest.messages import parameter_as_json, parameter_from_json
 from cnnserve.rest.tensors import json_from_raw, raw_from_json
+from cnnserve.rpc.shared_memory import REGION
 from cnnserve.wire import open_inference_pb2 as pb
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _MAX_RANK = 8
 _MAX_SIZE = 2**31 - 1
-_SHARED_MEMORY = "shared_memory_region"
 
 
 @dataclass
@@ -98,7 +98,7 @@ def write_response(response: pb.ModelInferResponse, wanted: Wanted) -> Response:
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         item: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
         parameters = _parameters_as_json(output.parameters)
-        if _SHARED_MEMORY in output.parameters:
+        if REGION in output.parameters:
             pass
         elif wanted.is_binary(output.name):
             parameters["binary_data_size"] = len(raw)
@@ -133,7 +133,7 @@ def _add_input(request: pb.ModelInferRequest, item: dict[str, Any], binary: memo
     size = parameters.pop("binary_data_size", None)
     tensor = request.inputs.add(name=name, datatype=datatype, shape=shape)
     _set_parameters(tensor.parameters, parameters)
-    if _SHARED_MEMORY in parameters:
+    if REGION in parameters:
         return binary
     if size is None:
         if "data" not in item:

@@ -1,5 +1,6 @@
 """Every route of the HTTP port: its RPC, its handler, and what `/openapi.json` says of it."""
 
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
@@ -34,8 +35,9 @@ class Operation:
     @property
     def name(self) -> str:
         """Its operationId."""
-        words = [word for word in ("version", "repository_name") if f"{word}}}" in self.path]
-        return self.rpc.rpartition("/")[2] + "".join(f"By{word.partition('_')[0].title()}" for word in words)
+        # The same RPC serves several paths, which differ in their parameters or their method.
+        parameters = "".join(word.title().replace("_", "") for word in re.findall(r"\{(\w+)\}", self.path))
+        return f"{self.method.lower()}{self.rpc.rpartition('/')[2]}{parameters and 'By'}{parameters}"
 
 
 def operations() -> list[Operation]:
@@ -131,16 +133,20 @@ def _shared_memory() -> Iterator[Operation]:
 
 
 def _settings() -> Iterator[Operation]:
-    errors = _ALWAYS | {501}
-    logging, trace = f"{_INFERENCE}/LogSettings", f"{_INFERENCE}/TraceSetting"
-    yield Operation("GET", "/v2/logging", logging, handlers.settings, "Log settings", "Object", errors=errors)
-    yield Operation("GET", "/v2/trace/setting", trace, handlers.settings, "Trace settings", "Object", errors=errors)
-    yield Operation(
-        "GET",
-        "/v2/models/{model_name}/trace/setting",
-        trace,
-        handlers.settings,
-        "A model's trace settings",
-        "Object",
-        errors=errors | _MODEL,
-    )
+    rows = [
+        ("/v2/logging", "LogSettings", "log settings", _ALWAYS),
+        ("/v2/trace/setting", "TraceSetting", "trace settings", _ALWAYS),
+        ("/v2/models/{model_name}/trace/setting", "TraceSetting", "trace settings of a model", _ALWAYS | _MODEL),
+    ]
+    for path, rpc, what, errors in rows:
+        for method, verb, body in (("GET", "Reads", ""), ("POST", "Changes", "Settings")):
+            yield Operation(
+                method,
+                path,
+                f"{_INFERENCE}/{rpc}",
+                handlers.settings,
+                f"{verb} {what}",
+                "Object",
+                body,
+                errors | _BODY | {501} if body else errors,
+            )

@@ -28,6 +28,10 @@ _PARAMETERS = {
         ]
     },
 }
+_LOAD_PARAMETERS = {
+    "type": "object",
+    "additionalProperties": {"anyOf": [_FLAG, _TEXT, {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}]},
+}
 _TENSOR = {"name": _TEXT, "datatype": _TEXT, "shape": _list({"type": "integer"})}
 _INPUT_TENSOR = {"name": _TEXT, "datatype": _TEXT, "shape": {**_list(_SIZE), "maxItems": 8}}
 _DATA = {"type": "array", "description": "Row by row: nested as the shape says, or flat"}
@@ -76,9 +80,10 @@ SCHEMAS: dict[str, Any] = {
             "timings": _object(_MICROSECONDS),
         }
     ),
+    "SettingsRequest": _object({}),
     "IndexRequest": _object({}, {"ready": _FLAG}),
     "Index": _list(_object({"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT})),
-    "ParametersRequest": _object({}, {"parameters": {"type": "object"}}),
+    "ParametersRequest": _object({}, {"parameters": _LOAD_PARAMETERS}),
     "RegionRequest": _object({"key": _TEXT, "byte_size": _COUNT}, {"offset": _COUNT}),
     "Regions": _list(_object({"name": _TEXT, "key": _TEXT, "offset": _COUNT, "byte_size": _COUNT})),
 }

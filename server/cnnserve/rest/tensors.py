@@ -10,8 +10,8 @@ import numpy as np
 
 from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import InvalidInput
+from cnnserve.rpc.tensors import BYTES
 
-BYTES = "BYTES"
 _LENGTH = struct.Struct("<I")
 _PYTHON_TYPES: dict[str, tuple[set[type], str]] = {
     "b": ({bool}, "true and false"),
