@@ -40,7 +40,7 @@ def environment(name: str, *requirements: str) -> Path:
 
 
 def run_program(folder: Path, name: str, *arguments: str) -> Any:
-    """What a program of `programs/` prints, as JSON (None: nothing); it runs in the environment and sees nothing of ours."""
+    """What a program of `programs/` prints, as JSON (None: nothing); it sees nothing of ours."""
     command = [folder / "bin" / "python", "-W", "ignore", PROGRAMS / f"{name}.py", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=_clean())
     assert result.returncode == 0, result.stdout + result.stderr
