@@ -12,11 +12,12 @@ from mlserver.types import InferenceRequest, RequestInput, RequestOutput
 stub = dataplane_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(sys.argv[1]))
 rows = np.zeros((2, 8, 8, 1), np.uint8)
 rows[0, :, :4] = 255
-tensor = RequestInput(name="image", datatype="UINT8", shape=[2, 8, 8, 1], data=rows.ravel().tolist())
-request = InferenceRequest(id="mine", inputs=[tensor], outputs=[RequestOutput(name="probabilities")])
 
 
 def ask(use_raw):
+    # A new one each time: the converter takes the data out of a request that it makes raw.
+    tensor = RequestInput(name="image", datatype="UINT8", shape=[2, 8, 8, 1], data=rows.ravel().tolist())
+    request = InferenceRequest(id="mine", inputs=[tensor], outputs=[RequestOutput(name="probabilities")])
     message = converters.ModelInferRequestConverter.from_types(request, "tiny", "", use_raw=use_raw)
     response = converters.ModelInferResponseConverter.to_types(stub.ModelInfer(message, timeout=20))
     array = NumpyRequestCodec.decode_response(response)

@@ -20,6 +20,11 @@ client = triton.InferenceServerClient(address)
 found = {}
 
 
+def statistics():
+    row = client.get_inference_statistics("tiny").model_stats[0]
+    return np.array([row.inference_count, row.inference_stats.success.count, row.execution_count])
+
+
 def tensor(array, module=triton):
     item = module.InferInput("image", list(array.shape), "UINT8")
     item.set_data_from_numpy(array)
@@ -30,6 +35,7 @@ def classes(result):
     return [int(index) for index in result.as_numpy("probabilities").argmax(axis=1)]
 
 
+before = statistics()
 found["live"] = [client.is_server_live(), client.is_server_ready(), client.is_model_ready("tiny")]
 found["metadata"] = client.get_model_metadata("tiny", as_json=True)
 found["config"] = client.get_model_config("tiny", as_json=True)["config"]
@@ -86,8 +92,7 @@ client.load_model("lenet5", config=json.dumps({"max_batch_size": 3}))
 found["overridden"] = client.get_model_config("lenet5").config.max_batch_size
 client.load_model("lenet5")
 found["index"] = sorted(f"{row.name} {row.version} {row.state}" for row in client.get_model_repository_index().models)
-stats = client.get_inference_statistics("tiny").model_stats[0]
-found["statistics"] = [stats.inference_count, stats.inference_stats.success.count, stats.execution_count]
+found["statistics"] = (statistics() - before).tolist()
 found["settings"] = [
     list(client.get_trace_settings().settings["trace_level"].value),
     client.get_log_settings().settings["log_info"].bool_param,
