@@ -29,6 +29,10 @@ from cnnserve import memory
 from cnnserve.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve.preprocessing import ImageOptions, Preprocessor
 
+sys.path.append(str(harness.BENCH.parent / "tests"))
+
+from torchvision_pixels import load_transforms
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TARGETS = {("500x375", "exact"): 0.85, ("500x375", "fast"): 0.6, ("1920x1080", "fast"): 0.4}
 QUALITY = 90
@@ -71,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
 def _readers() -> dict[str, Read]:
     spec = Preprocessing("RGB", Resize("shorter", (256,)), (224, 224), MEAN, STD, "graph")
     tensor = TensorInfo("image", "UINT8", (224, 224, 3), "NHWC")
-    transforms = _transforms()
+    transforms = load_transforms()
     compose = transforms.Compose(
         [
             transforms.Resize(256),
@@ -85,21 +89,6 @@ def _readers() -> dict[str, Read]:
         "exact": Preprocessor(spec, tensor).encoded,
         "fast": Preprocessor(spec, tensor, ImageOptions(fast=True)).encoded,
     }
-
-
-def _transforms() -> Any:
-    """`torchvision.transforms`, without the compiled operators: they need the torch they were built for."""
-    register = torch.library.register_fake
-
-    def register_others(name: Any, *arguments: Any, **keywords: Any) -> Any:
-        if isinstance(name, str) and name.startswith("torchvision::"):
-            return lambda function: function
-        return register(name, *arguments, **keywords)
-
-    torch.library.register_fake = register_others
-    from torchvision import transforms  # noqa: PLC0415
-
-    return transforms
 
 
 def _files(quality: int) -> dict[str, dict[str, bytes]]:
