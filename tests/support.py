@@ -97,15 +97,18 @@ def free_onnx() -> bytes:
     return data
 
 
-def write_version(folder: Path, model: bytes | None = None, **changes: Any) -> Path:
+def write_version(
+    folder: Path, model: bytes | None = None, *, golden_image: bytes | None = None, **changes: Any
+) -> Path:
     """A complete version folder `<repository>/<model>/<version>`; `changes` replace fields of its manifest."""
+    golden_image = golden_image or picture("left")
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(model or tiny_onnx())
     (folder / "labels.txt").write_text("\n".join(CLASSES) + "\n")
-    (folder / "golden.png").write_bytes(picture("left"))
+    (folder / "golden.png").write_bytes(golden_image)
     spec = Preprocessing("L", Resize("exact", (SIDE, SIDE)), None, (0.0,), (1.0,), "graph")
     tensor = TensorInfo("image", "UINT8", (SIDE, SIDE, 1), "NHWC")
-    row = Preprocessor(spec, tensor).encoded(picture("left"))
+    row = Preprocessor(spec, tensor).encoded(golden_image)
     session = Session(folder / "model.onnx")
     expected = session.run(row[np.newaxis].repeat(max(1, session.inputs[0].shape[0]), 0))[0][0]
     files = ("model.onnx", "labels.txt", "golden.png")

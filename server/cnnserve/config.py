@@ -61,7 +61,7 @@ class ServerConfig:
     engine_cache: Path = dataclasses.field(
         default=DEFAULT_ENGINE_CACHE, metadata={"help": "folder that keeps TensorRT's engines"}
     )
-    decode_threads: int = _setting(0, "threads that decode images; 0: as many as cpu_threads")
+    decode_threads: int = _setting(0, "threads that decode images; 0: one less than cpu_threads, at least 1")
     log_level: str = _setting("info", "debug, info, warning or error")
 
     def __post_init__(self) -> None:

@@ -310,6 +310,11 @@ def _check_preprocessing(spec: Preprocessing, image_shape: tuple[int, ...]) -> N
                 f"{MANIFEST_FILE}: preprocessing.resize.size {list(spec.resize.size)} does not fit "
                 f"mode {spec.resize.mode}, expected {expected} positive size(s)"
             )
+        if not spec.resize.antialias:
+            raise ModelLoadFailed(
+                f"{MANIFEST_FILE}: preprocessing.resize.antialias is false; this server resizes as torchvision does "
+                "PIL images, always antialiased"
+            )
     result = spec.crop or (spec.resize.size if spec.resize is not None and spec.resize.mode == "exact" else None)
     if result != (height, width):
         raise ModelLoadFailed(

@@ -1,6 +1,7 @@
 """What a version must show before it is READY, on the session and the instance that will really serve it."""
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +153,7 @@ def _fast_difference(run: Run, manifest: Manifest, preprocessor: Preprocessor, i
     """The largest change of any probability where the golden image, and JPEGs of it, are preprocessed fast."""
     exact = preprocessor.exact()
     differences = []
-    for data in (image, *_as_jpegs(image)):
+    for data in (image, *_as_jpegs(image, preprocessor.options.pixel_limit)):
         rows = np.stack([exact.encoded(data), preprocessor.encoded(data)])
         # One by one: a model may take no batches.
         scores = np.concatenate([run([row[np.newaxis]])[0] for row in rows])
@@ -161,13 +162,15 @@ def _fast_difference(run: Run, manifest: Manifest, preprocessor: Preprocessor, i
     return float(max(differences))
 
 
-def _as_jpegs(image: bytes) -> Iterator[bytes]:
+def _as_jpegs(image: bytes, pixel_limit: int) -> Iterator[bytes]:
     """The image as JPEGs of its own size and larger ones, which fast preprocessing decodes smaller."""
     with Image.open(io.BytesIO(image)) as opened:
         picture = opened.convert("RGB")
     for times in _FAST_SIZES:
-        buffer = io.BytesIO()
         size = (picture.width * times, picture.height * times)
+        if math.prod(size) > pixel_limit:
+            return
+        buffer = io.BytesIO()
         picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
         yield buffer.getvalue()
 

@@ -41,3 +41,16 @@ def test_top_k_counts(k: int, expected: int) -> None:
 
 def test_ties_keep_the_order_of_their_index() -> None:
     assert top_k(np.array([0.2, 0.3, 0.2, 0.3]), 4).tolist() == [1, 3, 0, 2]
+
+
+def test_rows_are_sorted_each_for_itself() -> None:
+    rows = np.random.default_rng(0).permuted(np.tile(np.arange(9.0), (4, 1)), axis=1)
+    for k in (1, 3, 9):
+        assert (top_k(rows, k) == [top_k(row, k) for row in rows]).all()
+        assert (np.take_along_axis(rows, top_k(rows, k), -1) == np.arange(9)[::-1][:k]).all()
+
+
+def test_what_is_no_number_comes_last() -> None:
+    assert top_k(np.array([0.2, np.nan, 0.3]), 3).tolist() == [2, 0, 1]
+    assert top_k(np.array([0.2, np.nan, 0.3]), 1).tolist() == [2]
+    assert top_k(np.array([[0.5, 0.5], [np.nan, 0.1]]), 1).tolist() == [[0], [1]]

@@ -1,6 +1,5 @@
 """Pixels equal to torchvision's PIL pipeline, bit for bit."""
 
-import importlib.util
 import io
 import random
 from collections.abc import Callable, Iterator
@@ -19,9 +18,7 @@ from cnnserve.errors import InvalidInput
 from cnnserve.geometry import most_pixels, resized_size
 from cnnserve.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve.preprocessing import DEFAULT_PIXEL_LIMIT, Preprocessor, RawImage
-from oracle import Oracle
-
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("torchvision"), reason="torchvision is not installed")
+from torchvision_pixels import Oracle
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

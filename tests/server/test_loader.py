@@ -11,11 +11,12 @@ import onnxruntime
 import pytest
 
 from cnnserve import cuda, loader, placement, repository, session, workers
-from cnnserve.errors import ModelLoadFailed
+from cnnserve.errors import InvalidInput, ModelLoadFailed
 from cnnserve.loader import OpenVersion
+from cnnserve.preprocessing import ImageOptions
 from cnnserve.providers import CPU, Provider
 from cnnserve.session import Session, SessionOptions, runtime_version
-from support import tiny_onnx, write_version
+from support import png, tiny_onnx, write_version
 
 GPU = "instance_group { kind: KIND_GPU }"
 FALLBACK = 'parameters { key: "cnnserve.allow_cpu_fallback" value { string_value: "true" } }'
@@ -152,6 +153,40 @@ def test_engines_are_kept_by_gpu_and_runtime_and_their_building_is_told(
     assert stages == ["building TensorRT engines"]
     assert folder.is_dir()
     assert seen[0]["trt_engine_cache_path"] == str(folder)
+
+
+FAST = 'parameters { key: "cnnserve.preprocess" value { string_value: "fast" } }'
+
+
+def test_fast_preprocessing_and_the_pixel_limit_are_configured(root: Path) -> None:
+    limit = 'parameters { key: "cnnserve.max_pixels" value { string_value: "1000" } }'
+    opened = open_with(root, FAST + limit)
+    assert opened.preprocessor is not None
+    assert opened.preprocessor.options == ImageOptions(fast=True, pixel_limit=1000)
+    assert opened.info.self_test is not None
+    assert opened.info.self_test.fast_difference is not None
+    with pytest.raises(InvalidInput, match="40x30 pixels is over this model's limit of 1,000 pixels"):
+        opened.preprocessor.row(png(np.zeros((30, 40), np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "said"),
+    [
+        ("cnnserve.preprocess", "quick", 'cnnserve.preprocess is "quick", expected exact or fast'),
+        ("cnnserve.max_pixels", "0", "a whole number of at least 1"),
+        ("cnnserve.preprocessing", "fast", 'no "cnnserve.preprocessing"; known: .*cnnserve.preprocess'),
+    ],
+)
+def test_image_parameters_that_cannot_be_meant_are_refused(root: Path, parameter: str, value: str, said: str) -> None:
+    with pytest.raises(ModelLoadFailed, match=said):
+        open_with(root, f'parameters {{ key: "{parameter}" value {{ string_value: "{value}" }} }}')
+
+
+def test_without_a_manifest_they_have_no_effect_and_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "model.onnx").write_bytes(tiny_onnx())
+    with pytest.raises(ModelLoadFailed, match=r"cnnserve\.preprocess has no effect without a manifest"):
+        open_with(tmp_path, FAST)
 
 
 def test_a_failed_load_leaves_no_thread(root: Path) -> None:

@@ -54,6 +54,7 @@ def change(folder: Path, path: str, value: Any) -> str:
         ("preprocessing.color", "RGB", "color RGB does not give 1 channels"),
         ("preprocessing.resize.size", [9, 8], r"ends at size \[9, 8\], the input needs \[8, 8\]"),
         ("preprocessing.resize.size", [8], "does not fit mode exact"),
+        ("preprocessing.resize.antialias", False, "antialias is false"),
         ("preprocessing.std", [0.0], "std must be positive"),
         ("preprocessing.mean", [0.0, 0.0], "mean has 2 values for 1 channels"),
         ("max_batch_size", 0, "max_batch_size is 0"),

@@ -13,7 +13,7 @@ from PIL import Image
 from cnnserve.errors import InvalidInput
 from cnnserve.geometry import resized_size
 from cnnserve.manifest import Preprocessing, Resize, TensorInfo
-from cnnserve.preprocessing import Preprocessor, RawImage
+from cnnserve.preprocessing import ImageOptions, Preprocessor, RawImage
 from support import png
 
 IMAGENET = Preprocessing(
@@ -160,3 +160,67 @@ def test_mutated_files_are_an_image_or_an_invalid_input(data: st.DataObject) -> 
     except InvalidInput:
         return
     assert row.shape == (28, 28, 1)
+
+
+def photograph(width: int, height: int, kind: str = "JPEG", orientation: int = 1) -> bytes:
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    planes = [np.sin(9 * x + 4 * y), np.cos(13 * y * x), np.sin(5 * x) * np.cos(21 * y)]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray((127 + 120 * np.stack(planes, -1)).astype(np.uint8)).save(buffer, kind, quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+EXACT_SIZE = Preprocessing("RGB", Resize("exact", (150, 260)), (120, 200), (0.0,) * 3, (1.0,) * 3, "graph")
+FAST = ImageOptions(fast=True)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("spec", [IMAGENET, EXACT_SIZE], ids=["shorter", "exact"])
+def test_fast_differs_by_little_however_the_picture_is_turned(spec: Preprocessing, orientation: int) -> None:
+    height, width = spec.crop or (0, 0)
+    tensor = TensorInfo("image", "UINT8", (height, width, 3), "NHWC")
+    exact, fast = Preprocessor(spec, tensor), Preprocessor(spec, tensor, FAST)
+    for size in ((1500, 1100), (400, 600)):
+        data = photograph(*size, orientation=orientation)
+        off = np.abs(fast.encoded(data).astype(int) - exact.encoded(data))
+        # A shift by one pixel would be off by far more.
+        assert off.mean() < 0.5
+        assert off.max() <= 12
+
+
+def test_fast_is_one_step_off_in_a_thousandth_where_nothing_is_scaled() -> None:
+    data = photograph(500, 375)
+    off = np.abs(
+        Preprocessor(IMAGENET, UINT8, FAST).encoded(data).astype(int) - Preprocessor(IMAGENET, UINT8).row(data)
+    )
+    assert off.max() == 1
+    assert (off > 0).mean() < 0.005
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 900), (223, 224), (256, 256), (3000, 20)])
+def test_fast_takes_every_size(size: tuple[int, int]) -> None:
+    for spec in (IMAGENET, Preprocessing("RGB", None, (224, 224), (0.0,) * 3, (1.0,) * 3, "graph")):
+        for kind in ("JPEG", "PNG"):
+            data = photograph(*size, kind)
+            off = np.abs(
+                Preprocessor(spec, UINT8, FAST).encoded(data).astype(int) - Preprocessor(spec, UINT8).row(data)
+            )
+            assert off.max() <= 12
+
+
+def test_a_jpeg_that_is_cut_off_is_refused_in_both_ways() -> None:
+    data = photograph(800, 600)
+    for options in (ImageOptions(), FAST):
+        with pytest.raises(InvalidInput, match="truncated"):
+            Preprocessor(IMAGENET, UINT8, options).encoded(data[: len(data) // 2])
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # as the server does
+def test_broken_exif_data_break_no_picture() -> None:
+    good = photograph(80, 60, orientation=6)
+    at = good.index(b"Exif\0\0") + 10
+    broken = good[:at] + b"\xff" * 16 + good[at + 16 :]
+    plain = Preprocessor(IMAGENET, UINT8).encoded(photograph(80, 60))
+    assert (Preprocessor(IMAGENET, UINT8).encoded(broken) == plain).all()

@@ -11,11 +11,11 @@ from cnnserve import selftest
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.instance import Rows, run_rows
 from cnnserve.manifest import Manifest
-from cnnserve.preprocessing import Preprocessor
+from cnnserve.preprocessing import ImageOptions, Preprocessor
 from cnnserve.providers import CPU, Provider, cuda_options
 from cnnserve.selftest import SelfTest
 from cnnserve.session import Session
-from support import write_version
+from support import png, write_version
 
 CPU_PROVIDER = Provider()
 
@@ -97,3 +97,18 @@ def test_several_instances_count_by_their_worst() -> None:
     one = SelfTest(1e-6, 2e-6, 1e-4, {1: 1e-6, 3: 2e-6}, "A")
     two = SelfTest(3e-6, 3e-6, 1e-2, {1: 3e-6}, "B")
     assert selftest.worst([one, two]) == SelfTest(3e-6, 3e-6, 1e-2, {1: 3e-6, 3: 2e-6}, "A, B")
+
+
+def test_fast_preprocessing_tells_what_it_changes(tmp_path: Path) -> None:
+    """The golden image is proved exact; beside it stands what fast makes of it and of larger JPEGs."""
+    photograph = np.random.default_rng(0).integers(0, 256, (100, 160), np.uint8)
+    folder = write_version(tmp_path / "n" / "1", golden_image=png(photograph))
+    manifest = manifest_of(folder)
+    preprocessor = Preprocessor(manifest.preprocessing, manifest.input, ImageOptions(fast=True))
+    test = selftest.run_golden(Drifting(folder), manifest, preprocessor, folder, sizes=(1, 3), provider=CPU_PROVIDER)
+    assert test.golden_difference < 1e-6
+    assert test.fast_difference is not None
+    assert 0 < test.fast_difference < 0.2
+    assert f"; fast preprocessing changes it by {test.fast_difference:.1e}" in str(test)
+    assert "fast" not in str(prove(folder, Drifting(folder)))
+    assert selftest.worst([test, prove(folder, Drifting(folder))]).fast_difference == test.fast_difference

@@ -1,8 +1,9 @@
-"""torchvision's own pixels, from a process of its own: the tests' oracle for what `cnnserve.preprocessing` makes.
+"""torchvision's pixels, from a process of its own: the tests' oracle for what `cnnserve.preprocessing` makes.
 
 Run as a program it answers requests on standard input: the length of a JSON line, the line, the file's bytes.
 """
 
+import importlib
 import io
 import json
 import struct
@@ -19,11 +20,16 @@ from PIL import Image, ImageOps
 
 from cnnserve.manifest import Preprocessing
 
+# Where `make setup` puts it.
+FOLDER = Path(sys.prefix) / "torchvision"
+
 
 class Oracle:
     """`Resize` and `CenterCrop` of torchvision on `Image.open(...).convert(...)`; a context manager."""
 
     def __enter__(self) -> "Oracle":
+        if not (FOLDER / "torchvision").is_dir():
+            raise FileNotFoundError(f"torchvision is not in {FOLDER}; make setup installs it there")
         command = [sys.executable, str(Path(__file__))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self
@@ -62,6 +68,7 @@ def load_transforms() -> Any:
     """`torchvision.transforms` beside a torch that its compiled operators were not built for: they are left out."""
     import torch  # noqa: PLC0415 - only in the process that asks for it
 
+    sys.path.append(str(FOLDER))
     register = torch.library.register_fake
 
     def register_others(name: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -70,9 +77,7 @@ def load_transforms() -> Any:
         return register(name, *arguments, **keywords)
 
     torch.library.register_fake = register_others  # type: ignore[assignment]
-    from torchvision import transforms  # noqa: PLC0415
-
-    return transforms
+    return importlib.import_module("torchvision.transforms")
 
 
 def _answer(transforms: Any, request: dict[str, Any], data: bytes) -> NDArray[np.uint8]:
