@@ -40,7 +40,7 @@ _JPEG_BARE = (0x00, 0x01, *range(0xD0, 0xD9))
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 # Bytes of memory a pixel takes while it is decoded, turned upright and converted; the coefficients of a JPEG of several
 # scans take 6 more. Measured (tests/server/test_image_header.py).
-_PIXEL_BYTES = {"JPEG": 9, "PNG": 13, "WEBP": 21, "BMP": 13, "GIF": 10}
+_PIXEL_BYTES = {"JPEG": 10, "PNG": 14, "WEBP": 24, "BMP": 14, "GIF": 11}
 _COEFFICIENT_BYTES = 6
 
 

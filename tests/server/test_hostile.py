@@ -13,7 +13,7 @@ import pytest
 
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
-from support import SIDE, RunningServer, picture, png, serving, write_version
+from support import CLASSES, SIDE, RunningServer, picture, png, serving, write_version
 
 CLASSIFY = "/cnnserve.v1.Classifier/Classify"
 STREAM = "/cnnserve.v1.Classifier/ClassifyStream"
@@ -131,6 +131,28 @@ def test_a_streams_timeout_ends_the_decoding_too(channel: grpc.Channel) -> None:
     assert codes == [4] * 8
     # 64 of them take more than ten seconds to decode.
     assert seconds < 5
+
+
+def test_bad_images_of_every_kind_touch_no_others(channel: grpc.Channel) -> None:
+    """Tiny and large ones, the good and the bad between each other: each gets its own answer, in order."""
+    large = png(np.full((900, 1200), 255, np.uint8))
+    images = {
+        "left": picture("left"),
+        "damaged": picture("left")[:-30],
+        "bright": large,
+        "is TIFF": b"II*\0" + bytes(100),
+        "takes more than this model's limit of 50,000,000 pixels": png(np.zeros((7_000_000, 1), np.uint8)),
+        "dark": picture("dark"),
+        "empty": b"",
+    }
+    request = c.ClassifyRequest(model="tiny", images=[c.Image(encoded=data) for data in images.values()])
+    answer = c.ClassifyResponse.FromString(channel.unary_unary(CLASSIFY)(request.SerializeToString(), timeout=20))
+    for expected, result in zip(images, answer.results, strict=True):
+        if expected in CLASSES:
+            assert result.classes[0].label == expected
+        else:
+            assert result.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+            assert expected in result.error.message
 
 
 def test_after_all_that_a_good_request_is_answered_and_nothing_was_logged(
