@@ -193,8 +193,16 @@ def test_more_than_requests_may_hold_together_is_refused(tmp_path: Path) -> None
             calls = [ask.future(request.SerializeToString(), timeout=60) for _ in range(6)]
             codes = {call.code() for call in calls}
             answer = c.ClassifyResponse.FromString(ask(request.SerializeToString(), timeout=60))
+            requests = [c.ClassifyStreamRequest(id=str(number), request=request) for number in range(6)]
+            stream = channel.stream_stream(f"{CLASSIFY}Stream")(
+                (item.SerializeToString() for item in requests), timeout=60
+            )
+            streamed = [c.ClassifyStreamResponse.FromString(data) for data in stream]
     assert codes == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
     refused = next(call for call in calls if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert "max_pending_mib" in refused.details()
     assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "100"
     assert len(answer.results) == 8
+    assert {answer.WhichOneof("outcome") for answer in streamed} == {"response", "error"}
+    told = {(answer.error.code, answer.error.retry_after_ms) for answer in streamed if answer.HasField("error")}
+    assert told == {(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], 100)}
