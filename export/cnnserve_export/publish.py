@@ -163,13 +163,17 @@ def _check_config(target: Target, contract: Contract, max_batch_size: int) -> No
     config = model_config.read(target.model_folder)
     if config is None:
         return
-    specs = [TensorSpec(info.name, info.datatype, (-1, *info.shape)) for info in (contract.input, contract.output)]
-    settings = model_config.resolve(target.model, config, None, specs[:1], specs[1:])
+    settings = model_config.resolve(target.model, config, None, *_specs(contract.input, contract.output))
     if settings.max_batch_size > max_batch_size:
         raise ExportError(
             f"{target.model}/{model_config.CONFIG_FILE} allows batches of {settings.max_batch_size}, "
             f"this export proves {max_batch_size}; pass --max-batch-size {settings.max_batch_size}"
         )
+
+
+def _specs(*tensors: TensorInfo) -> Iterator[list[TensorSpec]]:
+    for info in tensors:
+        yield [TensorSpec(info.name, info.datatype, (-1, *info.shape))]
 
 
 def _write_manifest(staged: Path, manifest: Manifest) -> None:
@@ -180,7 +184,11 @@ def _write_manifest(staged: Path, manifest: Manifest) -> None:
 
 
 def _write_config(root: Path, staged: Path, manifest: Manifest) -> None:
-    (root / model_config.CONFIG_FILE).write_text(model_config.render(manifest), encoding="utf-8")
+    text = model_config.render(manifest)
+    # As with the manifest.
+    config = model_config.parse(text, manifest.model)
+    model_config.resolve(manifest.model, config, manifest, *_specs(manifest.input, manifest.output))
+    (root / model_config.CONFIG_FILE).write_text(text, encoding="utf-8")
     if manifest.labels:
         shutil.copyfile(staged / manifest.labels, root / manifest.labels)
 

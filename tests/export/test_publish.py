@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 
 from cnnserve import manifest as manifests
+from cnnserve import model_config
+from cnnserve.errors import ModelLoadFailed
 from cnnserve_export import pipeline, publish, staging, verify
 from cnnserve_export.errors import ExportError
 from cnnserve_export.pipeline import Export
@@ -135,6 +137,15 @@ def test_a_failure_on_the_way_leaves_nothing(
     with pytest.raises(ExportError, match="models cannot be written: No space left on device; free space"):
         run(tiny_export(repository))
     assert snapshot(repository.parent) == before
+
+
+def test_a_config_that_no_server_reads_is_not_published(
+    repository: Path, tiny_export: TinyExport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_config, "render", lambda _: 'input { name: "other" }')
+    with pytest.raises(ModelLoadFailed, match='input is "other", the ONNX file has "image"'):
+        run(tiny_export(repository))
+    assert snapshot(repository.parent) == {}
 
 
 def test_a_mismatch_leaves_nothing(repository: Path, tiny_export: TinyExport, monkeypatch: pytest.MonkeyPatch) -> None:
