@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch import nn
 
 from cnnserve import manifest as manifests
 from cnnserve import model_config
@@ -146,6 +147,12 @@ def test_a_config_that_no_server_reads_is_not_published(
     with pytest.raises(ModelLoadFailed, match='input is "other", the ONNX file has "image"'):
         run(tiny_export(repository))
     assert snapshot(repository.parent) == {}
+
+
+@pytest.mark.parametrize("form", ["uint8", "float32"])
+def test_a_network_that_changes_its_input_in_place(form: str, repository: Path, tiny_export: TinyExport) -> None:
+    network = nn.Sequential(nn.LeakyReLU(inplace=True), tiny_export(repository).network)
+    assert run(tiny_export(repository, network=network, input_form=form)).name == "1"
 
 
 def test_a_mismatch_leaves_nothing(repository: Path, tiny_export: TinyExport, monkeypatch: pytest.MonkeyPatch) -> None:
