@@ -53,6 +53,7 @@ def plan(repository: Path, model: str, version: int | None = None) -> Target:
     with explained(repository):
         for folder in (repository, repository / model):
             _refuse_unusable(folder)
+        _refuse_elsewhere(repository, repository / model)
         number = version or max(_versions(repository / model), default=0) + 1
     target = Target(repository, model, number, chosen=version is not None)
     if target.version > MAX_VERSION:
@@ -96,8 +97,8 @@ def commit(staged: Path, draft: Manifest, target: Target) -> Path:
         check_compatible(target, Contract(draft.input, draft.output, draft.preprocessing), draft.max_batch_size)
         manifest = dataclasses.replace(draft, version=target.version, files=files)
         _write_manifest(staged, manifest)
-        # A folder that holds anything is its owner's: nothing is added to it but the version.
-        first = _is_absent_or_empty(target.model_folder)
+        # A folder that is a link or holds anything is its owner's: nothing is added to it but the version.
+        first = not target.model_folder.is_symlink() and _is_absent_or_empty(target.model_folder)
         if first:
             _write_config(root, staged, manifest)
         flush(root)
@@ -135,6 +136,16 @@ def _refuse_unusable(folder: Path) -> None:
     # Told before minutes of work, not by the rename after them.
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _refuse_elsewhere(repository: Path, model_folder: Path) -> None:
+    # Only within one file system is a rename one step.
+    if model_folder.exists() and model_folder.stat().st_dev != repository.stat().st_dev:
+        what = "is a link to" if model_folder.is_symlink() else "is on"
+        raise ExportError(
+            f"{model_folder} {what} another file system than the repository's, and no version can appear there as a "
+            "whole; move the folder into the repository, or choose another --name"
+        )
 
 
 def _refuse_taken(target: Target) -> None:

@@ -136,6 +136,27 @@ def test_a_linked_repository_and_its_linked_model_are_published_into(exports: Ex
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"note", "1"}
 
 
+def test_a_model_folder_that_links_to_an_empty_one_gets_the_version_alone(exports: Exports, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "lenet5").symlink_to("../elsewhere")
+    assert exports.run("--repository", tmp_path / "models").code == 0
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["1"]
+    assert (tmp_path / "models" / "lenet5").is_symlink()
+
+
+def test_a_model_folder_on_another_disk_is_told_before_the_work(exports: Exports, tmp_path: Path) -> None:
+    if not mounted(tmp_path / "disk", 4096):
+        pytest.skip("mounting a small file system needs root")
+    with ExitStack() as stack:
+        stack.callback(subprocess.run, ["umount", str(tmp_path / "disk")], check=True)
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / "lenet5").symlink_to("../disk")
+        ended = exports.run("--repository", tmp_path / "models")
+        refused(ended, "models/lenet5 is a link to another file system than the repository's")
+        assert "convert" not in ended.err
+
+
 def test_folders_made_on_the_way_go_with_what_failed(exports: Exports, tmp_path: Path) -> None:
     ended = exports.run("--repository", tmp_path / "a" / "b" / "models", file_limit=1000)
     assert ended.code == 1
