@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from cnnserve.manifest import TensorInfo
-from cnnserve_export import external_data
+from cnnserve_export import external_data, files
 from cnnserve_export.errors import ExportError
 
 _TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
@@ -66,6 +66,7 @@ def read(path: Path) -> Foreign:
 
 
 def _bytes(path: Path) -> bytes:
+    files.check_plain(path, str(path))
     try:
         if path.stat().st_size > external_data.MAX_BYTES:
             raise ExportError(f"{path} has 2 GB or more, which no ONNX file can have")

@@ -1,12 +1,15 @@
 """Class names in: a UTF-8 text file, one name per line, in the order of the network's outputs."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cnnserve_export import files
 from cnnserve_export.errors import ExportError
 
 LABELS_FILE = "labels.txt"
 _MARK = "\ufeff"
+_UNIVERSAL = re.compile("\r\n?")
 
 
 def read(path: Path, class_count: int, fix: str = "") -> tuple[str, ...]:
@@ -16,9 +19,7 @@ def read(path: Path, class_count: int, fix: str = "") -> tuple[str, ...]:
     where they differ and `fix`, by default --num-classes.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ExportError(f"the labels {path} cannot be read: {error.strerror}") from error
+        text = _UNIVERSAL.sub("\n", files.read(path, f"the labels {path}").decode())
     except UnicodeDecodeError as error:
         raise ExportError(f"the labels {path} are not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     # Not only at the start: files put together by `cat` have a mark where the second one began.
