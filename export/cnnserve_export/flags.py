@@ -12,6 +12,7 @@ from cnnserve_export.contract import (
     DEFAULT_MIN_AGREEMENT,
     DEFAULT_OPSET,
     INPUT_FORMS,
+    LARGEST_BATCH_SIZE,
     OPSETS,
     PRECISIONS,
 )
@@ -170,10 +171,10 @@ def _add_preprocessing(parser: argparse.ArgumentParser, description: str) -> Non
 def _add_proof(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-batch-size",
-        type=_positive,
+        type=_batch_size,
         default=DEFAULT_MAX_BATCH_SIZE,
         metavar="N",
-        help=f"largest batch, proved equal (default: {DEFAULT_MAX_BATCH_SIZE})",
+        help=f"largest batch, proved equal (1 to {LARGEST_BATCH_SIZE}, default: {DEFAULT_MAX_BATCH_SIZE})",
     )
     parser.add_argument(
         "--golden", type=Path, metavar="FILE", help="image the server repeats before serving (default: a built-in one)"
@@ -220,6 +221,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _batch_size(text: str) -> int:
+    value = _positive(text)
+    if value > LARGEST_BATCH_SIZE:
+        raise argparse.ArgumentTypeError(f"{value} is too large to be proved; {LARGEST_BATCH_SIZE} is the largest")
     return value
 
 

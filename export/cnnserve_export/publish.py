@@ -19,7 +19,7 @@ from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.manifest import MANIFEST_FILE, Manifest, TensorInfo
 from cnnserve.repository import MAX_VERSION, MODEL_NAME
-from cnnserve_export.contract import Contract
+from cnnserve_export.contract import LARGEST_BATCH_SIZE, Contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.staging import alone, explained, flush, hidden_folder, sync
 
@@ -176,9 +176,11 @@ def _check_config(target: Target, contract: Contract, max_batch_size: int) -> No
         return
     settings = model_config.resolve(target.model, config, None, *_specs(contract.input, contract.output))
     if settings.max_batch_size > max_batch_size:
+        wanted = settings.max_batch_size
         raise ExportError(
-            f"{target.model}/{model_config.CONFIG_FILE} allows batches of {settings.max_batch_size}, "
-            f"this export proves {max_batch_size}; pass --max-batch-size {settings.max_batch_size}"
+            f"{target.model}/{model_config.CONFIG_FILE} allows batches of {wanted}, this export proves "
+            f"{max_batch_size}; "
+            + (f"pass --max-batch-size {wanted}" if wanted <= LARGEST_BATCH_SIZE else f"write {max_batch_size} there")
         )
 
 

@@ -112,13 +112,21 @@ def test_an_interruption_says_so(capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 @pytest.mark.parametrize(
-    "flags", [["lenet5", "--version", "0"], ["lenet5", "--input", "int8"], ["lenet5", "--opset", "9"]]
+    ("flags", "message"),
+    [
+        ("--version 0", "0 is not at least 1"),
+        ("--input int8", "invalid choice: 'int8'"),
+        ("--opset 9", "invalid choice: 9"),
+        ("--max-batch-size 1025", "1025 is too large to be proved; 1024 is the largest"),
+    ],
 )
-def test_wrong_flags_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_flags_are_refused(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        export(flags)
+        export(["lenet5", *flags.split()])
     assert caught.value.code == 2
-    assert "usage: cnnserve export" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "usage: cnnserve export" in err
+    assert message in err
 
 
 def test_help_names_every_architecture_without_torch() -> None:

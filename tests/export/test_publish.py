@@ -103,7 +103,10 @@ def test_a_version_that_breaks_the_contract_is_refused(
 
 
 def test_a_config_that_allows_larger_batches_than_proved_is_named(published: Path, tiny_export: TinyExport) -> None:
-    with pytest.raises(ExportError, match=r"config\.pbtxt allows batches of 8, this export proves 4"):
+    with pytest.raises(ExportError, match=r"config\.pbtxt allows batches of 8, .* proves 4; pass --max-batch-size 8"):
+        run(tiny_export(published, max_batch_size=4))
+    (published / "tiny/config.pbtxt").write_text("max_batch_size: 2048")
+    with pytest.raises(ExportError, match=r"allows batches of 2048, this export proves 4; write 4 there"):
         run(tiny_export(published, max_batch_size=4))
 
 
