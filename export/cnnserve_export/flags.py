@@ -211,17 +211,14 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = _converted(text, float, "a number from 0 to 1")
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
     return value
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
+    return _converted(text, _size, "a whole number of at least 1")
 
 
 def _batch_size(text: str) -> int:
@@ -236,19 +233,29 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(_each(text, _positive, "N or H,W", counts=(1, 2)))
+    return tuple(_each(text, _size, "N or H,W", counts=(1, 2)))
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    return tuple(_each(text, _positive, "C,H,W, without the batch", counts=(3,)))
+    return tuple(_each(text, _size, "C,H,W, without the batch", counts=(3,)))
+
+
+def _size(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _converted(text: str, convert: Callable[[str], _T], expected: str) -> _T:
+    try:
+        return convert(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from error
 
 
 def _each(text: str, convert: Callable[[str], _T], expected: str, counts: Sequence[int] = ()) -> list[_T]:
-    parts = text.split(",")
-    try:
-        values = [convert(part) for part in parts]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is not {expected}") from error
+    values = _converted(text, lambda whole: [convert(part) for part in whole.split(",")], expected)
     if counts and len(values) not in counts:
         raise argparse.ArgumentTypeError(f"{text} has {len(values)} sizes, expected {expected}")
     return values

@@ -36,6 +36,8 @@ def render(names: Sequence[str]) -> str:
 
 
 def _check(names: Sequence[str], file: str, class_count: int, fix: str) -> None:
+    if not names:
+        raise ExportError(f"{file} is empty; it needs {class_count} names, one per line")
     for number, name in enumerate(names, start=1):
         if not name:
             raise ExportError(f"{file} line {number} is empty; every class needs a name")
@@ -46,5 +48,7 @@ def _check(names: Sequence[str], file: str, class_count: int, fix: str) -> None:
         if len(name.splitlines()) != 1:
             raise ExportError(f"{file} line {number} holds a line break other than LF and CR: {name[:40]!r}")
     if len(names) != class_count:
-        fix = fix or f"correct the file or pass --num-classes {len(names)}"
-        raise ExportError(f"{file} has {len(names)} labels, the network has {class_count} classes; {fix}")
+        # No classifier has one class.
+        fix = fix or "correct the file" + (f" or pass --num-classes {len(names)}" if len(names) > 1 else "")
+        count = "1 label" if len(names) == 1 else f"{len(names)} labels"
+        raise ExportError(f"{file} has {count}, the network has {class_count} classes; {fix}")

@@ -48,7 +48,8 @@ def plan(repository: Path, model: str, version: int | None = None) -> Target:
     """The place for a new version, by default the one after the newest. Raises `ExportError` where it is taken."""
     if not MODEL_NAME.fullmatch(model):
         raise ExportError(
-            f"{model!r} is no model name; use letters, digits, '.', '_' and '-', a letter or digit first, 128 at most"
+            f"{model!r} is no model name; pass --name with letters, digits, '.', '_' and '-', "
+            "a letter or digit first, 128 at most"
         )
     with explained(repository):
         for folder in (repository, repository / model):
@@ -135,7 +136,8 @@ def _refuse_unusable(folder: Path) -> None:
         raise ExportError(f"{folder} is {what}, expected a folder")
     # Told before minutes of work, not by the rename after them.
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        reason = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(reason, os.strerror(reason), str(folder))
 
 
 def _refuse_elsewhere(repository: Path, model_folder: Path) -> None:

@@ -115,6 +115,11 @@ def test_an_interruption_says_so(capsys: pytest.CaptureFixture[str], monkeypatch
     ("flags", "message"),
     [
         ("--version 0", "0 is not at least 1"),
+        ("--version one", "argument --version: 'one' is not a whole number of at least 1"),
+        ("--min-agreement most", "argument --min-agreement: 'most' is not a number from 0 to 1"),
+        ("--min-agreement nan", "nan is not from 0 to 1"),
+        ("--shape 3,x,8", "argument --shape: '3,x,8' is not C,H,W, without the batch"),
+        ("--shape 3,0,8", "argument --shape: 0 is not at least 1"),
         ("--input int8", "invalid choice: 'int8'"),
         ("--opset 9", "invalid choice: 9"),
         ("--max-batch-size 1025", "1025 is too large to be proved; 1024 is the largest"),

@@ -86,6 +86,18 @@ def test_a_folder_that_may_not_be_written(closed: str, exports: Exports, shared:
     assert "convert" not in ended.err
 
 
+def test_a_disk_mounted_to_be_read(exports: Exports, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    if not mounted(disk, 4096):
+        pytest.skip("mounting a small file system needs root")
+    with ExitStack() as stack:
+        stack.callback(subprocess.run, ["umount", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        ended = exports.run("--repository", disk)
+        refused(ended, "disk cannot be written: Read-only file system; choose another --repository")
+        assert "convert" not in ended.err
+
+
 def test_a_folder_that_may_not_be_looked_into(exports: Exports, shared: Path) -> None:
     (shared / "closed").mkdir(mode=0o700)
     (shared / "closed").chmod(0o700 if os.getuid() == 0 else 0)

@@ -253,7 +253,7 @@ def test_a_version_no_server_reads_is_refused(repository: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "é", "a" * 129, "-x", "x\n"])
 def test_names_that_are_no_model_names(name: str, repository: Path) -> None:
-    with pytest.raises(ExportError, match="is no model name"):
+    with pytest.raises(ExportError, match="is no model name; pass --name with letters"):
         publish.plan(repository, name)
     assert not repository.exists()
 
