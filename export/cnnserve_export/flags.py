@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +44,7 @@ def export_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--weights",
+        type=_utf8,
         metavar="FILE",
         help="checkpoint, .pth, .pt or .safetensors; or imagenet, imagenet-v1, imagenet-v2: torchvision's published "
         "weights with their preprocessing and labels, downloaded once (default: random, seed 0)",
@@ -94,7 +96,7 @@ at every batch size, what the file answers to one image at a time.""",
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --resize 256""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the ONNX file; external data may lie beside it")
+    parser.add_argument("file", type=_path, metavar="FILE", help="the ONNX file; external data may lie beside it")
     _add_labels(parser)
     _add_target(parser, default_name="the file's")
     _add_preprocessing(parser, "how images become the file's input; --mean and --std are needed where that is float32")
@@ -114,7 +116,7 @@ def train_parser() -> argparse.ArgumentParser:
         description="Trains LeNet-5 on scikit-learn's scanned digits and publishes it into a model repository.",
     )
     _add_target(parser, default_name="lenet5")
-    parser.add_argument("--save-weights", type=Path, metavar="FILE", help="also save the state dict here")
+    parser.add_argument("--save-weights", type=_path, metavar="FILE", help="also save the state dict here")
     parser.add_argument(
         "--epochs", type=_positive, default=_EPOCHS, metavar="N", help=f"passes over the digits (default: {_EPOCHS})"
     )
@@ -124,14 +126,18 @@ def train_parser() -> argparse.ArgumentParser:
 
 def _add_target(parser: argparse.ArgumentParser, default_name: str) -> None:
     parser.add_argument(
-        "--repository", type=Path, default=_REPOSITORY, metavar="DIR", help=f"model repository (default: {_REPOSITORY})"
+        "--repository",
+        type=_path,
+        default=_REPOSITORY,
+        metavar="DIR",
+        help=f"model repository (default: {_REPOSITORY})",
     )
     parser.add_argument("--name", help=f"name of the served model (default: {default_name})")
     parser.add_argument("--version", type=_positive, metavar="N", help="version to publish (default: the next one)")
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, UTF-8, one per line")
+    parser.add_argument("--labels", type=_path, metavar="FILE", help="class names, UTF-8, one per line")
 
 
 def _add_preprocessing(parser: argparse.ArgumentParser, description: str) -> None:
@@ -177,7 +183,7 @@ def _add_proof(parser: argparse.ArgumentParser) -> None:
         help=f"largest batch, proved equal (1 to {LARGEST_BATCH_SIZE}, default: {DEFAULT_MAX_BATCH_SIZE})",
     )
     parser.add_argument(
-        "--golden", type=Path, metavar="FILE", help="image the server repeats before serving (default: a built-in one)"
+        "--golden", type=_path, metavar="FILE", help="image the server repeats before serving (default: a built-in one)"
     )
 
 
@@ -190,13 +196,13 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibration",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="int8: images like those the model will be sent, also in sub-folders",
     )
     parser.add_argument(
         "--evaluation",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="images to measure the agreement on; in sub-folders named by class also the accuracy "
         "(default: int8 the calibration images, fp16 built-in pictures)",
@@ -208,6 +214,20 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         help="share of images on which the most probable class must be fp32's "
         f"(0 to 1, default: {DEFAULT_MIN_AGREEMENT})",
     )
+
+
+def _path(text: str) -> Path:
+    return Path(_utf8(text))
+
+
+def _utf8(text: str) -> str:
+    # ONNX Runtime opens no other path, and the manifest could not name it.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(text).decode(errors="backslashreplace")
+        raise argparse.ArgumentTypeError(f"the path {shown} is not UTF-8; rename it") from error
+    return text
 
 
 def _share(text: str) -> float:
