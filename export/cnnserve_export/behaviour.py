@@ -61,7 +61,8 @@ def examine(network: nn.Module, rows: NDArray[Any], activation: Activation = "au
 
 def _answer(network: nn.Module, images: Tensor, what: str) -> Tensor:
     try:
-        answer = network(images)
+        # A copy: a network may change its input in place.
+        answer = network(images.clone())
     except (Exception, SystemExit) as error:
         raise ExportError(f"the network fails on {what}: {told(error)}") from error
     if not isinstance(answer, Tensor):

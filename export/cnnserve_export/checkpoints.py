@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnnserve_export import state_dicts
+from cnnserve_export import files, state_dicts
 from cnnserve_export.architectures import Architecture
 from cnnserve_export.errors import ExportError
 from cnnserve_export.state_dicts import StateDict, listed
@@ -47,7 +47,7 @@ def load(
     the SHA-256 that was expected, holds more than tensors, or does not fit; the network is then as it was.
     """
     # Hashed and parsed from the same bytes: the digest cannot be of a file that changed in between.
-    data = _read(path)
+    data = files.read(path, f"the weights {path}")
     sha256 = hashlib.sha256(data).hexdigest()
     if not sha256.startswith(sha256_prefix):
         raise ExportError(
@@ -69,13 +69,6 @@ def describe(account: dict[str, str]) -> str:
     """One line for a person of what `load` returned."""
     steps = [form.format(account[key]) for key, form in _STEPS.items() if key in account]
     return ", ".join([account["file"], f"SHA-256 {account['sha256'][:12]}…", *steps])
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ExportError(f"the weights {path} cannot be read: {error.strerror}") from error
 
 
 def _check_fit(own: StateDict, state: StateDict, name: str) -> None:

@@ -79,7 +79,9 @@ def _export(arguments: argparse.Namespace) -> Path:
     preprocessing = preparation.of_architecture(flags.given(arguments), loaded.preprocessing)
     behaviour = _check(network, preprocessing, arguments, golden_png, progress)
     networks.check_class_count(behaviour.class_count, wanted)
-    names = labels.read(arguments.labels, behaviour.class_count) if arguments.labels else loaded.labels
+    # A factory that was given no number may take none.
+    fix = "correct the file" if networks.is_reference(architecture.name) and arguments.num_classes is None else ""
+    names = labels.read(arguments.labels, behaviour.class_count, fix) if arguments.labels else loaded.labels
     job = pipeline.Export(
         network=network,
         architecture=architecture.name,

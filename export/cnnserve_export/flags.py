@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ from cnnserve_export.contract import (
     DEFAULT_MIN_AGREEMENT,
     DEFAULT_OPSET,
     INPUT_FORMS,
+    LARGEST_BATCH_SIZE,
     OPSETS,
     PRECISIONS,
 )
@@ -42,6 +44,7 @@ def export_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--weights",
+        type=_utf8,
         metavar="FILE",
         help="checkpoint, .pth, .pt or .safetensors; or imagenet, imagenet-v1, imagenet-v2: torchvision's published "
         "weights with their preprocessing and labels, downloaded once (default: random, seed 0)",
@@ -93,7 +96,7 @@ at every batch size, what the file answers to one image at a time.""",
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --resize 256""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the ONNX file; external data may lie beside it")
+    parser.add_argument("file", type=_path, metavar="FILE", help="the ONNX file; external data may lie beside it")
     _add_labels(parser)
     _add_target(parser, default_name="the file's")
     _add_preprocessing(parser, "how images become the file's input; --mean and --std are needed where that is float32")
@@ -113,7 +116,7 @@ def train_parser() -> argparse.ArgumentParser:
         description="Trains LeNet-5 on scikit-learn's scanned digits and publishes it into a model repository.",
     )
     _add_target(parser, default_name="lenet5")
-    parser.add_argument("--save-weights", type=Path, metavar="FILE", help="also save the state dict here")
+    parser.add_argument("--save-weights", type=_path, metavar="FILE", help="also save the state dict here")
     parser.add_argument(
         "--epochs", type=_positive, default=_EPOCHS, metavar="N", help=f"passes over the digits (default: {_EPOCHS})"
     )
@@ -123,14 +126,18 @@ def train_parser() -> argparse.ArgumentParser:
 
 def _add_target(parser: argparse.ArgumentParser, default_name: str) -> None:
     parser.add_argument(
-        "--repository", type=Path, default=_REPOSITORY, metavar="DIR", help=f"model repository (default: {_REPOSITORY})"
+        "--repository",
+        type=_path,
+        default=_REPOSITORY,
+        metavar="DIR",
+        help=f"model repository (default: {_REPOSITORY})",
     )
     parser.add_argument("--name", help=f"name of the served model (default: {default_name})")
     parser.add_argument("--version", type=_positive, metavar="N", help="version to publish (default: the next one)")
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, UTF-8, one per line")
+    parser.add_argument("--labels", type=_path, metavar="FILE", help="class names, UTF-8, one per line")
 
 
 def _add_preprocessing(parser: argparse.ArgumentParser, description: str) -> None:
@@ -170,13 +177,13 @@ def _add_preprocessing(parser: argparse.ArgumentParser, description: str) -> Non
 def _add_proof(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-batch-size",
-        type=_positive,
+        type=_batch_size,
         default=DEFAULT_MAX_BATCH_SIZE,
         metavar="N",
-        help=f"largest batch, proved equal (default: {DEFAULT_MAX_BATCH_SIZE})",
+        help=f"largest batch, proved equal (1 to {LARGEST_BATCH_SIZE}, default: {DEFAULT_MAX_BATCH_SIZE})",
     )
     parser.add_argument(
-        "--golden", type=Path, metavar="FILE", help="image the server repeats before serving (default: a built-in one)"
+        "--golden", type=_path, metavar="FILE", help="image the server repeats before serving (default: a built-in one)"
     )
 
 
@@ -189,13 +196,13 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibration",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="int8: images like those the model will be sent, also in sub-folders",
     )
     parser.add_argument(
         "--evaluation",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="images to measure the agreement on; in sub-folders named by class also the accuracy "
         "(default: int8 the calibration images, fp16 built-in pictures)",
@@ -209,17 +216,35 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _path(text: str) -> Path:
+    return Path(_utf8(text))
+
+
+def _utf8(text: str) -> str:
+    # ONNX Runtime opens no other path, and the manifest could not name it.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(text).decode(errors="backslashreplace")
+        raise argparse.ArgumentTypeError(f"the path {shown} is not UTF-8; rename it") from error
+    return text
+
+
 def _share(text: str) -> float:
-    value = float(text)
+    value = _converted(text, float, "a number from 0 to 1")
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
     return value
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return _converted(text, _size, "a whole number of at least 1")
+
+
+def _batch_size(text: str) -> int:
+    value = _positive(text)
+    if value > LARGEST_BATCH_SIZE:
+        raise argparse.ArgumentTypeError(f"{value} is too large to be proved; {LARGEST_BATCH_SIZE} is the largest")
     return value
 
 
@@ -228,19 +253,29 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(_each(text, _positive, "N or H,W", counts=(1, 2)))
+    return tuple(_each(text, _size, "N or H,W", counts=(1, 2)))
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    return tuple(_each(text, _positive, "C,H,W, without the batch", counts=(3,)))
+    return tuple(_each(text, _size, "C,H,W, without the batch", counts=(3,)))
+
+
+def _size(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _converted(text: str, convert: Callable[[str], _T], expected: str) -> _T:
+    try:
+        return convert(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from error
 
 
 def _each(text: str, convert: Callable[[str], _T], expected: str, counts: Sequence[int] = ()) -> list[_T]:
-    parts = text.split(",")
-    try:
-        values = [convert(part) for part in parts]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is not {expected}") from error
+    values = _converted(text, lambda whole: [convert(part) for part in whole.split(",")], expected)
     if counts and len(values) not in counts:
         raise argparse.ArgumentTypeError(f"{text} has {len(values)} sizes, expected {expected}")
     return values

@@ -11,7 +11,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from cnnserve.manifest import TensorInfo
-from cnnserve_export import external_data
+from cnnserve_export import external_data, files
+from cnnserve_export.contract import LARGEST_BATCH_SIZE
 from cnnserve_export.errors import ExportError
 
 _TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
@@ -66,6 +67,7 @@ def read(path: Path) -> Foreign:
 
 
 def _bytes(path: Path) -> bytes:
+    files.check_plain(path, str(path))
     try:
         if path.stat().st_size > external_data.MAX_BYTES:
             raise ExportError(f"{path} has 2 GB or more, which no ONNX file can have")
@@ -148,6 +150,10 @@ def _image(value: onnx.ValueInfoProto) -> tuple[TensorInfo, int | None]:
             f"{where}, so where its 1 or 3 channels are is not clear; fix that dimension: "
             f"python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {value.name} "
             "--input_shape 1,3,224,224 IN.onnx OUT.onnx"
+        )
+    if shape[0] > LARGEST_BATCH_SIZE:
+        raise ExportError(
+            f"{where}; batches of more than {LARGEST_BATCH_SIZE} are not proved: export it with a free batch"
         )
     layout: Literal["NHWC", "NCHW"] = "NCHW" if first else "NHWC"
     return TensorInfo(value.name, datatype, shape[1:], layout), shape[0] if shape[0] > 0 else None

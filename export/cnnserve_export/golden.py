@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cnnserve.preprocessing import FORMATS
+from cnnserve_export import files
 from cnnserve_export.errors import ExportError
 
 GOLDEN_FILE = "golden.png"
@@ -41,6 +42,7 @@ def from_file(path: Path) -> bytes:
 
     A JPEG's pixels depend on who decodes it; a golden image has to be the same everywhere. Raises `ExportError`.
     """
+    files.check_plain(path, f"the golden image {path}")
     try:
         with Image.open(path, formats=FORMATS) as image:
             image.load()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cnnserve.errors import InvalidInput
 from cnnserve.preprocessing import Preprocessor
-from cnnserve_export import golden
+from cnnserve_export import files, golden
 from cnnserve_export.errors import ExportError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -94,15 +94,19 @@ class ImageSet:
 def folder(path: Path) -> ImageSet:
     """Every image below `path`, by suffix and in the order of their paths; hidden files are left out.
 
-    Raises `ExportError` where there is no folder or no image in it.
+    Raises `ExportError` where there is no folder, no image in it, or a pipe or device that is called as one.
     """
     if not path.is_dir():
         raise ExportError(f"{path} is no folder; give one that holds images, in sub-folders or not")
     found = {
         file.relative_to(path).as_posix(): file
         for file in path.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.suffix.lower() in SUFFIXES
+        and not file.is_dir()
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
     }
+    for file in found.values():
+        files.check_plain(file, str(file))
     if not found:
         raise ExportError(f"{path} holds no image ({', '.join(SUFFIXES)})")
     return ImageSet(path.resolve().name, tuple(Item(name, found[name].read_bytes) for name in sorted(found)))

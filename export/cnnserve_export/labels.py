@@ -1,12 +1,15 @@
 """Class names in: a UTF-8 text file, one name per line, in the order of the network's outputs."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cnnserve_export import files
 from cnnserve_export.errors import ExportError
 
 LABELS_FILE = "labels.txt"
 _MARK = "\ufeff"
+_UNIVERSAL = re.compile("\r\n?")
 
 
 def read(path: Path, class_count: int, fix: str = "") -> tuple[str, ...]:
@@ -16,9 +19,7 @@ def read(path: Path, class_count: int, fix: str = "") -> tuple[str, ...]:
     where they differ and `fix`, by default --num-classes.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ExportError(f"the labels {path} cannot be read: {error.strerror}") from error
+        text = _UNIVERSAL.sub("\n", files.read(path, f"the labels {path}").decode())
     except UnicodeDecodeError as error:
         raise ExportError(f"the labels {path} are not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     # Not only at the start: files put together by `cat` have a mark where the second one began.
@@ -35,6 +36,8 @@ def render(names: Sequence[str]) -> str:
 
 
 def _check(names: Sequence[str], file: str, class_count: int, fix: str) -> None:
+    if not names:
+        raise ExportError(f"{file} is empty; it needs {class_count} names, one per line")
     for number, name in enumerate(names, start=1):
         if not name:
             raise ExportError(f"{file} line {number} is empty; every class needs a name")
@@ -45,5 +48,7 @@ def _check(names: Sequence[str], file: str, class_count: int, fix: str) -> None:
         if len(name.splitlines()) != 1:
             raise ExportError(f"{file} line {number} holds a line break other than LF and CR: {name[:40]!r}")
     if len(names) != class_count:
-        fix = fix or f"correct the file or pass --num-classes {len(names)}"
-        raise ExportError(f"{file} has {len(names)} labels, the network has {class_count} classes; {fix}")
+        # No classifier has one class.
+        fix = fix or "correct the file" + (f" or pass --num-classes {len(names)}" if len(names) > 1 else "")
+        count = "1 label" if len(names) == 1 else f"{len(names)} labels"
+        raise ExportError(f"{file} has {count}, the network has {class_count} classes; {fix}")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from cnnserve.manifest import Preprocessing
@@ -57,6 +58,7 @@ def check_class_count(found: int, expected: int) -> None:
 
 def _factory(reference: str, class_count: int | None) -> Callable[[], nn.Module]:
     found = _find(reference)
+    _refuse_torchscript(reference, found)
     if isinstance(found, nn.Module):
         if class_count is not None:
             raise ExportError(
@@ -68,6 +70,14 @@ def _factory(reference: str, class_count: int | None) -> Callable[[], nn.Module]
     arguments = () if class_count is None else (class_count,)
     _check_call(reference, found, arguments)
     return lambda: _make(reference, found, arguments)
+
+
+def _refuse_torchscript(reference: str, found: object) -> None:
+    if isinstance(found, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise ExportError(
+            f"{reference} is TorchScript, which torch.onnx.export does not read; give the nn.Module that it was made "
+            "from, and its state_dict() as --weights"
+        )
 
 
 def _find(reference: str) -> object:
@@ -150,6 +160,7 @@ def _make(reference: str, found: Callable[..., object], arguments: tuple[int, ..
     except (Exception, SystemExit) as error:
         call = f"{reference}({', '.join(map(str, arguments))})"
         raise ExportError(f"{call} failed: {told(error)}") from error
+    _refuse_torchscript(reference, made)
     if not isinstance(made, nn.Module):
         raise ExportError(f"{reference} made an object of type {type(made).__name__}, expected a torch.nn.Module")
     if any(nn.parameter.is_lazy(parameter) for parameter in made.parameters()):

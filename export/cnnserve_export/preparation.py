@@ -15,6 +15,8 @@ from cnnserve_export.errors import ExportError
 Color = Literal["RGB", "BGR", "L"]
 Interpolation = Literal["bilinear", "bicubic"]
 
+# float32's smallest normal number: what is much less becomes 0 there, and pixels are divided by it.
+_SMALLEST = 2.0**-126
 _CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 
 
@@ -136,8 +138,8 @@ def _normalisation(given: Given, channels: int) -> tuple[tuple[float, ...], tupl
             )
     if not all(math.isfinite(value) and value >= 0 for value in given.mean):
         raise ExportError(f"--mean {_text(given.mean)} is not within 0 and 1")
-    if not all(value > 0 for value in given.std):
-        raise ExportError(f"--std {_text(given.std)} must be above 0")
+    if not all(value >= _SMALLEST for value in given.std):
+        raise ExportError(f"--std {_text(given.std)} must be above 0, and no less than float32 holds ({_SMALLEST:.2g})")
     return given.mean, given.std
 
 

@@ -19,7 +19,7 @@ from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.manifest import MANIFEST_FILE, Manifest, TensorInfo
 from cnnserve.repository import MAX_VERSION, MODEL_NAME
-from cnnserve_export.contract import Contract
+from cnnserve_export.contract import LARGEST_BATCH_SIZE, Contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.staging import alone, explained, flush, hidden_folder, sync
 
@@ -48,11 +48,13 @@ def plan(repository: Path, model: str, version: int | None = None) -> Target:
     """The place for a new version, by default the one after the newest. Raises `ExportError` where it is taken."""
     if not MODEL_NAME.fullmatch(model):
         raise ExportError(
-            f"{model!r} is no model name; use letters, digits, '.', '_' and '-', a letter or digit first, 128 at most"
+            f"{model!r} is no model name; pass --name with letters, digits, '.', '_' and '-', "
+            "a letter or digit first, 128 at most"
         )
     with explained(repository):
         for folder in (repository, repository / model):
             _refuse_unusable(folder)
+        _refuse_elsewhere(repository, repository / model)
         number = version or max(_versions(repository / model), default=0) + 1
     target = Target(repository, model, number, chosen=version is not None)
     if target.version > MAX_VERSION:
@@ -96,8 +98,8 @@ def commit(staged: Path, draft: Manifest, target: Target) -> Path:
         check_compatible(target, Contract(draft.input, draft.output, draft.preprocessing), draft.max_batch_size)
         manifest = dataclasses.replace(draft, version=target.version, files=files)
         _write_manifest(staged, manifest)
-        # A folder that holds anything is its owner's: nothing is added to it but the version.
-        first = _is_absent_or_empty(target.model_folder)
+        # A folder that is a link or holds anything is its owner's: nothing is added to it but the version.
+        first = not target.model_folder.is_symlink() and _is_absent_or_empty(target.model_folder)
         if first:
             _write_config(root, staged, manifest)
         flush(root)
@@ -134,7 +136,18 @@ def _refuse_unusable(folder: Path) -> None:
         raise ExportError(f"{folder} is {what}, expected a folder")
     # Told before minutes of work, not by the rename after them.
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        reason = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(reason, os.strerror(reason), str(folder))
+
+
+def _refuse_elsewhere(repository: Path, model_folder: Path) -> None:
+    # Only within one file system is a rename one step.
+    if model_folder.exists() and model_folder.stat().st_dev != repository.stat().st_dev:
+        what = "is a link to" if model_folder.is_symlink() else "is on"
+        raise ExportError(
+            f"{model_folder} {what} another file system than the repository's, and no version can appear there as a "
+            "whole; move the folder into the repository, or choose another --name"
+        )
 
 
 def _refuse_taken(target: Target) -> None:
@@ -163,13 +176,19 @@ def _check_config(target: Target, contract: Contract, max_batch_size: int) -> No
     config = model_config.read(target.model_folder)
     if config is None:
         return
-    specs = [TensorSpec(info.name, info.datatype, (-1, *info.shape)) for info in (contract.input, contract.output)]
-    settings = model_config.resolve(target.model, config, None, specs[:1], specs[1:])
+    settings = model_config.resolve(target.model, config, None, *_specs(contract.input, contract.output))
     if settings.max_batch_size > max_batch_size:
+        wanted = settings.max_batch_size
         raise ExportError(
-            f"{target.model}/{model_config.CONFIG_FILE} allows batches of {settings.max_batch_size}, "
-            f"this export proves {max_batch_size}; pass --max-batch-size {settings.max_batch_size}"
+            f"{target.model}/{model_config.CONFIG_FILE} allows batches of {wanted}, this export proves "
+            f"{max_batch_size}; "
+            + (f"pass --max-batch-size {wanted}" if wanted <= LARGEST_BATCH_SIZE else f"write {max_batch_size} there")
         )
+
+
+def _specs(*tensors: TensorInfo) -> Iterator[list[TensorSpec]]:
+    for info in tensors:
+        yield [TensorSpec(info.name, info.datatype, (-1, *info.shape))]
 
 
 def _write_manifest(staged: Path, manifest: Manifest) -> None:
@@ -180,7 +199,11 @@ def _write_manifest(staged: Path, manifest: Manifest) -> None:
 
 
 def _write_config(root: Path, staged: Path, manifest: Manifest) -> None:
-    (root / model_config.CONFIG_FILE).write_text(model_config.render(manifest), encoding="utf-8")
+    text = model_config.render(manifest)
+    # As with the manifest.
+    config = model_config.parse(text, manifest.model)
+    model_config.resolve(manifest.model, config, manifest, *_specs(manifest.input, manifest.output))
+    (root / model_config.CONFIG_FILE).write_text(text, encoding="utf-8")
     if manifest.labels:
         shutil.copyfile(staged / manifest.labels, root / manifest.labels)
 

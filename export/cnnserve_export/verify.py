@@ -87,7 +87,8 @@ def _pytorch(
     parts = []
     with torch.inference_mode():
         for start in range(0, len(rows), _PART):
-            answers = network(torch.from_numpy(rows[start : start + _PART]))
+            # A copy: a network may change its input in place.
+            answers = network(torch.from_numpy(rows[start : start + _PART].copy()))
             parts.append(answers if ends_in_softmax else torch.softmax(answers, dim=1))
             report(min(start + _PART, len(rows)))
     values: NDArray[np.float32] = torch.cat(parts).numpy()

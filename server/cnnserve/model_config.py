@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from google.protobuf import json_format, text_format
+from google.protobuf.message import Message
 
 from cnnserve import manifest as manifests
 from cnnserve.batch_policy import BatchPolicy, QueuePolicy
@@ -196,24 +197,29 @@ def render(manifest: Manifest) -> str:
     image = ", ".join(map(str, manifest.input.shape))
     output = "\n".join(
         [
-            f'  name: "{manifest.output.name}"',
+            f"  {_field(pb.ModelOutput(name=manifest.output.name))}",
             f"  data_type: TYPE_{manifest.output.datatype}",
             f"  dims: [ {manifest.class_count} ]",
-            *([f'  label_filename: "{manifest.labels}"'] if manifest.labels else []),
+            *([f"  {_field(pb.ModelOutput(label_filename=manifest.labels))}"] if manifest.labels else []),
         ]
     )
     return (
-        f'name: "{manifest.model}"\n'
+        f"{_field(pb.ModelConfig(name=manifest.model))}\n"
         'backend: "onnxruntime"\n'
         f"max_batch_size: {manifest.max_batch_size}\n"
         "input {\n"
-        f'  name: "{manifest.input.name}"\n'
+        f"  {_field(pb.ModelInput(name=manifest.input.name))}\n"
         f"  data_type: TYPE_{manifest.input.datatype}\n"
         f"  dims: [ {image} ]\n"
         "}\n"
         f"output {{\n{output}\n}}\n"
         "dynamic_batching {}\n"
     )
+
+
+def _field(message: Message) -> str:
+    # Names of tensors come from a file that may hold any text: quotes, backslashes, line breaks.
+    return str(text_format.MessageToString(message, as_utf8=True, as_one_line=True))
 
 
 def _refuse_unsupported(config: pb.ModelConfig) -> None:

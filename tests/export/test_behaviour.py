@@ -1,4 +1,5 @@
 from collections import OrderedDict, namedtuple
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -31,6 +32,17 @@ def test_logits_and_probabilities_are_told_apart() -> None:
     assert examine(Net(lambda y: y.softmax(1)), ROWS) == Behaviour(4, ends_in_softmax=True)
     # Its softmax is that of the logits, so one is added.
     assert examine(Net(lambda y: y.log_softmax(1)), ROWS) == Behaviour(4, ends_in_softmax=False)
+
+
+@pytest.mark.parametrize("change", [lambda x: nn.functional.leaky_relu(x, inplace=True), lambda x: x.mul_(2)])
+def test_a_network_may_change_its_input_in_place(change: Callable[[Tensor], Tensor]) -> None:
+    class InPlace(Net):
+        def forward(self, x: Tensor) -> object:
+            return super().forward(change(x))
+
+    rows = ROWS.copy()
+    assert examine(InPlace(), rows).class_count == 4
+    np.testing.assert_array_equal(rows, ROWS)
 
 
 def test_a_network_in_training_mode_is_judged_as_it_will_serve() -> None:

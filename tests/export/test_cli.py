@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from cnnserve.preprocessing import Preprocessor
 from cnnserve.session import Session
 from cnnserve_export import checkpoints, cli
 from cnnserve_export.architectures import ARCHITECTURES
-from cnnserve_export.cli import export, train_lenet
+from cnnserve_export.cli import export, import_onnx, train_lenet
 
 
 def manifest_of(folder: Path) -> manifests.Manifest:
@@ -112,13 +113,39 @@ def test_an_interruption_says_so(capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 @pytest.mark.parametrize(
-    "flags", [["lenet5", "--version", "0"], ["lenet5", "--input", "int8"], ["lenet5", "--opset", "9"]]
+    ("flags", "message"),
+    [
+        ("--version 0", "0 is not at least 1"),
+        ("--version one", "argument --version: 'one' is not a whole number of at least 1"),
+        ("--min-agreement most", "argument --min-agreement: 'most' is not a number from 0 to 1"),
+        ("--min-agreement nan", "nan is not from 0 to 1"),
+        ("--shape 3,x,8", "argument --shape: '3,x,8' is not C,H,W, without the batch"),
+        ("--shape 3,0,8", "argument --shape: 0 is not at least 1"),
+        ("--input int8", "invalid choice: 'int8'"),
+        ("--opset 9", "invalid choice: 9"),
+        ("--max-batch-size 1025", "1025 is too large to be proved; 1024 is the largest"),
+    ],
 )
-def test_wrong_flags_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_flags_are_refused(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        export(flags)
+        export(["lenet5", *flags.split()])
     assert caught.value.code == 2
-    assert "usage: cnnserve export" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "usage: cnnserve export" in err
+    assert message in err
+
+
+@pytest.mark.parametrize("flag", ["--repository", "--weights", "--labels", "--golden", "--calibration"])
+def test_a_path_that_is_not_utf8_is_told_at_once(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        export(["lenet5", flag, os.fsdecode(b"mod\xe8les/\xc3\xa9")])
+    assert f"argument {flag}: the path mod\\xe8les/é is not UTF-8; rename it" in capsys.readouterr().err
+
+
+def test_a_file_to_import_that_is_not_named_in_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        import_onnx([os.fsdecode(b"mod\xe8le.onnx")])
+    assert "argument FILE: the path mod\\xe8le.onnx is not UTF-8" in capsys.readouterr().err
 
 
 def test_help_names_every_architecture_without_torch() -> None:

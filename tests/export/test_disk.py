@@ -86,6 +86,18 @@ def test_a_folder_that_may_not_be_written(closed: str, exports: Exports, shared:
     assert "convert" not in ended.err
 
 
+def test_a_disk_mounted_to_be_read(exports: Exports, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    if not mounted(disk, 4096):
+        pytest.skip("mounting a small file system needs root")
+    with ExitStack() as stack:
+        stack.callback(subprocess.run, ["umount", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        ended = exports.run("--repository", disk)
+        refused(ended, "disk cannot be written: Read-only file system; choose another --repository")
+        assert "convert" not in ended.err
+
+
 def test_a_folder_that_may_not_be_looked_into(exports: Exports, shared: Path) -> None:
     (shared / "closed").mkdir(mode=0o700)
     (shared / "closed").chmod(0o700 if os.getuid() == 0 else 0)
@@ -134,6 +146,27 @@ def test_a_linked_repository_and_its_linked_model_are_published_into(exports: Ex
     (tmp_path / "elsewhere" / "note").touch()
     assert exports.run("--repository", tmp_path / "models").code == 0
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"note", "1"}
+
+
+def test_a_model_folder_that_links_to_an_empty_one_gets_the_version_alone(exports: Exports, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "lenet5").symlink_to("../elsewhere")
+    assert exports.run("--repository", tmp_path / "models").code == 0
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["1"]
+    assert (tmp_path / "models" / "lenet5").is_symlink()
+
+
+def test_a_model_folder_on_another_disk_is_told_before_the_work(exports: Exports, tmp_path: Path) -> None:
+    if not mounted(tmp_path / "disk", 4096):
+        pytest.skip("mounting a small file system needs root")
+    with ExitStack() as stack:
+        stack.callback(subprocess.run, ["umount", str(tmp_path / "disk")], check=True)
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / "lenet5").symlink_to("../disk")
+        ended = exports.run("--repository", tmp_path / "models")
+        refused(ended, "models/lenet5 is a link to another file system than the repository's")
+        assert "convert" not in ended.err
 
 
 def test_folders_made_on_the_way_go_with_what_failed(exports: Exports, tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     assert (read.origin["source"], read.origin["producer"]) == ("import", "by hand")
     path.write_bytes(tiny_onnx(batch=2))
     assert foreign.read(path).fixed_batch == 2
+    path.write_bytes(tiny_onnx(batch=1025))
+    with pytest.raises(ExportError, match=r"shape \[1025, 8, 8, 1\]; batches of more than 1024 are not proved"):
+        foreign.read(path)
 
 
 def shape(*sizes: int | str) -> Change:

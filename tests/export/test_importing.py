@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import foreign_networks
 from cnnserve import manifest as manifests
+from cnnserve import model_config
 from cnnserve.classification import softmax
 from cnnserve.preprocessing import Preprocessor
 from cnnserve_export import golden, importing
@@ -267,3 +268,19 @@ def test_the_command_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_an_import_needs_no_torch() -> None:
     code = "import sys, cnnserve_export.importing; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("name", ["a\\b", 'a"b', "a\nb", "\x1b[31m"])
+def test_any_name_of_an_input_is_published_so_that_it_can_be_served(
+    name: str, imported: Importer, tmp_path: Path
+) -> None:
+    model = onnx.load_model_from_string(tiny_onnx())
+    before, model.graph.input[0].name = model.graph.input[0].name, name
+    for node in model.graph.node:
+        node.input[:] = [name if used == before else used for used in node.input]
+    (tmp_path / "theirs.onnx").write_bytes(model.SerializeToString())
+    manifest = imported(tmp_path / "theirs.onnx", Given())
+    assert manifest.input.name == name
+    config = model_config.read(tmp_path / "models" / "m")
+    assert config is not None
+    assert config.input[0].name == name

@@ -19,6 +19,9 @@ Module = Callable[[str], str]
 SPEC = of_network(Given(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3))
 FLAGS = ["--shape", "3,8,8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--max-batch-size", "4"]
 NETS = """
+import warnings
+
+import torch
 from torch import nn
 
 class Net(nn.Module):
@@ -56,6 +59,14 @@ def lazy():
     return nn.LazyLinear(3)
 
 ready = Net()
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    traced = torch.jit.trace(Net(), torch.zeros(1, 3, 8, 8))
+
+def compiled():
+    return traced
+
 number = 5
 """
 _numbers = itertools.count()
@@ -107,7 +118,11 @@ def test_random_weights_are_the_same_each_time(module: Module) -> None:
 @pytest.mark.parametrize(
     ("attribute", "class_count", "message"),
     [
-        ("Nothing", None, "has no 'Nothing'; classes and functions it defines: Net, Outer, Soft, broken, lazy, make"),
+        (
+            "Nothing",
+            None,
+            "has no 'Nothing'; classes and functions it defines: Net, Outer, Soft, broken, compiled, lazy",
+        ),
         ("Outer.other", None, "has no 'Outer.other'"),
         ("number", None, "number is of type int, expected a torch.nn.Module"),
         ("ready", 4, "is a network already; --num-classes is for"),
@@ -117,6 +132,8 @@ def test_random_weights_are_the_same_each_time(module: Module) -> None:
         ("make", 3, r"make\(\) cannot be called with the number of classes alone .* leave --num-classes out"),
         ("broken", None, r"broken\(\) failed: OSError: no weights here \(own_network_\d+.py line \d+\)"),
         ("text", None, "text made an object of type str, expected a torch.nn.Module"),
+        ("traced", None, r"traced is TorchScript, .* give the nn\.Module that it was made from"),
+        ("compiled", None, "compiled is TorchScript"),
         ("lazy", None, "lazy has lazy layers without a size"),
     ],
 )
@@ -197,10 +214,10 @@ def test_a_softmax_inside_is_noticed_and_said(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--labels names.txt", "names.txt has 2 labels, the network has 4 classes"),
+        ("--labels names.txt", r"names.txt has 2 labels, the network has 4 classes; correct the file\n"),
         ("--weights other.pth", "1 unexpected: other"),
         ("--transform-input", "belongs to googlenet"),
-        ("--shape 3,2,2", r"fails on one image of 3x2x2: RuntimeError: .* \(own_network_\d+.py line 11\)"),
+        ("--shape 3,2,2", r"fails on one image of 3x2x2: RuntimeError: .* \(own_network_\d+.py line 14\)"),
     ],
 )
 def test_a_mistake_with_an_own_network_leaves_nothing(

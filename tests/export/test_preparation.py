@@ -44,6 +44,7 @@ def test_colours_follow_the_channels() -> None:
         ({"mean": (0.5,)}, r"--mean has 1 value\(s\), the input 3 channel"),
         ({"mean": (123.7, 116.0, 103.0)}, "--mean has 123.7, expected values on the scale from 0 to 1: divide"),
         ({"std": (0.2, 0.0, 0.2)}, "--std 0.2,0,0.2 must be above 0"),
+        ({"std": (1e-300, 1.0, 1.0)}, r"--std 1e-300,1,1 must be above 0, and no less than float32 holds \(1.2e-38\)"),
         ({"mean": (-0.1, 0.0, 0.0)}, "--mean -0.1,0,0 is not within 0 and 1"),
         ({"mean": (float("nan"), 0.0, 0.0)}, "--mean nan,0,0 is not within 0 and 1"),
         ({"color": "L"}, "--color L gives 1 channels, the input takes 3"),

@@ -8,8 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch import nn
 
 from cnnserve import manifest as manifests
+from cnnserve import model_config
+from cnnserve.errors import ModelLoadFailed
 from cnnserve_export import pipeline, publish, staging, verify
 from cnnserve_export.errors import ExportError
 from cnnserve_export.pipeline import Export
@@ -100,7 +103,10 @@ def test_a_version_that_breaks_the_contract_is_refused(
 
 
 def test_a_config_that_allows_larger_batches_than_proved_is_named(published: Path, tiny_export: TinyExport) -> None:
-    with pytest.raises(ExportError, match=r"config\.pbtxt allows batches of 8, this export proves 4"):
+    with pytest.raises(ExportError, match=r"config\.pbtxt allows batches of 8, .* proves 4; pass --max-batch-size 8"):
+        run(tiny_export(published, max_batch_size=4))
+    (published / "tiny/config.pbtxt").write_text("max_batch_size: 2048")
+    with pytest.raises(ExportError, match=r"allows batches of 2048, this export proves 4; write 4 there"):
         run(tiny_export(published, max_batch_size=4))
 
 
@@ -135,6 +141,21 @@ def test_a_failure_on_the_way_leaves_nothing(
     with pytest.raises(ExportError, match="models cannot be written: No space left on device; free space"):
         run(tiny_export(repository))
     assert snapshot(repository.parent) == before
+
+
+def test_a_config_that_no_server_reads_is_not_published(
+    repository: Path, tiny_export: TinyExport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_config, "render", lambda _: 'input { name: "other" }')
+    with pytest.raises(ModelLoadFailed, match='input is "other", the ONNX file has "image"'):
+        run(tiny_export(repository))
+    assert snapshot(repository.parent) == {}
+
+
+@pytest.mark.parametrize("form", ["uint8", "float32"])
+def test_a_network_that_changes_its_input_in_place(form: str, repository: Path, tiny_export: TinyExport) -> None:
+    network = nn.Sequential(nn.LeakyReLU(inplace=True), tiny_export(repository).network)
+    assert run(tiny_export(repository, network=network, input_form=form)).name == "1"
 
 
 def test_a_mismatch_leaves_nothing(repository: Path, tiny_export: TinyExport, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +253,7 @@ def test_a_version_no_server_reads_is_refused(repository: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "é", "a" * 129, "-x", "x\n"])
 def test_names_that_are_no_model_names(name: str, repository: Path) -> None:
-    with pytest.raises(ExportError, match="is no model name"):
+    with pytest.raises(ExportError, match="is no model name; pass --name with letters"):
         publish.plan(repository, name)
     assert not repository.exists()
 

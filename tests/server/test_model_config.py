@@ -1,5 +1,6 @@
 """config.pbtxt against the ONNX file and the manifest."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,19 @@ def test_the_rendered_config_says_what_would_be_derived(tmp_path: Path) -> None:
     rendered = resolve("m", config, manifest, [INPUT], [OUTPUT])
     assert rendered.label_file == "labels.txt"
     assert (rendered.input, rendered.outputs, rendered.policy) == (derived.input, derived.outputs, derived.policy)
+
+
+@pytest.mark.parametrize("name", ["a\\b", 'a"b', "a\nb", "\x1b[31m", 'x" dims: [ 9 ] #', "Bild €"])
+def test_any_name_of_a_tensor_is_rendered_so_that_it_reads_back(name: str, tmp_path: Path) -> None:
+    manifest = manifests.read(write_version(tmp_path / "m" / "1"))
+    assert manifest is not None
+    manifest = dataclasses.replace(
+        manifest,
+        input=dataclasses.replace(manifest.input, name=name),
+        output=dataclasses.replace(manifest.output, name=f"{name}!"),
+    )
+    text = model_config.render(manifest)
+    assert "\x1b" not in text
+    tensors = [dataclasses.replace(INPUT, name=name)], [dataclasses.replace(OUTPUT, name=f"{name}!")]
+    settings = resolve("m", parse(text, "m"), manifest, *tensors)
+    assert (settings.input.name, settings.outputs[0].name) == (name, f"{name}!")
