@@ -7,14 +7,20 @@ travel as uint8 pixels, row by row, channels last.
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeAlias, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, cast
 
 from cnnserve.wire import classifier_pb2 as pb
 
 from .errors import InvalidInputError
+
+# Importing numpy costs as much as all else together. Who sends arrays has it; who sends files needs none.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels: TypeAlias = NDArray[np.uint8]
+else:
+    Pixels = Any
 
 
 class PilImage(Protocol):
@@ -28,8 +34,6 @@ class PilImage(Protocol):
         """A copy in another pixel format."""
 
 
-Pixels: TypeAlias = NDArray[np.uint8]
-
 Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Pixels | PilImage
 """A path, a file's bytes, a uint8 array (HxW, HxWx1, HxWx3, HxWx4) or a PIL image.
 
@@ -39,7 +43,6 @@ converted to RGB by Pillow. Send the file itself where the model's own rules sho
 
 _PATH = (str, os.PathLike)
 _BYTES = (bytes, bytearray, memoryview)
-_IN_MEMORY = (bytes, bytearray, memoryview, np.ndarray)
 _PIECE_BYTES = 2**16
 _RAW_MODES = ("L", "RGB", "RGBA")
 
@@ -56,7 +59,7 @@ def each(images: Image | Sequence[Image]) -> Iterator[tuple[str, Image]]:
 
 def take_time(images: Image | Sequence[Image]) -> bool:
     """True where an image must be read from disk or decoded by Pillow before it can be sent."""
-    return any(not isinstance(image, _IN_MEMORY) for _, image in each(images))
+    return any(not isinstance(image, _BYTES) and not _is_array(image) for _, image in each(images))
 
 
 def load(image: Image, name: str, limit: int | None = None) -> bytes | Pixels:
@@ -75,7 +78,7 @@ def load(image: Image, name: str, limit: int | None = None) -> bytes | Pixels:
         data = _read(image, name, limit)
     elif isinstance(image, _BYTES):
         data = bytes(image)
-    elif isinstance(image, np.ndarray):
+    elif _is_array(image):
         data = _checked(image, name)
     elif hasattr(image, "mode") and hasattr(image, "convert"):
         data = _checked(_pixels(image, name), name)
@@ -133,16 +136,23 @@ def read_file(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
         os.close(file)
 
 
+def _is_array(image: object) -> "TypeGuard[Pixels]":
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(image, numpy.ndarray)
+
+
 def _pixels(image: PilImage, name: str) -> Pixels:
+    import numpy  # noqa: ICN001, PLC0415 - see above
+
     try:
-        return np.asarray(image if image.mode in _RAW_MODES else image.convert("RGB"))
+        return numpy.asarray(image if image.mode in _RAW_MODES else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes here, and a broken PNG is a SyntaxError
         raise InvalidInputError(f"{name}: Pillow cannot decode the image: {error}") from error
 
 
 def _checked(array: Pixels, name: str) -> Pixels:
     """The array as HxWxC."""
-    if array.dtype != np.uint8:
+    if array.dtype != "uint8":
         raise InvalidInputError(f"{name} has dtype {array.dtype}: expected uint8, values 0 to 255")
     shape = array.shape if array.ndim == 3 else (*array.shape, 1)
     if len(shape) != 3 or shape[2] not in (1, 3, 4):
