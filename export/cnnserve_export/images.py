@@ -16,7 +16,7 @@ from cnnserve_export.errors import ExportError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 _BATCH = 8
 _LISTED = 10
-_BUILT_IN = 32
+_BUILT_IN = 100
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,20 @@ class ImageSet:
 
     def digests(self) -> list[str]:
         """SHA-256 of every file, in order. Raises `ExportError` where one cannot be read."""
+        return [self._digest(item) for item in self.items]
+
+    def distinct(self, enough: int) -> int:
+        """How many of its files differ, counted no further than `enough`. Raises as `digests`."""
+        seen: set[str] = set()
+        for item in self.items:
+            if len(seen) == enough:
+                break
+            seen.add(self._digest(item))
+        return len(seen)
+
+    def _digest(self, item: Item) -> str:
         try:
-            return [hashlib.sha256(item.read()).hexdigest() for item in self.items]
+            return hashlib.sha256(item.read()).hexdigest()
         except OSError as error:
             raise ExportError(f"an image of {self.name} cannot be read: {error}") from error
 

@@ -1,6 +1,7 @@
 """The step from a proved fp32 file to the one that is published, in fp16 or int8, with evidence or not at all."""
 
 import dataclasses
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ from cnnserve_export.verify import Evidence
 # up to 3e-3 was measured on networks of up to 152 layers. int8's sums are exact, but a float that lands on the other
 # side of a rounding step moves a value by a 255th of its tensor's range.
 TOLERANCE = 1e-2
+# Fewer do not show the range of a layer's values.
+_CALIBRATION_IMAGES = 32
+# With so many, one image that changes its class costs a percent; more are welcome, never demanded.
+_EVALUATION_IMAGES = 100
 # 7-bit weights compute the same on every processor. That is worth this much agreement.
 _PORTABLE_WORTH = 0.005
 
@@ -50,7 +55,10 @@ class _Candidate:
 def request(
     precision: Precision, calibration_folder: Path | None, evaluation_folder: Path | None, min_agreement: float | None
 ) -> Lowering | None:
-    """What the flags ask for; None is fp32. Raises `ExportError` where they do not fit, or a folder has no image."""
+    """What the flags ask for; None is fp32.
+
+    Raises `ExportError` where they do not fit, or a folder has too few different images to calibrate or to judge on.
+    """
     if precision == "fp32":
         given = {
             "--calibration": calibration_folder,
@@ -70,9 +78,39 @@ def request(
             "from which the range of every layer's values is taken"
         )
     calibrated_on = images.folder(calibration_folder) if calibration_folder else None
-    evaluated_on = images.folder(evaluation_folder) if evaluation_folder else calibrated_on or images.built_in()
     needed = DEFAULT_MIN_AGREEMENT if min_agreement is None else min_agreement
+    if calibrated_on is not None:
+        _require_calibration(calibrated_on)
+    evaluated_on = images.folder(evaluation_folder) if evaluation_folder else calibrated_on
+    if evaluated_on is None:
+        evaluated_on = images.built_in()
+    else:
+        _require_evaluation(evaluated_on, needed)
     return Lowering(precision, calibrated_on, evaluated_on, needed)
+
+
+def _require_calibration(chosen: ImageSet) -> None:
+    found = chosen.distinct(_CALIBRATION_IMAGES)
+    if found < _CALIBRATION_IMAGES:
+        raise ExportError(
+            f"--calibration: {chosen.name} holds {found} different images; the range of every layer's values needs at "
+            f"least {_CALIBRATION_IMAGES}, a hundred are better"
+        )
+
+
+def _require_evaluation(chosen: ImageSet, needed: float) -> None:
+    """As many images as make one of them the share that may change its class."""
+    # Decimals are no binary fractions: 1 / (1 - 0.9) is a little more than 10.
+    allowed = round(1 - needed, 9)
+    count = min(_EVALUATION_IMAGES, math.ceil(round(1 / allowed, 6))) if allowed > 0 else _EVALUATION_IMAGES
+    found = chosen.distinct(count)
+    if found < count:
+        ways = f"give {count} or more with --evaluation"
+        if found > 1:
+            ways += f", or pass --min-agreement {_floor(1 - 1 / found)}"
+        raise ExportError(
+            f"{chosen.name} holds {found} different images, too few to show an agreement of {needed:g}; {ways}"
+        )
 
 
 def lower(

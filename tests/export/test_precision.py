@@ -33,7 +33,7 @@ def write(root: Path, seeds: range, folder: str = "") -> Path:
 
 @pytest.fixture
 def calibration(tmp_path: Path) -> Path:
-    return write(tmp_path / "calibration", range(16))
+    return write(tmp_path / "calibration", range(32))
 
 
 def run(job: Export) -> tuple[manifests.Manifest, Path, list[str]]:
@@ -67,11 +67,49 @@ def test_fp32_is_no_step() -> None:
     assert precision.request("fp32", None, None, None) is None
 
 
+def test_copies_of_one_image_are_no_calibration(tmp_path: Path) -> None:
+    black = golden.encode_png(np.zeros((20, 24, 3), np.uint8))
+    write(tmp_path, range(31))
+    for number in range(100):
+        (tmp_path / f"black-{number}.png").write_bytes(black)
+    assert precision.request("int8", tmp_path, None, 0.0) is not None
+    (tmp_path / "000.png").unlink()
+    with pytest.raises(ExportError, match=r"--calibration: .* holds 31 different images; .* at least 32"):
+        precision.request("int8", tmp_path, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "needed", "enough"),
+    [
+        (99, None, False),
+        (100, None, True),
+        (100, 0.999, True),
+        (99, 1.0, False),
+        (9, 0.9, False),
+        (10, 0.9, True),
+        (36, 0.972, True),
+        (36, 0.98, False),
+        (1, 0.0, True),
+    ],
+)
+def test_an_agreement_needs_images_that_can_show_it(
+    count: int, needed: float | None, enough: bool, tmp_path: Path
+) -> None:
+    write(tmp_path, range(count))
+    if enough:
+        assert precision.request("fp16", None, tmp_path, needed) is not None
+        return
+    with pytest.raises(ExportError, match=f"holds {count} different images, too few .* --evaluation") as refused:
+        precision.request("fp16", None, tmp_path, needed)
+    way_out = float(str(refused.value).rpartition(" ")[2])
+    assert precision.request("fp16", None, tmp_path, way_out) is not None
+
+
 def test_int8_on_other_images_than_it_is_calibrated_on(
     tiny_export: TinyExport, tmp_path: Path, calibration: Path
 ) -> None:
     evaluation = tmp_path / "evaluation"
-    for folder, seeds in {"birch": range(14, 18), "1": range(20, 23), "2": range(30, 32), "oak": range(40, 41)}.items():
+    for folder, seeds in {"birch": range(30, 34), "1": range(40, 43), "2": range(50, 52), "oak": range(60, 61)}.items():
         write(evaluation, seeds, folder)
     lowering = precision.request("int8", calibration, evaluation, 0.0)
     job = tiny_export(tmp_path / "models", labels=LABELS, lowering=lowering)
@@ -85,7 +123,7 @@ def test_int8_on_other_images_than_it_is_calibrated_on(
     assert found is not None
     assert (found.images.name, found.images.count, found.seen_in_calibration) == ("evaluation", 10, 2)
     assert found.calibration is not None
-    assert (found.calibration.images.name, found.calibration.images.count) == ("calibration", 16)
+    assert (found.calibration.images.name, found.calibration.images.count) == ("calibration", 32)
     # Again, from the two files alone; a label wins over a number, and "oak" is neither.
     preprocessor = Preprocessor(manifest.preprocessing, manifest.input)
     files = sorted(evaluation.rglob("*.png"))
@@ -118,7 +156,7 @@ def test_without_an_evaluation_the_manifest_says_what_was_seen(
     job = tiny_export(tmp_path / "models", lowering=precision.request("int8", calibration, None, 0.0))
     manifest, _, said = run(job)
     assert manifest.agreement is not None
-    assert manifest.agreement.seen_in_calibration == manifest.agreement.images.count == 16
+    assert manifest.agreement.seen_in_calibration == manifest.agreement.images.count == 32
     assert (manifest.agreement.labelled, manifest.agreement.accuracy) == (0, None)
     assert "(calibration, calibrated on)" in said[3]
 
@@ -135,14 +173,14 @@ def test_fp16_without_a_folder_is_compared_on_built_in_pictures(tiny_export: Tin
 
 def test_too_little_agreement_publishes_nothing(tiny_export: TinyExport, tmp_path: Path, calibration: Path) -> None:
     # Logits so close that rounding decides.
-    job = tiny_export(tmp_path / "models", lowering=precision.request("int8", calibration, None, None))
+    job = tiny_export(tmp_path / "models", lowering=precision.request("int8", calibration, None, 0.96))
     with torch.no_grad():
         job.network.get_parameter("head.weight").copy_(job.network.get_parameter("head.weight")[:1].repeat(4, 1))
         job.network.get_parameter("head.weight").add_(1e-4 * torch.randn(4, 180))
         job.network.get_parameter("head.bias").zero_()
     said = io.StringIO()
     with pytest.raises(
-        ExportError, match=r"\d+ of 16 images .*, needed 99.00%; largest difference .*. Nothing was publ"
+        ExportError, match=r"\d+ of 32 images .*, needed 96.00%; largest difference .*. Nothing was publ"
     ):
         pipeline.run(job, Progress(said))
     assert not (tmp_path / "models").exists()
@@ -151,8 +189,8 @@ def test_too_little_agreement_publishes_nothing(tiny_export: TinyExport, tmp_pat
 
 def test_an_unreadable_image_ends_the_export(tiny_export: TinyExport, tmp_path: Path, calibration: Path) -> None:
     (calibration / "007.png").write_bytes(b"broken")
-    job = tiny_export(tmp_path / "models", lowering=precision.request("int8", calibration, None, None))
-    with pytest.raises(ExportError, match=r"1 of 16 images in calibration cannot be read(.|\n)*007.png"):
+    job = tiny_export(tmp_path / "models", lowering=precision.request("int8", calibration, None, 0.9))
+    with pytest.raises(ExportError, match=r"1 of 32 images in calibration cannot be read(.|\n)*007.png"):
         pipeline.run(job, Progress(io.StringIO()))
     assert not (tmp_path / "models").exists()
 
