@@ -62,6 +62,7 @@ def run(job: Export, progress: Progress) -> Path:
                 evidence,
                 golden_png=job.golden_png,
                 labels=job.labels,
+                max_batch_size=job.max_batch_size,
                 progress=progress,
             )
             info = dataclasses.replace(info, precision=job.lowering.precision)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cnnserve.cpu import cpu_budget
 from cnnserve.manifest import Agreement, Calibration, Golden
 from cnnserve.manifest import ImageSet as ImageSetInfo
 from cnnserve.preprocessing import Preprocessor
 from cnnserve.session import Session, SessionOptions
-from cnnserve_export import agreement, calibration, images, quantize
+from cnnserve_export import agreement, calibration, images, proof, quantize
 from cnnserve_export.agreement import Measured
 from cnnserve_export.contract import DEFAULT_MIN_AGREEMENT, Contract, Precision
 from cnnserve_export.errors import ExportError
@@ -121,12 +122,14 @@ def lower(
     *,
     golden_png: bytes,
     labels: tuple[str, ...] | None,
+    max_batch_size: int,
     progress: Progress,
 ) -> Evidence:
     """Replaces the file `model`, which `evidence` proves, by one of the wanted precision that agrees with it.
 
     Returns the evidence with the new file's golden probabilities and its agreement.
-    Raises `ExportError` with the measured and the needed agreement where it does not.
+    Raises `ExportError` with the measured and the needed agreement where it does not, and where the new file answers an
+    image differently in a batch of 2, 3 or `max_batch_size`.
     """
     preprocessor = Preprocessor(contract.preprocessing, contract.input)
     with tempfile.TemporaryDirectory(prefix="cnnserve-") as scratch:
@@ -147,10 +150,12 @@ def lower(
             stage.finding = _describe(wanted, measured)
             if chosen.weight_bits is not None:
                 stage.finding += f"; {chosen.weight_bits}-bit weights"
+            rows = proof.rows(contract.preprocessing, contract.input, golden_png, max_batch_size)
+            golden_row = _alone_and_together(chosen.path, rows, wanted.precision)
         model.write_bytes(chosen.path.read_bytes())
     return dataclasses.replace(
         evidence,
-        golden=_golden(model, preprocessor, golden_png),
+        golden=Golden(GOLDEN_FILE, tuple(map(float, golden_row)), TOLERANCE),
         agreement=_evidence(wanted, measured, chosen.weight_bits),
     )
 
@@ -219,10 +224,19 @@ def _floor(share: float) -> float:
     return int(share * 1000) / 1000
 
 
-def _golden(model: Path, preprocessor: Preprocessor, golden_png: bytes) -> Golden:
-    row = preprocessor.encoded(golden_png)[np.newaxis]
-    probabilities = Session(model, SessionOptions(threads=cpu_budget())).run(row)[0][0]
-    return Golden(GOLDEN_FILE, tuple(map(float, probabilities)), TOLERANCE)
+def _alone_and_together(path: Path, rows: NDArray[np.generic], name: str) -> NDArray[np.float32]:
+    """The file's answer to the first row; every row's must be the same alone and in each batch that is proved."""
+    session = Session(path, SessionOptions(threads=cpu_budget()))
+    alone = np.concatenate([session.run(row[np.newaxis])[0] for row in rows])
+    for size in proof.batch_sizes(len(rows)):
+        proof.largest_difference(
+            session.run(rows[:size])[0],
+            alone[:size],
+            reference=f"{name} with one image at a time",
+            tolerance=TOLERANCE,
+        )
+    first: NDArray[np.float32] = alone[0]
+    return first
 
 
 def _evidence(wanted: Lowering, measured: Measured, weight_bits: WeightBits | None) -> Agreement:

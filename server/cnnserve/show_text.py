@@ -68,7 +68,8 @@ def _row(entry: Entry) -> tuple[str, ...]:
         manifest["onnx"]["precision"],
         f"{_by(manifest['input']['shape'])} {manifest['input']['datatype']}",
         str(manifest["class_count"]),
-        f"{max(manifest['parity']['batches'].values()):.1e}" if manifest["parity"]["batches"] else "-",
+        # That of a version with an agreement is of another file.
+        f"{max(manifest['parity']['batches'].values()):.1e}" if manifest["parity"]["batches"] and not agreement else "-",
         f"{agreement['top1']:.2%}" if agreement else "-",
         entry["state"],
     )

@@ -5,14 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from cnnserve import manifest as manifests
 from cnnserve.preprocessing import Preprocessor
 from cnnserve.session import Session
-from cnnserve_export import agreement, golden, images, pipeline, precision
+from cnnserve_export import agreement, golden, images, pipeline, precision, proof
 from cnnserve_export.agreement import Measured
 from cnnserve_export.contract import contract
 from cnnserve_export.errors import ExportError
@@ -249,6 +251,28 @@ def test_the_progress_of_a_comparison_is_told(tiny_export: TinyExport, tmp_path:
     )
     assert told == [(8, 10), (10, 10)]
     assert (result.top1, result.largest_difference, result.accuracy) == (1.0, 0.0, None)
+
+
+def test_an_image_that_a_batch_changes_is_found(tiny_export: TinyExport, tmp_path: Path) -> None:
+    """What stands last in the file mixes each row with the first one."""
+    _, folder, _ = run(tiny_export(tmp_path / "models"))
+    model = onnx.load(folder / "model.onnx")
+    last = model.graph.node[-1]
+    last.output[0] = "alone"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "rows"))
+    for node in (
+        helper.make_node("ReduceMean", ["alone", "rows"], ["mean"], keepdims=1),
+        helper.make_node("Add", ["alone", "mean"], ["sum"]),
+        helper.make_node("Softmax", ["sum"], ["probabilities"], axis=1),
+    ):
+        model.graph.node.append(node)
+    onnx.save(model, tmp_path / "mixing.onnx")
+    job = tiny_export(tmp_path)
+    made = contract(job.preprocessing, "uint8", 4)
+    rows = proof.rows(made.preprocessing, made.input, job.golden_png, 8)
+    precision._alone_and_together(folder / "model.onnx", rows, "int8")
+    with pytest.raises(ExportError, match=r"does not answer what int8 with one image at a time does: batch [28], row"):
+        precision._alone_and_together(tmp_path / "mixing.onnx", rows, "int8")
 
 
 class Normalised(nn.Module):
