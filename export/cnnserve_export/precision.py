@@ -132,7 +132,8 @@ def lower(
     image differently in a batch of 2, 3 or `max_batch_size`.
     """
     preprocessor = Preprocessor(contract.preprocessing, contract.input)
-    with tempfile.TemporaryDirectory(prefix="cnnserve-") as scratch:
+    # In the folder that the next export removes where this one is killed.
+    with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
         candidates = _candidates(model, Path(scratch), wanted, preprocessor, progress)
         with progress.stage("compare") as stage:
             results = agreement.measure(
@@ -152,7 +153,7 @@ def lower(
                 stage.finding += f"; {chosen.weight_bits}-bit weights"
             rows = proof.rows(contract.preprocessing, contract.input, golden_png, max_batch_size)
             golden_row = _alone_and_together(chosen.path, rows, wanted.precision)
-        model.write_bytes(chosen.path.read_bytes())
+        chosen.path.replace(model)
     return dataclasses.replace(
         evidence,
         golden=Golden(GOLDEN_FILE, tuple(map(float, golden_row)), TOLERANCE),

@@ -5,6 +5,8 @@ normalisation before the first layer, the logits and the softmax stay in float.
 """
 
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +41,8 @@ OPERATORS = (
     "Sigmoid",
     "Transpose",
 )
+# How many times the source file's size its conversion may take on the disk at once.
+_ROOM = 3
 # Where the normalisation ends; what is computed from a shape is no part of it either.
 _ENDS = frozenset({"Conv", "Gemm", "MatMul", "Shape", "Size"})
 
@@ -47,7 +51,7 @@ def prepare(source: Path, target: Path) -> None:
     """Folds constants and batch normalisations and infers shapes, as both conversions need it."""
     from onnxruntime.quantization import quant_pre_process  # noqa: PLC0415
 
-    with _tools():
+    with _tools(source, target.parent):
         # Symbolic inference is for transformers' shapes.
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
 
@@ -63,7 +67,7 @@ def to_int8(prepared: Path, target: Path, ranges: Ranges, weight_bits: WeightBit
     cache = target.with_suffix(".ranges.json")
     data = {name: ort.TensorData(lowest=low, highest=high) for name, (low, high) in ranges.items()}
     ort.save_tensors_data(ort.TensorsData(ort.CalibrationMethod.MinMax, data), cache)
-    with _tools():
+    with _tools(prepared, target.parent):
         ort.quantize_static(
             prepared,
             target,
@@ -90,7 +94,7 @@ def to_fp16(prepared: Path, target: Path) -> None:
 
     model = onnx.load(prepared)
     kept = [*_normalisation(model.graph), *(node.name for node in model.graph.node if node.op_type == "Softmax")]
-    with _tools():
+    with _tools(prepared, target.parent):
         half: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
         _end_in_float(half.graph)
         # The casts were put at the end.
@@ -133,18 +137,31 @@ def _normalisation(graph: onnx.GraphProto) -> list[str]:
 
 
 @contextmanager
-def _tools() -> Iterator[None]:
-    """Keeps the tools' advice to programmers, which goes to the root logger, from the person who exports."""
-    previous = logging.root.manager.disable
+def _tools(source: Path, folder: Path) -> Iterator[None]:
+    """ONNX Runtime's tools at work on `source`, with their temporary files in `folder`.
+
+    Their advice to programmers, which goes to the root logger, is kept from the person who exports.
+    """
+    disabled, elsewhere = logging.root.manager.disable, tempfile.tempdir
     logging.disable(logging.CRITICAL)
+    tempfile.tempdir = str(folder)
     try:
         yield
     except OSError:
         raise
     except Exception as error:
+        # Their own code does not look at what the disk answers, and fails later at what it did not write.
+        _require_room(folder, _ROOM * source.stat().st_size)
         # Whatever they meet first in a network that they were not made for.
         raise ExportError(
             f"ONNX Runtime cannot convert this network ({error}); publish it with --precision fp32"
         ) from error
     finally:
-        logging.disable(previous)
+        logging.disable(disabled)
+        tempfile.tempdir = elsewhere
+
+
+def _require_room(folder: Path, size: int) -> None:
+    """Raises the disk's own `OSError` where it has no room for so many bytes."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)

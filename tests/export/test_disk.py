@@ -62,6 +62,23 @@ def test_a_full_disk_leaves_what_was_there(exports: Exports, tmp_path: Path) -> 
     assert {*codes} == {0, 1}
 
 
+def test_a_disk_that_the_lowered_file_fills(exports: Exports, tmp_path: Path) -> None:
+    """Full at each of the files on the way to fp16: the disk is named, never the network."""
+    disk, codes = tmp_path / "disk", []
+    for kib in (260, 440, 620, 800, 4000):
+        if not mounted(disk, kib):
+            pytest.skip("mounting a small file system needs root")
+        with ExitStack() as stack:
+            stack.callback(subprocess.run, ["umount", str(disk)], check=True)
+            ended = exports.run("--repository", disk / "models", "--precision", "fp16")
+            codes.append(ended.code)
+            if ended.code:
+                refused(ended, f"{disk}/models cannot be written: No space left on device; free space on")
+                assert list(disk.iterdir()) == []
+    assert codes == sorted(codes, reverse=True)
+    assert {*codes} == {0, 1}
+
+
 def test_a_file_larger_than_allowed(exports: Exports, tmp_path: Path) -> None:
     assert exports.run("--repository", tmp_path / "models").code == 0
     before = sorted(tmp_path.rglob("*"))

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +172,21 @@ def test_fp16_without_a_folder_is_compared_on_built_in_pictures(tiny_export: Tin
     assert (manifest.agreement.images.name, manifest.agreement.calibration) == ("built-in pictures", None)
     assert manifest.agreement.largest_difference < 5e-3
     assert Session(folder / "model.onnx").inputs[0].datatype == "UINT8"
+
+
+@pytest.mark.parametrize("wanted", ["fp16", "int8"])
+def test_nothing_is_written_outside_the_repository(
+    wanted: str, tiny_export: TinyExport, tmp_path: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So what a killed export leaves is in the hidden folder, which the next one removes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    lowering = precision.request(wanted, calibration if wanted == "int8" else None, None, 0.0)  # type: ignore[arg-type]
+    before = {*tmp_path.rglob("*")}
+    manifest, folder, _ = run(tiny_export(tmp_path / "models", lowering=lowering))
+    assert manifest.onnx.precision == wanted
+    assert {path.name for path in folder.iterdir()} == {*manifest.files, "manifest.json"}
+    assert all(path.is_relative_to(tmp_path / "models") for path in {*tmp_path.rglob("*")} - before)
+    assert tempfile.tempdir == str(tmp_path / "nowhere")
 
 
 def test_too_little_agreement_publishes_nothing(tiny_export: TinyExport, tmp_path: Path, calibration: Path) -> None:
