@@ -97,6 +97,7 @@ def run(job: Import, progress: Progress) -> Path:
             proved = _prove(job, source, model, reference, folder)
             measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in proved.differences.items())
             stage.finding = f"{proved.change}; largest difference from the file {measured} (allowed {TOLERANCE:.0e})"
+            stage.finding += proof.doubt(reference.expected, TOLERANCE)
         with progress.stage("publish") as stage:
             companions.write(folder, job.golden_png, names)
             manifest = _manifest(job, target, source=source, contract=contract, reference=reference, proved=proved)

@@ -102,6 +102,7 @@ def _verify(job: Export, contract: Contract, folder: Path, progress: Progress) -
         )
         measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in evidence.parity.batches.items())
         stage.finding = f"largest difference from PyTorch {measured} (allowed {evidence.parity.tolerance:.0e})"
+        stage.finding += evidence.doubt
         return evidence
 
 

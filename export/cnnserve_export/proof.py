@@ -47,3 +47,16 @@ def largest_difference(
             f"{actual[row, column]:.7f}, {reference} {expected[row, column]:.7f} (allowed difference {tolerance})"
         )
     return largest
+
+
+def doubt(answers: NDArray[np.float32], tolerance: float) -> str:
+    """What a comparison of these probabilities (N, classes) within `tolerance` cannot see, for a person; else ""."""
+    if np.all(answers.max(axis=1) == 1.0):
+        return (
+            "; WARNING: every answer is exactly 0 or 1, which hides differences of the logits: check the weights' scale"
+        )
+    if len(answers) > 1 and float(np.ptp(answers, axis=0).max()) <= tolerance:
+        return (
+            "; WARNING: all pictures get the same answer, so a wrongly read image would not be seen: check the weights"
+        )
+    return ""

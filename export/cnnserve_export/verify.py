@@ -33,11 +33,15 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured: the parity record, the golden image's probabilities, and below fp32 the agreement with it."""
+    """What was measured: the parity record, the golden image's probabilities, and below fp32 the agreement with it.
+
+    `doubt` says what the parity cannot show of this network; empty where it shows all.
+    """
 
     parity: Parity
     golden: Golden
     agreement: Agreement | None = None
+    doubt: str = ""
 
 
 def _to_nobody(_done: int, _total: int) -> None:
@@ -77,6 +81,7 @@ def verify(
     return Evidence(
         Parity(differences, TOLERANCE, CPU),
         Golden(golden.GOLDEN_FILE, tuple(map(float, expected[0])), TOLERANCE),
+        doubt=proof.doubt(expected, TOLERANCE),
     )
 
 

@@ -1,3 +1,4 @@
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from torch import nn
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.preprocessing import Preprocessor
-from cnnserve_export import convert, verify
+from cnnserve_export import convert, pipeline, verify
 from cnnserve_export.contract import Contract, contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.pipeline import Export
+from cnnserve_export.progress import Progress
 
 TinyExport = Callable[..., Export]
 
@@ -138,3 +140,16 @@ def test_the_progress_ends_at_its_total(job: Export, tmp_path: Path) -> None:
     verify.verify(path, job.network, made, **options, report=lambda done, total: steps.append((done, total)))  # type: ignore[arg-type]
     assert [done for done, _ in steps] == [8, 16, 20, 21, 23, 26, 46]
     assert {total for _, total in steps} == {46}
+
+
+@pytest.mark.parametrize(
+    ("scale", "doubt"), [(1.0, ""), (0.0, "all pictures get the same answer"), (1e30, "every answer is exactly 0 or 1")]
+)
+def test_what_the_proof_cannot_see_is_said(scale: float, doubt: str, tiny_export: TinyExport, tmp_path: Path) -> None:
+    job, said = tiny_export(tmp_path / "models"), io.StringIO()
+    with torch.no_grad():
+        job.network.get_parameter("head.weight").mul_(scale)
+    pipeline.run(job, Progress(said))
+    (line,) = [line for line in said.getvalue().splitlines() if line.startswith("verify ")]
+    assert doubt in line
+    assert ("WARNING" in line) == bool(doubt)
