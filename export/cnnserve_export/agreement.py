@@ -45,14 +45,16 @@ class Measured:
         """The same for fp32."""
         return self.fp32_right / self.labelled if self.labelled else None
 
-    def add(self, actual: NDArray[np.float32], expected: NDArray[np.float32], classes: NDArray[np.int64]) -> None:
-        """Counts a batch: probabilities (N, classes) of both, and each image's class or -1."""
-        found, wanted, known = actual.argmax(axis=1), expected.argmax(axis=1), classes >= 0
+    def add(
+        self, actual: NDArray[np.float32], expected: NDArray[np.float32], classes: Sequence[frozenset[int]]
+    ) -> None:
+        """Counts a batch: probabilities (N, classes) of both, and each image's right classes; none where not known."""
+        found, wanted = actual.argmax(axis=1), expected.argmax(axis=1)
         self.images += len(actual)
         self.same += int(np.count_nonzero(found == wanted))
-        self.labelled += int(np.count_nonzero(known))
-        self.right += int(np.count_nonzero(known & (found == classes)))
-        self.fp32_right += int(np.count_nonzero(known & (wanted == classes)))
+        self.labelled += sum(map(bool, classes))
+        self.right += sum(int(value) in right for value, right in zip(found, classes, strict=True))
+        self.fp32_right += sum(int(value) in right for value, right in zip(wanted, classes, strict=True))
         self.largest_difference = max(self.largest_difference, float(np.abs(actual - expected).max()))
 
 
@@ -68,17 +70,17 @@ def measure(
 ) -> list[Measured]:
     """Runs every image through all files; `tell` hears how many of how many are done.
 
-    An image's class is its folder's: a label, or else the number of a class. Raises `ExportError` for images that
-    cannot be read and for answers that are no probabilities.
+    An image's class is its folder's: a label, of whichever class has it, or else the number of a class.
+    Raises `ExportError` for images that cannot be read and for answers that are no probabilities.
     """
     options = SessionOptions(threads=cpu_budget())
     reference, sessions = Session(fp32, options), [Session(path, options) for path in candidates]
-    classes = {str(number): number for number in range(class_count)}
-    classes |= {label: number for number, label in enumerate(labels or ())}
+    names = {str(number): frozenset([number]) for number in range(class_count)}
+    names |= _classes(labels or ())
     results = [Measured() for _ in candidates]
     for batch in images.batches(preprocessor):
         expected = reference.run(batch.rows)[0]
-        known = np.array([classes.get(folder, -1) for folder in batch.folders])
+        known = [names.get(folder, frozenset()) for folder in batch.folders]
         for session, result in zip(sessions, results, strict=True):
             actual = session.run(batch.rows)[0]
             if not are_probabilities(actual):
@@ -89,3 +91,11 @@ def measure(
             result.add(actual, expected, known)
         tell(results[0].images, len(images))
     return results
+
+
+def _classes(labels: Sequence[str]) -> dict[str, frozenset[int]]:
+    # Published lists repeat names: ImageNet's has two cranes and two maillots.
+    found: dict[str, set[int]] = {}
+    for number, label in enumerate(labels):
+        found.setdefault(label, set()).add(number)
+    return {label: frozenset(numbers) for label, numbers in found.items()}

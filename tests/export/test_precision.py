@@ -291,6 +291,22 @@ def test_an_image_that_a_batch_changes_is_found(tiny_export: TinyExport, tmp_pat
         precision._alone_and_together(tmp_path / "mixing.onnx", rows, "int8")
 
 
+def test_a_name_of_two_classes_is_right_for_both(tiny_export: TinyExport, tmp_path: Path) -> None:
+    _, folder, _ = run(tiny_export(tmp_path / "models"))
+    job = tiny_export(tmp_path)
+    made = contract(job.preprocessing, "uint8", 4)
+    model, chosen = folder / "model.onnx", images.folder(write(tmp_path / "set", range(4), "crane"))
+    preprocessor = Preprocessor(made.preprocessing, made.input)
+    (batch,) = chosen.batches(preprocessor)
+    answered = Session(model).run(batch.rows)[0].argmax(axis=1)
+    for label in range(4):
+        labels = ["crane" if number in (label, (label + 1) % 4) else f"other {number}" for number in range(4)]
+        (result,) = agreement.measure(
+            model, [model], chosen, preprocessor, labels=labels, class_count=4, tell=lambda *_: None
+        )
+        assert result.accuracy == result.fp32_accuracy == np.mean(np.isin(answered, [label, (label + 1) % 4]))
+
+
 class Normalised(nn.Module):
     """Answers probabilities that no softmax operator makes."""
 
