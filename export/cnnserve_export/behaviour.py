@@ -64,7 +64,7 @@ def _answer(network: nn.Module, images: Tensor, what: str) -> Tensor:
         # A copy: a network may change its input in place.
         answer = network(images.clone())
     except (Exception, SystemExit) as error:
-        raise ExportError(f"the network fails on {what}: {told(error)}") from error
+        raise ExportError(_other_floats(network) or f"the network fails on {what}: {told(error)}") from error
     if not isinstance(answer, Tensor):
         raise ExportError(f"the network answers {_described(answer)}, expected one tensor (N, classes); {_WRAP}")
     if answer.ndim != 2 or len(answer) != len(images):
@@ -79,6 +79,17 @@ def _answer(network: nn.Module, images: Tensor, what: str) -> Tensor:
             "for a sigmoid's p answer torch.cat([1 - p, p], dim=1)"
         )
     return answer.float()
+
+
+def _other_floats(network: nn.Module) -> str:
+    """Names the first parameter or buffer of another floating-point type than the images'; "" where there is none."""
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            return (
+                f"the network is no float32 network ({name} is {tensor.dtype}), images are float32: "
+                "call network.float() where it is made"
+            )
+    return ""
 
 
 def _described(answer: object) -> str:

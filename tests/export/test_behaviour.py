@@ -77,3 +77,17 @@ def test_a_softmax_can_be_demanded_but_not_twice() -> None:
     assert not examine(Net(lambda y: y.sigmoid()), ROWS, "softmax").ends_in_softmax
     with pytest.raises(ExportError, match="a second softmax would flatten them"):
         examine(Net(lambda y: y.softmax(1)), ROWS, "softmax")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_network_of_another_type_is_told_to_become_float32(dtype: torch.dtype) -> None:
+    with pytest.raises(ExportError, match=rf"head.weight is {dtype}\), images are float32: call network.float\(\)"):
+        examine(Net().to(dtype), ROWS)
+
+
+def test_a_network_that_casts_its_images_itself_is_fine() -> None:
+    class Double(Net):
+        def forward(self, x: Tensor) -> object:
+            return super().forward(x.double())
+
+    assert examine(Double().double(), ROWS).class_count == 4
