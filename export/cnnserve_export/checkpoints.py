@@ -29,7 +29,10 @@ def build(architecture: Architecture, class_count: int, seed: int = SEED) -> nn.
     """The network in eval mode with the weights `seed` gives; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return architecture.factory(class_count).eval()
+        network = architecture.factory(class_count)
+        # A person's own may not answer itself.
+        network.eval()
+        return network
 
 
 def random_origin(seed: int = SEED) -> dict[str, str]:

@@ -64,7 +64,7 @@ def _factory(reference: str, class_count: int | None) -> Callable[[], nn.Module]
             raise ExportError(
                 f"{reference} is a network already; --num-classes is for a class or function that makes one"
             )
-        return lambda: found
+        return lambda: _checked(reference, found)
     if not callable(found):
         raise ExportError(f"{reference} is of type {type(found).__name__}, expected a torch.nn.Module or its maker")
     arguments = () if class_count is None else (class_count,)
@@ -163,6 +163,19 @@ def _make(reference: str, found: Callable[..., object], arguments: tuple[int, ..
     _refuse_torchscript(reference, made)
     if not isinstance(made, nn.Module):
         raise ExportError(f"{reference} made an object of type {type(made).__name__}, expected a torch.nn.Module")
-    if any(nn.parameter.is_lazy(parameter) for parameter in made.parameters()):
+    return _checked(reference, made)
+
+
+def _checked(reference: str, made: nn.Module) -> nn.Module:
+    """The network, once what every export asks of it works: theirs may override all of it."""
+    try:
+        is_lazy = any(nn.parameter.is_lazy(parameter) for parameter in made.parameters())
+        made.eval()
+        made.state_dict()
+    except (Exception, SystemExit) as error:
+        raise ExportError(
+            f"{reference}: the network's eval(), parameters() or state_dict() failed: {told(error)}"
+        ) from error
+    if is_lazy:
         raise ExportError(f"{reference} has lazy layers without a size; run the network once before it is returned")
     return made

@@ -55,6 +55,22 @@ def broken():
 def text():
     return "a network"
 
+class NoEval(Net):
+    def eval(self):
+        raise ValueError("not like this")
+
+class NoTrain(Net):
+    def train(self, mode):
+        raise SystemExit("never")
+
+class NoParameters(Net):
+    def parameters(self, recurse=True):
+        return [1 / 0]
+
+class NoSelf(Net):
+    def eval(self):
+        super().eval()
+
 def lazy():
     return nn.LazyLinear(3)
 
@@ -67,6 +83,7 @@ with warnings.catch_warnings():
 def compiled():
     return traced
 
+unready = NoEval()
 number = 5
 """
 _numbers = itertools.count()
@@ -98,6 +115,7 @@ def build(reference: str, class_count: int | None = None) -> nn.Module:
         ("make", None, 4),
         ("sized", 6, 6),
         ("ready", None, 4),
+        ("NoSelf", None, 4),
         ("Outer.inner", None, 4),
     ],
 )
@@ -121,7 +139,7 @@ def test_random_weights_are_the_same_each_time(module: Module) -> None:
         (
             "Nothing",
             None,
-            "has no 'Nothing'; classes and functions it defines: Net, Outer, Soft, broken, compiled, lazy",
+            "has no 'Nothing'; classes and functions it defines: Net, NoEval, NoParameters, NoSelf, NoTrain, Outer",
         ),
         ("Outer.other", None, "has no 'Outer.other'"),
         ("number", None, "number is of type int, expected a torch.nn.Module"),
@@ -134,6 +152,10 @@ def test_random_weights_are_the_same_each_time(module: Module) -> None:
         ("text", None, "text made an object of type str, expected a torch.nn.Module"),
         ("traced", None, r"traced is TorchScript, .* give the nn\.Module that it was made from"),
         ("compiled", None, "compiled is TorchScript"),
+        ("NoEval", None, r"failed: ValueError: not like this \(own_network_\d+.py line \d+\)"),
+        ("unready", None, r"failed: ValueError: not like this \(own_network_\d+.py line \d+\)"),
+        ("NoTrain", None, r"failed: SystemExit: never \(own_network_\d+.py line \d+\)"),
+        ("NoParameters", None, r"failed: ZeroDivisionError: division by zero \(own_network_\d+.py line \d+\)"),
         ("lazy", None, "lazy has lazy layers without a size"),
     ],
 )
