@@ -61,6 +61,8 @@ def _row(entry: Entry) -> tuple[str, ...]:
     if not manifest:
         return (*start, *["-"] * 7, entry["state"])
     agreement = manifest.get("agreement")
+    # That of a version with an agreement is of another file.
+    batches = () if agreement else manifest["parity"]["batches"].values()
     return (
         *start,
         manifest["architecture"],
@@ -68,8 +70,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         manifest["onnx"]["precision"],
         f"{_by(manifest['input']['shape'])} {manifest['input']['datatype']}",
         str(manifest["class_count"]),
-        # That of a version with an agreement is of another file.
-        f"{max(manifest['parity']['batches'].values()):.1e}" if manifest["parity"]["batches"] and not agreement else "-",
+        f"{max(batches):.1e}" if batches else "-",
         f"{agreement['top1']:.2%}" if agreement else "-",
         entry["state"],
     )
