@@ -98,8 +98,7 @@ def _preprocessing(spec: dict[str, Any]) -> Iterator[str]:
     yield f"color: {spec['color']}" + ("" if spec["exif_orientation"] else ", the EXIF orientation ignored")
     if resize := spec["resize"]:
         size = f"shorter side to {resize['size'][0]}" if resize["mode"] == "shorter" else _by(resize["size"])
-        antialias = "antialiased" if resize["antialias"] else "not antialiased"
-        yield f"resized: {size}, {resize['interpolation']}, {antialias}"
+        yield f"resized: {size}, {resize['interpolation']}, antialiased"
     if spec["crop"]:
         yield f"cropped: {_by(spec['crop'])}, the centre"
     by = {"graph": "in the graph", "host": "by the server", "none": "by nobody"}[spec["normalize"]]

@@ -193,14 +193,14 @@ def test_a_label_cannot_drive_the_terminal(root: Path, capsys: Output) -> None:
 
 def test_the_ways_to_preprocess(root: Path, capsys: Output) -> None:
     tensor = TensorInfo("image", "FP32", (3, 224, 224), "NCHW")
-    resize = Resize("shorter", (256,), "bicubic", antialias=False)
+    resize = Resize("shorter", (256,), "bicubic")
     spec = Preprocessing("RGB", resize, (224, 224), (0.485, 0.456, 0.406), (0.2, 0.2, 0.2), "host", False)
     write_version(root / "tiny" / "4", input=tensor, preprocessing=spec)
     assert show([str(root / "tiny")]) == 0
     out = capsys.readouterr().out
     for text in (
         "color: RGB, the EXIF orientation ignored",
-        "resized: shorter side to 256, bicubic, not antialiased",
+        "resized: shorter side to 256, bicubic, antialiased",
         "cropped: 224 x 224, the centre",
         "normalised: mean 0.485 0.456 0.406, standard deviation 0.2 0.2 0.2, by the server",
         "other versions  1, 3; --version N shows one",
