@@ -161,6 +161,22 @@ BOMBS = {
         lambda: PNG[:HEADER_END] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20 - 1))) * 80 + PNG[HEADER_END:],
         "Too much memory",
     ),
+    "texts that count for nothing": (
+        lambda: (
+            PNG[:HEADER_END]
+            + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20 - 1), 9)[:-4] + b"abcd") * 4000
+            + PNG[HEADER_END:]
+        ),
+        "more than 128 compressed",
+    ),
+    "international texts that count for nothing": (
+        lambda: (
+            PNG[:HEADER_END]
+            + chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(2**20 - 1), 9)[:-4] + b"abcd") * 4000
+            + PNG[HEADER_END:]
+        ),
+        "more than 128 compressed",
+    ),
     "comments": (lambda: GIF[:GIF_PALETTE_END] + b"!\xfe" + (b"\xff" + b"a" * 255) * 10**5, "more than 4096 blocks"),
     "extensions": (lambda: GIF[:GIF_PALETTE_END] + b"!\xf9\0" * 10**5 * 3, "more than 4096 blocks"),
 }
