@@ -165,13 +165,16 @@ class Preprocessor:
         """The most pixels that a picture of this size has on its way. Raises `InvalidInput` where that is too many."""
         limit = self.options.pixel_limit
         if size[0] * size[1] > limit:
-            raise InvalidInput(f"an image of {size[0]}x{size[1]} pixels is over this model's limit of {limit:,} pixels")
+            raise InvalidInput(
+                f"an image of {size[0]}x{size[1]} pixels is over this model's limit of {limit:,} pixels; "
+                f"send a smaller one, or raise {_MAX_PIXELS}"
+            )
         most = self._most_pixels(size)
         if most > limit:
             width, height = self._resized(size)
             raise InvalidInput(
                 f"resizing an image of {size[0]}x{size[1]} to {width}x{height} takes more than this model's limit of "
-                f"{limit:,} pixels"
+                f"{limit:,} pixels; send a smaller or less elongated one, or raise {_MAX_PIXELS}"
             )
         return most
 

@@ -126,9 +126,13 @@ def huge_png(width: int, height: int) -> bytes:
         (b"", "empty"),
         (b"hello, world", "no image this server reads"),
         (png(noise(64, 64))[:100], "damaged"),
-        (huge_png(100_000, 100_000), "over this model's limit of 50,000,000 pixels"),
+        (huge_png(100_000, 100_000), "limit of 50,000,000 pixels; send a smaller one, or raise cnnserve.max_pixels"),
         # 3000 pixels, but the resized image would have 256 x 768,000.
-        (png(noise(3000, 1, 1)), "1x3000 to 256x768000 takes more than this model's limit"),
+        (
+            png(noise(3000, 1, 1)),
+            "1x3000 to 256x768000 takes more than this model's limit of 50,000,000 pixels; "
+            "send a smaller or less elongated one, or raise cnnserve.max_pixels",
+        ),
     ],
 )
 def test_bad_files(data: bytes, said: str) -> None:
