@@ -5,7 +5,9 @@ take without a complaint, Pillow decodes or refuses.
 """
 
 import io
+import math
 import warnings
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -28,6 +30,7 @@ from cnnserve.image_header import ImageHeader
 
 Mode = Literal["L", "RGB"]
 Size = tuple[int, int]
+Box = tuple[float, float, float, float]
 
 # Our own limit is tighter and answers the caller; Pillow's would only warn.
 Image.MAX_IMAGE_PIXELS = None
@@ -43,16 +46,30 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Rows become columns.
-_TURNED = tuple(_TRANSPOSES[orientation] for orientation in (5, 6, 7, 8))
+# Rows become columns; the right edge becomes the left one; the lower edge becomes the upper one.
+_TURNED = (5, 6, 7, 8)
+_FROM_RIGHT = (2, 3, 6, 7)
+_FROM_BELOW = (3, 4, 7, 8)
 # Smaller steps of the DCT's scaling save nothing.
 _MIN_FACTOR = 2
+# libjpeg-turbo's scales are eighths.
+_EIGHTHS = (1, 2, 3, 4)
 
 
-def decode(
-    data: bytes, header: ImageHeader, mode: Mode, *, upright: bool, at_least: Size | None = None
-) -> tuple[Image.Image, Size]:
-    """The first picture of a file in `mode`, and its size (width, height). Raises `InvalidInput`.
+@dataclass(frozen=True)
+class Decoded:
+    """A picture, the `size` (width, height) that it has in full, and the `box` of `image` that it fills.
+
+    What a JPEG is decoded to is rounded up to whole pixels, of which the last ones reach beyond the picture.
+    """
+
+    image: Image.Image
+    size: Size
+    box: Box
+
+
+def decode(data: bytes, header: ImageHeader, mode: Mode, *, upright: bool, at_least: Size | None = None) -> Decoded:
+    """The first picture of a file in `mode`. Raises `InvalidInput`.
 
     `upright`: turned as its EXIF data say. `at_least` (width, height): a large JPEG may come smaller than its size, but
     not smaller than this.
@@ -68,11 +85,11 @@ def decode(
             if picture is None:
                 image.load()
                 picture = image
-            size = image.size
-            if upright and (method := _TRANSPOSES.get(_orientation(image))) is not None:
+            orientation = _orientation(image) if upright else 1
+            if (method := _TRANSPOSES.get(orientation)) is not None:
                 picture = picture.transpose(method)
-                size = size[::-1] if method in _TURNED else size
-            return to_mode(picture, mode), size
+            size = image.size[::-1] if orientation in _TURNED else image.size
+            return Decoded(to_mode(picture, mode), size, _box(picture.size, size, orientation))
     except InvalidInput:
         raise
     except MemoryError as error:
@@ -99,7 +116,7 @@ def _jpeg(data: bytes, image: Image.Image, upright: bool, at_least: Size | None)
     if image.mode not in ("L", "RGB"):
         return None
     width, height = at_least or (0, 0)
-    if upright and at_least and _TRANSPOSES.get(_orientation(image)) in _TURNED:
+    if upright and at_least and _orientation(image) in _TURNED:
         width, height = height, width
     try:
         # Four bytes a pixel, as Pillow keeps RGB: it is one plain copy then.
@@ -114,6 +131,23 @@ def _jpeg(data: bytes, image: Image.Image, upright: bool, at_least: Size | None)
         return None
     size = (pixels.shape[1], pixels.shape[0])
     return Image.frombytes(image.mode, size, pixels, "raw", "L" if image.mode == "L" else "RGBX", 0, 1)
+
+
+def _box(decoded: Size, size: Size, orientation: int) -> Box:
+    """Where in `decoded` (width, height) the picture lies, both turned already; the excess was right and below."""
+    width, height = _extent(decoded, size)
+    left = decoded[0] - width if orientation in _FROM_RIGHT else 0.0
+    top = decoded[1] - height if orientation in _FROM_BELOW else 0.0
+    return left, top, left + width, top + height
+
+
+def _extent(decoded: Size, size: Size) -> tuple[float, float]:
+    """Width and height before they were rounded up."""
+    if decoded != size:
+        for eighths in _EIGHTHS:
+            if decoded == (math.ceil(size[0] * eighths / 8), math.ceil(size[1] * eighths / 8)):
+                return size[0] * eighths / 8, size[1] * eighths / 8
+    return decoded
 
 
 def _orientation(image: Image.Image) -> int:

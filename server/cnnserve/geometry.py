@@ -12,6 +12,7 @@ from PIL import Image
 from cnnserve.manifest import Resize
 
 Size = tuple[int, int]
+Box = tuple[float, float, float, float]
 
 _FILTERS = {"bilinear": (Image.Resampling.BILINEAR, 1.0), "bicubic": (Image.Resampling.BICUBIC, 2.0)}
 
@@ -34,21 +35,24 @@ def most_pixels(size: Size, resized: Size) -> int:
 
 
 def resize_and_crop(
-    image: Image.Image, resized: Size, interpolation: str, crop: tuple[int, int] | None, *, fast: bool = False
+    image: Image.Image, resized: Size, interpolation: str, crop: tuple[int, int] | None, box: Box | None = None
 ) -> Image.Image:
     """`image` at the size `resized` (width, height), then its centre of `crop` (height, width), padded with black.
 
-    `fast` computes nothing but the crop, with weights that may differ in the last bit.
+    With `box` (left, top, right, bottom), the part of `image` that counts, nothing but the crop is computed, with
+    weights that may differ in the last bit.
     """
     width, height = resized
     method, support = _FILTERS[interpolation]
     if crop is None or crop[1] > width or crop[0] > height:
-        return _whole(image, resized, method, crop)
+        return _whole(image, resized, method, crop, box)
     left, top = _offset(width, crop[1]), _offset(height, crop[0])
     right, bottom = left + crop[1], top + crop[0]
-    if fast and image.size != resized:
-        x, y = image.width / width, image.height / height
-        return image.resize((crop[1], crop[0]), method, box=(left * x, top * y, right * x, bottom * y))
+    if box is not None:
+        x, y = (box[2] - box[0]) / width, (box[3] - box[1]) / height
+        part = (box[0] + left * x, box[1] + top * y, box[0] + right * x, box[1] + bottom * y)
+        # Where nothing is to be resized, Pillow only crops.
+        return image.resize((crop[1], crop[0]), method, box=part)
     if _columns_first(image.size, resized):
         return _whole(image, resized, method, crop)
     if image.width != width:
@@ -63,9 +67,15 @@ def resize_and_crop(
     return image.crop((left, top, right, bottom))
 
 
-def _whole(image: Image.Image, resized: Size, method: Image.Resampling, crop: tuple[int, int] | None) -> Image.Image:
-    if image.size != resized:
-        image = image.resize(resized, method)
+def _whole(
+    image: Image.Image,
+    resized: Size,
+    method: Image.Resampling,
+    crop: tuple[int, int] | None,
+    box: Box | None = None,
+) -> Image.Image:
+    if image.size != resized or box not in (None, (0, 0, *resized)):
+        image = image.resize(resized, method, box)
     return image if crop is None else center_crop(image, *crop)
 
 

@@ -20,6 +20,7 @@ _JPEG_SEGMENTS = 512
 _JPEG_SCANS = 1000
 _GIF_BLOCKS = 4096
 _PNG_CHUNKS = 2**16
+_PNG_TEXTS = 128
 
 _REFUSED = (
     (re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"), "TIFF"),
@@ -140,8 +141,9 @@ def _png(data: bytes) -> ImageHeader:
 
 
 def _check_chunks(data: bytes) -> None:
-    # A colour profile is unpacked, up to 1 MB each; a file has one. Text is bounded by Pillow.
-    position, profiles = 8, 0
+    # A colour profile is unpacked, up to 1 MB each; a file has one. So are texts, whose sum Pillow bounds, but for those
+    # whose checksum is wrong: it has unpacked them by then, and counts them as empty.
+    position, profiles, texts = 8, 0, 0
     for _ in range(_PNG_CHUNKS):
         if position + 8 > len(data):
             return
@@ -151,6 +153,11 @@ def _check_chunks(data: bytes) -> None:
         profiles += kind == b"iCCP"
         if profiles > 1:
             raise InvalidInput("the PNG has more than one colour profile")
+        texts += kind in (b"zTXt", b"iTXt")
+        if texts > _PNG_TEXTS:
+            raise InvalidInput(
+                f"the PNG has more than {_PNG_TEXTS} compressed or international texts; send it without them"
+            )
         position += 12 + length
     raise InvalidInput(f"the PNG has more than {_PNG_CHUNKS} chunks")
 

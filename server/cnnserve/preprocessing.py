@@ -106,7 +106,8 @@ class Preprocessor:
         check_structure(header, data, self.options.pixel_limit)
         with self._holding(header.decoding_bytes, most):
             upright, at_least = self._spec.exif_orientation, self._at_least()
-            return self._row(*decode(data, header, self._mode, upright=upright, at_least=at_least))
+            decoded = decode(data, header, self._mode, upright=upright, at_least=at_least)
+            return self._row(decoded.image, decoded.size, decoded.box)
 
     def raw(self, image: RawImage) -> NDArray[np.generic]:
         """One row from pixels. Raises `InvalidInput`."""
@@ -124,7 +125,7 @@ class Preprocessor:
         with self._holding(0, most):
             mode = _RAW_MODES[channels]
             pixels = Image.frombuffer(mode, (width, height), image.data, "raw", mode, 0, 1)
-            return self._row(to_mode(pixels, self._mode), pixels.size)
+            return self._row(to_mode(pixels, self._mode), pixels.size, (0, 0, width, height))
 
     def is_quick(self, image: ImageSource) -> bool:
         """Whether a row of it takes less time than handing it to another thread."""
@@ -139,13 +140,14 @@ class Preprocessor:
         size = (header.width, header.height)
         return max(self._most_pixels(size), self._most_pixels(size[::-1])) <= _QUICK_PIXELS
 
-    def _row(self, image: Image.Image, size: geometry.Size) -> NDArray[np.generic]:
-        """`size` is the whole picture's (width, height), also where `image` came smaller."""
+    def _row(self, image: Image.Image, size: geometry.Size, box: geometry.Box) -> NDArray[np.generic]:
+        """`size` is the whole picture's (width, height), also where `image` came smaller; it fills `box` of `image`."""
         spec = self._spec
         # Again: it may have been turned by a quarter.
         self._check(size)
         interpolation = spec.resize.interpolation if spec.resize else "bilinear"
-        image = geometry.resize_and_crop(image, self._resized(size), interpolation, spec.crop, fast=self.options.fast)
+        used = box if self.options.fast else None
+        image = geometry.resize_and_crop(image, self._resized(size), interpolation, spec.crop, used)
         return to_tensor(np.asarray(image), spec, self._tensor)
 
     def _resized(self, size: geometry.Size) -> geometry.Size:
@@ -165,13 +167,16 @@ class Preprocessor:
         """The most pixels that a picture of this size has on its way. Raises `InvalidInput` where that is too many."""
         limit = self.options.pixel_limit
         if size[0] * size[1] > limit:
-            raise InvalidInput(f"an image of {size[0]}x{size[1]} pixels is over this model's limit of {limit:,} pixels")
+            raise InvalidInput(
+                f"an image of {size[0]}x{size[1]} pixels is over this model's limit of {limit:,} pixels; "
+                f"send a smaller one, or raise {_MAX_PIXELS}"
+            )
         most = self._most_pixels(size)
         if most > limit:
             width, height = self._resized(size)
             raise InvalidInput(
                 f"resizing an image of {size[0]}x{size[1]} to {width}x{height} takes more than this model's limit of "
-                f"{limit:,} pixels"
+                f"{limit:,} pixels; send a smaller or less elongated one, or raise {_MAX_PIXELS}"
             )
         return most
 

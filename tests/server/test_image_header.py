@@ -161,6 +161,22 @@ BOMBS = {
         lambda: PNG[:HEADER_END] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20 - 1))) * 80 + PNG[HEADER_END:],
         "Too much memory",
     ),
+    "texts that count for nothing": (
+        lambda: (
+            PNG[:HEADER_END]
+            + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20 - 1), 9)[:-4] + b"abcd") * 4000
+            + PNG[HEADER_END:]
+        ),
+        "more than 128 compressed",
+    ),
+    "international texts that count for nothing": (
+        lambda: (
+            PNG[:HEADER_END]
+            + chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(2**20 - 1), 9)[:-4] + b"abcd") * 4000
+            + PNG[HEADER_END:]
+        ),
+        "more than 128 compressed",
+    ),
     "comments": (lambda: GIF[:GIF_PALETTE_END] + b"!\xfe" + (b"\xff" + b"a" * 255) * 10**5, "more than 4096 blocks"),
     "extensions": (lambda: GIF[:GIF_PALETTE_END] + b"!\xf9\0" * 10**5 * 3, "more than 4096 blocks"),
 }
@@ -180,6 +196,19 @@ def test_bombs_cost_little(name: str) -> None:
     # Without the checks each takes from several seconds to hours, or gigabytes.
     assert seconds < 2
     assert python_bytes < 200 * 2**20
+
+
+def test_exif_data_that_overlap_are_not_copied_over_and_over() -> None:
+    entries = 1500
+    begin = 8 + 2 + 12 * entries + 4
+    entry = [struct.pack("<HHII", 1000 + number, 7, 10**6, begin) for number in range(entries)]
+    exif = b"II*\0" + struct.pack("<IH", 8, entries) + b"".join(entry) + bytes(4 + 10**6)
+    tracemalloc.start()
+    read(PNG[:HEADER_END] + chunk(b"eXIf", exif) + PNG[HEADER_END:])
+    python_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Pillow before 13 takes 1.5 GB.
+    assert python_bytes < 20 * 2**20
 
 
 def test_the_passes_of_a_resize_count() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from cnnserve.errors import InvalidInput
 from cnnserve.geometry import resized_size
@@ -126,9 +127,13 @@ def huge_png(width: int, height: int) -> bytes:
         (b"", "empty"),
         (b"hello, world", "no image this server reads"),
         (png(noise(64, 64))[:100], "damaged"),
-        (huge_png(100_000, 100_000), "over this model's limit of 50,000,000 pixels"),
+        (huge_png(100_000, 100_000), "limit of 50,000,000 pixels; send a smaller one, or raise cnnserve.max_pixels"),
         # 3000 pixels, but the resized image would have 256 x 768,000.
-        (png(noise(3000, 1, 1)), "1x3000 to 256x768000 takes more than this model's limit"),
+        (
+            png(noise(3000, 1, 1)),
+            "1x3000 to 256x768000 takes more than this model's limit of 50,000,000 pixels; "
+            "send a smaller or less elongated one, or raise cnnserve.max_pixels",
+        ),
     ],
 )
 def test_bad_files(data: bytes, said: str) -> None:
@@ -197,6 +202,27 @@ def test_fast_is_one_step_off_in_a_thousandth_where_nothing_is_scaled() -> None:
     )
     assert off.max() == 1
     assert (off > 0).mean() < 0.005
+
+
+def test_fast_neither_stretches_nor_shifts_what_is_decoded_smaller() -> None:
+    """A size that is no multiple of the scale is rounded up, and what is added is none of the picture."""
+    flower = Image.fromarray(load_sample_image("flower.jpg"))
+    exact, fast = Preprocessor(IMAGENET, UINT8), Preprocessor(IMAGENET, UINT8, FAST)
+
+    def off(width: int, height: int, orientation: int) -> float:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        buffer = io.BytesIO()
+        flower.resize((width, height)).save(buffer, "JPEG", quality=90, exif=exif)
+        data = buffer.getvalue()
+        return float(np.abs(fast.encoded(data).astype(int) - exact.encoded(data)).mean())
+
+    for orientation in range(1, 9):
+        even = off(1024, 688, orientation)
+        assert even < 1.5
+        # 257 rows are decoded for 256 1/8; 257 columns for 256 1/8; 256 rows, the size asked for, for 255 3/8.
+        for size in ((1024, 683), (683, 1024), (1023, 681)):
+            assert off(*size, orientation) < 1.15 * even
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 900), (223, 224), (256, 256), (3000, 20)])
