@@ -141,8 +141,8 @@ def _png(data: bytes) -> ImageHeader:
 
 
 def _check_chunks(data: bytes) -> None:
-    # A colour profile is unpacked, up to 1 MB each; a file has one. So are texts, whose sum Pillow bounds, but for those
-    # whose checksum is wrong: it has unpacked them by then, and counts them as empty.
+    # A colour profile is unpacked, up to 1 MB each; a file has one. So are texts: Pillow bounds their sum, but counts
+    # those with a wrong checksum as empty after it has unpacked them.
     position, profiles, texts = 8, 0, 0
     for _ in range(_PNG_CHUNKS):
         if position + 8 > len(data):
