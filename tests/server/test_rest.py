@@ -104,6 +104,28 @@ def test_settings_are_not_changed(
     assert response.status_code == code
 
 
+HALF = '"a\\ud800"'
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/v2/logging", f'{{{HALF}: "1"}}'),
+        ("/v2/logging", f'{{"log_file": {HALF}}}'),
+        ("/v2/trace/setting", f'{{"trace_file": [{HALF}]}}'),
+        ("/v2/models/tiny/trace/setting", f'{{{HALF}: "1"}}'),
+        ("/v2/repository/models/tiny/load", f'{{"parameters": {{{HALF}: "1"}}}}'),
+        ("/v2/repository/models/tiny/load", f'{{"parameters": {{"config": {HALF}}}}}'),
+        ("/v2/repository/models/tiny/load", '{"parameters": {"file:1/model.onnx": "\u00e9"}}'),
+        ("/v2/repository/index", f'{{"ready": {HALF}}}'),
+        ("/v2/systemsharedmemory/region/a/register", f'{{"key": {HALF}, "offset": 0, "byte_size": 1}}'),
+    ],
+)
+def test_half_a_surrogate_pair_is_the_clients_error(http: httpx.Client, path: str, content: str) -> None:
+    response = http.post(path, content=content)
+    assert (response.status_code, set(response.json())) == (400, {"error"})
+
+
 def test_classes_and_encoded_images_as_over_grpc(http: httpx.Client) -> None:
     image = picture("left")
     header = {
