@@ -97,6 +97,23 @@ def free_onnx() -> bytes:
     return data
 
 
+def half_free_onnx() -> bytes:
+    """A classifier that says it takes images of any size, and runs where they have 3 * 64 values."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["image"], ["rows"]),
+            helper.make_node("MatMul", ["rows", "weights"], ["scores"]),
+        ],
+        "half_free",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", len(CLASSES)])],
+        [numpy_helper.from_array(np.ones((192, len(CLASSES)), np.float32), "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data: bytes = model.SerializeToString()
+    return data
+
+
 def write_version(
     folder: Path, model: bytes | None = None, *, golden_image: bytes | None = None, **changes: Any
 ) -> Path:

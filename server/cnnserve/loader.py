@@ -113,7 +113,8 @@ def open_version(
 
 def start(opened: OpenVersion, decoders: Executor) -> Model:
     """Gives an opened version its batcher. On the event loop."""
-    batcher = DynamicBatcher(opened.info.settings.policy, opened.instances)
+    settings = opened.info.settings
+    batcher = DynamicBatcher(settings.policy, opened.instances, free_sizes=-1 in settings.row_shape)
     return Model(opened.info, batcher, opened.preprocessor, decoders)
 
 

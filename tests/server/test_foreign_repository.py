@@ -14,8 +14,9 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.instance import ModelInstance
 from cnnserve.loader import OpenVersion
 from cnnserve.wire import classifier_pb2 as c
+from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, encoded, floats, strings, tensor, with_parameter
-from support import CLASSES, free_onnx, picture, serving, tiny_onnx
+from support import CLASSES, free_onnx, half_free_onnx, picture, serving, tiny_onnx
 
 GREY = {"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "graph"}
 LABELLED = 'output { name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "names.txt" }'
@@ -53,6 +54,25 @@ def test_without_a_config_rows_are_looked_at(tmp_path: Path, softmax: bool) -> N
 def test_free_sizes_leave_nothing_to_run(tmp_path: Path) -> None:
     info = opened(write(tmp_path, model=free_onnx())).info
     assert "nothing to run" in str(info.probe)
+
+
+def test_a_size_that_a_free_model_cannot_run_is_the_clients_error(tmp_path: Path) -> None:
+    write(tmp_path / "r", model=half_free_onnx())
+    good = np.ones((1, 3, 8, 8), np.float32)
+    with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
+        code, details = oip.fails("ModelInfer", floating(np.ones((1, 3, 9, 8), np.float32)))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "ONNX Runtime" in details
+        assert "MatMul" in details
+        assert floats(oip("ModelInfer", floating(good)))[0].tolist() == [192] * 3
+        assert "ERROR" not in server.log
+        assert "Traceback" not in server.log
+
+
+def floating(array: np.ndarray) -> o.ModelInferRequest:
+    request = o.ModelInferRequest(model_name="m", raw_input_contents=[array.tobytes()])
+    request.inputs.add(name="image", datatype="FP32", shape=array.shape)
+    return request
 
 
 def test_a_stated_image_makes_classify_work(tmp_path: Path) -> None:
