@@ -100,7 +100,7 @@ def read(config: pb.ModelConfig | None, device: Device = "cpu") -> Execution:
 
 def _instances(config: pb.ModelConfig, device: Device, default_gpu: int) -> tuple[int, list[int]]:
     """CPU instances, and the device of every GPU instance."""
-    cpu, gpus = 0, []
+    cpu, gpus = 0, list[int]()
     for group in config.instance_group or [pb.ModelInstanceGroup()]:
         _check_group(group)
         count = max(1, group.count)

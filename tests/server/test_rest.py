@@ -65,6 +65,11 @@ def with_binary(header: dict[str, Any], *tensors: bytes) -> dict[str, Any]:
         ("GET", "/v2/trace/setting", 200, '"trace_level":["OFF"]'),
         ("GET", "/v2/models/nobody/trace/setting", 404, "model 'nobody'"),
         ("POST", "/v2/systemsharedmemory/region/a/unregister", 501, "shared"),
+        ("GET", "/v2/cudasharedmemory/status", 501, "CUDA shared memory is not supported"),
+        ("GET", "/v2/cudasharedmemory/region/a/status", 501, "CUDA shared memory is not supported"),
+        ("POST", "/v2/cudasharedmemory/region/a/register", 501, "CUDA shared memory is not supported"),
+        ("POST", "/v2/cudasharedmemory/region/a/unregister", 501, "CUDA shared memory is not supported"),
+        ("POST", "/v2/cudasharedmemory/unregister", 501, "CUDA shared memory is not supported"),
         ("GET", "/openapi.json", 200, '"openapi":"3.1.0"'),
     ],
 )
