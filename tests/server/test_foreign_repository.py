@@ -75,6 +75,26 @@ def floating(array: np.ndarray) -> o.ModelInferRequest:
     return request
 
 
+@pytest.mark.parametrize("names", [["dark"], [*CLASSES, "none"]])
+def test_other_labels_than_classes_keep_no_foreign_model_from_loading(
+    tmp_path: Path, names: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "r", f"max_batch_size: 4 {LABELLED} {image()}", tiny_onnx(softmax=False))
+    (tmp_path / "r" / "m" / "names.txt").write_text("\n".join(names) + "\n")
+    assert opened(tmp_path / "r").info.labels == tuple(names)
+    assert f"there are {len(names)} labels for 3 classes" in caplog.text
+    with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
+        classify = oip.channel.unary_unary(
+            "/cnnserve.v1.Classifier/Classify", c.ClassifyRequest.SerializeToString, c.ClassifyResponse.FromString
+        )
+        [result] = classify(
+            c.ClassifyRequest(model="m", images=[c.Image(encoded=picture("left"))], top_k=3), timeout=20
+        ).results
+        # An index past the file's end has no label.
+        known = dict(enumerate(names))
+        assert [item.label for item in result.classes] == [known.get(item.index, "") for item in result.classes]
+
+
 def test_a_stated_image_makes_classify_work(tmp_path: Path) -> None:
     config = f"max_batch_size: 4 {LABELLED} {image()}"
     write(tmp_path / "r", config, tiny_onnx(softmax=False))
