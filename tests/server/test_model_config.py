@@ -69,7 +69,10 @@ def test_what_cannot_be_served_is_refused_by_name(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('input { name: "image" data_type: 99 dims: [8, 8, 1] }', "input.data_type is 99, expected one of TYPE_INVALID"),
+        (
+            'input { name: "image" data_type: 99 dims: [8, 8, 1] }',
+            "input.data_type is 99, expected one of TYPE_INVALID",
+        ),
         ('input { name: "image" data_type: TYPE_UINT8 dims: [8, 8, 1] format: 77 }', "input.format is 77"),
         ("instance_group { kind: 99 }", "instance_group.kind is 99, expected one of KIND_AUTO"),
         (

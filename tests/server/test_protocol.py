@@ -177,7 +177,12 @@ REFUSED = [
     ("SystemSharedMemoryStatus", o.SystemSharedMemoryStatusRequest(), Code.UNIMPLEMENTED, "--shared-memory-prefix"),
     ("CudaSharedMemoryStatus", o.CudaSharedMemoryStatusRequest(), Code.UNIMPLEMENTED, "CUDA shared memory is not"),
     ("CudaSharedMemoryRegister", o.CudaSharedMemoryRegisterRequest(), Code.UNIMPLEMENTED, "CUDA shared memory is not"),
-    ("CudaSharedMemoryUnregister", o.CudaSharedMemoryUnregisterRequest(), Code.UNIMPLEMENTED, "CUDA shared memory is not"),
+    (
+        "CudaSharedMemoryUnregister",
+        o.CudaSharedMemoryUnregisterRequest(),
+        Code.UNIMPLEMENTED,
+        "CUDA shared memory is not",
+    ),
 ]
 
 

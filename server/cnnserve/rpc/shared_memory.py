@@ -1,4 +1,7 @@
-"""System shared memory: its three RPCs, CUDA's that are refused, and the parameters by which a tensor says that it lies there."""
+"""System shared memory: its three RPCs, and the parameters by which a tensor says that it lies there.
+
+CUDA's three RPCs are there to be refused by name.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
