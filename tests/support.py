@@ -83,14 +83,32 @@ def tiny_onnx(*, softmax: bool = True, batch: str | int = "batch", datatype: int
     return data
 
 
-def free_onnx() -> bytes:
-    """A classifier of images of any size into as many classes as they have pixels."""
+def free_onnx(side: int | None = None) -> bytes:
+    """A classifier of images of any size, or of `side` by `side`, into as many classes as they have pixels."""
+    sizes = ["h", "w"] if side is None else [side, side]
     graph = helper.make_graph(
         [helper.make_node("Reshape", ["image", "flat"], ["scores"])],
         "free",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", "h", "w"])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", "c"])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", *sizes])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", "c" if side is None else side * side])],
         [numpy_helper.from_array(np.array([0, -1], np.int64), "flat")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def half_free_onnx() -> bytes:
+    """A classifier that says it takes images of any size, and runs where they have 3 * 64 values."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["image"], ["rows"]),
+            helper.make_node("MatMul", ["rows", "weights"], ["scores"]),
+        ],
+        "half_free",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", len(CLASSES)])],
+        [numpy_helper.from_array(np.ones((192, len(CLASSES)), np.float32), "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     data: bytes = model.SerializeToString()

@@ -96,14 +96,20 @@ class Permit:
 
 
 class DynamicBatcher:
-    """Merges entries of one model into batches. Use on one event loop only."""
+    """Merges entries of one model into batches. Use on one event loop only.
+
+    `free_sizes`: rows may have sizes that the model cannot run, so a run that fails is the fault of who sent them.
+    """
 
     def __init__(
         self,
         policy: BatchPolicy,
         instances: Sequence[ModelInstance],
         clock: Callable[[], int] = time.monotonic_ns,
+        *,
+        free_sizes: bool = False,
     ) -> None:
+        self._free_sizes = free_sizes
         self._policy = policy
         self._instances = tuple(instances)
         self._idle = list(instances)
@@ -270,6 +276,12 @@ class DynamicBatcher:
         self._check_drained()
 
     def _answer(self, batch: _Batch, outcome: BatchOutcome) -> None:
+        if self._free_sizes and isinstance(outcome.error, InferenceFailed):
+            # Rows of another shape were in another run: these have all the same wrong sizes.
+            shape = list(batch.entries[0].rows.shape[1:])
+            for entry in batch.entries:
+                _fail(entry, InvalidInput(f"rows of shape {shape} do not run through the model: {outcome.error}"))
+            return
         if outcome.error is not None:
             _log.error("a batch of %d requests failed: %s", len(batch.entries), outcome.error)
             for entry in batch.entries:

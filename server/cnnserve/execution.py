@@ -22,6 +22,8 @@ from cnnserve.wire import model_config_pb2 as pb
 Device = Literal["cpu", "cuda"]
 
 _PREFIX = "cnnserve."
+# Each is a thread; a GPU's has a session of its own.
+_MAX_INSTANCES = 256
 # Our own parameters. Each is read in this file, or, for those of other parts, where its comment says.
 OWN_PARAMETERS = (
     "cnnserve.allow_cpu_fallback",
@@ -98,10 +100,15 @@ def read(config: pb.ModelConfig | None, device: Device = "cpu") -> Execution:
 
 def _instances(config: pb.ModelConfig, device: Device, default_gpu: int) -> tuple[int, list[int]]:
     """CPU instances, and the device of every GPU instance."""
-    cpu, gpus = 0, []
+    cpu, gpus = 0, list[int]()
     for group in config.instance_group or [pb.ModelInstanceGroup()]:
         _check_group(group)
         count = max(1, group.count)
+        if (total := cpu + len(gpus) + count * max(1, len(group.gpus))) > _MAX_INSTANCES:
+            raise ModelLoadFailed(
+                f"config.pbtxt: instance_group count {count} makes {total} instances of this model, "
+                f"at most {_MAX_INSTANCES} are supported"
+            )
         auto = group.kind == pb.ModelInstanceGroup.KIND_AUTO
         if group.kind == pb.ModelInstanceGroup.KIND_GPU or (auto and device == "cuda"):
             gpus += [number for number in group.gpus or [default_gpu] for _ in range(count)]

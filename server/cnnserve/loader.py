@@ -4,6 +4,7 @@ The part that blocks (`open_version`) runs on a thread; the part that touches th
 """
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from cnnserve.repository import ModelFolder
 from cnnserve.selftest import Probe, SelfTest
 from cnnserve.wire.model_config_pb2 import ModelConfig
 from cnnserve.workers import OnStage, Worker, make_workers, open_sessions
+
+_log = logging.getLogger(__name__)
 
 # Where a model takes them, as ModelConfig tells it.
 ENCODED_IMAGES = "input as BYTES of shape [n] or [n,1], each element an image file"
@@ -89,7 +92,7 @@ def open_version(
         raise ModelLoadFailed(f"self-test: {error}") from error
     class_count = manifest.class_count if manifest else probe.class_count if probe else 0
     if labels:
-        selftest.check_labels(labels, class_count)
+        _check_labels(folder.name, labels, class_count, manifest)
     info = ModelInfo(
         folder.name,
         version,
@@ -113,7 +116,8 @@ def open_version(
 
 def start(opened: OpenVersion, decoders: Executor) -> Model:
     """Gives an opened version its batcher. On the event loop."""
-    batcher = DynamicBatcher(opened.info.settings.policy, opened.instances)
+    settings = opened.info.settings
+    batcher = DynamicBatcher(settings.policy, opened.instances, free_sizes=-1 in settings.row_shape)
     return Model(opened.info, batcher, opened.preprocessor, decoders)
 
 
@@ -185,6 +189,14 @@ def _labels(folder: ModelFolder, path: Path, manifest: Manifest | None, settings
     if not file.resolve().is_relative_to(folder.path.resolve()):
         raise ModelLoadFailed(f"label_filename {settings.label_file!r} is outside the model's folder")
     return read_labels(file)
+
+
+def _check_labels(model: str, labels: Sequence[str], class_count: int, manifest: Manifest | None) -> None:
+    """A manifest promises a label for each class. A label file of Triton's may end early: the rest have none."""
+    if manifest is not None:
+        selftest.check_labels(labels, class_count)
+    elif class_count and len(labels) != class_count:
+        _log.warning("model %s: there are %d labels for %d classes", model, len(labels), class_count)
 
 
 def _probe(worker: Worker, settings: Settings) -> Probe:

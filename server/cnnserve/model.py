@@ -53,7 +53,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Class:
-    """One class of one image; `label` is empty where the model has none."""
+    """One class of one image; `label` is empty where the model has none for it."""
 
     index: int
     label: str
@@ -229,7 +229,7 @@ class Model:
 
     def _class(self, index: int, probability: float) -> Class:
         labels = self.info.labels
-        return Class(index, labels[index] if labels else "", probability)
+        return Class(index, labels[index] if index < len(labels) else "", probability)
 
     def check_count(self, count: int, what: str) -> None:
         """Raises `InvalidInput` unless one request may carry `count` of `what`."""

@@ -24,6 +24,9 @@ from cnnserve.wire import model_config_pb2 as pb
 CONFIG_FILE = "config.pbtxt"
 DEFAULT_MODEL_FILE = "model.onnx"
 DEFAULT_MAX_BATCH_SIZE = 32
+# Far above what is of use, far below what memory and the config's own 32-bit fields can hold.
+_MAX_BATCH_SIZE = 65536
+_MAX_PRIORITY_LEVELS = 1024
 
 # Set fields of these names change what a model answers or how, and are not built here.
 _UNSUPPORTED = (
@@ -129,6 +132,8 @@ def parse_json(text: str, model: str) -> pb.ModelConfig:
     try:
         config = json_format.Parse(text, pb.ModelConfig(), max_recursion_depth=32)
     except json_format.ParseError as error:
+        if any(f'named "{name}"' in str(error) for name in (_SEQUENCES, "sequenceBatching")):
+            raise _unsupported(_SEQUENCES) from error
         raise ModelLoadFailed(f"parameter config: {error}") from error
     return _checked(config, model)
 
@@ -136,8 +141,26 @@ def parse_json(text: str, model: str) -> pb.ModelConfig:
 def _checked(config: pb.ModelConfig, model: str) -> pb.ModelConfig:
     if config.name and config.name != model:
         raise ModelLoadFailed(f'{CONFIG_FILE}: name is "{config.name}", the folder is "{model}"; make them equal')
+    _check_enums(config)
     _refuse_unsupported(config)
     return config
+
+
+def _check_enums(message: Message, where: str = "") -> None:
+    """Raises `ModelLoadFailed` for a number that its enum has no name for, which protobuf lets through."""
+    for field, value in message.ListFields():
+        path = f"{where}{field.name}"
+        if hasattr(value, "items"):
+            children = [(f"{path}[{key}].", item) for key, item in value.items()]
+        else:
+            items = value if field.is_repeated else [value]
+            children = [(f"{path}.", item) for item in items]
+        for prefix, item in children:
+            if isinstance(item, Message):
+                _check_enums(item, prefix)
+            elif field.enum_type is not None and item not in field.enum_type.values_by_number:
+                known = ", ".join(field.enum_type.values_by_name)
+                raise ModelLoadFailed(f"{CONFIG_FILE}: {path} is {item}, expected one of {known}")
 
 
 def version_policy(config: pb.ModelConfig | None) -> VersionPolicy:
@@ -250,6 +273,8 @@ def _is_batched(config: pb.ModelConfig) -> bool:
 
 def _max_batch_size(config: pb.ModelConfig, manifest: Manifest | None, fixed: int | None) -> int:
     declared = config.max_batch_size or (manifest.max_batch_size if manifest else 0)
+    if (largest := max(declared, fixed or 0)) > _MAX_BATCH_SIZE:
+        raise ModelLoadFailed(f"max_batch_size is {largest}, at most {_MAX_BATCH_SIZE} is supported")
     if fixed is None:
         return declared or DEFAULT_MAX_BATCH_SIZE
     if declared > fixed:
@@ -326,6 +351,8 @@ def _same_count(dims: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 def _batch_policy(config: pb.ModelConfig, maximum: int) -> BatchPolicy:
     dynamic = config.dynamic_batching
     levels = max(1, dynamic.priority_levels)
+    if levels > _MAX_PRIORITY_LEVELS:
+        raise ModelLoadFailed(f"{CONFIG_FILE}: priority_levels is {levels}, expected 1 to {_MAX_PRIORITY_LEVELS}")
     for size in dynamic.preferred_batch_size:
         if not 1 <= size <= maximum:
             raise ModelLoadFailed(f"{CONFIG_FILE}: preferred_batch_size {size} is not within 1 and {maximum}")

@@ -147,6 +147,9 @@ def test_onnxruntimes_parameters() -> None:
         (parameter("cnnserve.bucket", "1"), 'no "cnnserve.bucket"; known: cnnserve.allow_cpu_fallback, cnnserve.batch'),
         (parameter("cnnserve.batch_buckets", "1,x"), 'batch_buckets is "x"'),
         (parameter("cnnserve.allow_cpu_fallback", "si"), "expected true or false"),
+        ("instance_group { count: 1000000 kind: KIND_CPU }", "count 1000000 makes 1000000 instances.*at most 256"),
+        ("instance_group { count: 200 } instance_group { count: 57 }", "count 57 makes 257 instances"),
+        ("instance_group { count: 100 kind: KIND_GPU gpus: [0, 1, 2] }", "count 100 makes 300 instances"),
         (parameter("execution_mode", "2"), "execution_mode is 2, expected at most 1"),
     ],
 )

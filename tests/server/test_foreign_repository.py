@@ -14,8 +14,9 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.instance import ModelInstance
 from cnnserve.loader import OpenVersion
 from cnnserve.wire import classifier_pb2 as c
+from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, encoded, floats, strings, tensor, with_parameter
-from support import CLASSES, free_onnx, picture, serving, tiny_onnx
+from support import CLASSES, free_onnx, half_free_onnx, picture, serving, tiny_onnx
 
 GREY = {"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "graph"}
 LABELLED = 'output { name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "names.txt" }'
@@ -53,6 +54,45 @@ def test_without_a_config_rows_are_looked_at(tmp_path: Path, softmax: bool) -> N
 def test_free_sizes_leave_nothing_to_run(tmp_path: Path) -> None:
     info = opened(write(tmp_path, model=free_onnx())).info
     assert "nothing to run" in str(info.probe)
+
+
+def test_a_size_that_a_free_model_cannot_run_is_the_clients_error(tmp_path: Path) -> None:
+    write(tmp_path / "r", model=half_free_onnx())
+    good = np.ones((1, 3, 8, 8), np.float32)
+    with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
+        code, details = oip.fails("ModelInfer", floating(np.ones((1, 3, 9, 8), np.float32)))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "ONNX Runtime" in details
+        assert "MatMul" in details
+        assert floats(oip("ModelInfer", floating(good)))[0].tolist() == [192] * 3
+        assert "ERROR" not in server.log
+        assert "Traceback" not in server.log
+
+
+def floating(array: np.ndarray) -> o.ModelInferRequest:
+    request = o.ModelInferRequest(model_name="m", raw_input_contents=[array.tobytes()])
+    request.inputs.add(name="image", datatype="FP32", shape=array.shape)
+    return request
+
+
+@pytest.mark.parametrize("names", [["dark"], [*CLASSES, "none"]])
+def test_other_labels_than_classes_keep_no_foreign_model_from_loading(
+    tmp_path: Path, names: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "r", f"max_batch_size: 4 {LABELLED} {image()}", tiny_onnx(softmax=False))
+    (tmp_path / "r" / "m" / "names.txt").write_text("\n".join(names) + "\n")
+    assert opened(tmp_path / "r").info.labels == tuple(names)
+    assert f"there are {len(names)} labels for 3 classes" in caplog.text
+    with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
+        classify = oip.channel.unary_unary(
+            "/cnnserve.v1.Classifier/Classify", c.ClassifyRequest.SerializeToString, c.ClassifyResponse.FromString
+        )
+        [result] = classify(
+            c.ClassifyRequest(model="m", images=[c.Image(encoded=picture("left"))], top_k=3), timeout=20
+        ).results
+        # An index past the file's end has no label.
+        known = dict(enumerate(names))
+        assert [item.label for item in result.classes] == [known.get(item.index, "") for item in result.classes]
 
 
 def test_a_stated_image_makes_classify_work(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from cnnserve import manifest as manifests
 from cnnserve import model_config
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.model_config import VersionPolicy, parse, resolve, version_policy
+from cnnserve.model_config import VersionPolicy, parse, parse_json, resolve, version_policy
 from support import write_version
 
 INPUT = TensorSpec("image", "UINT8", (-1, 8, 8, 1))
@@ -66,6 +66,44 @@ def test_what_cannot_be_served_is_refused_by_name(text: str, said: str) -> None:
         parse(text, "m")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            'input { name: "image" data_type: 99 dims: [8, 8, 1] }',
+            "input.data_type is 99, expected one of TYPE_INVALID",
+        ),
+        ('input { name: "image" data_type: TYPE_UINT8 dims: [8, 8, 1] format: 77 }', "input.format is 77"),
+        ("instance_group { kind: 99 }", "instance_group.kind is 99, expected one of KIND_AUTO"),
+        (
+            "dynamic_batching { default_queue_policy { timeout_action: 99 } }",
+            "dynamic_batching.default_queue_policy.timeout_action is 99, expected one of REJECT",
+        ),
+        (
+            "dynamic_batching { priority_queue_policy { key: 3 value { timeout_action: 99 } } }",
+            r"priority_queue_policy\[3\].timeout_action is 99",
+        ),
+    ],
+)
+def test_numbers_that_name_nothing_are_refused(text: str, said: str) -> None:
+    with pytest.raises(ModelLoadFailed, match=said):
+        parse(text, "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"sequence_batching": {}}', "sequence_batching is not supported"),
+        ('{"sequenceBatching": {}}', "sequence_batching is not supported"),
+        ('{"ensemble_scheduling": {"step": [{"model_name": "x"}]}}', "ensemble_scheduling is not supported"),
+        ('{"input": [{"name": "image", "data_type": 99}]}', "input.data_type is 99"),
+    ],
+)
+def test_a_loads_json_is_refused_like_the_file(text: str, said: str) -> None:
+    with pytest.raises(ModelLoadFailed, match=said):
+        parse_json(text, "m")
+
+
 def test_priorities() -> None:
     config = parse(
         """dynamic_batching {
@@ -90,6 +128,11 @@ def test_priorities() -> None:
         ('max_batch_size: 4 input { name: "image" data_type: TYPE_FP32 dims: [8, 8, 1] }', "has data_type TYPE_FP32"),
         ('max_batch_size: 4 input { name: "image" data_type: TYPE_UINT8 dims: [1, 8, 8] }', r"write dims: \[8, 8, 1\]"),
         ("max_batch_size: 4 dynamic_batching { preferred_batch_size: 5 }", "preferred_batch_size 5 is not within"),
+        (
+            "dynamic_batching { priority_levels: 18446744073709551615 default_priority_level: 1 }",
+            "priority_levels is 18446744073709551615, expected 1 to 1024",
+        ),
+        ("max_batch_size: 2000000000", "max_batch_size is 2000000000, at most 65536"),
         ("dynamic_batching { priority_levels: 2 }", "default_priority_level is 0, expected 1 to 2"),
         (
             "dynamic_batching { priority_queue_policy { key: 3 value { max_queue_size: 1 } } }",

@@ -175,9 +175,14 @@ REFUSED = [
         "can be read, not changed",
     ),
     ("SystemSharedMemoryStatus", o.SystemSharedMemoryStatusRequest(), Code.UNIMPLEMENTED, "--shared-memory-prefix"),
-    ("CudaSharedMemoryStatus", o.CudaSharedMemoryStatusRequest(), Code.UNIMPLEMENTED, ""),
-    ("CudaSharedMemoryRegister", o.CudaSharedMemoryRegisterRequest(), Code.UNIMPLEMENTED, ""),
-    ("CudaSharedMemoryUnregister", o.CudaSharedMemoryUnregisterRequest(), Code.UNIMPLEMENTED, ""),
+    ("CudaSharedMemoryStatus", o.CudaSharedMemoryStatusRequest(), Code.UNIMPLEMENTED, "CUDA shared memory is not"),
+    ("CudaSharedMemoryRegister", o.CudaSharedMemoryRegisterRequest(), Code.UNIMPLEMENTED, "CUDA shared memory is not"),
+    (
+        "CudaSharedMemoryUnregister",
+        o.CudaSharedMemoryUnregisterRequest(),
+        Code.UNIMPLEMENTED,
+        "CUDA shared memory is not",
+    ),
 ]
 
 

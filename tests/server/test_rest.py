@@ -65,6 +65,11 @@ def with_binary(header: dict[str, Any], *tensors: bytes) -> dict[str, Any]:
         ("GET", "/v2/trace/setting", 200, '"trace_level":["OFF"]'),
         ("GET", "/v2/models/nobody/trace/setting", 404, "model 'nobody'"),
         ("POST", "/v2/systemsharedmemory/region/a/unregister", 501, "shared"),
+        ("GET", "/v2/cudasharedmemory/status", 501, "CUDA shared memory is not supported"),
+        ("GET", "/v2/cudasharedmemory/region/a/status", 501, "CUDA shared memory is not supported"),
+        ("POST", "/v2/cudasharedmemory/region/a/register", 501, "CUDA shared memory is not supported"),
+        ("POST", "/v2/cudasharedmemory/region/a/unregister", 501, "CUDA shared memory is not supported"),
+        ("POST", "/v2/cudasharedmemory/unregister", 501, "CUDA shared memory is not supported"),
         ("GET", "/openapi.json", 200, '"openapi":"3.1.0"'),
     ],
 )
@@ -102,6 +107,28 @@ def test_settings_are_not_changed(
     response = http.post(path, json=settings)
     assert said in response.json()["error"]
     assert response.status_code == code
+
+
+HALF = '"a\\ud800"'
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/v2/logging", f'{{{HALF}: "1"}}'),
+        ("/v2/logging", f'{{"log_file": {HALF}}}'),
+        ("/v2/trace/setting", f'{{"trace_file": [{HALF}]}}'),
+        ("/v2/models/tiny/trace/setting", f'{{{HALF}: "1"}}'),
+        ("/v2/repository/models/tiny/load", f'{{"parameters": {{{HALF}: "1"}}}}'),
+        ("/v2/repository/models/tiny/load", f'{{"parameters": {{"config": {HALF}}}}}'),
+        ("/v2/repository/models/tiny/load", '{"parameters": {"file:1/model.onnx": "\u00e9"}}'),
+        ("/v2/repository/index", f'{{"ready": {HALF}}}'),
+        ("/v2/systemsharedmemory/region/a/register", f'{{"key": {HALF}, "offset": 0, "byte_size": 1}}'),
+    ],
+)
+def test_half_a_surrogate_pair_is_the_clients_error(http: httpx.Client, path: str, content: str) -> None:
+    response = http.post(path, content=content)
+    assert (response.status_code, set(response.json())) == (400, {"error"})
 
 
 def test_classes_and_encoded_images_as_over_grpc(http: httpx.Client) -> None:

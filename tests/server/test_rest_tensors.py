@@ -28,3 +28,9 @@ def test_every_type_comes_back_as_it_went(datatype: str) -> None:
     raw = raw_from_json("x", datatype, [1, 2], [values])
     assert raw == np.array(values, dtype).tobytes()
     assert json_from_raw("x", datatype, raw) == values
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64"])
+def test_an_integer_beyond_every_float_is_refused(datatype: str) -> None:
+    with pytest.raises(InvalidInput, match=f"input 'x' of {datatype} has an integer that is too large for a float"):
+        raw_from_json("x", datatype, [2], [10**400, 1])

@@ -6,6 +6,7 @@
 import os
 import random
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing import shared_memory
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.wire import open_inference_pb2 as o
 from oip import SERVICE, Oip, encoded, floats, tensor, with_parameter
-from support import RunningServer, picture, serving
+from support import RunningServer, half_free_onnx, picture, serving
 
 SOAK = bool(float(os.environ.get("CNNSERVE_SOAK_MINUTES", "0")))
 REQUESTS = 100_000 if SOAK else 1_500
@@ -41,7 +42,7 @@ EXPECTED = {
 sizes = st.one_of(st.sampled_from([0, 1, 8, 9, -1, 2**31, 2**62, 2**63 - 1, -(2**63)]), st.integers(-3, 12))
 shapes = st.one_of(st.sampled_from([[1, 8, 8, 1], [2, 8, 8, 1], [1], [2, 1]]), st.lists(sizes, max_size=10))
 words = st.one_of(
-    st.sampled_from(["", "tiny", "plain", "altered", "image", "probabilities", "r", "1"]), st.text(max_size=9)
+    st.sampled_from(["", "tiny", "plain", "altered", "free", "image", "probabilities", "r", "1"]), st.text(max_size=9)
 )
 datatypes = st.one_of(st.sampled_from([*NUMPY_TYPES, "BYTES", "BF16", ""]), st.just("UINT8"))
 blobs = st.one_of(
@@ -107,7 +108,14 @@ def requests(draw: st.DrawFn) -> o.ModelInferRequest:
     return request
 
 
-good_ones = st.sampled_from([tensor(), tensor(model="plain"), encoded(), encoded(shape=[1, 1])])
+def of_free(height: int) -> o.ModelInferRequest:
+    """A request that only a height of 8 makes a good one."""
+    request = o.ModelInferRequest(model_name="free", raw_input_contents=[bytes(4 * 3 * height * 8)])
+    request.inputs.add(name="image", datatype="FP32", shape=[1, 3, height, 8])
+    return request
+
+
+good_ones = st.sampled_from([tensor(), of_free(8), of_free(9), tensor(model="plain"), encoded(), encoded(shape=[1, 1])])
 
 
 def add_parameters(message: object, chosen: dict[str, dict[str, object]]) -> None:
@@ -136,11 +144,15 @@ def mutants(data: bytes, generator: random.Random) -> Iterator[bytes]:
 
 @pytest.fixture(scope="module")
 def server(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """With a region `r` of 256 bytes that requests may name."""
+    """With a region `r` of 256 bytes that requests may name, and a model `free` that cannot run every size it takes."""
+    repository = tmp_path_factory.mktemp("fuzz") / "repository"
+    shutil.copytree(tiny_repository, repository)
+    (repository / "free" / "1").mkdir(parents=True)
+    (repository / "free" / "1" / "model.onnx").write_bytes(half_free_onnx())
     region = shared_memory.SharedMemory(KEY, create=True, size=256)
     try:
         log = tmp_path_factory.mktemp("log") / "log"
-        with serving(log, tiny_repository, "--shared-memory-prefix", KEY) as server, Oip(server.address) as oip:
+        with serving(log, repository, "--shared-memory-prefix", KEY) as server, Oip(server.address) as oip:
             oip("SystemSharedMemoryRegister", o.SystemSharedMemoryRegisterRequest(name="r", key=KEY, byte_size=256))
             yield server
     finally:

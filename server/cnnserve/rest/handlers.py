@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import gzip
 import re
 import zlib
@@ -21,6 +20,7 @@ from cnnserve.rest.exchange import Exchange
 from cnnserve.rest.messages import as_json
 from cnnserve.wire import open_inference_pb2 as pb
 
+_HALF_A_PAIR = "a text of the request has half a surrogate pair"
 MODEL_METADATA = "inference.GRPCInferenceService/ModelMetadata"
 # Below it, packing saves no packet.
 _PACK_FROM_BYTES = 1400
@@ -85,8 +85,11 @@ async def repository_change(exchange: Exchange) -> Response:
     if not isinstance(parameters, dict):
         raise InvalidInput("parameters is no object")
     request: Any = exchange.method.request(**exchange.path)
-    for name, value in parameters.items():
-        request.parameters[name].CopyFrom(_repository_parameter(name, value))
+    try:
+        for name, value in parameters.items():
+            request.parameters[name].CopyFrom(_repository_parameter(name, value))
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{_HALF_A_PAIR}: {error}") from error
     await exchange.ask(request)
     return answer({})
 
@@ -123,6 +126,8 @@ async def settings(exchange: Exchange) -> Response:
     try:
         for name, value in wanted.items():
             json_format.ParseDict(_setting(value), request.settings[name])
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{_HALF_A_PAIR}: {error}") from error
     except json_format.ParseError as error:
         raise InvalidInput(f"a setting has a value that it cannot have: {error}") from error
     found = await exchange.ask(request)
@@ -143,7 +148,7 @@ def _repository_parameter(name: str, value: object) -> pb.ModelRepositoryParamet
         case str() if name.startswith("file:"):
             try:
                 return pb.ModelRepositoryParameter(bytes_param=base64.b64decode(value, validate=True))
-            except binascii.Error as error:
+            except ValueError as error:
                 raise InvalidInput(f"parameter '{name:.100}' is no base64: {error}") from error
         case str():
             return pb.ModelRepositoryParameter(string_param=value)

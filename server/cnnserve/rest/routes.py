@@ -42,7 +42,7 @@ class Operation:
 
 def operations() -> list[Operation]:
     """The table, in the order in which paths are tried."""
-    return [*_server(), *_models(), *_repository(), *_shared_memory(), *_settings()]
+    return [*_server(), *_models(), *_repository(), *_shared_memory(), *_cuda_shared_memory(), *_settings()]
 
 
 def _server() -> Iterator[Operation]:
@@ -130,6 +130,21 @@ def _shared_memory() -> Iterator[Operation]:
         "Region",
         errors | _BODY,
     )
+
+
+def _cuda_shared_memory() -> Iterator[Operation]:
+    base, rpc = "/v2/cudasharedmemory", f"{_INFERENCE}/CudaSharedMemory"
+    region = f"{base}/region/{{name}}"
+    rows = [
+        ("GET", f"{base}/status", "Status"),
+        ("GET", f"{region}/status", "Status"),
+        ("POST", f"{base}/unregister", "Unregister"),
+        ("POST", f"{region}/unregister", "Unregister"),
+        ("POST", f"{region}/register", "Register"),
+    ]
+    for method, path, verb in rows:
+        summary = "Refused: CUDA shared memory is not supported"
+        yield Operation(method, path, f"{rpc}{verb}", handlers.empty, summary, "Empty", errors=_ALWAYS | {501})
 
 
 def _settings() -> Iterator[Operation]:

@@ -42,8 +42,12 @@ def raw_from_json(name: str, datatype: str, shape: Sequence[int], data: object) 
             if not limits.min <= value <= limits.max:
                 raise InvalidInput(f"input '{name}' has the value {value}, which is no {datatype}")
     # A number above the largest float32 becomes infinity, as it does in every client.
-    with np.errstate(over="ignore"):
-        return np.array(values, dtype).tobytes()
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(values, dtype).tobytes()
+    except OverflowError as error:
+        # A float that large would have been read as infinity; Python's integers have no end.
+        raise InvalidInput(f"input '{name}' of {datatype} has an integer that is too large for a float") from error
 
 
 def json_from_raw(name: str, datatype: str, raw: bytes) -> list[Any]:

@@ -1,5 +1,6 @@
 """ModelInfer's request -> a model's input, and the model's outputs -> the response."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +43,7 @@ class Inference:
         _check_input_name(request, model)
         check_reserved(request.parameters)
         wanted = _wanted_outputs(request, model, self.memory)
-        priority, timeout_us = integer(request.parameters, "priority"), integer(request.parameters, "timeout")
-        result = await self._infer(request, model, deadline_ns, priority, timeout_us)
+        result = await self._infer(request, model, wanted, deadline_ns)
         info = model.info
         response = pb.ModelInferResponse(model_name=info.name, model_version=str(info.version), id=request.id)
         for item in wanted:
@@ -51,8 +51,9 @@ class Inference:
         return response
 
     async def _infer(
-        self, request: pb.ModelInferRequest, model: Model, deadline_ns: int | None, priority: int, timeout_us: int
+        self, request: pb.ModelInferRequest, model: Model, wanted: list[_Wanted], deadline_ns: int | None
     ) -> BatchResult:
+        priority, timeout_us = integer(request.parameters, "priority"), integer(request.parameters, "timeout")
         tensor = request.inputs[0]
         shape = tensors.check_shape(tensor)
         images = tensor.datatype == tensors.BYTES and model.accepts_images
@@ -60,6 +61,7 @@ class Inference:
             _check_images_shape(tensor.name, shape, model)
         else:
             model.check_input(tensor.datatype, shape)
+        _check_classes(wanted, shape[0], model)
         place = place_of(tensor.parameters, tensor.name, self.memory)
         with self.budget.hold(_held_bytes(request, place, shape[0] * model.row_bytes if images else 0)):
             raw = self._raw(request, place, 0 if images else tensors.byte_size(tensor))
@@ -100,6 +102,15 @@ def _check_images_shape(name: str, shape: tuple[int, ...], model: Model) -> None
         raise InvalidInput(f"input '{name}' of BYTES has shape {list(shape)}; images are sent as [n] or [n, 1]")
     # Before millions of images become as many objects.
     model.check_count(shape[0], "images")
+
+
+def _check_classes(wanted: list[_Wanted], rows: int, model: Model) -> None:
+    """Where the model says how many classes it has; the others are counted when they are there."""
+    settings = model.info.settings
+    for item in wanted:
+        output = settings.outputs[item.index]
+        if item.k and all(size > 0 for size in output.dims):
+            classes.check_size(rows if settings.batched else 1, math.prod(output.dims), item.k, output.name)
 
 
 def _wanted_outputs(request: pb.ModelInferRequest, model: Model, memory: SharedMemory) -> list[_Wanted]:

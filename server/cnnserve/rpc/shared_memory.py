@@ -1,9 +1,15 @@
-"""System shared memory: its three RPCs, and the parameters by which a tensor says that it lies there."""
+"""System shared memory: its three RPCs, and the parameters by which a tensor says that it lies there.
+
+CUDA's three RPCs are there to be refused by name.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
-from cnnserve.errors import InvalidInput, RegionNotFound
+from google.protobuf.message import Message
+
+from cnnserve.errors import InvalidInput, RegionNotFound, Unsupported
 from cnnserve.rpc.methods import CallContext, Method
 from cnnserve.rpc.parameters import integer, text
 from cnnserve.shared_memory import Region, SharedMemory
@@ -50,7 +56,7 @@ def place_of(parameters: Mapping[str, pb.InferParameter], tensor: str, memory: S
 
 
 class SharedMemoryService:
-    """SystemSharedMemoryStatus, Register and Unregister."""
+    """SystemSharedMemoryStatus, Register and Unregister; CUDA's by the same names are refused."""
 
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory
@@ -82,6 +88,15 @@ class SharedMemoryService:
                 pb.SystemSharedMemoryUnregisterResponse,
                 self.unregister,
             ),
+            *(
+                Method(
+                    f"{_SERVICE}/CudaSharedMemory{verb}",
+                    getattr(pb, f"CudaSharedMemory{verb}Request"),
+                    getattr(pb, f"CudaSharedMemory{verb}Response"),
+                    self.refuse_cuda,
+                )
+                for verb in ("Status", "Register", "Unregister")
+            ),
         ]
 
     async def status(
@@ -110,3 +125,7 @@ class SharedMemoryService:
         """One region, or all; requests at work keep theirs."""
         self._memory.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def refuse_cuda(self, _: Message, __: CallContext) -> NoReturn:
+        """Raises `Unsupported`: a name says more than a method that is not there."""
+        raise Unsupported("CUDA shared memory is not supported; use system shared memory, or send tensors")
