@@ -4,9 +4,11 @@ import asyncio
 import itertools
 import threading
 from contextlib import ExitStack, aclosing
+from pathlib import Path
 
 import grpc
 import numpy as np
+import PIL.Image
 import pytest
 
 import cnnserve_client as cc
@@ -201,6 +203,21 @@ def test_an_unknown_model_says_so_before_anything_is_read(peer, many):
 def test_wrong_parameters_are_told_at_the_call(wrong, expected):
     with cc.Client("127.0.0.1:1") as client, pytest.raises(cc.InvalidInputError, match=expected):
         client.classify_many([b"x"], **{"model": "digits", **wrong})
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["a.jpg", Path("a.jpg"), b"jpeg", bytearray(b"jpeg"), PIL.Image.new("L", (2, 2)), *map(np.zeros, [(2, 2), (2, 2, 3)])],
+    ids=lambda image: type(image).__name__,
+)
+def test_one_image_is_not_taken_for_many(many, image):
+    expected = f"a {type(image).__name__} is one image: expected an iterable of images; use classify"
+    with pytest.raises(cc.InvalidInputError, match=expected):
+        many("127.0.0.1:1", image)
+
+
+def test_an_array_of_images_is_many(peer, many):
+    assert len(many(peer.address, np.zeros((4, 2, 2, 3), np.uint8))) == 4
 
 
 def test_a_version_label_finds_its_version(peer, many):
