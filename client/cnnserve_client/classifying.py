@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import chain
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from . import output, report, sources, terminal
@@ -138,9 +138,13 @@ def _count_aside(args: argparse.Namespace, progress: terminal.Progress) -> None:
         with suppress(InvalidInputError):  # a list that cannot be read is told where it is used
             progress.total = sum(1 for _ in _entries(args))
 
-    # A list on standard input can be read once only.
-    if progress.is_wanted and args.files_from != sources.STANDARD_INPUT:
+    if progress.is_wanted and _is_list_kept(args):
         threading.Thread(target=count, daemon=True).start()
+
+
+def _is_list_kept(args: argparse.Namespace) -> bool:
+    """Whether --files-from can be read once more: a pipe under any name gives each line to one reader only."""
+    return args.files_from is None or (args.files_from != sources.STANDARD_INPUT and Path(args.files_from).is_file())
 
 
 def _sink(args: argparse.Namespace, progress: terminal.Progress) -> output.Stream | output.File:

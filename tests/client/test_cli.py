@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from cnnserve.wire import classifier_pb2 as pb
-from cnnserve_client import cli
+from cnnserve_client import cli, terminal
 from peer import Peer, Refused
 
 
@@ -150,6 +151,26 @@ def test_standard_input_is_an_image_or_a_list(peer, files, argv, data, names):
     out, err = process.communicate(data, timeout=20)
     assert (process.returncode, err) == (0, b"")
     assert [json.loads(line)["file"] for line in out.splitlines()] == names
+
+
+def test_the_progress_bar_takes_no_line_from_a_list_in_a_pipe(peer, files, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "is_terminal", lambda stream: stream is sys.stderr)
+    reader, writer = os.pipe()
+    lines = 5_000  # many times what a pipe and a file's buffer hold
+
+    def write() -> None:
+        with open(writer, "w") as pipe:
+            pipe.write(f"{'./' * 200}0.png\n" * lines)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        argv = ["--files-from", f"/dev/fd/{reader}", "--output", "out.jsonl", "--address", peer.address]
+        assert run(capsys, cli.classify, *argv)[0] == 0
+    finally:
+        os.close(reader)
+        thread.join()
+    assert len((files / "out.jsonl").read_text().splitlines()) == lines
 
 
 def test_requests_hold_no_more_than_the_models_batch(peer, files, capsys):
