@@ -1,6 +1,7 @@
 """`cnnserve classify`: which images, with which model, written where."""
 
 import argparse
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -150,10 +151,29 @@ def _is_list_kept(args: argparse.Namespace) -> bool:
 def _sink(args: argparse.Namespace, progress: terminal.Progress) -> output.Stream | output.File:
     if args.output is None:
         return output.Stream(sys.stdout, progress.clear if terminal.is_terminal(sys.stdout) else None)
+    _refuse_input(args)
     try:
         return output.File(args.output)
     except OSError as error:
         raise InvalidInputError(f"cannot write {args.output}: {error.strerror}") from error
+
+
+def _refuse_input(args: argparse.Namespace) -> None:
+    """Looks through all inputs, but only where there is a file to lose."""
+    if not Path(args.output).is_file():
+        return
+    lost = Path(args.output).stat()
+    entries = _entries(args) if _is_list_kept(args) else sources.find(args.images)
+    names = chain([args.files_from] if args.files_from else [], (entry.name for entry in entries))
+    if any(name != sources.STANDARD_INPUT and _is_same(name, lost) for name in names):
+        raise InvalidInputError(f"--output {args.output} is an input, too: name another file")
+
+
+def _is_same(path: str, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), file)  # noqa: PTH116 - half the price of Path's
+    except (OSError, ValueError):  # told where it is read
+        return False
 
 
 def _format(args: argparse.Namespace, model: str) -> Format:

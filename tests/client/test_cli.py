@@ -104,6 +104,19 @@ def test_what_goes_wrong_at_the_start_leaves_the_output_file_alone(peer, files, 
     assert (files / "out.csv").read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    "images", [["0.csv"], ["./0.csv"], ["*.csv"], ["linked"], ["1.png", "--files-from", "0.csv"], ["--files-from", "list"]]
+)
+def test_no_input_is_written_over(peer, files, capsys, images):
+    (files / "0.csv").write_text("1.png\n")
+    (files / "list").write_text("1.png\n0.csv\n")
+    (files / "linked").mkdir()
+    (files / "linked" / "2.png").symlink_to("../0.csv")
+    argv = [*images, "--output", "0.csv", "--address", peer.address]
+    assert run(capsys, cli.classify, *argv) == (1, "", "error: --output 0.csv is an input, too: name another file\n")
+    assert (files / "0.csv").read_text() == "1.png\n"
+
+
 def test_a_file_that_cannot_be_written_is_named(peer, files, capsys):
     argv = ["0.png", "--output", "no/such/folder.csv", "--address", peer.address]
     assert run(capsys, cli.classify, *argv) == (
