@@ -13,6 +13,9 @@ import pytest
 
 import cnnserve_client as cc
 from cnnserve.wire import classifier_pb2 as pb
+from cnnserve_client import aio_streams, calls
+from cnnserve_client.batching import Limits
+from cnnserve_client.pipeline import Pipeline
 from peer import Peer, Refused, running
 from support import until
 
@@ -136,6 +139,40 @@ async def test_a_cancelled_consumer_cancels_the_stream(peer):
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await asyncio.to_thread(gone.wait, 5)
+
+
+class OneAnswer:
+    """A call whose answer comes when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    def open(self, lane, requests):
+        self.asked.set()
+        return self
+
+    async def __aiter__(self):
+        await self.answer.wait()
+        yield pb.ClassifyStreamResponse(id="nobody asked").SerializeToString()
+
+    def cancel(self) -> None:
+        self.answer.set()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(turns):
+    call = OneAnswer()
+    request = calls.empty_request(model="digits", version="", top_k=0)
+    pipeline = Pipeline(request, Limits(1, 2**20), 1, 30.0)
+    task = asyncio.create_task(anext(aio_streams.run(pipeline, [b"x"], call.open, None)))
+    await call.asked.wait()
+    await asyncio.sleep(0)
+    call.answer.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    was_waiting = task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.cancelled() is was_waiting
 
 
 def test_an_exception_of_the_source_comes_after_the_results_before_it(peer):
