@@ -11,7 +11,7 @@ import grpc
 
 from . import aio_streams, calls, channels, limits, rpc
 from .errors import CnnserveError
-from .images import Image, take_time
+from .images import Image, refuse_one, take_time
 from .pipeline import Pipeline
 from .results import Classification, ImageResult, ModelInfo
 from .retry import Attempts, Rotation
@@ -74,6 +74,7 @@ class AsyncClient:
         Where they are not, the event loop waits while the next one is made. Leave early with `aclose`, or with
         `contextlib.aclosing`: a `break` alone lets the stream go on until Python collects the generator.
         """
+        refuse_one(images)
         timeout_s = self._target.timeout(timeout_s)
         request = calls.empty_request(model=model, version=version, top_k=top_k)
         self._check()

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc
@@ -121,10 +121,10 @@ class _Streams:
 
     async def wait(self, seconds: float) -> None:
         """Until something came."""
-        try:
-            self._first = await asyncio.wait_for(self._events.get(), seconds)
-        except TimeoutError:
-            return
+        # Not wait_for: up to Python 3.11 it loses a cancellation that comes together with an event.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                self._first = await self._events.get()
 
     def tell(self, pipeline: Pipeline) -> None:
         """Hands on what came."""

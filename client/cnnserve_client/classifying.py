@@ -1,12 +1,13 @@
 """`cnnserve classify`: which images, with which model, written where."""
 
 import argparse
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import chain
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from . import output, report, sources, terminal
@@ -138,18 +139,41 @@ def _count_aside(args: argparse.Namespace, progress: terminal.Progress) -> None:
         with suppress(InvalidInputError):  # a list that cannot be read is told where it is used
             progress.total = sum(1 for _ in _entries(args))
 
-    # A list on standard input can be read once only.
-    if progress.is_wanted and args.files_from != sources.STANDARD_INPUT:
+    if progress.is_wanted and _is_list_kept(args):
         threading.Thread(target=count, daemon=True).start()
+
+
+def _is_list_kept(args: argparse.Namespace) -> bool:
+    """Whether --files-from can be read once more: a pipe under any name gives each line to one reader only."""
+    return args.files_from is None or (args.files_from != sources.STANDARD_INPUT and Path(args.files_from).is_file())
 
 
 def _sink(args: argparse.Namespace, progress: terminal.Progress) -> output.Stream | output.File:
     if args.output is None:
         return output.Stream(sys.stdout, progress.clear if terminal.is_terminal(sys.stdout) else None)
+    _refuse_input(args)
     try:
         return output.File(args.output)
     except OSError as error:
         raise InvalidInputError(f"cannot write {args.output}: {error.strerror}") from error
+
+
+def _refuse_input(args: argparse.Namespace) -> None:
+    """Looks through all inputs, but only where there is a file to lose."""
+    if not Path(args.output).is_file():
+        return
+    lost = Path(args.output).stat()
+    entries = _entries(args) if _is_list_kept(args) else sources.find(args.images)
+    names = chain([args.files_from] if args.files_from else [], (entry.name for entry in entries))
+    if any(name != sources.STANDARD_INPUT and _is_same(name, lost) for name in names):
+        raise InvalidInputError(f"--output {args.output} is an input, too: name another file")
+
+
+def _is_same(path: str, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), file)  # noqa: PTH116 - half the price of Path's
+    except (OSError, ValueError):  # told where it is read
+        return False
 
 
 def _format(args: argparse.Namespace, model: str) -> Format:

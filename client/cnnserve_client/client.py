@@ -11,7 +11,7 @@ import grpc
 
 from . import calls, channels, limits, rpc, streams
 from .errors import CnnserveError
-from .images import Image
+from .images import Image, refuse_one
 from .pipeline import Pipeline
 from .results import Classification, ImageResult, ModelInfo
 from .retry import Attempts, Rotation
@@ -118,9 +118,11 @@ class Client:
             Each image's classes or its own error, a file that cannot be read among them.
 
         Raises:
+            InvalidInputError: at the call: `images` is one image, or another argument is wrong.
             CnnserveError: no such model, no ready version, or no server for `timeout_s`. Results come first, and an
                 exception of `images` after those of the images before it.
         """
+        refuse_one(images)
         timeout_s = self._target.timeout(timeout_s)
         request = calls.empty_request(model=model, version=version, top_k=top_k)
         self._check()

@@ -57,6 +57,13 @@ def each(images: Image | Sequence[Image]) -> Iterator[tuple[str, Image]]:
         yield f"images[{position}]", image
 
 
+def refuse_one(images: object) -> None:
+    """`InvalidInputError` where `images` is a single image, whose characters, bytes or rows would be taken for many."""
+    one = isinstance(images, (*_PATH, *_BYTES)) or (hasattr(images, "mode") and hasattr(images, "convert"))
+    if one or (isinstance(images, np.ndarray) and images.ndim < 4):
+        raise InvalidInputError(f"a {type(images).__name__} is one image: expected an iterable of images; use classify")
+
+
 def take_time(images: Image | Sequence[Image]) -> bool:
     """True where an image must be read from disk or decoded by Pillow before it can be sent."""
     return any(not isinstance(image, _BYTES) and not _is_array(image) for _, image in each(images))

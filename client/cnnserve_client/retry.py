@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Final
 
-from .errors import CnnserveError, QueueFullError, UnavailableError
+from .errors import CnnserveError, DeadlineExceededError, QueueFullError, UnavailableError
 from .errors import ConnectionFailedError as NotConnected
 
 _FIRST_S: Final = 0.1
@@ -47,7 +47,7 @@ class Rotation:
             return number
 
     def failed(self, number: int) -> None:
-        """The server behind it was not there or not ready."""
+        """The server behind it was not there, not ready or silent."""
         with self._lock:
             rest_s = min(_LONGEST_REST_S, _FIRST_REST_S * 2.0 ** min(self._failures[number], 10))
             self._failures[number] += 1
@@ -90,7 +90,7 @@ class Attempts:
 
     def wait_s(self, error: CnnserveError) -> float | None:
         """Seconds to wait before the next try after this failure; None: it was the last one."""
-        if isinstance(error, UnavailableError):
+        if isinstance(error, UnavailableError | DeadlineExceededError):
             self._rotation.failed(self._tried[-1])
         if not self._may_repeat(error):
             return None

@@ -13,6 +13,7 @@ from .errors import InvalidInputError
 STANDARD_INPUT: Final = "-"
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
+_NOT_REGULAR: Final = "not a regular file; pipe an image into -, or a list into --files-from -"
 _MAGIC: Final = frozenset("*?[")
 
 
@@ -70,12 +71,13 @@ def read(entry: Entry, limit: int, read_file: Callable[[str, int], bytes]) -> by
 
 def _at(path: str) -> Iterator[Entry]:
     try:
-        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - half the price of Path's
+        mode = os.stat(path).st_mode  # noqa: PTH116 - half the price of Path's
     except (OSError, ValueError) as error:
         yield Entry(path, InvalidInputError(_reason(error)))
         return
-    if not is_folder:
-        yield Entry(path)
+    if not stat.S_ISDIR(mode):
+        # A pipe that nobody writes to would be waited for without end.
+        yield Entry(path, None if stat.S_ISREG(mode) else InvalidInputError(_NOT_REGULAR))
         return
     count = 0
     for entry in _below(path):
@@ -111,7 +113,7 @@ def _is_image(item: "os.DirEntry[str]") -> bool:
         return False
     # A link that leads nowhere is told when it is read; a pipe would hold everything up.
     try:
-        return item.is_file() or (item.is_symlink() and not item.is_dir())
+        return item.is_file() or (item.is_symlink() and not os.path.exists(item.path))  # noqa: PTH110 - as above
     except OSError:
         return True
 

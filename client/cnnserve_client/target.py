@@ -1,5 +1,6 @@
 """Where a client calls, within which limits, and what its failures mean. Imports neither grpc nor protobuf."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -17,6 +18,10 @@ _NOT_CONNECTED: Final = (
     "dns resolution failed",
     "errors resolving",
 )
+
+# gRPC's own names for targets, which it checks itself.
+_SCHEMES: Final = ("dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")
+_HOST_PORT: Final = re.compile(r"(?:\[[^\[\]/]+\]|[^:/\[\]\s]+):(?P<port>[0-9]{1,5})")
 
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
 _LONGEST_TIMEOUT_S: Final = 1e9  # gRPC takes what its clock cannot hold for a deadline in the past
@@ -55,7 +60,7 @@ class Target:
     """The servers a client calls, and its limits.
 
     Raises:
-        InvalidInputError: there is no address, a limit is out of range, or a token cannot or must not be sent.
+        InvalidInputError: there is no address or a malformed one, a limit is out of range, or a token cannot or must not be sent.
     """
 
     address: str | Sequence[str]
@@ -159,7 +164,18 @@ def _addresses(address: str | Sequence[str]) -> tuple[str, ...]:
     stripped = tuple(text.strip() for text in address)
     if not all(stripped) or not stripped:
         raise errors.InvalidInputError("address is empty: expected HOST:PORT, or several with commas between them")
+    for text in stripped:
+        _check_address(text)
     return stripped
+
+
+def _check_address(address: str) -> None:
+    """gRPC alone takes 65537 for port 1, and 443 where there is none."""
+    if address.startswith(_SCHEMES):
+        return
+    match = _HOST_PORT.fullmatch(address)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        raise errors.InvalidInputError(f"address is {address!r}: expected HOST:PORT, port 1 to 65535")
 
 
 def _in_range(name: str, value: int, least: int, most: int) -> None:

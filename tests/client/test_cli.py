@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from cnnserve.wire import classifier_pb2 as pb
-from cnnserve_client import cli
+from cnnserve_client import cli, terminal
 from peer import Peer, Refused
 
 
@@ -103,6 +104,19 @@ def test_what_goes_wrong_at_the_start_leaves_the_output_file_alone(peer, files, 
     assert (files / "out.csv").read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    "images", [["0.csv"], ["./0.csv"], ["*.csv"], ["linked"], ["1.png", "--files-from", "0.csv"], ["--files-from", "list"]]
+)
+def test_no_input_is_written_over(peer, files, capsys, images):
+    (files / "0.csv").write_text("1.png\n")
+    (files / "list").write_text("1.png\n0.csv\n")
+    (files / "linked").mkdir()
+    (files / "linked" / "2.png").symlink_to("../0.csv")
+    argv = [*images, "--output", "0.csv", "--address", peer.address]
+    assert run(capsys, cli.classify, *argv) == (1, "", "error: --output 0.csv is an input, too: name another file\n")
+    assert (files / "0.csv").read_text() == "1.png\n"
+
+
 def test_a_file_that_cannot_be_written_is_named(peer, files, capsys):
     argv = ["0.png", "--output", "no/such/folder.csv", "--address", peer.address]
     assert run(capsys, cli.classify, *argv) == (
@@ -150,6 +164,26 @@ def test_standard_input_is_an_image_or_a_list(peer, files, argv, data, names):
     out, err = process.communicate(data, timeout=20)
     assert (process.returncode, err) == (0, b"")
     assert [json.loads(line)["file"] for line in out.splitlines()] == names
+
+
+def test_the_progress_bar_takes_no_line_from_a_list_in_a_pipe(peer, files, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "is_terminal", lambda stream: stream is sys.stderr)
+    reader, writer = os.pipe()
+    lines = 5_000  # many times what a pipe and a file's buffer hold
+
+    def write() -> None:
+        with open(writer, "w") as pipe:
+            pipe.write(f"{'./' * 200}0.png\n" * lines)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        argv = ["--files-from", f"/dev/fd/{reader}", "--output", "out.jsonl", "--address", peer.address]
+        assert run(capsys, cli.classify, *argv)[0] == 0
+    finally:
+        os.close(reader)
+        thread.join()
+    assert len((files / "out.jsonl").read_text().splitlines()) == lines
 
 
 def test_requests_hold_no_more_than_the_models_batch(peer, files, capsys):

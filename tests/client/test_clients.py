@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import re
 import socket
 import threading
 import time
@@ -89,6 +90,24 @@ def test_limits_out_of_range_are_refused(ask, limits, expected):
 def test_an_empty_address_is_refused(ask, address):
     with pytest.raises(cc.InvalidInputError, match="address is empty: expected HOST:PORT"):
         ask(address, "list_models")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["a", "a:", "a:x", "a:0", "a:65536", "a:-1", ":1", "http://a:1", "::1:1", "[::1]", "a b:1", "a:1/x", "a:١"],
+)
+def test_a_malformed_address_is_refused(ask, address):
+    expected = re.escape(f"address is {address!r}: expected HOST:PORT, port 1 to 65535")
+    with pytest.raises(cc.InvalidInputError, match=expected):
+        ask(["127.0.0.1:1", address], "list_models")
+
+
+@pytest.mark.parametrize(
+    "address", ["a:1,b.c:65535", "[::1]:8001", "dns:///a", "unix:///run/a", "ipv4:127.0.0.1:1,127.0.0.1:2"]
+)
+def test_what_grpc_understands_is_an_address(address):
+    with cc.Client(address) as client:
+        assert str(client) == f"Client({address!r})"
 
 
 def test_list_models_reads_every_field(peer, ask):

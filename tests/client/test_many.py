@@ -4,13 +4,18 @@ import asyncio
 import itertools
 import threading
 from contextlib import ExitStack, aclosing
+from pathlib import Path
 
 import grpc
 import numpy as np
+import PIL.Image
 import pytest
 
 import cnnserve_client as cc
 from cnnserve.wire import classifier_pb2 as pb
+from cnnserve_client import aio_streams, calls
+from cnnserve_client.batching import Limits
+from cnnserve_client.pipeline import Pipeline
 from peer import Peer, Refused, running
 from support import until
 
@@ -136,6 +141,40 @@ async def test_a_cancelled_consumer_cancels_the_stream(peer):
         assert await asyncio.to_thread(gone.wait, 5)
 
 
+class OneAnswer:
+    """A call whose answer comes when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    def open(self, lane, requests):
+        self.asked.set()
+        return self
+
+    async def __aiter__(self):
+        await self.answer.wait()
+        yield pb.ClassifyStreamResponse(id="nobody asked").SerializeToString()
+
+    def cancel(self) -> None:
+        self.answer.set()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(turns):
+    call = OneAnswer()
+    request = calls.empty_request(model="digits", version="", top_k=0)
+    pipeline = Pipeline(request, Limits(1, 2**20), 1, 30.0)
+    task = asyncio.create_task(anext(aio_streams.run(pipeline, [b"x"], call.open, None)))
+    await call.asked.wait()
+    await asyncio.sleep(0)
+    call.answer.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    was_waiting = task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.cancelled() is was_waiting
+
+
 def test_an_exception_of_the_source_comes_after_the_results_before_it(peer):
     def images():
         yield b"1"
@@ -201,6 +240,21 @@ def test_an_unknown_model_says_so_before_anything_is_read(peer, many):
 def test_wrong_parameters_are_told_at_the_call(wrong, expected):
     with cc.Client("127.0.0.1:1") as client, pytest.raises(cc.InvalidInputError, match=expected):
         client.classify_many([b"x"], **{"model": "digits", **wrong})
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["a.jpg", Path("a.jpg"), b"jpeg", bytearray(b"jpeg"), PIL.Image.new("L", (2, 2)), *map(np.zeros, [(2, 2), (2, 2, 3)])],
+    ids=lambda image: type(image).__name__,
+)
+def test_one_image_is_not_taken_for_many(many, image):
+    expected = f"a {type(image).__name__} is one image: expected an iterable of images; use classify"
+    with pytest.raises(cc.InvalidInputError, match=expected):
+        many("127.0.0.1:1", image)
+
+
+def test_an_array_of_images_is_many(peer, many):
+    assert len(many(peer.address, np.zeros((4, 2, 2, 3), np.uint8))) == 4
 
 
 def test_a_version_label_finds_its_version(peer, many):

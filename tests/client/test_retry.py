@@ -113,6 +113,14 @@ def test_a_dead_connection_rests_longer_each_time_and_works_again_at_once(clock)
     assert {rotation.take() for _ in range(2)} == {0, 1}
 
 
+def test_a_silent_connection_rests_for_the_calls_after(clock):
+    rotation = Rotation(2, clock)
+    tries = Attempts(rotation, safe=True, retries=4, timeout_s=30.0, clock=clock)
+    silent = tries.begin()
+    assert tries.wait_s(DeadlineExceededError("x")) is None
+    assert {rotation.take() for _ in range(4)} == {1 - silent}
+
+
 def test_where_all_rest_the_first_to_come_back_is_asked(clock):
     rotation = Rotation(2, clock)
     rotation.failed(1)

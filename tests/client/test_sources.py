@@ -85,7 +85,16 @@ def test_links_go_in_no_circles(tree):
 
 def test_a_pipe_in_a_folder_holds_nothing_up(tree):
     os.mkfifo(tree / "photos/pipe.png")
+    (tree / "photos/link.png").symlink_to("pipe.png")
     assert found("photos") == ALL
+
+
+def test_a_pipe_that_is_named_is_refused(tree):
+    os.mkfifo(tree / "pipe.png")
+    (tree / "list.txt").write_text("pipe.png\n/dev/zero")
+    for entry in (*find(["pipe.png", "pipe.*"]), *listed("list.txt")):
+        with pytest.raises(InvalidInputError, match="not a regular file; pipe an image into -"):
+            read(entry, 10, read_file)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
