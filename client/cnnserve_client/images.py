@@ -60,7 +60,7 @@ def each(images: Image | Sequence[Image]) -> Iterator[tuple[str, Image]]:
 def refuse_one(images: object) -> None:
     """`InvalidInputError` where `images` is a single image, whose characters, bytes or rows would be taken for many."""
     one = isinstance(images, (*_PATH, *_BYTES)) or (hasattr(images, "mode") and hasattr(images, "convert"))
-    if one or (isinstance(images, np.ndarray) and images.ndim < 4):
+    if one or (_is_array(images) and images.ndim < 4):
         raise InvalidInputError(f"a {type(images).__name__} is one image: expected an iterable of images; use classify")
 
 

@@ -105,7 +105,8 @@ def test_what_goes_wrong_at_the_start_leaves_the_output_file_alone(peer, files, 
 
 
 @pytest.mark.parametrize(
-    "images", [["0.csv"], ["./0.csv"], ["*.csv"], ["linked"], ["1.png", "--files-from", "0.csv"], ["--files-from", "list"]]
+    "images",
+    [["0.csv"], ["./0.csv"], ["*.csv"], ["linked"], ["1.png", "--files-from", "0.csv"], ["--files-from", "list"]],
 )
 def test_no_input_is_written_over(peer, files, capsys, images):
     (files / "0.csv").write_text("1.png\n")

@@ -244,7 +244,14 @@ def test_wrong_parameters_are_told_at_the_call(wrong, expected):
 
 @pytest.mark.parametrize(
     "image",
-    ["a.jpg", Path("a.jpg"), b"jpeg", bytearray(b"jpeg"), PIL.Image.new("L", (2, 2)), *map(np.zeros, [(2, 2), (2, 2, 3)])],
+    [
+        "a.jpg",
+        Path("a.jpg"),
+        b"jpeg",
+        bytearray(b"jpeg"),
+        PIL.Image.new("L", (2, 2)),
+        *map(np.zeros, [(2, 2), (2, 2, 3)]),
+    ],
     ids=lambda image: type(image).__name__,
 )
 def test_one_image_is_not_taken_for_many(many, image):
