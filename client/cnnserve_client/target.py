@@ -60,7 +60,8 @@ class Target:
     """The servers a client calls, and its limits.
 
     Raises:
-        InvalidInputError: there is no address or a malformed one, a limit is out of range, or a token cannot or must not be sent.
+        InvalidInputError: there is no address or a malformed one, a limit is out of range, or a token cannot or must
+            not be sent.
     """
 
     address: str | Sequence[str]

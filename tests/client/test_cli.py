@@ -173,7 +173,7 @@ def test_the_progress_bar_takes_no_line_from_a_list_in_a_pipe(peer, files, capsy
     lines = 5_000  # many times what a pipe and a file's buffer hold
 
     def write() -> None:
-        with open(writer, "w") as pipe:
+        with os.fdopen(writer, "w") as pipe:
             pipe.write(f"{'./' * 200}0.png\n" * lines)
 
     thread = threading.Thread(target=write)
