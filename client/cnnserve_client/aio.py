@@ -71,8 +71,9 @@ class AsyncClient:
     ) -> AsyncGenerator[ImageResult]:
         """As `Client.classify_many`; `images` may be asynchronous.
 
-        Where they are not, the event loop waits while the next one is made. Leave early with `aclose`, or with
-        `contextlib.aclosing`: a `break` alone lets the stream go on until Python collects the generator.
+        Then results are handed out while the next image is waited for; a task of its own reads them, and is cancelled
+        at the end. Where they are not, the event loop waits while the next one is made. Leave early with `aclose`, or
+        with `contextlib.aclosing`: a `break` alone lets the stream go on until Python collects the generator.
         """
         refuse_one(images)
         timeout_s = self._target.timeout(timeout_s)

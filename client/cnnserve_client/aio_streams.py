@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -24,14 +25,12 @@ Source = AsyncIterable[Image | ImageResult] | Iterable[Image | ImageResult]
 
 async def run(pipeline: Pipeline, source: Source, open_stream: Open, explain: Explain) -> AsyncGenerator[ImageResult]:
     """Results in order. Closing the generator cancels what is under way."""
-    images = source if isinstance(source, AsyncIterable) else _awaitable(source)
-    iterator = aiter(images)
-    async with aclosing(_Streams(open_stream, explain)) as streams:
+    async with aclosing(_Streams(open_stream, explain, source)) as streams:
         while True:
-            streams.tell(pipeline)
+            await streams.tell(pipeline)
             match pipeline.next_step(time.monotonic()):
                 case Step.READ:
-                    await _read(iterator, pipeline)
+                    streams.read()
                 case Deliver(results):
                     for result in results:
                         yield result
@@ -52,18 +51,52 @@ async def _awaitable(images: Iterable[Image | ImageResult]) -> AsyncIterator[Ima
         await asyncio.sleep(0)
 
 
-async def _read(images: AsyncIterator[Image | ImageResult], pipeline: Pipeline) -> None:
-    try:
-        image = await anext(images)
-    except StopAsyncIteration:
-        pipeline.exhausted()
-    except Exception as error:  # the caller's own, told after the results of the images before it
-        pipeline.exhausted(error)
-    else:
-        if isinstance(image, ImageResult) or not take_time(image):
-            pipeline.add(image, time.monotonic())
+@dataclass(frozen=True)
+class _Read:
+    """The source's next image."""
+
+    image: Image | ImageResult
+
+    async def tell(self, pipeline: Pipeline) -> None:
+        if isinstance(self.image, ImageResult) or not take_time(self.image):
+            pipeline.add(self.image, time.monotonic())
         else:
-            await asyncio.to_thread(pipeline.add, image, time.monotonic())
+            await asyncio.to_thread(pipeline.add, self.image, time.monotonic())
+
+
+@dataclass(frozen=True)
+class _End:
+    """The source's end; `error` is what it raised."""
+
+    error: BaseException | None = None
+
+
+class _Reader:
+    """The source, and the one task that reads it: an image each time it is asked, so that results need not wait."""
+
+    def __init__(self, source: Source, events: "asyncio.Queue[_Event]") -> None:
+        self._images = source if isinstance(source, AsyncIterable) else _awaitable(source)
+        self._events = events
+        self._asked = asyncio.Semaphore(0)
+        self._task = asyncio.create_task(self._run())
+
+    def ask(self) -> None:
+        self._asked.release()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        await self._asked.acquire()
+        try:
+            async for image in self._images:
+                self._events.put_nowait(_Read(image))
+                await self._asked.acquire()
+        except (Exception, asyncio.CancelledError) as error:  # the caller's own, told after the results before it
+            self._events.put_nowait(_End(error))
+        else:
+            self._events.put_nowait(_End())
 
 
 class _Stream:
@@ -100,19 +133,23 @@ class _Stream:
                 raise
 
 
-_Event = tuple[_Stream, "bytes | grpc.aio.AioRpcError | None"]
+_Event = tuple[_Stream, "bytes | grpc.aio.AioRpcError | None"] | _Read | _End
 
 
 class _Streams:
-    """The open stream of each connection, and what came from them."""
+    """The open stream of each connection, the source, and what came from them."""
 
-    def __init__(self, open_stream: Open, explain: Explain) -> None:
+    def __init__(self, open_stream: Open, explain: Explain, source: Source) -> None:
         self._open = open_stream
         self._explain = explain
         self._streams: dict[int, _Stream] = {}
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._first: _Event | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._reader = _Reader(source, self._events)
+
+    def read(self) -> None:
+        self._reader.ask()
 
     def send(self, lane: int, data: bytes) -> None:
         if lane not in self._streams:
@@ -126,9 +163,15 @@ class _Streams:
             async with asyncio.timeout(seconds):
                 self._first = await self._events.get()
 
-    def tell(self, pipeline: Pipeline) -> None:
+    async def tell(self, pipeline: Pipeline) -> None:
         """Hands on what came."""
         while (event := self._next()) is not None:
+            if isinstance(event, _Read):
+                await event.tell(pipeline)
+                continue
+            if isinstance(event, _End):
+                pipeline.exhausted(event.error)
+                continue
             stream, said = event
             if self._streams.get(stream.lane) is not stream:
                 continue  # of a stream that was given up
@@ -146,7 +189,7 @@ class _Streams:
     async def aclose(self) -> None:
         for lane in list(self._streams):
             self.abandon(lane)
-        await asyncio.gather(*self._closing)
+        await asyncio.gather(*self._closing, self._reader.close())
 
     def _next(self) -> "_Event | None":
         if self._first is not None:

@@ -104,7 +104,8 @@ class Client:
 
         The images are read as results are taken, about 128 ahead, from a list or a generator; requests are cut to fit
         the model's maximum batch and the message limits. What a server that restarts had not answered is sent again.
-        Close the generator to end early.
+        Close the generator to end early. While `images` makes its next image no result is handed out: read a slow
+        source with `AsyncClient`.
 
         Args:
             images: as for `classify`. An `ImageResult` among them comes out again in its place.

@@ -11,6 +11,7 @@ A client asks `next_step` what to do, does it, and tells what came of it (`add`,
 """
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ _LONGEST_WAIT_S: Final = 3600.0  # clocks of threads and event loops have their 
 class Step(Enum):
     """What has no details."""
 
-    READ = "take the next image from the source"
+    READ = "take the next image from the source"  # said once; what else there is to do follows until it is added
     DONE = "everything is handed out"
 
 
@@ -104,10 +105,11 @@ class Pipeline:
         self._read = 0
         self._made = 0
         self._exhausted = False
+        self._is_reading = False
         self._away_since: float | None = None
         self._failure: CnnserveError | None = None
         self._fatal: CnnserveError | None = None
-        self._source_error: Exception | None = None
+        self._source_error: BaseException | None = None
         self._now = 0.0
 
     def next_step(self, now: float) -> Step | Deliver | Send | Abandon | Wait:
@@ -125,9 +127,10 @@ class Pipeline:
         step = self._send(now) or self._abandon(now)
         if step is not None:
             return step
-        if not self._exhausted and len(self._order) < self._window and self._bytes < self._window_bytes:
+        if self._wants_images() and not self._is_reading:
+            self._is_reading = True
             return Step.READ
-        if self._order:
+        if self._is_reading or self._order:
             return self._wait(now)
         if self._source_error is not None:
             raise self._source_error
@@ -135,6 +138,7 @@ class Pipeline:
 
     def add(self, image: Image | ImageResult, now: float) -> None:
         """The source's next image, or a result that stands already."""
+        self._is_reading = False
         name = f"images[{self._read}]"
         self._read += 1
         if not isinstance(image, ImageResult):
@@ -148,9 +152,9 @@ class Pipeline:
         if len(request.results) >= 2 * self._limits.batch:
             self._seal(request, now)  # failures alone must not pile up
 
-    def exhausted(self, error: Exception | None = None) -> None:
+    def exhausted(self, error: BaseException | None = None) -> None:
         """The source has no more images; `error` is what it raised."""
-        self._exhausted = True
+        self._exhausted, self._is_reading = True, False
         self._source_error = error
 
     def answered(self, lane: int, data: bytes, now: float) -> None:
@@ -251,6 +255,9 @@ class Pipeline:
                 return Abandon(number)
         return None
 
+    def _wants_images(self) -> bool:
+        return not self._exhausted and len(self._order) < self._window and self._bytes < self._window_bytes
+
     def _is_slow(self, filling: Request, now: float) -> bool:
         """Whether a request goes out as it is: nothing more comes, or not soon while the server has nothing to do."""
         return self._exhausted or (not self._order and now > filling.began + _LINGER_S)
@@ -264,6 +271,8 @@ class Pipeline:
 
     def _wait(self, now: float) -> Wait:
         """Until the next time at which there is something to do. Raises where servers were away for too long."""
+        if not self._order:
+            self._away_since = None  # nobody is missed while there is nothing to ask
         if self._away_since is not None and now > self._away_since + self._timeout_s:
             assert self._failure is not None
             raise self._failure
@@ -272,7 +281,9 @@ class Pipeline:
             times.append(max(self._due[0][0], min(opens)))
         if self._away_since is not None:
             times.append(self._away_since + self._timeout_s)
-        wait_s = min(max(0.0, min(times) - now) + 0.001, _LONGEST_WAIT_S)
+        if self._filling is not None and not self._order:
+            times.append(self._filling.began + _LINGER_S)
+        wait_s = min(max(0.0, min(times, default=math.inf) - now) + 0.001, _LONGEST_WAIT_S)
         self._now = now + wait_s
         return Wait(wait_s)
 

@@ -141,6 +141,34 @@ async def test_a_cancelled_consumer_cancels_the_stream(peer):
         assert await asyncio.to_thread(gone.wait, 5)
 
 
+async def test_results_do_not_wait_for_an_async_source(peer):
+    peer.scripts["Classify"] = numbered
+    taken = asyncio.Semaphore(1)
+
+    async def images():
+        for number in range(5):
+            await taken.acquire()  # the next frame depends on the last one's class
+            yield b"%d" % number
+
+    found = []
+    async with cc.AsyncClient(peer.address) as client:
+        async for result in client.classify_many(images(), model="digits"):
+            found.append(result.top.index)
+            taken.release()
+    assert found == list(range(5))
+
+
+async def test_leaving_early_ends_an_async_source_that_is_waited_for(peer):
+    async def images():
+        yield b"x"
+        await asyncio.Event().wait()
+
+    async with cc.AsyncClient(peer.address) as client:
+        async with aclosing(client.classify_many(images(), model="digits")) as results:
+            assert (await anext(results)).ok
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 class OneAnswer:
     """A call whose answer comes when the test says so."""
 
