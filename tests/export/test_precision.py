@@ -287,7 +287,7 @@ def test_an_image_that_a_batch_changes_is_found(tiny_export: TinyExport, tmp_pat
     made = contract(job.preprocessing, "uint8", 4)
     rows = proof.rows(made.preprocessing, made.input, job.golden_png, 8)
     precision._alone_and_together(folder / "model.onnx", rows, "int8")
-    with pytest.raises(ExportError, match=r"does not answer what int8 with one image at a time does: batch [28], row"):
+    with pytest.raises(ExportError, match=r"does not answer what int8 with one image at a time does: batch \d+, row"):
         precision._alone_and_together(tmp_path / "mixing.onnx", rows, "int8")
 
 
