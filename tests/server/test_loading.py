@@ -384,7 +384,7 @@ async def test_a_failed_load_leaves_nothing(tmp_path: Path, registry: Registry, 
     if fault == "runtime":
         (folder / "model.onnx").write_text("no model")
     if fault == "labels":
-        (tmp_path / "m" / "labels.txt").write_text("one\n")
+        # It names a file that is not there.
         (tmp_path / "m" / "config.pbtxt").write_text(
             'output { name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "labels.txt" }'
         )
