@@ -44,6 +44,51 @@ def test_the_wait_is_what_one_run_less_saves() -> None:
     assert turnover.hold_until_ns == now + 4 * MS
 
 
+def test_callers_who_keep_coming_are_waited_for() -> None:
+    turnover, now = learned(back_after_ns=0)
+    turnover.ran(8, 30 * MS, 8, 0, now)
+    # Reading 8 requests takes 16 ms here, the fixed time is 6.
+    for number in range(1, 8):
+        turnover.arrived(now + number * 2 * MS)
+        assert turnover.hold_until_ns == now + max(6, number * 2 + 3) * MS
+    turnover.arrived(now + 16 * MS)
+    assert not turnover.hold_until_ns
+
+
+def test_no_wait_is_longer_than_four_fixed_times() -> None:
+    turnover, now = learned(back_after_ns=0)
+    turnover.ran(8, 30 * MS, 100, 0, now)
+    for number in range(1, 24):
+        turnover.arrived(now + number * MS)
+    assert turnover.hold_until_ns == now + 24 * MS
+    turnover.arrived(now + 25 * MS)
+    assert turnover.hold_until_ns == now + 24 * MS
+
+
+def test_a_run_that_was_disturbed_does_not_count() -> None:
+    turnover, now = learned()
+    turnover.ran(1, 90 * MS, 1, 0, now)
+    turnover.ran(1, 9 * MS, 1, 0, now)
+    fixed_ns, image_ns = turnover.line()
+    assert (round(fixed_ns), round(image_ns)) == (6 * MS, 3 * MS)
+
+
+def test_a_machine_that_became_slower_is_noticed() -> None:
+    turnover, now = learned()
+    for _ in range(100):
+        turnover.ran(1, 18 * MS, 1, 0, now)
+        turnover.ran(8, 60 * MS, 8, 0, now)
+    fixed_ns, image_ns = turnover.line()
+    assert (round(fixed_ns), round(image_ns)) == (12 * MS, 6 * MS)
+
+
+def test_two_close_sizes_tell_nothing() -> None:
+    turnover = Turnover()
+    turnover.ran(9, 30 * MS, 9, 0, 0)
+    turnover.ran(10, 30 * MS, 10, 0, 0)
+    assert turnover.line() == (0, 0)
+
+
 def test_nobody_waits_where_little_is_saved() -> None:
     turnover, now = learned()
     turnover.ran(8, 30 * MS, 8, 100, now)
@@ -52,11 +97,11 @@ def test_nobody_waits_where_little_is_saved() -> None:
 
 def test_a_habit_is_not_given_up_for_a_little_noise() -> None:
     turnover, now = learned()
-    # 6 ms of a run of 6 + 3 x (8 + 14) ms: between the shares at which waiting begins and ends.
-    turnover.ran(8, 30 * MS, 8, 14, now)
+    # 6 ms of a run of 6 + 3 x (8 + 40) ms: between the shares at which waiting begins and ends.
+    turnover.ran(8, 30 * MS, 8, 40, now)
     assert turnover.hold_until_ns
     turnover.ran(8, 30 * MS, 0, 100, now)
-    turnover.ran(8, 30 * MS, 8, 14, now)
+    turnover.ran(8, 30 * MS, 8, 40, now)
     assert not turnover.hold_until_ns
 
 
@@ -102,4 +147,6 @@ def test_no_wait_is_longer_than_the_fastest_size_takes(runs: list[tuple[int, int
         assert 0 <= fixed_ns <= longest[min(longest)] + 1
         assert turnover.hold_until_ns <= now + fixed_ns + 1
         for _ in range(back):
+            now += MS
             turnover.arrived(now)
+        assert turnover.hold_until_ns <= now - back * MS + 4 * fixed_ns + 1
