@@ -3,6 +3,7 @@
 So `cnnserve classify` needs no onnxruntime and `cnnserve serve` no torch, installed or not.
 """
 
+import gc
 import importlib
 import os
 import signal
@@ -71,6 +72,8 @@ def serve(arguments: Sequence[str]) -> int:
     # even hear SIGTERM. An exception would break the import it hits, and there is nothing to put in order yet.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
+    # What imports make stays: looking through it for garbage takes 40 ms of the start, and 20 ms of a request later on.
+    gc.disable()
     from cnnserve.config import ConfigError, from_sources
 
     try:
@@ -80,6 +83,8 @@ def serve(arguments: Sequence[str]) -> int:
         return 2
     from cnnserve import app, logs
 
+    gc.freeze()
+    gc.enable()
     logs.configure(config.log_level)
     return app.run(config)
 
