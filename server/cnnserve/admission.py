@@ -14,8 +14,10 @@ class MemoryBudget:
     """Bytes that requests at work may hold. Thread-safe."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
+        self.limit_bytes = limit_bytes
         self._changed = threading.Condition(threading.Lock())
+        # Requests that were refused for want of it.
+        self.refused = 0
         self.held_bytes = 0
         self.decoding_bytes = 0
 
@@ -27,9 +29,10 @@ class MemoryBudget:
         """
         with self._changed:
             if self.held_bytes and not self._fits(size):
+                self.refused += 1
                 raise QueueFull(
                     f"requests at work hold {self._total() >> 20} MiB, this one needs {size >> 20} MiB more and "
-                    f"{self._limit >> 20} MiB are the server's limit (max_pending_mib)",
+                    f"{self.limit_bytes >> 20} MiB are the server's limit (max_pending_mib)",
                     _RETRY_MS,
                 )
             self.held_bytes += size
@@ -60,4 +63,4 @@ class MemoryBudget:
         return self.held_bytes + self.decoding_bytes
 
     def _fits(self, size: int) -> bool:
-        return self._total() + size <= self._limit
+        return self._total() + size <= self.limit_bytes

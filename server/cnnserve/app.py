@@ -17,7 +17,7 @@ from functools import partial
 import uvloop
 
 import cnnserve
-from cnnserve import loader, memory
+from cnnserve import loader, memory, metrics
 from cnnserve.admission import MemoryBudget
 from cnnserve.config import ServerConfig
 from cnnserve.control import EXPLICIT, ModelControl
@@ -140,7 +140,14 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     http_end = asyncio.Event()
     in_flight = InFlight()
     http_task = asyncio.create_task(
-        _serve_http(methods, Limits(budget, max_message_bytes), in_flight, http_socket, http_end)
+        _serve_http(
+            methods,
+            Limits(budget, max_message_bytes),
+            in_flight,
+            partial(metrics.snapshot, registry, budget),
+            listening=http_socket,
+            end=http_end,
+        )
     )
     try:
         await shutdown.wait()
@@ -196,12 +203,14 @@ async def _serve_http(
     methods: Sequence[Method],
     limits: Limits,
     in_flight: InFlight,
+    snapshot: Callable[[], metrics.Snapshot],
+    *,
     listening: socket.socket,
     end: asyncio.Event,
 ) -> None:
     """Until `end`. Imported on a thread while models load: a start that waited for it took a twentieth longer."""
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.rest.http")
-    server = http.HttpServer(http.application(methods, limits, in_flight), listening)
+    server = http.HttpServer(http.application(methods, limits, in_flight, snapshot), listening)
     serving = asyncio.create_task(server.serve())
     await end.wait()
     server.stop()

@@ -134,6 +134,11 @@ class DynamicBatcher:
             f"{' closing' if self._closing else ''}>"
         )
 
+    @property
+    def waiting(self) -> int:
+        """Entries in the queue."""
+        return len(self._queue)
+
     def reserve(self, size: int, priority: int = 0) -> Permit:
         """Takes room for `size` images. Raises `QueueFull` at once where there is none."""
         level = self._policy.level(priority)

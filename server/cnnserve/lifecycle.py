@@ -36,7 +36,7 @@ class VersionEntry:
     """One load of one version, in one state, for a reason. `model` is set while READY and UNLOADING.
 
     `fingerprint` is what its files looked like when it was loaded, `tried` when it was last tried: they differ where a
-    reload failed and this load still serves.
+    reload failed and this load still serves. `load_s` is how long the load took, None while it goes on.
     """
 
     def __init__(self, version: int, fingerprint: object = None) -> None:
@@ -46,6 +46,7 @@ class VersionEntry:
         self.state = State.LOADING
         self.reason = ""
         self.model: Model | None = None
+        self.load_s: float | None = None
 
     def __repr__(self) -> str:
         return f"<VersionEntry {self.version} {self.state.value}{f' ({self.reason})' if self.reason else ''}>"

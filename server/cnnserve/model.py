@@ -106,6 +106,11 @@ class Model:
         """What it has done since it was loaded."""
         return self._batcher.statistics
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for an instance."""
+        return self._batcher.waiting
+
     async def infer(
         self, tensor: Rows, deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0
     ) -> BatchResult:
@@ -179,12 +184,13 @@ class Model:
         self._count(result, len(rows), started_ns, preprocess_ns)
         return work, result, preprocess_ns
 
-    def _count(self, result: BatchResult, images: int, started_ns: int, preprocess_ns: int = 0) -> None:
+    def _count(self, result: BatchResult, images: int, started_ns: int, preprocess_ns: int | None = None) -> None:
         self.statistics.answered(
             images,
             total_ns=time.monotonic_ns() - started_ns,
             queue_ns=result.queue_ns,
-            steps_ns=(result.input_ns + preprocess_ns, result.compute_ns - result.input_ns, result.output_ns),
+            preprocess_ns=preprocess_ns,
+            steps_ns=(result.input_ns, result.compute_ns - result.input_ns, result.output_ns),
         )
 
     async def _preprocess(self, work: "_Decoding") -> None:

@@ -65,10 +65,11 @@ class VersionOpener:
             except Exception:
                 _log.exception("model %s version %d", folder.name, entry.version)
                 entry.move(State.UNAVAILABLE, _INTERNAL)
+            entry.load_s = time.monotonic() - started
         if entry.model is None:
             _log.error("model %s version %d is not served: %s", folder.name, entry.version, entry.reason)
         else:
-            _log.info("%s", _ready_line(entry.model, time.monotonic() - started))
+            _log.info("%s", _ready_line(entry.model, entry.load_s))
 
     def stop(self) -> None:
         """Gives up everything that is opening, at once; its threads go on, and what they make is dropped."""

@@ -22,14 +22,19 @@ _UNIT_NS = {"H": 3600 * 10**9, "M": 60 * 10**9, "S": 10**9, "m": 10**6, "u": 10*
 
 
 class Exchange:
-    """A request, and the way to the RPCs that answer it: `rpc` first of all."""
+    """A request, and the way to the RPCs that answer it: `rpc` first of all, empty where its route has none."""
 
     def __init__(self, request: Request, rpc: str, methods: Mapping[str, Method], limits: Limits) -> None:
         self.request = request
-        self.method = methods[rpc]
+        self._rpc = rpc
         self._methods = methods
         self._limits = limits
         self._deadline_ns = _deadline_ns(request.headers.get(TIMEOUT))
+
+    @property
+    def method(self) -> Method:
+        """The RPC's row of the method table."""
+        return self._methods[self._rpc]
 
     @property
     def path(self) -> dict[str, str]:

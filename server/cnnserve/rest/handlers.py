@@ -1,15 +1,9 @@
 """What each route does with its request: REST v2 over the handlers of the Open Inference Protocol."""
 
-import asyncio
 import base64
-import gzip
-import re
-import zlib
-from collections.abc import Callable
 from typing import Any
 
 from google.protobuf import json_format
-from starlette.requests import Request
 from starlette.responses import Response
 
 from cnnserve.errors import InvalidInput
@@ -18,16 +12,11 @@ from cnnserve.rest.answers import answer
 from cnnserve.rest.body import MAX_JSON_BYTES
 from cnnserve.rest.exchange import Exchange
 from cnnserve.rest.messages import as_json
+from cnnserve.rest.packing import packed
 from cnnserve.wire import open_inference_pb2 as pb
 
 _HALF_A_PAIR = "a text of the request has half a surrogate pair"
 MODEL_METADATA = "inference.GRPCInferenceService/ModelMetadata"
-# Below it, packing saves no packet.
-_PACK_FROM_BYTES = 1400
-_PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": lambda data: gzip.compress(data, 1, mtime=0),
-    "deflate": lambda data: zlib.compress(data, 1),
-}
 
 
 async def message(exchange: Exchange) -> Response:
@@ -67,7 +56,7 @@ async def model_infer(exchange: Exchange) -> Response:
         del body
     # From here on the handler holds the memory that the tensor needs.
     response = infer.write_response(await exchange.ask(request), wanted)
-    return await _packed(exchange.request, response)
+    return await packed(exchange.request, response)
 
 
 async def repository_index(exchange: Exchange) -> Response:
@@ -165,22 +154,3 @@ def _setting(value: object) -> dict[str, Any]:
         case int():
             return {"uint32_param": value}
     return {"string_param": value}
-
-
-async def _packed(request: Request, response: Response) -> Response:
-    if len(response.body) < _PACK_FROM_BYTES:
-        return response
-    response.headers["Vary"] = "Accept-Encoding"
-    coding = _coding(request.headers.get("accept-encoding", ""))
-    if coding is not None:
-        response.body = await asyncio.to_thread(_PACKERS[coding], bytes(response.body))
-        response.headers["Content-Encoding"] = coding
-        response.headers["Content-Length"] = str(len(response.body))
-    return response
-
-
-def _coding(accepted: str) -> str | None:
-    """The first one of ours that `Accept-Encoding` takes."""
-    wanted = [[word.strip().lower() for word in part.split(";")] for part in accepted.split(",")]
-    taken = {coding for coding, *weight in wanted if not any(re.fullmatch(r"q=0(\.0*)?", word) for word in weight)}
-    return next((coding for coding in _PACKERS if coding in taken), None)

@@ -3,7 +3,7 @@
 import contextlib
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import uvicorn
 from starlette.applications import Starlette
@@ -13,12 +13,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from cnnserve.metrics import Snapshot
 from cnnserve.rest import openapi
 from cnnserve.rest.answers import answer, error_answer
 from cnnserve.rest.exchange import Exchange
 from cnnserve.rest.in_flight import InFlight, Limits
-from cnnserve.rest.routes import Operation, operations
+from cnnserve.rest.routes import Operation, operations, scraping
+from cnnserve.rest.scraping import Scraping
 from cnnserve.rpc.methods import Method
+from cnnserve.rpc.status import STATUS
 
 # A client that never reads its answers must not hold the process up at its end.
 _MAX_CONNECTIONS = 1000
@@ -28,10 +31,13 @@ _SHUTDOWN_S = 1
 _KEEP_ALIVE_S = 75
 
 
-def application(methods: Iterable[Method], limits: Limits, in_flight: InFlight) -> Starlette:
-    """The routes whose RPC is in the method table."""
+def application(
+    methods: Iterable[Method], limits: Limits, in_flight: InFlight, snapshot: Callable[[], Snapshot]
+) -> Starlette:
+    """The routes whose RPC is in the method table, and the one of the metrics, which are `snapshot`'s."""
     table = {method.name: method for method in methods}
     served = [operation for operation in operations() if operation.rpc in table]
+    served.append(scraping(Scraping(snapshot).scrape))
     by_path: defaultdict[str, dict[str, Operation]] = defaultdict(dict)
     for operation in served:
         by_path[operation.path][operation.method] = operation
@@ -109,16 +115,17 @@ class _Endpoint:
             await Response(status_code=204, headers={"Allow": self._allow})(scope, receive, send)
             return
         operation = self._by_method["GET" if request.method == "HEAD" else request.method]
-        method = self._table[operation.rpc]
+        method = self._table[operation.rpc] if operation.rpc else None
         with contextlib.ExitStack() as inside:
             try:
-                if not method.while_draining:
+                if method is not None and not method.while_draining:
                     inside.enter_context(self._in_flight.enter())
                 response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits))
             except ClientDisconnect:
                 return
             except Exception as error:
-                response = error_answer(error, f"{request.method} {request.url.path}", method.statuses)
+                statuses = STATUS if method is None else method.statuses
+                response = error_answer(error, f"{request.method} {request.url.path}", statuses)
             if self._in_flight.draining:
                 response.headers["Connection"] = "close"
             await response(scope, receive, send)

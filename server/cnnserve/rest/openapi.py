@@ -9,6 +9,7 @@ from cnnserve.rest.body import MAX_JSON_BYTES
 from cnnserve.rest.infer import HEADER_LENGTH
 from cnnserve.rest.routes import Operation
 from cnnserve.rest.schemas import SCHEMAS
+from cnnserve.rest.scraping import OPEN_METRICS, PLAIN
 
 _JSON = "application/json"
 _BINARY = "application/octet-stream"
@@ -66,6 +67,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
             **{str(code): _answer(_ERRORS[code], "Error") for code in sorted(operation.errors)},
         },
     }
+    if operation.answer == "Metrics":
+        text = {"schema": {"type": "string"}}
+        value["responses"]["200"]["content"] = {PLAIN: text, OPEN_METRICS: text}
     if operation.answer in ("Ready", "ModelReady"):
         # A no is an answer, too.
         either = {"anyOf": [_ref(operation.answer), _ref("Error")]}
@@ -84,6 +88,8 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
     timeout = "How long the client waits, in gRPC's words: digits and one of H M S m u n, 250m is 250 ms"
+    if not operation.rpc:
+        return []
     found = [_parameter("Grpc-Timeout", "header", {"type": "string", "pattern": "^[0-9]{1,8}[HMSmun]$"}, timeout)]
     if operation.body == "Inference":
         text = "Length of the JSON at the start of the body; 0: the body is the bytes of the model's only input"

@@ -1,4 +1,7 @@
-"""Every route of the HTTP port: its RPC, its handler, and what `/openapi.json` says of it."""
+"""Every route of the HTTP port: its RPC, its handler, and what `/openapi.json` says of it.
+
+`/metrics` is the only one without an RPC.
+"""
 
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,7 +24,10 @@ _CONTROL = frozenset({403, 404, 409, 501})
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path. `answer` and `body` are names of `openapi`'s schemas and bodies."""
+    """One method of one path. `answer` and `body` are names of `openapi`'s schemas and bodies.
+
+    `rpc` is empty where there is none: such a route is answered while the server drains, too.
+    """
 
     method: str
     path: str
@@ -37,12 +43,19 @@ class Operation:
         """Its operationId."""
         # The same RPC serves several paths, which differ in their parameters or their method.
         parameters = "".join(word.title().replace("_", "") for word in re.findall(r"\{(\w+)\}", self.path))
-        return f"{self.method.lower()}{self.rpc.rpartition('/')[2]}{parameters and 'By'}{parameters}"
+        what = self.rpc.rpartition("/")[2] or self.path.strip("/").title()
+        return f"{self.method.lower()}{what}{parameters and 'By'}{parameters}"
 
 
 def operations() -> list[Operation]:
     """The table, in the order in which paths are tried."""
     return [*_server(), *_models(), *_repository(), *_shared_memory(), *_cuda_shared_memory(), *_settings()]
+
+
+def scraping(handle: Callable[[Exchange], Awaitable[Response]]) -> Operation:
+    """The route of the metrics."""
+    summary = "Prometheus' metrics, or OpenMetrics where Accept names it first"
+    return Operation("GET", "/metrics", "", handle, summary, "Metrics", errors=frozenset({400, 500}))
 
 
 def _server() -> Iterator[Operation]:
