@@ -11,7 +11,7 @@ from cnnserve.admission import MemoryBudget
 from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError
 from cnnserve.preprocessing import ImageSource, RawImage
 from cnnserve.registry import Registry
-from cnnserve.rpc import status, streams
+from cnnserve.rpc import answer_size, status, streams
 from cnnserve.rpc.describe import describe
 from cnnserve.rpc.methods import CallContext, Kind, Method
 from cnnserve.wire import classifier_pb2 as pb
@@ -59,6 +59,11 @@ class ClassifierService:
         response = pb.ClassifyResponse(model=model.info.name, version=str(model.info.version))
         for outcome in result.outcomes:
             _add_result(response, outcome)
+        answer_size.check(
+            response.ByteSize(),
+            self._max_message_bytes - answer_size.AROUND,
+            "ask for a smaller top_k or send fewer images",
+        )
         timings = result.timings
         response.timings.queue_us = timings.queue // 1000
         response.timings.preprocess_us = timings.preprocess // 1000
