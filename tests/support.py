@@ -124,7 +124,8 @@ def wide_onnx(classes: int, *, fixed: bool = True) -> bytes:
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats", "pixels"], ["brightness"], keepdims=0),
-        helper.make_node("Reshape", ["brightness", "column"], ["rows"]),
+        helper.make_node("Mul", ["brightness", "scale"], ["scaled"]),
+        helper.make_node("Reshape", ["scaled", "column"], ["rows"]),
         helper.make_node("ReduceMin", ["floats"], ["darkest"], keepdims=0),
         helper.make_node("Sub", ["darkest", "darkest"], ["nothing"]),
         helper.make_node("Add", ["count", "nothing"], ["end"]),
@@ -138,6 +139,8 @@ def wide_onnx(classes: int, *, fixed: bool = True) -> bytes:
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", classes if fixed else "c"])],
         [
             numpy_helper.from_array(np.array([1, 2, 3], np.int64), "pixels"),
+            # White gives scores from 0 to 10.
+            numpy_helper.from_array(np.array(10 / 255 / classes, np.float32), "scale"),
             numpy_helper.from_array(np.array([-1, 1], np.int64), "column"),
             *(numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()),
         ],
