@@ -146,7 +146,7 @@ class Model:
         work, result, preprocess_ns = await self._run_images(images, deadline_ns)
         if result is None:
             return Classification([work.errors[index] for index in range(len(images))], Timings(0, preprocess_ns))
-        classes = await self._classes(result.outputs[0], top_k)
+        classes = await self._classes(result.outputs[self.info.settings.label_output], top_k)
         outcomes = [work.errors.get(index) or next(classes) for index in range(len(images))]
         return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from cnnserve import loader, repository
 from cnnserve.errors import ModelLoadFailed
@@ -112,6 +113,22 @@ def test_a_stated_image_makes_classify_work(tmp_path: Path) -> None:
         wanted = tensor(model="m", outputs=[{"name": "probabilities"}])
         with_parameter(wanted.outputs[0], "classification", int64_param=1)
         assert strings(oip("ModelInfer", wanted)) == [f"{logits.max():f}:1:left"]
+
+
+def test_classify_takes_the_output_with_the_labels(tmp_path: Path) -> None:
+    model = onnx.load_from_string(tiny_onnx())
+    model.graph.output.insert(0, helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", 64]))
+    write(tmp_path / "r", f"max_batch_size: 8 {LABELLED} {image()}", model.SerializeToString())
+    with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
+        classify = oip.channel.unary_unary(
+            "/cnnserve.v1.Classifier/Classify",
+            request_serializer=c.ClassifyRequest.SerializeToString,
+            response_deserializer=c.ClassifyResponse.FromString,
+        )
+        request = c.ClassifyRequest(model="m", top_k=9, images=[{"encoded": picture(kind)} for kind in CLASSES])
+        results = classify(request, timeout=30).results
+    assert [result.classes[0].label for result in results] == list(CLASSES)
+    assert [len(result.classes) for result in results] == [3, 3, 3]
 
 
 def test_without_a_stated_image_classify_says_what_is_missing(tmp_path: Path) -> None:
