@@ -30,10 +30,14 @@ _CLOSING = "the server is shutting down and loads nothing"
 
 
 class Registry:
-    """All models of one repository. Lives on the event loop; what blocks leaves it, for a thread."""
+    """All models of one repository. Lives on the event loop; what blocks leaves it, for a thread.
 
-    def __init__(self, root: Path, opener: VersionOpener) -> None:
+    `config_name`: a model's configs/NAME.pbtxt is read in place of its config.pbtxt, where it is there.
+    """
+
+    def __init__(self, root: Path, opener: VersionOpener, config_name: str = "") -> None:
         self._root = root
+        self._config_name = config_name
         self._opener = opener
         self._models: dict[str, ModelEntry] = {}
         # Weak: a lock is there while somebody holds or awaits it, so names that come and go leave nothing behind.
@@ -196,7 +200,8 @@ class Registry:
         labels, serving = (entry.labels, entry.ready) if entry else (VersionLabels(), [])
         available = None if only is None else {*only, *(ready.version for ready in serving)}
         try:
-            return await on_thread(partial(plans.read, self._root, name, labels, available, config))
+            read = partial(plans.read, config=config, config_name=self._config_name)
+            return await on_thread(partial(read, self._root, name, labels, available))
         except ModelNotFound:
             if not serving:
                 self._models.pop(name, None)
