@@ -307,7 +307,8 @@ def _wire_input(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> Wire
         return WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
     declared = config.input[0]
     _refuse_flags(declared, "input", "is_shape_tensor", "allow_ragged_batch", "optional", "is_non_linear_format_io")
-    if declared.format and len(declared.dims) != (3 if batched else 4):
+    # Triton's rule is three; its own examples declare [3, 224, 224] for a file of [1, 3, 224, 224], with a reshape.
+    if declared.format and len(declared.dims) not in ((3,) if batched else (3, 4)):
         raise ModelLoadFailed(
             f'{CONFIG_FILE}: input "{spec.name}" has format {pb.ModelInput.Format.Name(declared.format)} and dims '
             f"{list(declared.dims)}; the format is one of three dims{'' if batched else ' behind the batch'}"

@@ -17,7 +17,7 @@ from cnnserve.loader import OpenVersion
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, encoded, floats, strings, tensor, with_parameter
-from support import CLASSES, free_onnx, half_free_onnx, picture, serving, tiny_onnx
+from support import CLASSES, free_onnx, half_free_onnx, picture, png, serving, tiny_onnx
 
 GREY = {"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "graph"}
 LABELLED = 'output { name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "names.txt" }'
@@ -113,6 +113,67 @@ def test_a_stated_image_makes_classify_work(tmp_path: Path) -> None:
         wanted = tensor(model="m", outputs=[{"name": "probabilities"}])
         with_parameter(wanted.outputs[0], "classification", int64_param=1)
         assert strings(oip("ModelInfer", wanted)) == [f"{logits.max():f}:1:left"]
+
+
+QUICKSTART = """
+name: "m"
+platform: "onnxruntime_onnx"
+max_batch_size : 0
+input [
+  {
+    name: "data_0"
+    data_type: TYPE_FP32
+    format: FORMAT_NCHW
+    dims: [ 3, 8, 8 ]
+    reshape { shape: [ 1, 3, 8, 8 ] }
+  }
+]
+output [
+  {
+    name: "fc6_1"
+    data_type: TYPE_FP32
+    dims: [ 3 ]
+    reshape { shape: [ 1, 3, 1, 1 ] }
+    label_filename: "names.txt"
+  }
+]
+"""
+
+
+def quickstart_onnx() -> bytes:
+    """An old file of one image a run, NCHW, whose logits have a height and a width: how red, green and blue it is."""
+    graph = helper.make_graph(
+        [helper.make_node("GlobalAveragePool", ["data_0"], ["fc6_1"])],
+        "quickstart",
+        [helper.make_tensor_value_info("data_0", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("fc6_1", TensorProto.FLOAT, [1, 3, 1, 1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 7)], ir_version=3)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def test_the_model_of_tritons_quickstart(tmp_path: Path) -> None:
+    """Its config word by word, but for name and sizes: a format of three dims beside a reshape to four."""
+    rgb = {"color": "RGB", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0] * 3, "std": [1] * 3}
+    write(tmp_path / "r", QUICKSTART + image(**rgb, normalize="host"), quickstart_onnx())
+    pixels = np.zeros((3, 8, 8), np.float32)
+    pixels[1] = 2
+    request = o.ModelInferRequest(model_name="m", raw_input_contents=[pixels.tobytes()])
+    request.inputs.add(name="data_0", datatype="FP32", shape=[3, 8, 8])
+    with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
+        metadata = oip("ModelMetadata", o.ModelMetadataRequest(name="m"))
+        assert (list(metadata.inputs[0].shape), list(metadata.outputs[0].shape)) == ([3, 8, 8], [3])
+        answer = oip("ModelInfer", request)
+        assert (list(answer.outputs[0].shape), floats(answer).tolist()) == ([3], [0, 2, 0])
+        with_parameter(request.outputs.add(name="fc6_1"), "classification", int64_param=1)
+        assert strings(oip("ModelInfer", request)) == ["2.000000:1:left"]
+        # With the image stated, files go as well.
+        blue = np.zeros((8, 8, 3), np.uint8)
+        blue[..., 2] = 255
+        files = encoded(png(blue), model="m")
+        files.inputs[0].name = "data_0"
+        assert floats(oip("ModelInfer", files)).tolist() == [0, 0, 1]
 
 
 def test_classify_takes_the_output_with_the_labels(tmp_path: Path) -> None:
