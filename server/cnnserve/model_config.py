@@ -18,12 +18,12 @@ from cnnserve.batch_policy import BatchPolicy, QueuePolicy
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.manifest import Manifest
-from cnnserve.repository import ModelFolder
+from cnnserve.repository import MODEL_FILE, ModelFolder
 from cnnserve.wire import model_config_pb2 as pb
 
 CONFIG_FILE = "config.pbtxt"
 _JSON_SOURCE = "parameter config"
-DEFAULT_MODEL_FILE = "model.onnx"
+DEFAULT_MODEL_FILE = MODEL_FILE
 DEFAULT_MAX_BATCH_SIZE = 32
 # Far above what is of use, far below what memory and the config's own 32-bit fields can hold.
 _MAX_BATCH_SIZE = 65536

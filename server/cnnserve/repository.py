@@ -12,6 +12,7 @@ from cnnserve.errors import ModelLoadFailed, ModelNotFound
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MAX_VERSION = 10**18 - 1
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+MODEL_FILE = "model.onnx"
 LABELS_FILE = "version_labels.json"
 
 # Name, inode, size and mtime.
@@ -78,7 +79,7 @@ def fingerprint(folder: ModelFolder, version: int) -> Fingerprint:
 
     Hidden files and folders are none of a model's, nor are the labels, which are read by themselves.
     """
-    own = _stats(_files(folder.versions[version])) if version in folder.versions else ()
+    own = _stats(_model_files(folder.versions[version])) if version in folder.versions else ()
     named = _stats([folder.path / folder.config_file] if folder.config_file else [])
     return Fingerprint(_stats(_files(folder.path)) + named, own, folder.config)
 
@@ -87,6 +88,14 @@ def _files(path: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         return [file for file in sorted(path.iterdir()) if not file.name.startswith(".") and file.name != LABELS_FILE]
     return []
+
+
+def _model_files(path: Path) -> list[Path]:
+    """A version's own files, and those of the folder that is its model where that has several."""
+    files = _files(path)
+    with contextlib.suppress(OSError):
+        return [*files, *(file for folder in files if (folder / MODEL_FILE).is_file() for file in _files(folder))]
+    return files
 
 
 def _stats(files: Iterable[Path]) -> tuple[FileStat, ...]:

@@ -1,6 +1,7 @@
 """Repositories made for Triton: no manifest, a config.pbtxt or none, probabilities or logits."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,39 @@ def test_where_the_channels_are_has_to_be_clear(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(ModelLoadFailed, match="ONNX file has"):
         opened(write(tmp_path / "b", open_ended, model))
+
+
+def external(folder: Path) -> None:
+    """The tiny model with its weights in a file beside it."""
+    folder.mkdir(parents=True)
+    model = onnx.load_from_string(tiny_onnx())
+    onnx.save_model(model, folder / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=200)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [(None, "model.onnx"), ('default_model_filename: "net"', "net"), (None, "")]
+)
+def test_a_model_of_several_files(tmp_path: Path, config: str | None, name: str) -> None:
+    """As Triton has them: in a folder with the name of the file; or all in the version's folder."""
+    version = tmp_path / "m" / "1"
+    external(version / name)
+    if config is not None:
+        (tmp_path / "m" / "config.pbtxt").write_text(config)
+    assert (version / name / "model.data").stat().st_size >= 64 * 3 * 4
+    info = opened(tmp_path).info
+    assert info.probe is not None
+    assert info.probe.probabilities
+    assert info.config.default_model_filename == (name or "model.onnx")
+    folder = repository.find(tmp_path, "m")
+    before = repository.fingerprint(folder, 1)
+    os.utime(version / name / "model.data", ns=(1, 1))
+    assert repository.fingerprint(folder, 1) != before
+
+
+def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
+    (tmp_path / "m" / "1" / "model.onnx").mkdir(parents=True)
+    with pytest.raises(ModelLoadFailed, match=r"file model\.onnx/model\.onnx is missing from the version folder"):
+        opened(tmp_path)
 
 
 def test_another_file_name_and_labels_of_the_folder(tmp_path: Path) -> None:
