@@ -95,6 +95,34 @@ def test_a_stream_goes_on(oip: Oip) -> None:
     assert len(answers[-1].infer_response.outputs) == 1
 
 
+def test_an_error_fits_beside_any_id_and_name(oip: Oip) -> None:
+    """What is echoed may be as large as a message is, and the error comes on top of it."""
+    huge = LIMIT - 1000
+    requests = [
+        o.ModelInferRequest(model_name="nobody", id="x" * huge),
+        o.ModelInferRequest(model_name="é" * (huge // 2)),
+        tensor(rows(1)),
+    ]
+    answers = list(oip.stream(iter(requests)))
+    assert ["is not in the repository" in answer.error_message for answer in answers[:1]] == [True]
+    assert [bool(answer.error_message) for answer in answers] == [True, True, False]
+    assert len(answers[0].infer_response.id) == len(answers[1].infer_response.model_name) == 10_000
+    stream = oip.channel.stream_stream(
+        f"/{CLASSIFIER}/ClassifyStream",
+        request_serializer=c.ClassifyStreamRequest.SerializeToString,
+        response_deserializer=c.ClassifyStreamResponse.FromString,
+    )
+    lost = c.ClassifyStreamRequest(id="x" * huge, request=c.ClassifyRequest(model="nobody"))
+    good = c.ClassifyStreamRequest(id="2", request=images(1))
+    beside = c.ClassifyStreamRequest(id="y" * 500_000, request=images(2))
+    answered = list(stream(iter([lost, beside, good]), timeout=30))
+    assert sorted((answer.id[0], len(answer.id), answer.WhichOneof("outcome")) for answer in answered) == [
+        ("2", 1, "response"),
+        ("x", 10_000, "error"),
+        ("y", 10_000, "error"),
+    ]
+
+
 def test_a_stream_of_errors_ends_with_its_status(oip: Oip) -> None:
     stream = oip.stream(iter([tensor(rows(2), "free")]), metadata=[("triton_grpc_error", "true")])
     with pytest.raises(grpc.RpcError) as caught:

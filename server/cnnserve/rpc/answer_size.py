@@ -4,6 +4,8 @@ from cnnserve.errors import InvalidInput
 
 # What a stream may put around an answer: a marker, tags and lengths.
 AROUND = 128
+# So much of an id or a name is echoed beside an error: both may be as large as a message, which has to hold them all.
+ECHOED = 10_000
 
 
 def check(size: int, limit: int, fix: str = "") -> None:
