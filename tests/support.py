@@ -115,6 +115,41 @@ def half_free_onnx() -> bytes:
     return data
 
 
+def wide_onnx(classes: int, *, fixed: bool = True) -> bytes:
+    """A classifier of 8x8 grey images (NHWC) into `classes` scores, the last one the largest; a small file and request.
+
+    `fixed`: the file says how many there are; else only a run can tell.
+    """
+    constants = {"first": 0.0, "count": float(classes), "step": 1.0}
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "pixels"], ["brightness"], keepdims=0),
+        helper.make_node("Mul", ["brightness", "scale"], ["scaled"]),
+        helper.make_node("Reshape", ["scaled", "column"], ["rows"]),
+        helper.make_node("ReduceMin", ["floats"], ["darkest"], keepdims=0),
+        helper.make_node("Sub", ["darkest", "darkest"], ["nothing"]),
+        helper.make_node("Add", ["count", "nothing"], ["end"]),
+        helper.make_node("Range", ["first", "count" if fixed else "end", "step"], ["numbers"]),
+        helper.make_node("Mul", ["rows", "numbers"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "wide",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", SIDE, SIDE, 1])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", classes if fixed else "c"])],
+        [
+            numpy_helper.from_array(np.array([1, 2, 3], np.int64), "pixels"),
+            # White gives scores from 0 to 10.
+            numpy_helper.from_array(np.array(10 / 255 / classes, np.float32), "scale"),
+            numpy_helper.from_array(np.array([-1, 1], np.int64), "column"),
+            *(numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data: bytes = model.SerializeToString()
+    return data
+
+
 def write_version(
     folder: Path, model: bytes | None = None, *, golden_image: bytes | None = None, **changes: Any
 ) -> Path:

@@ -129,7 +129,7 @@ class Client:
         self._check()
 
         def results() -> Generator[ImageResult]:
-            limit = limits.of(self.get_model(model), version, self.max_message_bytes)
+            limit = limits.of(self.get_model(model), version, self.max_message_bytes, top_k)
             pipeline = Pipeline(request, limit, len(self._channels), timeout_s)
             explain = partial(self._error, about="stream", timeout_s=timeout_s)
             yield from streams.run(pipeline, images, self._stream, explain)

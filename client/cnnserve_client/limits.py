@@ -1,12 +1,20 @@
 """What a model's own description says of requests to it."""
 
+from typing import Final
+
 from .batching import Limits
 from .errors import NotFoundError, UnavailableError
 from .results import ModelInfo, VersionInfo
 
+# A server refuses to answer more classes at once, those of all images together.
+_MOST_CLASSES: Final = 100_000
+_DEFAULT_TOP_K: Final = 5
 
-def of(model: ModelInfo, version: str, client_bytes: int) -> Limits:
-    """The limits of requests for `version` of `model` (empty: the server chooses), from a `get_model` answer.
+
+def of(model: ModelInfo, version: str, client_bytes: int, top_k: int = 0) -> Limits:
+    """The limits of requests for `top_k` classes of `version` of `model` (empty: the server chooses).
+
+    From a `get_model` answer.
 
     Raises:
         NotFoundError: the model has no such version.
@@ -14,10 +22,15 @@ def of(model: ModelInfo, version: str, client_bytes: int) -> Limits:
     """
     # The server chooses the version, so every one that it may choose must take the batch.
     return Limits(
-        images=max(1, min(v.max_batch_size for v in ready_versions(model, version))),
+        images=max(1, min(min(v.max_batch_size, _answered(v, top_k)) for v in ready_versions(model, version))),
         message_bytes=min(client_bytes, model.max_message_bytes or client_bytes),
         name_bytes=len(model.name.encode()) + len(version.encode()),
     )
+
+
+def _answered(version: VersionInfo, top_k: int) -> int:
+    """The most images whose classes one answer may hold."""
+    return _MOST_CLASSES // max(1, min(top_k or _DEFAULT_TOP_K, version.class_count))
 
 
 def ready_versions(model: ModelInfo, version: str) -> list[VersionInfo]:

@@ -180,7 +180,7 @@ def _registry(config: ServerConfig, threads: int, decoders: ThreadPoolExecutor, 
     )
     at_once = min(max(threads, _LOADS_AT_LEAST), _LOADS_AT_MOST)
     opener = VersionOpener(open_version, decoders, at_once=at_once, require_manifest=config.require_manifest)
-    return Registry(config.model_repository, opener)
+    return Registry(config.model_repository, opener, config.model_config_name)
 
 
 async def _load(config: ServerConfig, registry: Registry, health: Health) -> None:
@@ -196,7 +196,8 @@ async def _load(config: ServerConfig, registry: Registry, health: Health) -> Non
     ]
     _log.info("%s; models: %s", "ready" if health.is_ready else "NOT ready", ", ".join(ready) or "none")
     if config.model_control_mode == "poll":
-        await Poller(registry, config.model_repository, config.poll_interval_s).run()
+        poller = Poller(registry, config.model_repository, config.poll_interval_s, config.model_config_name)
+        await poller.run()
 
 
 async def _serve_http(

@@ -7,6 +7,7 @@ value that cannot be meant refuses to start.
 import argparse
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ _PREFIX = "CNNSERVE_"
 _MAX_MESSAGE_MIB = 2047
 # A setting of this type may be repeated, and holds names with commas between them.
 _NAMES = tuple[str, ...]
+# It becomes a path below each model's folder.
+_CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 DEFAULT_ENGINE_CACHE = Path("~/.cache/cnnserve/tensorrt")
 
 
@@ -47,6 +50,9 @@ class ServerConfig:
     )
     poll_interval_s: float = _setting(5.0, "poll: seconds between two looks at the model repository")
     load_model: tuple[str, ...] = _setting((), "explicit: a model to load at start, * for all; may be repeated")
+    model_config_name: str = _setting(
+        "", "a model's configs/NAME.pbtxt is read in place of its config.pbtxt, where it is there"
+    )
     allow_model_control: bool = _setting(False, "explicit: clients may load and unload models by call")
     shared_memory_prefix: tuple[str, ...] = _setting(
         (), "clients may register shared memory whose key begins with it; may be repeated; default: none"
@@ -79,6 +85,7 @@ class ServerConfig:
         if self.device not in ("cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}, expected cpu or cuda")
         self._check_model_control()
+        self._check_config_name()
         for prefix in self.shared_memory_prefix:
             if "/" in prefix or prefix.startswith("."):
                 raise ConfigError(f"shared_memory_prefix is {prefix!r}; expected the begin of a key, without its slash")
@@ -94,6 +101,14 @@ class ServerConfig:
                 f"{self.model_control_mode}: every model is loaded; remove it, or set the mode to explicit"
             )
         _check_range("poll_interval_s", self.poll_interval_s, 0.1, 86400)
+
+    def _check_config_name(self) -> None:
+        name = self.model_config_name
+        if name and (not _CONFIG_NAME.fullmatch(name) or ".." in name or name.endswith(".pbtxt")):
+            raise ConfigError(
+                f"model_config_name is {name!r}, expected the name of a file in the models' configs folders, without "
+                ".pbtxt: letters, digits, '.', '_' and '-'"
+            )
 
 
 def from_sources(

@@ -103,7 +103,7 @@ def open_version(
         test,
         probe,
         _placement(proved),
-        effective(config, settings, plan, model_file.name),
+        effective(config, settings, plan, model_file.relative_to(path).parts[0]),
     )
     report(
         info.config,
@@ -175,9 +175,13 @@ def _model_file(path: Path, config: ModelConfig | None, manifest: Manifest | Non
     name = (config.default_model_filename if config else "") or model_config.DEFAULT_MODEL_FILE
     if "/" in name or name.startswith("."):
         raise ModelLoadFailed(f"default_model_filename is {name!r}; a plain file name is expected")
-    if not (path / name).is_file():
-        raise ModelLoadFailed(f"file {name} is missing from the version folder")
-    return path / name
+    file = path / name
+    if file.is_dir():
+        # A model of several files, in Triton's layout.
+        file /= model_config.DEFAULT_MODEL_FILE
+    if not file.is_file():
+        raise ModelLoadFailed(f"file {file.relative_to(path)} is missing from the version folder")
+    return file
 
 
 def _labels(folder: ModelFolder, path: Path, manifest: Manifest | None, settings: Settings) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cnnserve import classification
 from cnnserve.batcher import BatchResult, DynamicBatcher
@@ -24,6 +26,10 @@ from cnnserve.wire.model_config_pb2 import ModelConfig
 # So many quick images are read on the event loop; more go to the decoding threads, in parts that are worth the way.
 _INLINE_IMAGES = 4
 _QUICK_IMAGES = 16
+# Softmax and sorting of so many values take a few milliseconds on the event loop; more go to a thread.
+_INLINE_VALUES = 250_000
+# Each becomes an object there, and one of the answer's: so many take 0.2 s.
+MAX_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -140,11 +146,12 @@ class Model:
     async def classify(
         self, images: Sequence[ImageSource], top_k: int = 0, deadline_ns: int | None = None
     ) -> Classification:
-        """Classifies 1 to max_batch_size images. An image that cannot be read fails alone."""
+        """Classifies 1 to max_batch_size images, `top_k` classes each. An image that cannot be read fails alone."""
+        self._check_classes(len(images), top_k)
         work, result, preprocess_ns = await self._run_images(images, deadline_ns)
         if result is None:
             return Classification([work.errors[index] for index in range(len(images))], Timings(0, preprocess_ns))
-        classes = iter(self._top_k(result.outputs[0], top_k))
+        classes = await self._classes(result.outputs[self.info.settings.label_output], top_k)
         outcomes = [work.errors.get(index) or next(classes) for index in range(len(images))]
         return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
 
@@ -209,16 +216,22 @@ class Model:
             for job in jobs:
                 job.cancel()
 
-    def _top_k(self, rows: Rows, k: int) -> list[list[Class]]:
+    async def _classes(self, rows: Rows, k: int) -> Iterator[list[Class]]:
+        best = partial(self._best, rows, k)
+        if rows.size > _INLINE_VALUES:
+            order, values = await asyncio.get_running_loop().run_in_executor(self._decoders, best)
+        else:
+            order, values = best()
+        pairs = zip(order.tolist(), values.tolist(), strict=True)
+        return (list(map(self._class, indices, probabilities)) for indices, probabilities in pairs)
+
+    def _best(self, rows: Rows, k: int) -> tuple[NDArray[np.intp], Rows]:
+        """Indices and probabilities of each row's best classes."""
         scores = rows.reshape(len(rows), -1)
         if self.info.applies_softmax:
             scores = classification.softmax(scores)
         order = classification.top_k(scores, k)
-        values = np.take_along_axis(scores, order, axis=-1)
-        return [
-            list(map(self._class, indices, probabilities))
-            for indices, probabilities in zip(order.tolist(), values.tolist(), strict=True)
-        ]
+        return order, np.take_along_axis(scores, order, axis=-1)
 
     def _in_wire_shape(self, result: BatchResult) -> BatchResult:
         if not self._reshapes:
@@ -245,6 +258,14 @@ class Model:
         if count > limit:
             raise InvalidInput(
                 f"the request has {count} {what}, model '{self.info.name}' takes at most {limit}; send several requests"
+            )
+
+    def _check_classes(self, images: int, top_k: int) -> None:
+        classes = min(top_k or classification.DEFAULT_TOP_K, self.info.class_count)
+        if images * classes > MAX_CLASSES:
+            raise InvalidInput(
+                f"the request asks for {classes} classes of each of {images} images, an answer has at most "
+                f"{MAX_CLASSES}; ask for a smaller top_k, send fewer images, or ask for the values with ModelInfer"
             )
 
     def check_input(self, datatype: str, shape: Sequence[int]) -> None:

@@ -18,11 +18,12 @@ from cnnserve.batch_policy import BatchPolicy, QueuePolicy
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.manifest import Manifest
-from cnnserve.repository import ModelFolder
+from cnnserve.repository import MODEL_FILE, ModelFolder
 from cnnserve.wire import model_config_pb2 as pb
 
 CONFIG_FILE = "config.pbtxt"
-DEFAULT_MODEL_FILE = "model.onnx"
+_JSON_SOURCE = "parameter config"
+DEFAULT_MODEL_FILE = MODEL_FILE
 DEFAULT_MAX_BATCH_SIZE = 32
 # Far above what is of use, far below what memory and the config's own 32-bit fields can hold.
 _MAX_BATCH_SIZE = 65536
@@ -101,19 +102,32 @@ class VersionPolicy:
 
 def of(folder: ModelFolder) -> pb.ModelConfig | None:
     """The config of a load: the one it came with, else the folder's. Raises as `read`."""
-    return parse_json(folder.config, folder.name) if folder.config else read(folder.path)
+    return parse_json(folder.config, folder.name) if folder.config else read(folder.path, folder.config_file)
 
 
-def read(model_folder: Path) -> pb.ModelConfig | None:
-    """The model's config, or None where there is none. Raises `ModelLoadFailed` naming line or field."""
-    path = model_folder / CONFIG_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {manifests.reason(error)}") from error
-    return parse(text, model_folder.name)
+def told(folder: ModelFolder, reason: str) -> str:
+    """Why a load failed, with the name of what it read where that is not config.pbtxt."""
+    source = CONFIG_FILE
+    if folder.config:
+        source = _JSON_SOURCE
+    elif folder.config_file and (folder.path / folder.config_file).exists():
+        source = folder.config_file
+    return source + reason.removeprefix(CONFIG_FILE) if reason.startswith(CONFIG_FILE) else reason
+
+
+def read(model_folder: Path, instead: str = "") -> pb.ModelConfig | None:
+    """The model's config, or None where there is none. Raises `ModelLoadFailed` naming line or field.
+
+    It is the file `instead`, relative to the folder, where there is one.
+    """
+    for name in filter(None, (instead, CONFIG_FILE)):
+        try:
+            return parse((model_folder / name).read_text(encoding="utf-8"), model_folder.name)
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {manifests.reason(error)}") from error
+    return None
 
 
 def parse(text: str, model: str) -> pb.ModelConfig:
@@ -134,7 +148,7 @@ def parse_json(text: str, model: str) -> pb.ModelConfig:
     except json_format.ParseError as error:
         if any(f'named "{name}"' in str(error) for name in (_SEQUENCES, "sequenceBatching")):
             raise _unsupported(_SEQUENCES) from error
-        raise ModelLoadFailed(f"parameter config: {error}") from error
+        raise ModelLoadFailed(f"{_JSON_SOURCE}: {error}") from error
     return _checked(config, model)
 
 
@@ -293,7 +307,8 @@ def _wire_input(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> Wire
         return WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
     declared = config.input[0]
     _refuse_flags(declared, "input", "is_shape_tensor", "allow_ragged_batch", "optional", "is_non_linear_format_io")
-    if declared.format and len(declared.dims) != (3 if batched else 4):
+    # Triton's rule is three; its own examples declare [3, 224, 224] for a file of [1, 3, 224, 224], with a reshape.
+    if declared.format and len(declared.dims) not in ((3,) if batched else (3, 4)):
         raise ModelLoadFailed(
             f'{CONFIG_FILE}: input "{spec.name}" has format {pb.ModelInput.Format.Name(declared.format)} and dims '
             f"{list(declared.dims)}; the format is one of three dims{'' if batched else ' behind the batch'}"

@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
-from cnnserve import loader
+from cnnserve import loader, model_config
 from cnnserve.errors import ModelLoadFailed, ServingError
 from cnnserve.lifecycle import State, VersionEntry
 from cnnserve.loader import OpenVersion
@@ -109,7 +109,7 @@ class VersionOpener:
                 raise ModelLoadFailed(f"it has no {MANIFEST_FILE}, which --require-manifest demands")
             return self._open_version(folder, version, on_stage=on_stage)
         except ServingError as error:
-            return _Failure(str(error))
+            return _Failure(model_config.told(folder, str(error)))
         except Exception:
             _log.exception("model %s version %d failed to load", folder.name, version)
             return _Failure(_INTERNAL)

@@ -21,13 +21,19 @@ class Plan:
 
 
 def read(
-    root: Path, name: str, labels: VersionLabels, available: Collection[int] | None = None, config: str = ""
+    root: Path,
+    name: str,
+    labels: VersionLabels,
+    available: Collection[int] | None = None,
+    *,
+    config: str = "",
+    config_name: str = "",
 ) -> Plan:
     """The plan for one model, of its `available` versions or of all. Raises `ModelNotFound`.
 
-    `labels` are those read before; `config` is JSON that takes config.pbtxt's place.
+    `labels` are those read before; `config` is JSON that takes the place of the config that `config_name` chooses.
     """
-    folder = replace(repository.find(root, name), config=config)
+    folder = replace(repository.find(root, name, config_name), config=config)
     present = [version for version in folder.versions if available is None or version in available]
     chosen, reason = _choose(folder, present)
     # Taken before the files are read: what changes while they are shows as a difference the next time.

@@ -65,9 +65,9 @@ class ModelSight:
         return frozenset(number for number, sight in self.versions.items() if sight.may_load)
 
 
-def look(root: Path, before: Mapping[str, ModelSight]) -> dict[str, ModelSight]:
+def look(root: Path, before: Mapping[str, ModelSight], config_name: str = "") -> dict[str, ModelSight]:
     """The repository now, compared with what was seen before. Blocks. Raises `ModelLoadFailed`: unreadable."""
-    now = {folder.name: _look_at(folder, before.get(folder.name)) for folder in repository.scan(root)}
+    now = {folder.name: _look_at(folder, before.get(folder.name)) for folder in repository.scan(root, config_name)}
     gone = {name: sight for name, sight in before.items() if name not in now and not sight.missing}
     return now | {name: replace(sight, missing=True) for name, sight in gone.items()}
 
@@ -108,11 +108,12 @@ async def watch_labels(registry: Registry, interval_s: float = 0.5) -> None:
 
 
 class Poller:
-    """Looks at the repository every `interval_s` and tells the registry what changed."""
+    """Looks at the repository every `interval_s` and tells the registry what changed; `config_name` as there."""
 
-    def __init__(self, registry: Registry, root: Path, interval_s: float) -> None:
+    def __init__(self, registry: Registry, root: Path, interval_s: float, config_name: str = "") -> None:
         self._registry = registry
         self._root = root
+        self._config_name = config_name
         self._interval_s = interval_s
         self._seen: dict[str, ModelSight] = {}
         self._asked: dict[str, object] = {}
@@ -132,7 +133,7 @@ class Poller:
     async def poll(self) -> None:
         """One look; what it finds to do is done by tasks of its own, see `settle`."""
         try:
-            self._seen = await on_thread(partial(look, self._root, self._seen), "poll")
+            self._seen = await on_thread(partial(look, self._root, self._seen, self._config_name), "poll")
         except ModelLoadFailed as error:
             if self._readable:
                 _log.error("%s; the models stay as they are", error)

@@ -30,16 +30,21 @@ _CLOSING = "the server is shutting down and loads nothing"
 
 
 class Registry:
-    """All models of one repository. Lives on the event loop; what blocks leaves it, for a thread."""
+    """All models of one repository. Lives on the event loop; what blocks leaves it, for a thread.
 
-    def __init__(self, root: Path, opener: VersionOpener) -> None:
+    `config_name`: a model's configs/NAME.pbtxt is read in place of its config.pbtxt, where it is there.
+    """
+
+    def __init__(self, root: Path, opener: VersionOpener, config_name: str = "") -> None:
         self._root = root
+        self._config_name = config_name
         self._opener = opener
         self._models: dict[str, ModelEntry] = {}
         # Weak: a lock is there while somebody holds or awaits it, so names that come and go leave nothing behind.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._listeners: list[Callable[[], None]] = []
+        self._starting = False
         self._closing = False
 
     @property
@@ -80,20 +85,26 @@ class Registry:
         return True
 
     def entry(self, name: str) -> ModelEntry:
-        """A model in any state. Raises `ModelNotFound`."""
+        """A model in any state. Raises `ModelNotFound`; before the first look at the repository `ModelNotReady`."""
         try:
             return self._models[name]
         except KeyError:
+            if self._starting:
+                raise ModelNotReady(f"model {name!r} is not known yet: the server is starting") from None
             known = ", ".join(sorted(self._models)[:10]) or "no model at all"
             raise ModelNotFound(f"model {name!r} is not in the repository; it has {known}") from None
 
     async def load_all(self, names: Collection[str] | None = None) -> None:
         """Loads every model of the repository, or those named; one that fails never stops the others."""
-        folders = await on_thread(partial(repository.scan, self._root))
-        for name in await on_thread(partial(repository.misnamed, self._root)):
-            _log.warning("folder %r is no model: letters, digits, '.', '_' and '-' make a name, 128 at most", name)
+        self._starting = True
+        try:
+            folders = await on_thread(partial(repository.scan, self._root))
+        finally:
+            self._starting = False
         for folder in folders:
             self._models.setdefault(folder.name, ModelEntry(folder.name))
+        for name in await on_thread(partial(repository.misnamed, self._root)):
+            _log.warning("folder %r is no model: letters, digits, '.', '_' and '-' make a name, 128 at most", name)
         found = [folder.name for folder in folders if names is None or folder.name in names]
         for missing in sorted({*(names or ())} - {*found}):
             # Named and not there: a model that is wanted, so that readiness and the log say what is wrong.
@@ -196,7 +207,8 @@ class Registry:
         labels, serving = (entry.labels, entry.ready) if entry else (VersionLabels(), [])
         available = None if only is None else {*only, *(ready.version for ready in serving)}
         try:
-            return await on_thread(partial(plans.read, self._root, name, labels, available, config))
+            read = partial(plans.read, config=config, config_name=self._config_name)
+            return await on_thread(partial(read, self._root, name, labels, available))
         except ModelNotFound:
             if not serving:
                 self._models.pop(name, None)

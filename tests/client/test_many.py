@@ -13,7 +13,7 @@ import pytest
 
 import cnnserve_client as cc
 from cnnserve.wire import classifier_pb2 as pb
-from cnnserve_client import aio_streams, calls
+from cnnserve_client import aio_streams, calls, limits
 from cnnserve_client.batching import Limits
 from cnnserve_client.pipeline import Pipeline
 from peer import Peer, Refused, running
@@ -42,6 +42,16 @@ def test_results_come_in_order_in_requests_of_the_models_batch(peer, many):
     asked = peer.of("Classify")
     assert [len(request.images) for request in asked] == [3] * 33 + [1]
     assert {(request.model, request.top_k) for request in asked} == {("digits", 2)}
+
+
+@pytest.mark.parametrize(
+    ("classes", "top_k", "images"),
+    [(1000, 0, 128), (1000, 1000, 100), (30_000, 2**32 - 1, 3), (10**6, 10**6, 1), (10**6, 0, 128), (0, 7, 128)],
+)
+def test_a_request_asks_for_no_more_classes_than_a_server_answers(classes, top_k, images):
+    version = cc.VersionInfo("1", "READY", class_count=classes, max_batch_size=128)
+    model = cc.ModelInfo("digits", (version,))
+    assert limits.of(model, "", 2**26, top_k).images == images
 
 
 def test_every_kind_of_image_and_every_failure(peer, many, tmp_path):

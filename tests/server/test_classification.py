@@ -54,3 +54,14 @@ def test_what_is_no_number_comes_last() -> None:
     assert top_k(np.array([0.2, np.nan, 0.3]), 3).tolist() == [2, 0, 1]
     assert top_k(np.array([0.2, np.nan, 0.3]), 1).tolist() == [2]
     assert top_k(np.array([[0.5, 0.5], [np.nan, 0.1]]), 1).tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize("k", [1, 5, 512])
+@pytest.mark.parametrize("values", [2, 50, 10**6])
+def test_few_of_many_classes_are_those_of_all_sorted(k: int, values: int) -> None:
+    """With ties within the best, at their end, and nothing but ties."""
+    rows = np.random.default_rng(k).integers(0, values, (2, 3, 5000)).astype(np.float32)
+    rows[1, 2] = 1
+    rows[0, 0, 7:20] = np.nan
+    rows[0, 1, 3:] = np.nan
+    assert (top_k(rows, k) == np.argsort(-rows, axis=-1, kind="stable")[..., :k]).all()

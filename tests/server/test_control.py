@@ -29,6 +29,7 @@ ANSWERS: dict[str, type[Message]] = {
     f"{OIP}/RepositoryIndex": o.RepositoryIndexResponse,
     f"{OIP}/RepositoryModelLoad": o.RepositoryModelLoadResponse,
     f"{OIP}/RepositoryModelUnload": o.RepositoryModelUnloadResponse,
+    f"{OIP}/ModelInfer": o.ModelInferResponse,
     f"{OIP}/ServerMetadata": o.ServerMetadataResponse,
     f"{OIP}/ServerReady": o.ServerReadyResponse,
 }
@@ -370,6 +371,10 @@ def test_the_end_comes_in_the_middle_of_a_load(tmp_path: Path, slow_repository: 
         load = threading.Thread(target=lambda: told.append(refused(call, name, c.LoadModelRequest(model="slow"))))
         load.start()
         wait_until(lambda: index(call) == [("slow", "1", "LOADING")])
+        for method, request in (("ModelInfer", o.ModelInferRequest(model_name="slow")), ("Classify", classify("slow"))):
+            service = OIP if method == "ModelInfer" else CLASSIFIER
+            code, details = refused(call, f"{service}/{method}", request)
+            assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "model 'slow' version 1 is LOADING")
         assert server.terminate(20) == 0
         load.join()
     assert told == [(grpc.StatusCode.UNAVAILABLE, "the server is shutting down and loads nothing")]

@@ -1,13 +1,15 @@
 """Repositories made for Triton: no manifest, a config.pbtxt or none, probabilities or logits."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from cnnserve import loader, repository
 from cnnserve.errors import ModelLoadFailed
@@ -16,7 +18,7 @@ from cnnserve.loader import OpenVersion
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, encoded, floats, strings, tensor, with_parameter
-from support import CLASSES, free_onnx, half_free_onnx, picture, serving, tiny_onnx
+from support import CLASSES, free_onnx, half_free_onnx, picture, png, serving, tiny_onnx
 
 GREY = {"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "graph"}
 LABELLED = 'output { name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "names.txt" }'
@@ -114,6 +116,83 @@ def test_a_stated_image_makes_classify_work(tmp_path: Path) -> None:
         assert strings(oip("ModelInfer", wanted)) == [f"{logits.max():f}:1:left"]
 
 
+QUICKSTART = """
+name: "m"
+platform: "onnxruntime_onnx"
+max_batch_size : 0
+input [
+  {
+    name: "data_0"
+    data_type: TYPE_FP32
+    format: FORMAT_NCHW
+    dims: [ 3, 8, 8 ]
+    reshape { shape: [ 1, 3, 8, 8 ] }
+  }
+]
+output [
+  {
+    name: "fc6_1"
+    data_type: TYPE_FP32
+    dims: [ 3 ]
+    reshape { shape: [ 1, 3, 1, 1 ] }
+    label_filename: "names.txt"
+  }
+]
+"""
+
+
+def quickstart_onnx() -> bytes:
+    """An old file of one image a run, NCHW, whose logits have a height and a width: how red, green and blue it is."""
+    graph = helper.make_graph(
+        [helper.make_node("GlobalAveragePool", ["data_0"], ["fc6_1"])],
+        "quickstart",
+        [helper.make_tensor_value_info("data_0", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("fc6_1", TensorProto.FLOAT, [1, 3, 1, 1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 7)], ir_version=3)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def test_the_model_of_tritons_quickstart(tmp_path: Path) -> None:
+    """Its config word by word, but for name and sizes: a format of three dims beside a reshape to four."""
+    rgb = {"color": "RGB", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0] * 3, "std": [1] * 3}
+    write(tmp_path / "r", QUICKSTART + image(**rgb, normalize="host"), quickstart_onnx())
+    pixels = np.zeros((3, 8, 8), np.float32)
+    pixels[1] = 2
+    request = o.ModelInferRequest(model_name="m", raw_input_contents=[pixels.tobytes()])
+    request.inputs.add(name="data_0", datatype="FP32", shape=[3, 8, 8])
+    with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
+        metadata = oip("ModelMetadata", o.ModelMetadataRequest(name="m"))
+        assert (list(metadata.inputs[0].shape), list(metadata.outputs[0].shape)) == ([3, 8, 8], [3])
+        answer = oip("ModelInfer", request)
+        assert (list(answer.outputs[0].shape), floats(answer).tolist()) == ([3], [0, 2, 0])
+        with_parameter(request.outputs.add(name="fc6_1"), "classification", int64_param=1)
+        assert strings(oip("ModelInfer", request)) == ["2.000000:1:left"]
+        # With the image stated, files go as well.
+        blue = np.zeros((8, 8, 3), np.uint8)
+        blue[..., 2] = 255
+        files = encoded(png(blue), model="m")
+        files.inputs[0].name = "data_0"
+        assert floats(oip("ModelInfer", files)).tolist() == [0, 0, 1]
+
+
+def test_classify_takes_the_output_with_the_labels(tmp_path: Path) -> None:
+    model = onnx.load_from_string(tiny_onnx())
+    model.graph.output.insert(0, helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", 64]))
+    write(tmp_path / "r", f"max_batch_size: 8 {LABELLED} {image()}", model.SerializeToString())
+    with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
+        classify = oip.channel.unary_unary(
+            "/cnnserve.v1.Classifier/Classify",
+            request_serializer=c.ClassifyRequest.SerializeToString,
+            response_deserializer=c.ClassifyResponse.FromString,
+        )
+        request = c.ClassifyRequest(model="m", top_k=9, images=[{"encoded": picture(kind)} for kind in CLASSES])
+        results = classify(request, timeout=30).results
+    assert [result.classes[0].label for result in results] == list(CLASSES)
+    assert [len(result.classes) for result in results] == [3, 3, 3]
+
+
 def test_without_a_stated_image_classify_says_what_is_missing(tmp_path: Path) -> None:
     write(tmp_path / "r")
     with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
@@ -163,6 +242,39 @@ def test_where_the_channels_are_has_to_be_clear(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(ModelLoadFailed, match="ONNX file has"):
         opened(write(tmp_path / "b", open_ended, model))
+
+
+def external(folder: Path) -> None:
+    """The tiny model with its weights in a file beside it."""
+    folder.mkdir(parents=True)
+    model = onnx.load_from_string(tiny_onnx())
+    onnx.save_model(model, folder / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=200)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [(None, "model.onnx"), ('default_model_filename: "net"', "net"), (None, "")]
+)
+def test_a_model_of_several_files(tmp_path: Path, config: str | None, name: str) -> None:
+    """As Triton has them: in a folder with the name of the file; or all in the version's folder."""
+    version = tmp_path / "m" / "1"
+    external(version / name)
+    if config is not None:
+        (tmp_path / "m" / "config.pbtxt").write_text(config)
+    assert (version / name / "model.data").stat().st_size >= 64 * 3 * 4
+    info = opened(tmp_path).info
+    assert info.probe is not None
+    assert info.probe.probabilities
+    assert info.config.default_model_filename == (name or "model.onnx")
+    folder = repository.find(tmp_path, "m")
+    before = repository.fingerprint(folder, 1)
+    os.utime(version / name / "model.data", ns=(1, 1))
+    assert repository.fingerprint(folder, 1) != before
+
+
+def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
+    (tmp_path / "m" / "1" / "model.onnx").mkdir(parents=True)
+    with pytest.raises(ModelLoadFailed, match=r"file model\.onnx/model\.onnx is missing from the version folder"):
+        opened(tmp_path)
 
 
 def test_another_file_name_and_labels_of_the_folder(tmp_path: Path) -> None:

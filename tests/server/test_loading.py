@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cnnserve import loader, memory
+from cnnserve import loader, memory, repository
 from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady, ShuttingDown
 from cnnserve.lifecycle import State
 from cnnserve.loader import OpenVersion
@@ -85,6 +85,40 @@ async def version_of(registry: Registry, name: str = "m") -> int:
     result = await model.classify([picture("bright")], 1)
     assert not isinstance(result.outcomes[0], Exception)
     return model.info.version
+
+
+async def test_before_the_first_look_no_model_is_unknown(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that was told NOT_FOUND would not come again."""
+    write_version(tmp_path / "m" / "1")
+    scan, looked, gate = repository.scan, threading.Event(), threading.Event()
+
+    def held(*arguments: Any) -> list[ModelFolder]:
+        looked.set()
+        gate.wait(10)
+        return scan(*arguments)
+
+    monkeypatch.setattr(repository, "scan", held)
+    start = asyncio.create_task(registry.load_all())
+    await asyncio.to_thread(looked.wait, 10)
+    for name in ("m", "nobody"):
+        with pytest.raises(ModelNotReady, match="is starting"):
+            registry.get(name)
+        assert not registry.is_ready(name)
+    gate.set()
+    await start
+    assert registry.is_ready("m")
+    with pytest.raises(ModelNotFound):
+        registry.get("nobody")
+
+
+async def test_a_repository_that_cannot_be_read_has_no_models(tmp_path: Path, decoders: ThreadPoolExecutor) -> None:
+    registry = make_registry(tmp_path / "gone", decoders)
+    with pytest.raises(ModelLoadFailed):
+        await registry.load_all()
+    with pytest.raises(ModelNotFound):
+        registry.get("m")
 
 
 async def test_a_load_that_builds_is_seen_building(tmp_path: Path, slow: Registry, held: HeldLoader) -> None:

@@ -81,6 +81,18 @@ def misnamed() -> o.ModelInferRequest:
     return request
 
 
+def with_type(datatype: str) -> o.ModelInferRequest:
+    request = tensor()
+    request.inputs[0].datatype = datatype
+    return request
+
+
+def twice() -> o.ModelInferRequest:
+    request = tensor()
+    request.inputs.append(request.inputs[0])
+    return request
+
+
 def cut() -> o.ModelInferRequest:
     request = tensor()
     request.raw_input_contents[0] = request.raw_input_contents[0][:-1]
@@ -112,6 +124,9 @@ REFUSED = [
     ("ModelInfer", tensor(rows(9)), Code.INVALID_ARGUMENT, "has 9 rows, model 'tiny' takes at most 8"),
     ("ModelInfer", tensor(rows(1, side=4)), Code.INVALID_ARGUMENT, "shape [1, 4, 8, 1], expected [-1, 8, 8, 1]"),
     ("ModelInfer", misnamed(), Code.INVALID_ARGUMENT, "has input 'pixels', model 'tiny' takes 'image'"),
+    ("ModelInfer", with_type("INT8"), Code.INVALID_ARGUMENT, "has type INT8, expected UINT8"),
+    ("ModelInfer", with_type("TENSOR"), Code.INVALID_ARGUMENT, "has datatype 'TENSOR', expected one of BOOL, "),
+    ("ModelInfer", twice(), Code.INVALID_ARGUMENT, "2 inputs, model 'tiny' takes 1"),
     ("ModelInfer", cut(), Code.INVALID_ARGUMENT, "has 63 bytes, expected 64"),
     ("ModelInfer", o.ModelInferRequest(model_name="tiny"), Code.INVALID_ARGUMENT, "0 inputs, model 'tiny' takes 1"),
     (
@@ -200,6 +215,29 @@ def crowd(oip: Oip) -> set[Code]:
 
 def test_a_full_queue_is_resource_exhausted(oip: Oip) -> None:
     assert crowd(oip) == {Code.OK, Code.RESOURCE_EXHAUSTED}
+
+
+def test_who_cancels_in_the_queue_leaves_it(oip: Oip) -> None:
+    four = tensor(rows(4), "waiting")
+    queued, refused = (oip.rpc("ModelInfer").future(four, timeout=30) for _ in range(2))
+    if not done_within(refused, 0.5):
+        queued, refused = refused, queued
+    assert refused.code() is Code.RESOURCE_EXHAUSTED
+    queued.cancel()
+    assert queued.code() is Code.CANCELLED
+    # The server hears of it, too: there is room for four others long before the two seconds are over.
+    end = time.monotonic() + 1
+    while done_within(other := oip.rpc("ModelInfer").future(four, timeout=30), 0.1):
+        assert (other.code(), time.monotonic() < end) == (Code.RESOURCE_EXHAUSTED, True)
+    assert len(floats(other.result())) == 4
+
+
+def done_within(call: grpc.Future, seconds: float) -> bool:
+    try:
+        call.exception(timeout=seconds)
+    except grpc.FutureTimeoutError:
+        return False
+    return True
 
 
 def test_a_switch_gives_tritons_codes(repository: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cnnserve.errors import InvalidInput
 from cnnserve.rest.answers import HTTP_STATUS, answer
 from cnnserve.rest.body import BodyReader
 from cnnserve.rest.exchange import Exchange
-from cnnserve.rest.messages import as_json
+from cnnserve.rest.messages import as_json, float32_as_json
 from cnnserve.rpc.status import Code
 from cnnserve.wire import classifier_pb2 as pb
 
@@ -65,7 +65,13 @@ def _top_k(text: str | None) -> int:
 def _result(result: pb.ImageResult) -> dict[str, Any]:
     if result.HasField("error"):
         return {"error": result.error.message}
-    return {"classes": [as_json(item) for item in result.classes]}
+    # Not `as_json`, which takes 5 us for each of up to 100,000.
+    return {
+        "classes": [
+            {"index": item.index, "label": item.label, "probability": float32_as_json(item.probability)}
+            for item in result.classes
+        ]
+    }
 
 
 class _Form(MultiPartParser):

@@ -114,7 +114,10 @@ async def settings(exchange: Exchange) -> Response:
     wanted = await exchange.object() if exchange.request.method == "POST" else {}
     try:
         for name, value in wanted.items():
-            json_format.ParseDict(_setting(value), request.settings[name])
+            setting = request.settings[name]
+            json_format.ParseDict(
+                _trace(value) if "value" in setting.DESCRIPTOR.fields_by_name else _log(value), setting
+            )
     except UnicodeEncodeError as error:
         raise InvalidInput(f"{_HALF_A_PAIR}: {error}") from error
     except json_format.ParseError as error:
@@ -144,11 +147,14 @@ def _repository_parameter(name: str, value: object) -> pb.ModelRepositoryParamet
     raise InvalidInput(f"parameter '{name:.100}' is {value!r:.100}, expected true, false, an integer or a string")
 
 
-def _setting(value: object) -> dict[str, Any]:
-    """A setting as its message has it: trace settings are lists of texts, log settings single values."""
+def _trace(value: object) -> dict[str, Any]:
+    """A trace setting as its message has it: texts, a single one without a list, or none to take it back."""
+    return {"value": [value] if isinstance(value, str) else value}
+
+
+def _log(value: object) -> dict[str, Any]:
+    """A log setting as its message has it."""
     match value:
-        case list():
-            return {"value": value}
         case bool():
             return {"bool_param": value}
         case int():

@@ -48,6 +48,11 @@ def parameter_from_json(name: str, value: object) -> pb.InferParameter:
     raise InvalidInput(f"parameter '{name}' is {value!r:.100}, expected true, false, a number of 64 bits or a string")
 
 
+def float32_as_json(value: float) -> float:
+    """The shortest number that is the same float32: 0.1, not 0.10000000149011612."""
+    return float(str(np.float32(value)))
+
+
 def _value(field: FieldDescriptor, value: Any) -> Any:
     if hasattr(value, "items"):
         assert field.message_type is not None
@@ -67,6 +72,5 @@ def _single(field: FieldDescriptor, value: Any) -> Any:
         named = field.enum_type.values_by_number.get(value)
         return value if named is None else named.name
     if field.type == FieldDescriptor.TYPE_FLOAT:
-        # The shortest number that is the same float32: 0.1, not 0.10000000149011612.
-        return float(str(np.float32(value)))
+        return float32_as_json(value)
     return value

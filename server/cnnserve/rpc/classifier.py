@@ -6,12 +6,14 @@ import time
 from collections.abc import AsyncIterator
 from functools import partial
 
+from google.protobuf.message import Message
+
 from cnnserve import model as models
 from cnnserve.admission import MemoryBudget
 from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError
 from cnnserve.preprocessing import ImageSource, RawImage
 from cnnserve.registry import Registry
-from cnnserve.rpc import status, streams
+from cnnserve.rpc import answer_size, status, streams
 from cnnserve.rpc.describe import describe
 from cnnserve.rpc.methods import CallContext, Kind, Method
 from cnnserve.wire import classifier_pb2 as pb
@@ -59,6 +61,7 @@ class ClassifierService:
         response = pb.ClassifyResponse(model=model.info.name, version=str(model.info.version))
         for outcome in result.outcomes:
             _add_result(response, outcome)
+        self._check_size(response)
         timings = result.timings
         response.timings.queue_us = timings.queue // 1000
         response.timings.preprocess_us = timings.preprocess // 1000
@@ -81,6 +84,9 @@ class ClassifierService:
         entry = self._registry.entry(request.model)
         return pb.GetModelResponse(model=describe(entry, labels=True), max_message_bytes=self._max_message_bytes)
 
+    def _check_size(self, answer: Message) -> None:
+        answer_size.check(answer.ByteSize(), self._max_message_bytes, "ask for a smaller top_k or send fewer images")
+
     async def _answer(self, context: CallContext, request: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
         answer = pb.ClassifyStreamResponse(id=request.id)
         deadline_ns = context.deadline_ns
@@ -90,8 +96,10 @@ class ClassifierService:
         try:
             async with _until_ns(deadline_ns):
                 answer.response.CopyFrom(await self.classify(request.request, CallContext(deadline_ns)))
+            self._check_size(answer)
         except Exception as error:
             told = status.of(error, f"{_SERVICE}/ClassifyStream")
+            answer.id = request.id[: answer_size.ECHOED]
             answer.error.code, answer.error.message = told.code, told.message
             if told.retry_after_ms is not None:
                 answer.error.retry_after_ms = told.retry_after_ms

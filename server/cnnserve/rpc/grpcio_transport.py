@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from grpc_reflection.v1alpha import reflection
 
 from cnnserve.errors import InvalidInput
-from cnnserve.rpc import status
+from cnnserve.rpc import answer_size, status
 from cnnserve.rpc.methods import CallContext, Kind, Method
 
 
@@ -50,7 +50,7 @@ class GrpcioTransport:
         self._gate = _Gate()
         services: defaultdict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = defaultdict(dict)
         for method in methods:
-            services[method.service][method.rpc] = _rpc_handler(method, self._gate)
+            services[method.service][method.rpc] = _rpc_handler(method, self._gate, max_message_bytes)
         for service, handlers in services.items():
             self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
         reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server)
@@ -119,23 +119,24 @@ class _Gate:
             await self._is_open.wait()
 
 
-def _rpc_handler(method: Method, gate: _Gate) -> "grpc.RpcMethodHandler[Any, Any]":
+def _rpc_handler(method: Method, gate: _Gate, max_message_bytes: int) -> "grpc.RpcMethodHandler[Any, Any]":
     make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = _MAKERS[method.kind]
     return make(
-        _unary(method, gate) if method.kind is Kind.UNARY else _streaming(method, gate),
-        # Bytes come through as they are: what cannot be read is the caller's error, and leaves as all errors do.
+        (_unary if method.kind is Kind.UNARY else _streaming)(method, gate, max_message_bytes),
+        # Bytes come through as they are: what cannot be read is the caller's error, and leaves as all errors do. So is
+        # an answer that is too large; grpc would call it RESOURCE_EXHAUSTED, which says: try again.
         request_deserializer=None,
-        response_serializer=method.response.SerializeToString,
+        response_serializer=None,
     )
 
 
-def _unary(method: Method, gate: _Gate) -> Callable[[Any, Any], Awaitable[Any]]:
+def _unary(method: Method, gate: _Gate, max_bytes: int) -> Callable[[Any, Any], Awaitable[Any]]:
     handler: Any = method.handler
 
     async def behavior(data: bytes, context: Any) -> Any:
         try:
             await gate.enter(method)
-            answer = await handler(_parse(method, data), _call_context(context))
+            answer = _serialized(await handler(_parse(method, data), _call_context(context)), max_bytes)
             await gate.leave(method)
             return answer
         except Exception as error:
@@ -145,7 +146,7 @@ def _unary(method: Method, gate: _Gate) -> Callable[[Any, Any], Awaitable[Any]]:
     return behavior
 
 
-def _streaming(method: Method, gate: _Gate) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _streaming(method: Method, gate: _Gate, max_bytes: int) -> Callable[[Any, Any], AsyncIterator[Any]]:
     handler: Any = method.handler
 
     async def behavior(data: Any, context: Any) -> AsyncIterator[Any]:
@@ -153,7 +154,7 @@ def _streaming(method: Method, gate: _Gate) -> Callable[[Any, Any], AsyncIterato
             await gate.enter(method)
             request = _parse_all(method, data) if method.kind is Kind.STREAM else _parse(method, data)
             async for response in handler(request, replace(_call_context(context), metadata=_metadata(context))):
-                yield response
+                yield _serialized(response, max_bytes)
         except Exception as error:
             await _abort(context, error, method)
 
@@ -166,6 +167,12 @@ def _parse(method: Method, data: bytes) -> Any:
     except DecodeError as error:
         name = method.request.DESCRIPTOR.full_name
         raise InvalidInput(f"the {len(data)} bytes of the request are no {name}: {error}") from error
+
+
+def _serialized(answer: Message, max_bytes: int) -> bytes:
+    data = answer.SerializeToString()
+    answer_size.check(len(data), max_bytes)
+    return data
 
 
 async def _parse_all(method: Method, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:

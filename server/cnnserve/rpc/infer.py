@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from cnnserve.admission import MemoryBudget
 from cnnserve.batcher import BatchResult
+from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import InvalidInput
 from cnnserve.model import Model
-from cnnserve.rpc import classes, tensors
+from cnnserve.rpc import answer_size, classes, tensors
 from cnnserve.rpc.parameters import check_reserved, integer
 from cnnserve.rpc.shared_memory import OFFSET, REGION, SIZE, Place, place_of
 from cnnserve.shared_memory import SharedMemory
@@ -28,14 +29,22 @@ class _Wanted:
     k: int = 0
     place: Place | None = None
 
+    @property
+    def sends_values(self) -> bool:
+        """Whether the values themselves go into the message."""
+        return not self.k and self.place is None
+
 
 @dataclass(frozen=True)
 class Inference:
-    """What requests share: the memory that they may hold, the regions they may name, the largest tensor in one."""
+    """What requests share: the memory that they may hold, the regions they may name, the largest message.
+
+    A tensor in a region may be as large as one.
+    """
 
     budget: MemoryBudget
     memory: SharedMemory
-    max_tensor_bytes: int
+    max_message_bytes: int
 
     async def run(self, request: pb.ModelInferRequest, model: Model, deadline_ns: int | None) -> pb.ModelInferResponse:
         """The response of a model to a request. Raises `ServingError`s."""
@@ -45,10 +54,19 @@ class Inference:
         wanted = _wanted_outputs(request, model, self.memory)
         result = await self._infer(request, model, wanted, deadline_ns)
         info = model.info
+        outputs = [result.outputs[item.index] for item in wanted]
+        self._check_size(sum(output.nbytes for item, output in zip(wanted, outputs, strict=True) if item.sends_values))
         response = pb.ModelInferResponse(model_name=info.name, model_version=str(info.version), id=request.id)
-        for item in wanted:
-            _write(response, item, result.outputs[item.index], model)
+        contents = [_write(response, item, output, model) for item, output in zip(wanted, outputs, strict=True)]
+        # Each with its tag and its length.
+        self._check_size(response.ByteSize() + sum(map(len, contents)) + 6 * len(contents))
+        response.raw_output_contents.extend(contents)
         return response
+
+    def _check_size(self, size: int) -> None:
+        answer_size.check(
+            size, self.max_message_bytes - answer_size.AROUND, "send fewer rows or ask for fewer outputs or classes"
+        )
 
     async def _infer(
         self, request: pb.ModelInferRequest, model: Model, wanted: list[_Wanted], deadline_ns: int | None
@@ -62,6 +80,7 @@ class Inference:
         else:
             model.check_input(tensor.datatype, shape)
         _check_classes(wanted, shape[0], model)
+        self._check_size(_sent_bytes(wanted, shape[0], model))
         place = place_of(tensor.parameters, tensor.name, self.memory)
         with self.budget.hold(_held_bytes(request, place, shape[0] * model.row_bytes if images else 0)):
             raw = self._raw(request, place, 0 if images else tensors.byte_size(tensor))
@@ -77,8 +96,8 @@ class Inference:
         name = request.inputs[0].name
         if raw is not None or tensors.has_contents(request.inputs[0]):
             raise InvalidInput(f"input '{name}' is in shared memory and in the message; send one of the two")
-        if place.size > self.max_tensor_bytes:
-            raise InvalidInput(f"input '{name}' has {place.size} bytes, a tensor may have {self.max_tensor_bytes}")
+        if place.size > self.max_message_bytes:
+            raise InvalidInput(f"input '{name}' has {place.size} bytes, a tensor may have {self.max_message_bytes}")
         if expected and place.size != expected:
             raise InvalidInput(f"input '{name}' has {SIZE} {place.size}, expected {expected} for its type and shape")
         return place.read()
@@ -111,6 +130,17 @@ def _check_classes(wanted: list[_Wanted], rows: int, model: Model) -> None:
         output = settings.outputs[item.index]
         if item.k and all(size > 0 for size in output.dims):
             classes.check_size(rows if settings.batched else 1, math.prod(output.dims), item.k, output.name)
+
+
+def _sent_bytes(wanted: list[_Wanted], rows: int, model: Model) -> int:
+    """The values in the answer to so many rows, as far as the model says how many there are."""
+    settings = model.info.settings
+    outputs = [settings.outputs[item.index] for item in wanted if item.sends_values]
+    return sum(
+        (rows if settings.batched else 1) * math.prod(output.dims) * NUMPY_TYPES[output.datatype].itemsize
+        for output in outputs
+        if all(size > 0 for size in output.dims)
+    )
 
 
 def _wanted_outputs(request: pb.ModelInferRequest, model: Model, memory: SharedMemory) -> list[_Wanted]:
@@ -146,23 +176,22 @@ def _wanted(
     return _Wanted(index, k)
 
 
-def _write(response: pb.ModelInferResponse, wanted: _Wanted, output: NDArray[Any], model: Model) -> None:
+def _write(response: pb.ModelInferResponse, wanted: _Wanted, output: NDArray[Any], model: Model) -> bytes:
+    """Adds an output's description, and gives its raw contents: none of one that is written to its place."""
     settings = model.info.settings
     name = settings.outputs[wanted.index].name
     if wanted.k:
         rows = output if settings.batched else output[None]
         labels = model.info.labels if wanted.index == settings.label_output else ()
         count, texts = classes.classes(rows, wanted.k, labels, name)
-        data = tensors.write_strings(response, name, [len(rows), count] if settings.batched else [count], texts)
-    else:
-        data = tensors.write_output(response, name, output)
+        return tensors.write_strings(response, name, [len(rows), count] if settings.batched else [count], texts)
+    data = tensors.write_output(response, name, output)
     if wanted.place is None:
-        response.raw_output_contents.append(data)
-        return
+        return data
     wanted.place.write(data)
     parameters = response.outputs[-1].parameters
     parameters[REGION].string_param = wanted.place.region.name
     parameters[OFFSET].int64_param = wanted.place.offset
     parameters[SIZE].int64_param = len(data)
     # So that entries and outputs still go together by their index.
-    response.raw_output_contents.append(b"")
+    return b""

@@ -7,7 +7,7 @@ from functools import partial
 import cnnserve
 from cnnserve.model_config import WireTensor
 from cnnserve.registry import Registry
-from cnnserve.rpc import status, streams
+from cnnserve.rpc import answer_size, status, streams
 from cnnserve.rpc.infer import Inference
 from cnnserve.rpc.methods import CallContext, Kind, Method
 from cnnserve.rpc.parameters import FINAL_RESPONSE, flag
@@ -140,7 +140,8 @@ class InferenceService:
             if context.metadata.get(_ERROR_HEADER) == "true":
                 raise
             answer.error_message = status.of(error, _STREAM, self._statuses).message
-            answer.infer_response.model_name, answer.infer_response.id = request.model_name, request.id
+            answer.infer_response.model_name = request.model_name[: answer_size.ECHOED]
+            answer.infer_response.id = request.id[: answer_size.ECHOED]
         return answer
 
 
