@@ -11,6 +11,7 @@ Parts:
     client, aio          Client and AsyncClient: sending, and nothing that both could decide alike
     calls, rpc           what each RPC asks and how its answer reads; the method table
     target, security     addresses, limits, gRPC status -> exception; TLS and tokens; `channels` makes them gRPC's
+    connecting           why no connection came about, in words that help
     retry                whether a call is tried again, when and where
     pipeline             `classify_many` without I/O; `streams` and `aio_streams` carry it out
     images, batching     path, bytes, PIL image or array -> protobuf; what one request may hold, `limits` of a model

@@ -6,18 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from . import errors
+from .connecting import unavailable
 from .security import Tls, bearer
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
-
-# The texts with which gRPC itself, 1.63 to 1.85, reports that no connection was made. The status is the one a loading
-# model has too; should the words change, the error stays an UnavailableError that names the address.
-_NOT_CONNECTED: Final = (
-    "connections to all backends failing",
-    "failed to connect to all addresses",
-    "dns resolution failed",
-    "errors resolving",
-)
 
 # gRPC's own names for targets, which it checks itself.
 _SCHEMES: Final = ("dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")
@@ -135,26 +127,16 @@ class Target:
         details = failure.details() or f"{about}: {code}"
         match code:
             case "UNAVAILABLE":
-                return unavailable(address, details)
+                return unavailable(address, details, encrypted=bool(self.tls))
             case "CANCELLED":
                 # Nobody here cancels a call: a server that stops cut it off before it was looked at.
-                return unavailable(address, f"the server cut the call off ({details})")
+                return errors.UnavailableError(f"{address}: the server cut the call off ({details})")
             case "DEADLINE_EXCEEDED":
                 return errors.DeadlineExceededError(f"no answer from {address} within {timeout_s:g} s ({details})")
             case "RESOURCE_EXHAUSTED":
                 return _exhausted(details, failure)
             case _:
                 return errors.from_status(code, details)
-
-
-def unavailable(address: str, details: str) -> errors.UnavailableError:
-    """The error for a server that was not there, or not ready."""
-    if any(words in details.lower() for words in _NOT_CONNECTED):
-        return errors.ConnectionFailedError(
-            f"cannot reach a server at {address}: check that `cnnserve serve` runs there and that this is "
-            f"its gRPC port, not its HTTP port ({details})"
-        )
-    return errors.UnavailableError(f"{address}: {details}")
 
 
 def _addresses(address: str | Sequence[str]) -> tuple[str, ...]:
