@@ -75,7 +75,7 @@ class AsyncClient:
         at the end. Where they are not, the event loop waits while the next one is made. Leave early with `aclose`, or
         with `contextlib.aclosing`: a `break` alone lets the stream go on until Python collects the generator.
         """
-        refuse_one(images)
+        refuse_one(images, asynchronous=True)
         timeout_s = self._target.timeout(timeout_s)
         request = calls.empty_request(model=model, version=version, top_k=top_k)
         self._check()

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
-from . import errors
+from . import arguments, errors
 from .connecting import unavailable
 from .security import Tls, bearer
 
@@ -15,6 +16,7 @@ DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 _SCHEMES: Final = ("dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")
 _HOST_PORT: Final = re.compile(r"(?:\[[^\[\]/]+\]|[^:/\[\]\s]+):(?P<port>[0-9]{1,5})")
 
+_RANGES: Final = (("max_message_mib", 1, 2047), ("retries", 0, 1000), ("connections", 1, 100))
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
 _LONGEST_TIMEOUT_S: Final = 1e9  # gRPC takes what its clock cannot hold for a deadline in the past
 
@@ -40,11 +42,10 @@ class Failure(Protocol):
         """What the server sent with the status."""
 
 
-def checked_timeout(timeout_s: float) -> float:
+def checked_timeout(timeout_s: object) -> float:
     """`timeout_s` if it is a time that a call can have, else `InvalidInputError`."""
-    if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:  # False for NaN
-        raise errors.InvalidInputError(f"timeout_s is {timeout_s}: expected more than 0 and at most 1e9 seconds")
-    return timeout_s
+    expected = "a number of seconds, more than 0 and at most 1e9"
+    return arguments.positive("timeout_s", timeout_s, _LONGEST_TIMEOUT_S, expected)
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,17 @@ class Target:
     """What goes with every call."""
 
     def __post_init__(self) -> None:
-        checked_timeout(self.timeout_s)
-        _in_range("max_message_mib", self.max_message_mib, 1, 2047)
-        _in_range("retries", self.retries, 0, 1000)
-        _in_range("connections", self.connections, 1, 100)
+        # A frozen dataclass sets what it derives in this way.
+        put = partial(object.__setattr__, self)
+        put("timeout_s", checked_timeout(self.timeout_s))
+        for name, least, most in _RANGES:
+            put(name, arguments.whole(name, getattr(self, name), least, most, f"a whole number, {least} to {most}"))
+        if not isinstance(self.tls, bool | Tls):
+            raise arguments.wrong("tls", self.tls, "True, False or Tls(root_certificates=...)")
         addresses = _addresses(self.address)
         header = bearer(self.token, addresses, encrypted=bool(self.tls), over_plain_text=self.token_over_plain_text)
-        # A frozen dataclass sets what it derives in this way.
-        object.__setattr__(self, "addresses", addresses)
-        object.__setattr__(self, "metadata", (header,) if header else ())
+        put("addresses", addresses)
+        put("metadata", (header,) if header else ())
 
     def __str__(self) -> str:
         return ",".join(self.addresses)
@@ -141,6 +144,8 @@ class Target:
 
 def _addresses(address: str | Sequence[str]) -> tuple[str, ...]:
     """Each address of a list, or of a text with commas."""
+    if not isinstance(address, Iterable) or not all(isinstance(text, str) for text in address):
+        raise arguments.wrong("address", address, "HOST:PORT, or several in a list or with commas between them")
     if isinstance(address, str):
         # gRPC's own lists of numbers have commas too.
         address = [address] if address.startswith(("ipv4:", "ipv6:")) else address.split(",")
@@ -159,11 +164,6 @@ def _check_address(address: str) -> None:
     match = _HOST_PORT.fullmatch(address)
     if match is None or not 1 <= int(match["port"]) <= 65535:
         raise errors.InvalidInputError(f"address is {address!r}: expected HOST:PORT, port 1 to 65535")
-
-
-def _in_range(name: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise errors.InvalidInputError(f"{name} is {value}: expected {least} to {most}")
 
 
 def _exhausted(details: str, failure: Failure) -> errors.ResourceExhaustedError:

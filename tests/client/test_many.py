@@ -263,7 +263,15 @@ def test_an_unknown_model_says_so_before_anything_is_read(peer, many):
 
 @pytest.mark.parametrize(
     ("wrong", "expected"),
-    [({"top_k": -1}, "top_k is -1"), ({"timeout_s": 0}, "timeout_s is 0"), ({"model": "\udcff"}, "model is")],
+    [
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 2.0}, r"top_k is 2\.0"),
+        ({"timeout_s": 0}, "timeout_s is 0"),
+        ({"timeout_s": "5"}, "timeout_s is '5'"),
+        ({"model": "\udcff"}, "model is"),
+        ({"model": 7}, "model is 7"),
+        ({"version": 1}, "version is 1"),
+    ],
 )
 def test_wrong_parameters_are_told_at_the_call(wrong, expected):
     with cc.Client("127.0.0.1:1") as client, pytest.raises(cc.InvalidInputError, match=expected):
@@ -286,6 +294,28 @@ def test_one_image_is_not_taken_for_many(many, image):
     expected = f"a {type(image).__name__} is one image: expected an iterable of images; use classify"
     with pytest.raises(cc.InvalidInputError, match=expected):
         many("127.0.0.1:1", image)
+
+
+@pytest.mark.parametrize("images", [None, 5, object])
+def test_what_is_no_iterable_is_told_at_the_call(many, images):
+    with pytest.raises(cc.InvalidInputError, match=f"images is {images!r}: expected an iterable of images"):
+        many("127.0.0.1:1", images)
+
+
+def test_an_asynchronous_source_belongs_to_the_other_client():
+    async def frames():
+        yield b"x"
+
+    with cc.Client("127.0.0.1:1") as client, pytest.raises(cc.InvalidInputError, match="AsyncClient takes"):
+        client.classify_many(frames(), model="digits")
+
+
+def test_items_by_number_are_many(peer, many):
+    class Dataset:
+        def __getitem__(self, index: int) -> bytes:
+            return [b"x", b"bad"][index]
+
+    assert [result.ok for result in many(peer.address, Dataset())] == [True, False]
 
 
 def test_an_array_of_images_is_many(peer, many):
