@@ -133,12 +133,15 @@ class AsyncClient:
         self._check()
         target = self._target
         timeout_s = target.timeout(timeout_s)
-        attempts = Attempts(self._rotation, safe=call.method.safe, retries=target.retries, timeout_s=timeout_s)
+        method = call.method
+        attempts = Attempts(
+            self._rotation, safe=method.safe, light=method.light, retries=target.retries, timeout_s=timeout_s
+        )
         while True:
             number = attempts.begin()
             try:
-                ask = self._stubs[number][call.method.path]
-                answer = await ask(call.request, timeout=attempts.remaining_s, metadata=target.metadata)
+                ask = self._stubs[number][method.path]
+                answer = await ask(call.request, timeout=attempts.try_s, metadata=target.metadata)
             except grpc.aio.AioRpcError as failure:
                 error = self._error(failure, number, about=call.about, timeout_s=timeout_s)
                 wait_s = attempts.wait_s(error)

@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import threading
+import time
 from contextlib import ExitStack, aclosing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -373,6 +375,44 @@ def test_several_addresses_share_the_work_and_a_dead_one_costs_nothing(many):
         assert indices(many(address, numbers(3000))) == list(range(3000))
         assert one.of("Classify")
         assert other.of("Classify")
+
+
+@pytest.mark.parametrize("hangs", [0, 1])
+def test_a_server_that_falls_silent_costs_no_image_where_another_answers(many, hangs):
+    peers = [Peer(), Peer()]
+    for peer in peers:
+        peer.scripts["Classify"] = numbered
+    falls_silent(peers[hangs], after=5)
+    with running(peers[0]), running(peers[1]):
+        address = f"{peers[0].address},{peers[1].address}"
+        assert indices(many(address, numbers(600), timeout_s=2)) == list(range(600))
+        assert len(peers[hangs].of("Classify")) > 5
+
+
+def test_a_server_that_falls_silent_for_good_ends_the_run(peer):
+    """What it had in hand fails, then the run does: the rest of the images waits for nobody."""
+    falls_silent(peer, after=2)
+    results, started = [], time.monotonic()
+    with cc.Client(peer.address) as client:
+        running_on = client.classify_many(itertools.repeat(b"1"), model="digits", timeout_s=1)
+        with pytest.raises(TimeoutError, match="no answer within 1 s"):
+            results.extend(running_on)
+    assert [result.ok for result in results[:6]] == [True] * 6
+    assert 6 < len(results) < 200
+    assert {type(result.error) for result in results[6:]} == {cc.DeadlineExceededError}
+    assert time.monotonic() - started < 10
+
+
+def falls_silent(peer: Peer, after: int) -> None:
+    """After so many requests the process hangs, so to say."""
+    script = peer.scripts["Classify"]
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        while len(peer.of("Classify")) > after and context.is_active():
+            time.sleep(0.01)
+        return script(request, context)
+
+    peer.scripts["Classify"] = answer
 
 
 def test_no_server_ends_with_the_reason(many):
