@@ -82,7 +82,7 @@ class AsyncClient:
 
         async def results() -> AsyncGenerator[ImageResult]:
             limit = limits.of(await self.get_model(model), version, self._target.max_message_bytes)
-            pipeline = Pipeline(request, limit, len(self._channels), timeout_s)
+            pipeline = Pipeline(request, limit, self._target.channels, timeout_s)
             explain = partial(self._error, about="stream", timeout_s=timeout_s)
             async with aclosing(aio_streams.run(pipeline, images, self._stream, explain)) as running:
                 async for result in running:

@@ -131,7 +131,7 @@ class Client:
 
         def results() -> Generator[ImageResult]:
             limit = limits.of(self.get_model(model), version, self.max_message_bytes)
-            pipeline = Pipeline(request, limit, len(self._channels), timeout_s)
+            pipeline = Pipeline(request, limit, self._target.channels, timeout_s)
             explain = partial(self._error, about="stream", timeout_s=timeout_s)
             yield from streams.run(pipeline, images, self._stream, explain)
 

@@ -91,17 +91,17 @@ class Pipeline:
     Args:
         request: model, version and top_k; copied into each request.
         limits: what one request may hold.
-        lanes: connections to spread requests over.
+        lanes: the address of each connection to spread requests over.
         timeout_s: seconds that a request may take, and how long servers may be away.
     """
 
-    def __init__(self, request: pb.ClassifyRequest, limits: Limits, lanes: int, timeout_s: float) -> None:
+    def __init__(self, request: pb.ClassifyRequest, limits: Limits, lanes: Sequence[str], timeout_s: float) -> None:
         self._template = request
         self._limits = limits
         self._timeout_s = timeout_s
-        self._lanes = [Lane() for _ in range(lanes)]
-        self._window = lanes * min(_MOST_REQUESTS, max(4, _IMAGES_UNDER_WAY // limits.batch))
-        self._window_bytes = lanes * _BYTES_UNDER_WAY
+        self._lanes = [Lane(address) for address in lanes]
+        self._window = len(lanes) * min(_MOST_REQUESTS, max(4, _IMAGES_UNDER_WAY // limits.batch))
+        self._window_bytes = len(lanes) * _BYTES_UNDER_WAY
         self._order: deque[Request] = deque()  # sealed, not handed out
         self._bytes = 0
         self._filling: Request | None = None
@@ -278,7 +278,7 @@ class Pipeline:
         return longest_s
 
     def _give_up(self, lane: Lane, now: float) -> None:
-        error = DeadlineExceededError(f"no answer within {self._timeout_s:g} s")
+        error = DeadlineExceededError(f"no answer from {lane.address} within {self._timeout_s:g} s")
         for request in lane.requests.values():
             if now < request.began + self._timeout_s:
                 self._later(request, now)

@@ -37,6 +37,7 @@ class Request:
 class Lane:
     """One connection: what is under way on it, since when it is silent, and when it may be used again."""
 
+    address: str
     requests: dict[int, Request] = field(default_factory=dict)
     heard: float = 0.0  # since when it is silent, where something is under way
     answered: float = -math.inf  # when the last answer came

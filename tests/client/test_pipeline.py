@@ -26,7 +26,9 @@ TIMEOUT_S = 30.0
 
 def pipeline(limits: Limits | None = None, lanes: int = 1, *, proved: bool = True) -> Pipeline:
     """`proved`: as after a first answer from each connection."""
-    made = Pipeline(TEMPLATE, limits or Limits(4, 2**20, len(NAME)), lanes, TIMEOUT_S)
+    made = Pipeline(
+        TEMPLATE, limits or Limits(4, 2**20, len(NAME)), [f"server-{number}:1" for number in range(lanes)], TIMEOUT_S
+    )
     for lane in made._lanes:
         lane.is_proved = proved
     return made
@@ -355,7 +357,7 @@ def test_a_server_that_stays_silent_ends_the_run():
             run.now += run.waited
             run.until_wait()
 
-    with pytest.raises(DeadlineExceededError, match="no answer within 30 s"):
+    with pytest.raises(DeadlineExceededError, match="no answer from server-0:1 within 30 s"):
         stay_silent()
     assert 1000 + 2 * TIMEOUT_S < run.now < 1000 + 2 * TIMEOUT_S + 6
     # What was under way; the rest was never sent.
