@@ -11,9 +11,11 @@ Parts:
     client, aio          Client and AsyncClient: sending, and nothing that both could decide alike
     calls, rpc           what each RPC asks and how its answer reads; the method table
     target, security     addresses, limits, gRPC status -> exception; TLS and tokens; `channels` makes them gRPC's
+    connecting           why no connection came about, in words that help
     retry                whether a call is tried again, when and where
     pipeline             `classify_many` without I/O; `streams` and `aio_streams` carry it out
     images, batching     path, bytes, PIL image or array -> protobuf; what one request may hold, `limits` of a model
+    arguments            arguments of the wrong type, told by name and value
     results, errors      what a call returns and raises
     cli                  the commands; `flags` and `console` are shared by all
     classifying          `cnnserve classify`: `sources` of images, `files` with their results, `formats`, `output`

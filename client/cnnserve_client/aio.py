@@ -75,14 +75,14 @@ class AsyncClient:
         at the end. Where they are not, the event loop waits while the next one is made. Leave early with `aclose`, or
         with `contextlib.aclosing`: a `break` alone lets the stream go on until Python collects the generator.
         """
-        refuse_one(images)
+        refuse_one(images, asynchronous=True)
         timeout_s = self._target.timeout(timeout_s)
         request = calls.empty_request(model=model, version=version, top_k=top_k)
         self._check()
 
         async def results() -> AsyncGenerator[ImageResult]:
             limit = limits.of(await self.get_model(model), version, self._target.max_message_bytes, top_k)
-            pipeline = Pipeline(request, limit, len(self._channels), timeout_s)
+            pipeline = Pipeline(request, limit, self._target.channels, timeout_s)
             explain = partial(self._error, about="stream", timeout_s=timeout_s)
             async with aclosing(aio_streams.run(pipeline, images, self._stream, explain)) as running:
                 async for result in running:
@@ -133,12 +133,15 @@ class AsyncClient:
         self._check()
         target = self._target
         timeout_s = target.timeout(timeout_s)
-        attempts = Attempts(self._rotation, safe=call.method.safe, retries=target.retries, timeout_s=timeout_s)
+        method = call.method
+        attempts = Attempts(
+            self._rotation, safe=method.safe, light=method.light, retries=target.retries, timeout_s=timeout_s
+        )
         while True:
             number = attempts.begin()
             try:
-                ask = self._stubs[number][call.method.path]
-                answer = await ask(call.request, timeout=attempts.remaining_s, metadata=target.metadata)
+                ask = self._stubs[number][method.path]
+                answer = await ask(call.request, timeout=attempts.try_s, metadata=target.metadata)
             except grpc.aio.AioRpcError as failure:
                 error = self._error(failure, number, about=call.about, timeout_s=timeout_s)
                 wait_s = attempts.wait_s(error)

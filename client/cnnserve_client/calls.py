@@ -12,6 +12,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from cnnserve.wire import classifier_pb2 as pb
 
 from . import images as image_input
+from .arguments import text, whole
 from .errors import CnnserveError, InternalError, InvalidInputError, QueueFullError, from_status
 from .results import Class, Classification, ImageResult, ModelInfo, TensorInfo, Timings, VersionInfo
 from .rpc import CLASSIFY, GET_MODEL, HEALTH, LIST_MODELS, LOAD_MODEL, UNLOAD_MODEL, Method
@@ -54,9 +55,11 @@ def classify(
 
 def empty_request(*, model: str, version: str, top_k: int) -> pb.ClassifyRequest:
     """A request without images. Raises `InvalidInputError` for what cannot be sent."""
-    if not 0 <= top_k < 2**32:
-        raise InvalidInputError(f"top_k is {top_k}: expected 0 for the default, or a number of classes")
-    return pb.ClassifyRequest(model=_text("model", model), version=_text("version", version), top_k=top_k)
+    return pb.ClassifyRequest(
+        model=text("model", model, "the model's name"),
+        version=text("version", version, "a version's number or label, or an empty one"),
+        top_k=whole("top_k", top_k, 0, 2**32 - 1, "0 for the default, or a number of classes"),
+    )
 
 
 def list_models() -> Call[tuple[ModelInfo, ...]]:
@@ -66,31 +69,35 @@ def list_models() -> Call[tuple[ModelInfo, ...]]:
 
 def get_model(name: str) -> Call[ModelInfo]:
     """One model in full."""
-    return Call(GET_MODEL, f"model {name!r}", pb.GetModelRequest(model=_text("name", name)), _one_model)
+    return Call(
+        GET_MODEL, f"model {name!r}", pb.GetModelRequest(model=text("name", name, "the model's name")), _one_model
+    )
 
 
 def load_model(name: str) -> Call[ModelInfo]:
     """Load a model, or load again what changed."""
-    return Call(LOAD_MODEL, f"load of model {name!r}", pb.LoadModelRequest(model=_text("name", name)), _changed_model)
+    return Call(
+        LOAD_MODEL,
+        f"load of model {name!r}",
+        pb.LoadModelRequest(model=text("name", name, "the model's name")),
+        _changed_model,
+    )
 
 
 def unload_model(name: str) -> Call[ModelInfo]:
     """Unload a model."""
-    request = pb.UnloadModelRequest(model=_text("name", name))
+    request = pb.UnloadModelRequest(model=text("name", name, "the model's name"))
     return Call(UNLOAD_MODEL, f"unload of model {name!r}", request, _changed_model)
 
 
 def is_healthy(service: str) -> Call[bool]:
     """One health check; an empty service means the whole server."""
-    return Call(HEALTH, f"health of {service!r}", StringValue(value=_text("service", service)), _serving)
-
-
-def _text(name: str, value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(f"{name} is {value!r}: not valid Unicode text") from error
-    return value
+    return Call(
+        HEALTH,
+        f"health of {service!r}",
+        StringValue(value=text("service", service, "a model's name, or an empty one for the server")),
+        _serving,
+    )
 
 
 def _classification(answer: pb.ClassifyResponse, *, images: int) -> Classification:

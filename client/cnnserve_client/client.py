@@ -103,7 +103,8 @@ class Client:
         """Classify any number of images, even without end, over a stream; one result per image, in order.
 
         The images are read as results are taken, about 128 ahead, from a list or a generator; requests are cut to fit
-        the model's maximum batch and the message limits. What a server that restarts had not answered is sent again.
+        the model's maximum batch and the message limits. What a server that restarts, or falls silent while another
+        answers, had not answered is sent again.
         Close the generator to end early. While `images` makes its next image no result is handed out: read a slow
         source with `AsyncClient`.
 
@@ -130,7 +131,7 @@ class Client:
 
         def results() -> Generator[ImageResult]:
             limit = limits.of(self.get_model(model), version, self.max_message_bytes, top_k)
-            pipeline = Pipeline(request, limit, len(self._channels), timeout_s)
+            pipeline = Pipeline(request, limit, self._target.channels, timeout_s)
             explain = partial(self._error, about="stream", timeout_s=timeout_s)
             yield from streams.run(pipeline, images, self._stream, explain)
 
@@ -195,12 +196,15 @@ class Client:
         self._check()
         target = self._target
         timeout_s = target.timeout(timeout_s)
-        attempts = Attempts(self._rotation, safe=call.method.safe, retries=target.retries, timeout_s=timeout_s)
+        method = call.method
+        attempts = Attempts(
+            self._rotation, safe=method.safe, light=method.light, retries=target.retries, timeout_s=timeout_s
+        )
         while True:
             number = attempts.begin()
             try:
-                ask = self._stubs[number][call.method.path]
-                answer = ask(call.request, timeout=attempts.remaining_s, metadata=target.metadata)
+                ask = self._stubs[number][method.path]
+                answer = ask(call.request, timeout=attempts.try_s, metadata=target.metadata)
             except grpc.RpcError as failure:
                 error = self._error(cast("Failure", failure), number, about=call.about, timeout_s=timeout_s)
                 wait_s = attempts.wait_s(error)

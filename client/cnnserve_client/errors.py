@@ -41,7 +41,7 @@ class UnavailableError(CnnserveError):
 
 
 class ConnectionFailedError(UnavailableError, ConnectionError):
-    """Nothing that speaks gRPC was reached at the address; the request was not sent."""
+    """Nothing that speaks gRPC, or TLS as the client does, was reached at the address; the request was not sent."""
 
 
 class ResourceExhaustedError(CnnserveError):

@@ -6,11 +6,12 @@ travel as uint8 pixels, row by row, channels last.
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, cast
 
 from cnnserve.wire import classifier_pb2 as pb
 
+from .arguments import wrong
 from .errors import InvalidInputError
 
 # Importing numpy costs as much as all else together. Who sends arrays has it; who sends files needs none.
@@ -57,11 +58,23 @@ def each(images: Image | Sequence[Image]) -> Iterator[tuple[str, Image]]:
         yield f"images[{position}]", image
 
 
-def refuse_one(images: object) -> None:
-    """`InvalidInputError` where `images` is a single image, whose characters, bytes or rows would be taken for many."""
+def refuse_one(images: object, *, asynchronous: bool = False) -> None:
+    """`InvalidInputError` where `images` is no iterable, or a single image, whose parts would be taken for many.
+
+    Args:
+        images: what `classify_many` was given.
+        asynchronous: an asynchronous iterable will do, too.
+    """
     one = isinstance(images, (*_PATH, *_BYTES)) or (hasattr(images, "mode") and hasattr(images, "convert"))
     if one or (_is_array(images) and images.ndim < 4):
         raise InvalidInputError(f"a {type(images).__name__} is one image: expected an iterable of images; use classify")
+    # Where there are items by number, Python iterates over them: a torch Dataset.
+    if isinstance(images, Iterable) or hasattr(type(images), "__getitem__"):
+        return
+    if not isinstance(images, AsyncIterable):
+        raise wrong("images", images, "an iterable of images")
+    if not asynchronous:
+        raise wrong("images", images, "an iterable of images; AsyncClient takes asynchronous ones")
 
 
 def take_time(images: Image | Sequence[Image]) -> bool:

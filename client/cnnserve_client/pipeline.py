@@ -7,7 +7,10 @@ A client asks `next_step` what to do, does it, and tells what came of it (`add`,
 - A request that goes out half full does so because nothing is under way and the next image is slow to come.
 - What a stream that broke had not answered is sent again, on whichever connection is there; so is a request that the
   server put off. Classifying changes nothing on the server, so an answer that was lost costs time only.
-- Servers that answer nothing for the time a request has end the run; so does an error that another try would repeat.
+- A connection that is silent for half the time a request has, and for twice what the slowest answer took, is given up
+  where others answer; they get its requests. Where none does, its requests fail when their time is over.
+- Servers that are away, or silent again after that, for the time a request has end the run; so does an error that
+  another try would repeat.
 """
 
 import heapq
@@ -42,6 +45,7 @@ _LINGER_S: Final = 0.02
 # The server ends a late request itself; its answer gets this long to come.
 _GRACE_S: Final = 1.0
 _RESTS_AMONG_OTHERS: Final = 12
+_LONGEST_REST_S: Final = 300.0
 _LONGEST_WAIT_S: Final = 3600.0  # clocks of threads and event loops have their limits
 
 
@@ -87,23 +91,24 @@ class Pipeline:
     Args:
         request: model, version and top_k; copied into each request.
         limits: what one request may hold.
-        lanes: connections to spread requests over.
+        lanes: the address of each connection to spread requests over.
         timeout_s: seconds that a request may take, and how long servers may be away.
     """
 
-    def __init__(self, request: pb.ClassifyRequest, limits: Limits, lanes: int, timeout_s: float) -> None:
+    def __init__(self, request: pb.ClassifyRequest, limits: Limits, lanes: Sequence[str], timeout_s: float) -> None:
         self._template = request
         self._limits = limits
         self._timeout_s = timeout_s
-        self._lanes = [Lane() for _ in range(lanes)]
-        self._window = lanes * min(_MOST_REQUESTS, max(4, _IMAGES_UNDER_WAY // limits.batch))
-        self._window_bytes = lanes * _BYTES_UNDER_WAY
+        self._lanes = [Lane(address) for address in lanes]
+        self._window = len(lanes) * min(_MOST_REQUESTS, max(4, _IMAGES_UNDER_WAY // limits.batch))
+        self._window_bytes = len(lanes) * _BYTES_UNDER_WAY
         self._order: deque[Request] = deque()  # sealed, not handed out
         self._bytes = 0
         self._filling: Request | None = None
         self._due: list[tuple[float, int, Request]] = []  # to be sent, at which time
         self._read = 0
         self._made = 0
+        self._slowest_s = 0.0  # of all answers
         self._exhausted = False
         self._is_reading = False
         self._away_since: float | None = None
@@ -161,8 +166,10 @@ class Pipeline:
         """A message from a connection's stream."""
         answer = pb.ClassifyStreamResponse.FromString(data)
         state = self._lanes[lane]
-        state.heard, state.is_proved, self._away_since = now, True, None
+        state.heard, state.answered, state.is_proved, self._away_since = now, now, True, None
         request = state.requests.pop(int(answer.id), None) if answer.id.isdecimal() else None
+        if request is not None:
+            self._slowest_s = max(self._slowest_s, now - request.sent)
         if request is None:
             self._fatal = InternalError(f"the server answered a request {answer.id!r} that is not under way")
         elif answer.WhichOneof("outcome") == "response":
@@ -182,8 +189,7 @@ class Pipeline:
         if not isinstance(error, UnavailableError):
             self._fatal = error
             return
-        self._failure = error
-        self._away_since = now if self._away_since is None else self._away_since
+        self._missed(error, now)
 
     def _new(self, now: float) -> Request:
         message = pb.ClassifyStreamRequest(id=str(self._made), timeout_us=int(self._timeout_s * 1e6))
@@ -234,6 +240,7 @@ class Pipeline:
         lane.requests[request.number] = request
         if not request.tries:
             request.began = now
+        request.sent = now
         request.tries += 1
         return Send(number, request.data)
 
@@ -242,18 +249,50 @@ class Pipeline:
         others = any(lane.is_proved for lane in self._lanes if lane is not failed)
         failed.rest(now, _RESTS_AMONG_OTHERS if others else 1)
 
+    def _missed(self, error: CnnserveError, now: float) -> None:
+        """A server that should have answered did not; one answer makes up for it."""
+        self._failure = error
+        self._away_since = now if self._away_since is None else self._away_since
+
     def _abandon(self, now: float) -> Abandon | None:
-        """Gives up a connection that answered nothing for longer than a request may take."""
+        """Gives up a connection that was silent for too long."""
         for number, lane in enumerate(self._lanes):
-            if lane.requests and now > lane.heard + self._timeout_s + _GRACE_S:
-                error = DeadlineExceededError(f"no answer within {self._timeout_s:g} s")
-                for request in lane.requests.values():
-                    request.answer([ImageResult(error=error)] * request.images)
-                lane.requests.clear()
-                self._rest(lane, now)
-                lane.is_proved = False
+            if lane.requests and now > lane.heard + self._patience_s(lane):
+                self._give_up(lane, now)
                 return Abandon(number)
         return None
+
+    def _others_answer(self, silent: Lane) -> bool:
+        """Whether another connection answered meanwhile, or was asked nothing."""
+        return any(
+            lane.is_proved and (not lane.requests or lane.answered > silent.heard)
+            for lane in self._lanes
+            if lane is not silent
+        )
+
+    def _patience_s(self, lane: Lane) -> float:
+        """How long a connection may be silent: where others answer, as long as leaves its requests time for them."""
+        longest_s = self._timeout_s + _GRACE_S
+        if self._others_answer(lane):
+            return min(max(self._timeout_s / 2, 2 * self._slowest_s), longest_s)
+        return longest_s
+
+    def _give_up(self, lane: Lane, now: float) -> None:
+        error = DeadlineExceededError(f"no answer from {lane.address} within {self._timeout_s:g} s")
+        for request in lane.requests.values():
+            if now < request.began + self._timeout_s:
+                self._later(request, now)
+            else:
+                request.answer([ImageResult(error=error)] * request.images)
+        lane.requests.clear()
+        lane.is_proved = False
+        self._rest(lane, now)
+        if self._others_answer(lane):
+            # Each try holds up all that comes after it.
+            rest_s = self._timeout_s * 2.0 ** min(lane.failures - 1, 10)
+            lane.opens = max(lane.opens, now + min(rest_s, _LONGEST_REST_S))
+        else:
+            self._missed(error, now)
 
     def _wants_images(self) -> bool:
         return not self._exhausted and len(self._order) < self._window and self._bytes < self._window_bytes
@@ -266,7 +305,7 @@ class Pipeline:
         """A consumer or source that took its time, and the event loop with it, is no silence of the server's."""
         if now > self._now + _GRACE_S:
             for lane in self._lanes:
-                lane.heard = max(lane.heard, now - self._timeout_s)
+                lane.heard = max(lane.heard, now + _GRACE_S - self._patience_s(lane))
         self._now = now
 
     def _wait(self, now: float) -> Wait:
@@ -276,7 +315,7 @@ class Pipeline:
         if self._away_since is not None and now > self._away_since + self._timeout_s:
             assert self._failure is not None
             raise self._failure
-        times = [lane.heard + self._timeout_s + _GRACE_S for lane in self._lanes if lane.requests]
+        times = [lane.heard + self._patience_s(lane) for lane in self._lanes if lane.requests]
         if self._due and (opens := [lane.opens for lane in self._lanes if lane.has_room]):
             times.append(max(self._due[0][0], min(opens)))
         if self._away_since is not None:

@@ -64,14 +64,23 @@ class Attempts:
     """One call's tries within its deadline.
 
     Only what a try cannot make worse is tried again: a call without effects where the server was UNAVAILABLE or said
-    when to come back, any other call where it never left this machine.
+    when to come back, any other call where it never left this machine. A `light` one, which costs a server nothing,
+    gives each connection its share of the time, so that one silent server is not all that is asked.
     """
 
     def __init__(
-        self, rotation: Rotation, *, safe: bool, retries: int, timeout_s: float, clock: Clock = time.monotonic
+        self,
+        rotation: Rotation,
+        *,
+        safe: bool,
+        retries: int,
+        timeout_s: float,
+        light: bool = False,
+        clock: Clock = time.monotonic,
     ) -> None:
         self._rotation = rotation
         self._safe = safe
+        self._light = light and retries > 0
         self._retries = retries
         self._clock = clock
         self._ends = clock() + timeout_s
@@ -83,6 +92,11 @@ class Attempts:
         """Seconds that are left of the call's time."""
         return max(0.0, self._ends - self._clock())
 
+    @property
+    def try_s(self) -> float:
+        """Seconds for the try that was begun."""
+        return self.remaining_s / (1 + self._untried) if self._light else self.remaining_s
+
     def begin(self) -> int:
         """The connection for the next try."""
         self._tried.append(self._rotation.take(self._tried))
@@ -92,10 +106,12 @@ class Attempts:
         """Seconds to wait before the next try after this failure; None: it was the last one."""
         if isinstance(error, UnavailableError | DeadlineExceededError):
             self._rotation.failed(self._tried[-1])
+        if self._light and isinstance(error, DeadlineExceededError) and self._untried:
+            return 0.0
         if not self._may_repeat(error):
             return None
-        if isinstance(error, UnavailableError) and len(set(self._tried)) < len(self._rotation):
-            return 0.0  # another address was not asked yet
+        if isinstance(error, UnavailableError) and self._untried:
+            return 0.0
         if self._waits == self._retries:
             return None
         self._waits += 1
@@ -103,6 +119,11 @@ class Attempts:
         self._tried.clear()
         # An answer that would come too late is not worth the wait: the caller hears now what is wrong.
         return wait_s if wait_s < self.remaining_s else None
+
+    @property
+    def _untried(self) -> int:
+        """Connections that were not asked yet."""
+        return len(self._rotation) - len(set(self._tried))
 
     def _may_repeat(self, error: CnnserveError) -> bool:
         if not self._retries:

@@ -23,14 +23,18 @@ class Method:
     answer: type[Message]
     safe: bool = True
     """It changes nothing on the server, so it may be sent twice."""
+    light: bool = False
+    """It takes a server no time, so one that does not answer soon is not waited for where there are others."""
 
 
 CLASSIFY: Final = Method("/cnnserve.v1.Classifier/Classify", pb.ClassifyRequest, pb.ClassifyResponse)
 CLASSIFY_STREAM: Final = Method(
     "/cnnserve.v1.Classifier/ClassifyStream", pb.ClassifyStreamRequest, pb.ClassifyStreamResponse
 )
-LIST_MODELS: Final = Method("/cnnserve.v1.Classifier/ListModels", pb.ListModelsRequest, pb.ListModelsResponse)
-GET_MODEL: Final = Method("/cnnserve.v1.Classifier/GetModel", pb.GetModelRequest, pb.GetModelResponse)
+LIST_MODELS: Final = Method(
+    "/cnnserve.v1.Classifier/ListModels", pb.ListModelsRequest, pb.ListModelsResponse, light=True
+)
+GET_MODEL: Final = Method("/cnnserve.v1.Classifier/GetModel", pb.GetModelRequest, pb.GetModelResponse, light=True)
 LOAD_MODEL: Final = Method("/cnnserve.v1.Classifier/LoadModel", pb.LoadModelRequest, pb.LoadModelResponse, safe=False)
 UNLOAD_MODEL: Final = Method(
     "/cnnserve.v1.Classifier/UnloadModel", pb.UnloadModelRequest, pb.UnloadModelResponse, safe=False
@@ -39,7 +43,7 @@ UNLOAD_MODEL: Final = Method(
 # protobuf refuses a second file that defines grpc.health.v1, so defining it here would break programs that also import
 # grpcio-health-checking. HealthCheckRequest is one string in field 1 and HealthCheckResponse one enum in field 1, which
 # are StringValue and Int32Value byte for byte.
-HEALTH: Final = Method("/grpc.health.v1.Health/Check", StringValue, Int32Value)
+HEALTH: Final = Method("/grpc.health.v1.Health/Check", StringValue, Int32Value, light=True)
 
 METHODS: Final = (CLASSIFY, LIST_MODELS, GET_MODEL, LOAD_MODEL, UNLOAD_MODEL, HEALTH)
 

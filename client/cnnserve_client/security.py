@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .arguments import wrong
 from .errors import InvalidInputError
 
 PathLike = str | os.PathLike[str]
@@ -46,6 +47,8 @@ def bearer(token: str, addresses: Iterable[str], *, encrypted: bool, over_plain_
     Raises:
         InvalidInputError: the token cannot be a header, or everybody on the network could read it.
     """
+    if not isinstance(token, str):
+        raise InvalidInputError(f"token is a {type(token).__name__}: expected text, or an empty one for none")
     if not token:
         return None
     if not (token.isascii() and token.isprintable()) or " " in token:
@@ -79,6 +82,8 @@ def _pem(name: str, path: PathLike | None, kind: str) -> bytes | None:
         return None
     try:
         data = Path(path).read_bytes()
+    except TypeError as error:
+        raise wrong(name, path, "the path of a PEM file") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidInputError(f"{name}: cannot read {os.fspath(path)!r}: {reason}") from error

@@ -3,26 +3,20 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
-from . import errors
+from . import arguments, errors
+from .connecting import unavailable
 from .security import Tls, bearer
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
-
-# The texts with which gRPC itself, 1.63 to 1.85, reports that no connection was made. The status is the one a loading
-# model has too; should the words change, the error stays an UnavailableError that names the address.
-_NOT_CONNECTED: Final = (
-    "connections to all backends failing",
-    "failed to connect to all addresses",
-    "dns resolution failed",
-    "errors resolving",
-)
 
 # gRPC's own names for targets, which it checks itself.
 _SCHEMES: Final = ("dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")
 _HOST_PORT: Final = re.compile(r"(?:\[[^\[\]/]+\]|[^:/\[\]\s]+):(?P<port>[0-9]{1,5})")
 
+_RANGES: Final = (("max_message_mib", 1, 2047), ("retries", 0, 1000), ("connections", 1, 100))
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
 _LONGEST_TIMEOUT_S: Final = 1e9  # gRPC takes what its clock cannot hold for a deadline in the past
 
@@ -48,11 +42,10 @@ class Failure(Protocol):
         """What the server sent with the status."""
 
 
-def checked_timeout(timeout_s: float) -> float:
+def checked_timeout(timeout_s: object) -> float:
     """`timeout_s` if it is a time that a call can have, else `InvalidInputError`."""
-    if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:  # False for NaN
-        raise errors.InvalidInputError(f"timeout_s is {timeout_s}: expected more than 0 and at most 1e9 seconds")
-    return timeout_s
+    expected = "a number of seconds, more than 0 and at most 1e9"
+    return arguments.positive("timeout_s", timeout_s, _LONGEST_TIMEOUT_S, expected)
 
 
 @dataclass(frozen=True)
@@ -77,15 +70,17 @@ class Target:
     """What goes with every call."""
 
     def __post_init__(self) -> None:
-        checked_timeout(self.timeout_s)
-        _in_range("max_message_mib", self.max_message_mib, 1, 2047)
-        _in_range("retries", self.retries, 0, 1000)
-        _in_range("connections", self.connections, 1, 100)
+        # A frozen dataclass sets what it derives in this way.
+        put = partial(object.__setattr__, self)
+        put("timeout_s", checked_timeout(self.timeout_s))
+        for name, least, most in _RANGES:
+            put(name, arguments.whole(name, getattr(self, name), least, most, f"a whole number, {least} to {most}"))
+        if not isinstance(self.tls, bool | Tls):
+            raise arguments.wrong("tls", self.tls, "True, False or Tls(root_certificates=...)")
         addresses = _addresses(self.address)
         header = bearer(self.token, addresses, encrypted=bool(self.tls), over_plain_text=self.token_over_plain_text)
-        # A frozen dataclass sets what it derives in this way.
-        object.__setattr__(self, "addresses", addresses)
-        object.__setattr__(self, "metadata", (header,) if header else ())
+        put("addresses", addresses)
+        put("metadata", (header,) if header else ())
 
     def __str__(self) -> str:
         return ",".join(self.addresses)
@@ -135,10 +130,10 @@ class Target:
         details = failure.details() or f"{about}: {code}"
         match code:
             case "UNAVAILABLE":
-                return unavailable(address, details)
+                return unavailable(address, details, encrypted=bool(self.tls))
             case "CANCELLED":
                 # Nobody here cancels a call: a server that stops cut it off before it was looked at.
-                return unavailable(address, f"the server cut the call off ({details})")
+                return errors.UnavailableError(f"{address}: the server cut the call off ({details})")
             case "DEADLINE_EXCEEDED":
                 return errors.DeadlineExceededError(f"no answer from {address} within {timeout_s:g} s ({details})")
             case "RESOURCE_EXHAUSTED":
@@ -147,18 +142,10 @@ class Target:
                 return errors.from_status(code, details)
 
 
-def unavailable(address: str, details: str) -> errors.UnavailableError:
-    """The error for a server that was not there, or not ready."""
-    if any(words in details.lower() for words in _NOT_CONNECTED):
-        return errors.ConnectionFailedError(
-            f"cannot reach a server at {address}: check that `cnnserve serve` runs there and that this is "
-            f"its gRPC port, not its HTTP port ({details})"
-        )
-    return errors.UnavailableError(f"{address}: {details}")
-
-
 def _addresses(address: str | Sequence[str]) -> tuple[str, ...]:
     """Each address of a list, or of a text with commas."""
+    if not isinstance(address, Iterable) or not all(isinstance(text, str) for text in address):
+        raise arguments.wrong("address", address, "HOST:PORT, or several in a list or with commas between them")
     if isinstance(address, str):
         # gRPC's own lists of numbers have commas too.
         address = [address] if address.startswith(("ipv4:", "ipv6:")) else address.split(",")
@@ -177,11 +164,6 @@ def _check_address(address: str) -> None:
     match = _HOST_PORT.fullmatch(address)
     if match is None or not 1 <= int(match["port"]) <= 65535:
         raise errors.InvalidInputError(f"address is {address!r}: expected HOST:PORT, port 1 to 65535")
-
-
-def _in_range(name: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise errors.InvalidInputError(f"{name} is {value}: expected {least} to {most}")
 
 
 def _exhausted(details: str, failure: Failure) -> errors.ResourceExhaustedError:

@@ -1,5 +1,6 @@
 """What `pipeline` keeps of a request and of a connection."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ class Request:
     images: int = 0
     image_bytes: int = 0
     began: float = 0.0
+    sent: float = 0.0  # the last time
     data: bytes = b""
     tries: int = 0
     is_answered: bool = False
@@ -35,8 +37,10 @@ class Request:
 class Lane:
     """One connection: what is under way on it, since when it is silent, and when it may be used again."""
 
+    address: str
     requests: dict[int, Request] = field(default_factory=dict)
-    heard: float = 0.0
+    heard: float = 0.0  # since when it is silent, where something is under way
+    answered: float = -math.inf  # when the last answer came
     failures: int = 0
     opens: float = 0.0
     # Until its stream answered once it gets one request: one that is refused says why, and grpc.aio loses that reason

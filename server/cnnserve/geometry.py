@@ -9,12 +9,13 @@ import math
 
 from PIL import Image
 
+from cnnserve import resampling
 from cnnserve.manifest import Resize
 
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 
-_FILTERS = {"bilinear": (Image.Resampling.BILINEAR, 1.0), "bicubic": (Image.Resampling.BICUBIC, 2.0)}
+_SUPPORTS = {"bilinear": 1.0, "bicubic": 2.0}
 
 
 def resized_size(size: Size, resize: Resize) -> Size:
@@ -34,29 +35,17 @@ def most_pixels(size: Size, resized: Size) -> int:
     return max(math.prod(size), resized[0] * size[1], math.prod(resized))
 
 
-def resize_and_crop(
-    image: Image.Image, resized: Size, interpolation: str, crop: tuple[int, int] | None, box: Box | None = None
-) -> Image.Image:
-    """`image` at the size `resized` (width, height), then its centre of `crop` (height, width), padded with black.
-
-    With `box` (left, top, right, bottom), the part of `image` that counts, nothing but the crop is computed, with
-    weights that may differ in the last bit.
-    """
+def resize_and_crop(image: Image.Image, resized: Size, interpolation: str, crop: tuple[int, int] | None) -> Image.Image:
+    """`image` at the size `resized` (width, height), then its centre of `crop` (height, width), padded with black."""
     width, height = resized
-    method, support = _FILTERS[interpolation]
-    if crop is None or crop[1] > width or crop[0] > height:
-        return _whole(image, resized, method, crop, box)
+    method = resampling.PILLOW[interpolation]
+    if crop is None or crop[1] > width or crop[0] > height or _columns_first(image.size, resized):
+        whole = image if image.size == resized else image.resize(resized, method)
+        return whole if crop is None else center_crop(whole, *crop)
     left, top = _offset(width, crop[1]), _offset(height, crop[0])
     right, bottom = left + crop[1], top + crop[0]
-    if box is not None:
-        x, y = (box[2] - box[0]) / width, (box[3] - box[1]) / height
-        part = (box[0] + left * x, box[1] + top * y, box[0] + right * x, box[1] + bottom * y)
-        # Where nothing is to be resized, Pillow only crops.
-        return image.resize((crop[1], crop[0]), method, box=part)
-    if _columns_first(image.size, resized):
-        return _whole(image, resized, method, crop)
     if image.width != width:
-        first, last = _source_rows(image.height, height, top, bottom, support)
+        first, last = _source_rows(image.height, height, top, bottom, _SUPPORTS[interpolation])
         rows = image.crop((0, first, image.width, last)).resize((width, last - first), method)
         # The columns of the crop, with rows of no meaning where the second pass does not look.
         image = rows.crop((left, -first, right, image.height - first))
@@ -67,16 +56,22 @@ def resize_and_crop(
     return image.crop((left, top, right, bottom))
 
 
-def _whole(
-    image: Image.Image,
-    resized: Size,
-    method: Image.Resampling,
-    crop: tuple[int, int] | None,
-    box: Box | None = None,
+def resize_and_crop_box(
+    image: Image.Image, box: Box, resized: Size, interpolation: str, crop: tuple[int, int] | None
 ) -> Image.Image:
-    if image.size != resized or box not in (None, (0, 0, *resized)):
-        image = image.resize(resized, method, box)
-    return image if crop is None else center_crop(image, *crop)
+    """The same of the `box` (left, top, right, bottom) of an image, in less time; the last bit may differ.
+
+    Nothing but the crop is computed, and by `resampling`.
+    """
+    width, height = resized
+    if crop is None or crop[1] > width or crop[0] > height:
+        if image.size != resized or box != (0, 0, *resized):
+            image = resampling.resized(image, resized, interpolation, box)
+        return image if crop is None else center_crop(image, *crop)
+    left, top = _offset(width, crop[1]), _offset(height, crop[0])
+    x, y = (box[2] - box[0]) / width, (box[3] - box[1]) / height
+    part = (box[0] + left * x, box[1] + top * y, box[0] + (left + crop[1]) * x, box[1] + (top + crop[0]) * y)
+    return resampling.resized(image, (crop[1], crop[0]), interpolation, part)
 
 
 def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:

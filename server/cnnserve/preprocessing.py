@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cnnserve import geometry
+from cnnserve import geometry, resampling
 from cnnserve.admission import MemoryBudget
 from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.decoding import Mode, decode, to_mode
@@ -33,8 +33,10 @@ IMAGE_PARAMETERS = frozenset((_PREPROCESS, _MAX_PIXELS))
 # What is smaller, on all its way, takes less than waking a thread that waits for it.
 _QUICK_PIXELS = 64 * 64
 _QUICK_BYTES = 16 * 2**10
-# Bytes that each of the most pixels takes while it is resized: before, between the passes and after.
+# Bytes that each of the most pixels takes while it is resized: before, between the passes and after; where it is fast
+# there are copies on the way there and back.
 _RESIZING_BYTES = 12
+_FAST_RESIZING_BYTES = 20
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ class Preprocessor:
         self._memory = memory
         self._mode: Mode = "L" if spec.color == "L" else "RGB"
         self.options = options or ImageOptions()
+        if self.options.fast:
+            # Now, not while somebody waits for an answer.
+            resampling.library()
 
     def empty(self, count: int) -> NDArray[np.generic]:
         """Memory for so many rows."""
@@ -146,8 +151,10 @@ class Preprocessor:
         # Again: it may have been turned by a quarter.
         self._check(size)
         interpolation = spec.resize.interpolation if spec.resize else "bilinear"
-        used = box if self.options.fast else None
-        image = geometry.resize_and_crop(image, self._resized(size), interpolation, spec.crop, used)
+        if self.options.fast:
+            image = geometry.resize_and_crop_box(image, box, self._resized(size), interpolation, spec.crop)
+        else:
+            image = geometry.resize_and_crop(image, self._resized(size), interpolation, spec.crop)
         return to_tensor(np.asarray(image), spec, self._tensor)
 
     def _resized(self, size: geometry.Size) -> geometry.Size:
@@ -184,7 +191,8 @@ class Preprocessor:
         # Not for what is quick: that may run where nothing may wait.
         if self._memory is None or most_pixels <= _QUICK_PIXELS:
             return contextlib.nullcontext()
-        return self._memory.decoding(max(decoding_bytes, _RESIZING_BYTES * most_pixels))
+        per_pixel = _FAST_RESIZING_BYTES if self.options.fast else _RESIZING_BYTES
+        return self._memory.decoding(max(decoding_bytes, per_pixel * most_pixels))
 
 
 def to_tensor(pixels: NDArray[np.uint8], spec: Preprocessing, tensor: TensorInfo) -> NDArray[np.generic]:

@@ -60,6 +60,13 @@ def test_files_are_read(peer, ask, tmp_path):
         ((b"x" for _ in range(2)), {}, "images is a generator"),
         (b"x", {"top_k": -1}, "top_k is -1"),
         (b"x", {"model": "\udcff"}, "model is .* not valid Unicode"),
+        (5, {}, "images is a int: expected a path"),
+        ([None], {}, r"images\[0\] is a NoneType: expected a path"),
+        (b"x", {"model": 7}, "model is 7: expected text, the model's name"),
+        (b"x", {"version": 1}, "version is 1: expected text, a version's number"),
+        (b"x", {"top_k": "3"}, "top_k is '3': expected 0 for the default, or a number"),
+        (b"x", {"top_k": None}, "top_k is None: expected 0"),
+        (b"x", {"timeout_s": "5"}, "timeout_s is '5': expected a number of seconds"),
         (b"x", {"timeout_s": 0}, "timeout_s is 0"),
         (b"x", {"timeout_s": float("inf")}, "timeout_s is inf"),
         (b"x", {"timeout_s": float("nan")}, "timeout_s is nan"),
@@ -75,13 +82,23 @@ def test_bad_input_is_refused_before_anything_is_sent(peer, ask, images, paramet
     ("limits", "expected"),
     [
         ({"timeout_s": -1}, "timeout_s is -1"),
-        ({"max_message_mib": 0}, "max_message_mib is 0: expected 1 to 2047"),
+        ({"max_message_mib": 0}, "max_message_mib is 0: expected a whole number, 1 to 2047"),
         ({"max_message_mib": 2048}, "max_message_mib is 2048"),
-        ({"retries": -1}, "retries is -1: expected 0 to 1000"),
-        ({"connections": 0}, "connections is 0: expected 1 to 100"),
+        ({"retries": -1}, "retries is -1: expected a whole number, 0 to 1000"),
+        ({"connections": 0}, "connections is 0: expected a whole number, 1 to 100"),
+        ({"timeout_s": "5"}, "timeout_s is '5': expected a number of seconds"),
+        ({"timeout_s": None}, "timeout_s is None: expected a number of seconds"),
+        ({"timeout_s": True}, "timeout_s is True: expected a number of seconds"),
+        ({"timeout_s": 10**400}, r"timeout_s is 1000.*\.\.\.: expected a number of seconds"),
+        ({"retries": "3"}, "retries is '3': expected a whole number"),
+        ({"retries": 1.5}, r"retries is 1\.5: expected a whole number"),
+        ({"connections": None}, "connections is None: expected a whole number"),
+        ({"tls": "ca.pem"}, r"tls is 'ca\.pem': expected True, False or Tls\(root_certificates="),
+        ({"tls": cc.Tls(5)}, "root_certificates is 5: expected the path of a PEM file"),
+        ({"token": None}, "token is a NoneType: expected text"),
     ],
 )
-def test_limits_out_of_range_are_refused(ask, limits, expected):
+def test_limits_that_are_none_are_refused(ask, limits, expected):
     with pytest.raises(cc.InvalidInputError, match=expected):
         ask("127.0.0.1:1", "list_models", limits=limits)
 
@@ -90,6 +107,23 @@ def test_limits_out_of_range_are_refused(ask, limits, expected):
 def test_an_empty_address_is_refused(ask, address):
     with pytest.raises(cc.InvalidInputError, match="address is empty: expected HOST:PORT"):
         ask(address, "list_models")
+
+
+@pytest.mark.parametrize("address", [None, 5, b"127.0.0.1:1", [5], [None]])
+def test_an_address_that_is_no_text_is_refused(ask, address):
+    with pytest.raises(cc.InvalidInputError, match=re.escape(f"address is {address!r}: expected HOST:PORT, or")):
+        ask(address, "list_models")
+
+
+def test_numbers_of_numpy_are_numbers(peer, ask):
+    limits = {
+        "timeout_s": np.float32(9),
+        "retries": np.int64(1),
+        "max_message_mib": np.uint8(64),
+        "connections": np.int8(2),
+    }
+    assert ask(peer.address, "classify", b"x", model="digits", top_k=np.uint8(2), limits=limits).results[0].ok
+    assert peer.of("Classify")[0].top_k == 2
 
 
 @pytest.mark.parametrize(
@@ -156,10 +190,11 @@ def test_load_and_unload_answer_the_model_as_it_is_then(peer, ask):
     assert peer.of("UnloadModel") == [pb.UnloadModelRequest(model="digits")]
 
 
-@pytest.mark.parametrize("method", ["load_model", "unload_model"])
-def test_a_model_name_that_is_no_text_is_refused(peer, ask, method):
-    with pytest.raises(cc.InvalidInputError, match="name is"):
-        ask(peer.address, method, "\udcff")
+@pytest.mark.parametrize("name", ["\udcff", 5, None, b"digits"])
+@pytest.mark.parametrize("method", ["get_model", "load_model", "unload_model", "is_healthy"])
+def test_a_model_name_that_is_no_text_is_refused(peer, ask, method, name):
+    with pytest.raises(cc.InvalidInputError, match=f"(name|service) is {re.escape(repr(name))}: "):
+        ask(peer.address, method, name)
     assert not peer.asked
 
 

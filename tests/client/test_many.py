@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import threading
+import time
 from contextlib import ExitStack, aclosing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -201,7 +203,7 @@ class OneAnswer:
 async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(turns):
     call = OneAnswer()
     request = calls.empty_request(model="digits", version="", top_k=0)
-    pipeline = Pipeline(request, Limits(1, 2**20), 1, 30.0)
+    pipeline = Pipeline(request, Limits(1, 2**20), ["a:1"], 30.0)
     task = asyncio.create_task(anext(aio_streams.run(pipeline, [b"x"], call.open, None)))
     await call.asked.wait()
     await asyncio.sleep(0)
@@ -273,7 +275,15 @@ def test_an_unknown_model_says_so_before_anything_is_read(peer, many):
 
 @pytest.mark.parametrize(
     ("wrong", "expected"),
-    [({"top_k": -1}, "top_k is -1"), ({"timeout_s": 0}, "timeout_s is 0"), ({"model": "\udcff"}, "model is")],
+    [
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 2.0}, r"top_k is 2\.0"),
+        ({"timeout_s": 0}, "timeout_s is 0"),
+        ({"timeout_s": "5"}, "timeout_s is '5'"),
+        ({"model": "\udcff"}, "model is"),
+        ({"model": 7}, "model is 7"),
+        ({"version": 1}, "version is 1"),
+    ],
 )
 def test_wrong_parameters_are_told_at_the_call(wrong, expected):
     with cc.Client("127.0.0.1:1") as client, pytest.raises(cc.InvalidInputError, match=expected):
@@ -296,6 +306,28 @@ def test_one_image_is_not_taken_for_many(many, image):
     expected = f"a {type(image).__name__} is one image: expected an iterable of images; use classify"
     with pytest.raises(cc.InvalidInputError, match=expected):
         many("127.0.0.1:1", image)
+
+
+@pytest.mark.parametrize("images", [None, 5, object])
+def test_what_is_no_iterable_is_told_at_the_call(many, images):
+    with pytest.raises(cc.InvalidInputError, match=f"images is {images!r}: expected an iterable of images"):
+        many("127.0.0.1:1", images)
+
+
+def test_an_asynchronous_source_belongs_to_the_other_client():
+    async def frames():
+        yield b"x"
+
+    with cc.Client("127.0.0.1:1") as client, pytest.raises(cc.InvalidInputError, match="AsyncClient takes"):
+        client.classify_many(frames(), model="digits")
+
+
+def test_items_by_number_are_many(peer, many):
+    class Dataset:
+        def __getitem__(self, index: int) -> bytes:
+            return [b"x", b"bad"][index]
+
+    assert [result.ok for result in many(peer.address, Dataset())] == [True, False]
 
 
 def test_an_array_of_images_is_many(peer, many):
@@ -353,6 +385,44 @@ def test_several_addresses_share_the_work_and_a_dead_one_costs_nothing(many):
         assert indices(many(address, numbers(3000))) == list(range(3000))
         assert one.of("Classify")
         assert other.of("Classify")
+
+
+@pytest.mark.parametrize("hangs", [0, 1])
+def test_a_server_that_falls_silent_costs_no_image_where_another_answers(many, hangs):
+    peers = [Peer(), Peer()]
+    for peer in peers:
+        peer.scripts["Classify"] = numbered
+    falls_silent(peers[hangs], after=5)
+    with running(peers[0]), running(peers[1]):
+        address = f"{peers[0].address},{peers[1].address}"
+        assert indices(many(address, numbers(600), timeout_s=2)) == list(range(600))
+        assert len(peers[hangs].of("Classify")) > 5
+
+
+def test_a_server_that_falls_silent_for_good_ends_the_run(peer):
+    """What it had in hand fails, then the run does: the rest of the images waits for nobody."""
+    falls_silent(peer, after=2)
+    results, started = [], time.monotonic()
+    with cc.Client(peer.address) as client:
+        running_on = client.classify_many(itertools.repeat(b"1"), model="digits", timeout_s=1)
+        with pytest.raises(TimeoutError, match=f"no answer from {peer.address} within 1 s"):
+            results.extend(running_on)
+    assert [result.ok for result in results[:6]] == [True] * 6
+    assert 6 < len(results) < 200
+    assert {type(result.error) for result in results[6:]} == {cc.DeadlineExceededError}
+    assert time.monotonic() - started < 10
+
+
+def falls_silent(peer: Peer, after: int) -> None:
+    """After so many requests the process hangs, so to say."""
+    script = peer.scripts["Classify"]
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        while len(peer.of("Classify")) > after and context.is_active():
+            time.sleep(0.01)
+        return script(request, context)
+
+    peer.scripts["Classify"] = answer
 
 
 def test_no_server_ends_with_the_reason(many):

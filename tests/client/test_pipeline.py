@@ -26,7 +26,9 @@ TIMEOUT_S = 30.0
 
 def pipeline(limits: Limits | None = None, lanes: int = 1, *, proved: bool = True) -> Pipeline:
     """`proved`: as after a first answer from each connection."""
-    made = Pipeline(TEMPLATE, limits or Limits(4, 2**20, len(NAME)), lanes, TIMEOUT_S)
+    made = Pipeline(
+        TEMPLATE, limits or Limits(4, 2**20, len(NAME)), [f"server-{number}:1" for number in range(lanes)], TIMEOUT_S
+    )
     for lane in made._lanes:
         lane.is_proved = proved
     return made
@@ -344,6 +346,83 @@ def test_a_silent_server_fails_its_requests_when_their_time_is_over():
     run.until_wait()
     assert run.abandoned == [0]
     assert {type(result.error) for result in run.results} == {DeadlineExceededError}
+
+
+def test_a_server_that_stays_silent_ends_the_run():
+    run = Run(pipeline(), [b"a"] * 4000)
+
+    def stay_silent():
+        run.until_wait()
+        while True:
+            run.now += run.waited
+            run.until_wait()
+
+    with pytest.raises(DeadlineExceededError, match="no answer from server-0:1 within 30 s"):
+        stay_silent()
+    assert 1000 + 2 * TIMEOUT_S < run.now < 1000 + 2 * TIMEOUT_S + 6
+    # What was under way; the rest was never sent.
+    assert 0 < len(run.results) <= 128
+    assert {type(result.error) for result in run.results} == {DeadlineExceededError}
+
+
+def test_a_server_that_was_silent_for_once_costs_what_was_under_way():
+    run = Run(pipeline(), [b"a"] * 400)
+    run.until_wait()
+    run.sent.clear()
+    run.now += run.waited
+    run.until_wait()
+    assert run.abandoned == [0]
+    lost = len(run.results)
+    while not run.is_done:
+        if run.sent:
+            run.reply()
+        else:
+            run.now += run.waited
+        run.until_wait()
+    assert [result.ok for result in run.results] == [False] * lost + [True] * (400 - lost)
+    assert lost <= 128
+
+
+def silent_lane(run: Run, lane: int, seconds: float, step: float = 0.05, *, took: float = 0.0) -> None:
+    """One connection answers nothing, the others what they got `took` seconds ago or earlier."""
+    until = run.now + seconds
+    sent: list[tuple[float, int, bytes]] = []
+    run.until_wait()
+    while run.now < until and not run.is_done:
+        sent += [(run.now, number, data) for number, data in run.sent if number != lane]
+        run.sent.clear()
+        while sent and sent[0][0] + took <= run.now:
+            run.pipeline.answered(sent[0][1], answer(sent.pop(0)[2]), run.now)
+        run.until_wait()
+        run.now += step
+        run.until_wait()
+
+
+def test_a_silent_connection_leaves_its_requests_to_the_others():
+    run = Run(pipeline(lanes=2), [b"a"] * 5000)
+    started = run.now
+    silent_lane(run, 0, 10 * TIMEOUT_S)
+    assert run.is_done
+    assert [result.ok for result in run.results] == [True] * 5000
+    # Each time it is tried, all others wait half a request's time for it.
+    assert run.now - started < 1.5 * TIMEOUT_S
+    assert run.abandoned[0] == 0
+
+
+def test_a_silent_connection_is_tried_ever_less_often():
+    run = Run(pipeline(Limits(1, 2**20, len(NAME)), lanes=2), [b"a"] * 10**6)
+    silent_lane(run, 0, 20 * TIMEOUT_S, step=0.5)
+    # After 1, 2, 4 and 8 times a request's time.
+    assert 3 <= len(run.abandoned) <= 5
+    assert {result.ok for result in run.results} == {True}
+
+
+def test_slow_answers_are_no_silence():
+    """Each takes more than half of the time that it has."""
+    run = Run(pipeline(lanes=3), [b"a"] * 300)
+    silent_lane(run, -1, 1000, step=0.5, took=0.7 * TIMEOUT_S)
+    assert run.is_done
+    assert run.abandoned == []
 
 
 def test_a_consumer_that_takes_its_time_is_no_silent_server():

@@ -28,8 +28,9 @@ def clock() -> Clock:
     return Clock()
 
 
-def attempts(clock, *, connections=1, safe=True, retries=4, timeout_s=30.0) -> Attempts:
-    return Attempts(Rotation(connections, clock), safe=safe, retries=retries, timeout_s=timeout_s, clock=clock)
+def attempts(clock, *, connections=1, safe=True, retries=4, timeout_s=30.0, light=False) -> Attempts:
+    rotation = Rotation(connections, clock)
+    return Attempts(rotation, safe=safe, retries=retries, timeout_s=timeout_s, light=light, clock=clock)
 
 
 def waits(tries: Attempts, error) -> list[float]:
@@ -64,6 +65,29 @@ def test_a_full_queue_is_asked_again_after_the_time_it_named(clock):
 )
 def test_what_would_fail_again_is_not_repeated(clock, error):
     assert waits(attempts(clock), error("x")) == []
+
+
+def test_a_light_call_shares_its_time_among_the_connections(clock):
+    tries = attempts(clock, connections=3, light=True)
+    assert tries.begin() == 0
+    assert tries.try_s == pytest.approx(10)
+    clock.now += 10
+    assert tries.wait_s(DeadlineExceededError("x")) == 0.0
+    assert tries.begin() == 1
+    clock.now += 4
+    assert tries.wait_s(UnavailableError("x")) == 0.0
+    assert tries.begin() == 2
+    assert tries.try_s == pytest.approx(16)
+    clock.now += 16
+    assert tries.wait_s(DeadlineExceededError("x")) is None
+
+
+@pytest.mark.parametrize("settings", [{"light": False}, {"light": True, "retries": 0}])
+def test_other_calls_have_all_their_time_at_once(clock, settings):
+    tries = attempts(clock, connections=3, **settings)
+    tries.begin()
+    assert tries.try_s == 30
+    assert tries.wait_s(DeadlineExceededError("x")) is None
 
 
 def test_a_call_with_effects_is_repeated_only_where_it_reached_nobody(clock):

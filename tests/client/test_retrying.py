@@ -93,6 +93,16 @@ async def test_so_they_do_for_asyncio():
         assert len(one.asked) + len(other.asked) == 20
 
 
+@pytest.mark.parametrize("method", ["list_models", "get_model"])
+def test_what_is_light_is_asked_of_another_where_one_is_silent(ask, method):
+    with running(Peer()) as silent, running(Peer()) as other:
+        for name in ("ListModels", "GetModel"):
+            silent.hang(name)
+        addresses = f"{silent.address},{other.address}"
+        arguments = ("digits",) if method == "get_model" else ()
+        assert ask(addresses, method, *arguments, timeout_s=2)
+
+
 def test_a_change_of_one_of_several_servers_is_refused(peer, ask):
     with pytest.raises(cc.InvalidInputError, match="load_model with 2 addresses: make a client for each server"):
         ask(f"{peer.address},{peer.address}", "load_model", "digits")

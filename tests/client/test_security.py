@@ -1,10 +1,17 @@
 """Encrypted connections that are proved both ways, and tokens that nobody else reads."""
 
+import contextlib
+import datetime as dt
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import grpc
 import pytest
 import trustme
 
 import cnnserve_client as cc
+from cnnserve_client.connecting import unavailable
 from cnnserve_client.security import is_local
 from peer import Peer, running
 
@@ -25,16 +32,22 @@ def files(authority, tmp_path):
     return tmp_path
 
 
+@contextlib.contextmanager
+def behind(certificate: trustme.LeafCert, **settings: object) -> Iterator[Peer]:
+    """A peer with this certificate."""
+    chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+    pair = (certificate.private_key_pem.bytes(), chain)
+    with running(Peer(), credentials=grpc.ssl_server_credentials([pair], **settings)) as peer:
+        yield peer
+
+
 @pytest.fixture(params=[False, True], ids=["tls", "mutual"])
 def secure(request, authority):
     """A peer behind TLS; with `mutual`, it wants a certificate of its callers."""
-    server = authority.issue_cert("127.0.0.1")
-    credentials = grpc.ssl_server_credentials(
-        [(server.private_key_pem.bytes(), b"".join(blob.bytes() for blob in server.cert_chain_pems))],
-        authority.cert_pem.bytes(),
-        require_client_auth=request.param,
-    )
-    with running(Peer(), credentials=credentials) as peer:
+    trusted = authority.cert_pem.bytes()
+    with behind(
+        authority.issue_cert("127.0.0.1"), root_certificates=trusted, require_client_auth=request.param
+    ) as peer:
         yield peer
 
 
@@ -46,11 +59,75 @@ def test_a_client_with_certificates_is_served_and_its_token_arrives(secure, ask,
     assert {metadata.get("authorization") for metadata in secure.metadata} == {"Bearer s3cret"}
 
 
-@pytest.mark.parametrize("tls", [False, True])
-def test_a_server_that_nothing_vouches_for_is_not_spoken_to(secure, ask, tls):
-    with pytest.raises(cc.UnavailableError):
-        ask(secure.address, "classify", b"x", model="digits", limits={"tls": tls, "retries": 0})
-    assert secure.asked == []
+def refused(ask, peer: Peer, **settings: object) -> str:
+    """What a client is told that gets no connection, and nothing is asked."""
+    with pytest.raises(cc.ConnectionFailedError) as caught:
+        ask(peer.address, "classify", b"x", model="digits", limits={"retries": 0, **settings})
+    assert peer.asked == []
+    assert peer.address in str(caught.value)
+    assert "check that `cnnserve serve` runs" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_server_that_nothing_vouches_for_is_not_spoken_to(secure, ask, files, tmp_path):
+    for tls in (True, stranger(tmp_path)):
+        assert re.search(r"not trusted \([a-z ]+\): root_certificates has to name", refused(ask, secure, tls=tls))
+
+
+def stranger(folder: Path) -> cc.Tls:
+    """TLS that trusts somebody else."""
+    trustme.CA().cert_pem.write_to_path(folder / "stranger.pem")
+    return cc.Tls(folder / "stranger.pem")
+
+
+def test_a_certificate_for_another_name_is_told_as_that(authority, ask, files):
+    with behind(authority.issue_cert("elsewhere.example")) as peer:
+        assert "is for another name" in refused(ask, peer, tls=cc.Tls(files / "root.pem"))
+
+
+def test_a_certificate_that_has_expired_is_told_as_that(authority, ask, files):
+    old = authority.issue_cert("127.0.0.1", not_after=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
+    with behind(old) as peer:
+        assert "(certificate has expired): the server needs another" in refused(
+            ask, peer, tls=cc.Tls(files / "root.pem")
+        )
+
+
+def test_tls_to_a_server_without_it_is_told_as_that(peer, ask):
+    assert "does not speak TLS: connect without it" in refused(ask, peer, tls=True)
+
+
+def test_plain_text_to_a_server_with_tls_is_told_as_that(authority, ask):
+    with behind(authority.issue_cert("127.0.0.1")) as peer:
+        assert "it may speak TLS only (tls, root_certificates)" in refused(ask, peer)
+
+
+def test_a_missing_client_certificate_is_told_as_that(authority, ask, files):
+    certificate = authority.issue_cert("127.0.0.1")
+    with behind(certificate, root_certificates=authority.cert_pem.bytes(), require_client_auth=True) as peer:
+        assert "may want a certificate of this client" in refused(ask, peer, tls=cc.Tls(files / "root.pem"))
+
+
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: Ssl handshake failed",
+            "no TLS connection came about",
+        ),
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: Peer name a is not in peer certificate",
+            "is for another name",
+        ),
+        ("connections to all backends failing; last error: Connection refused", "check that `cnnserve serve` runs"),
+        ("connections to all backends failing; CERTIFICATE_VERIFY_FAILED", "not trusted (unknown reason)"),
+        ("the model is loading", "a:1: the model is loading"),
+    ],
+)
+def test_other_words_of_grpc(details, said):
+    error = unavailable("a:1", details, encrypted=True)
+    assert said in str(error)
+    assert details in str(error)
 
 
 def test_plain_clients_send_no_token_where_there_is_none(peer, ask):
