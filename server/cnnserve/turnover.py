@@ -15,8 +15,6 @@ _SHORTEST_NS = 1_000_000
 _SMOOTHING = 0.2
 # Of those answered: with fewer coming back in time, waiting is not for them.
 _ENOUGH_COME_BACK = 0.5
-# With more, every one is waited for: a single one that is late runs alone, in twice the time of the others.
-_ALL_COME_BACK = 0.9
 # Of the next run's time: the fixed time from which waiting begins and below which it ends. Measured times waver, and
 # every change of habit makes some callers wait twice.
 _BEGIN, _END = 0.05, 0.035
@@ -66,9 +64,8 @@ class Turnover:
         longest_ns = self._answered_ns + round(_LONGEST * self._fixed_ns)
         self._window_ends_ns = min(longest_ns, max(self._window_ends_ns, now_ns + round(_FOR_EACH * self._fixed_ns)))
         if self.hold_until_ns:
-            share = 1.0 if self._share >= _ALL_COME_BACK else self._share
-            all_back = self._back >= math.ceil(share * self._answered)
-            self.hold_until_ns = 0 if all_back else self._window_ends_ns
+            # All of them: one that is late would run alone, in twice the time of the others.
+            self.hold_until_ns = 0 if self._back >= self._answered else self._window_ends_ns
 
     def line(self) -> tuple[float, float]:
         """A run's fixed time and its time for each image (ns), from the smallest and the largest size seen."""
