@@ -55,7 +55,9 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> Classification:
         """As `Client.classify`. Files are read on a thread, so the event loop goes on; the deadline starts after."""
-        build = partial(calls.classify, images, model=model, version=version, top_k=top_k)
+        build = partial(
+            calls.classify, images, self._target.max_message_bytes, model=model, version=version, top_k=top_k
+        )
         # Bytes and arrays need microseconds, a thread ten times as many.
         call = await asyncio.to_thread(build) if take_time(images) else build()
         return await self._run(call, timeout_s)

@@ -42,12 +42,12 @@ class Call(Generic[Result]):
 
 
 def classify(
-    images: image_input.Image | Sequence[image_input.Image], *, model: str, version: str, top_k: int
+    images: image_input.Image | Sequence[image_input.Image], limit: int, *, model: str, version: str, top_k: int
 ) -> Call[Classification]:
-    """One Classify request for one or many images. Reads the files among them."""
+    """One Classify request for one or many images. Reads the files among them, and none above `limit` bytes."""
     request = empty_request(model=model, version=version, top_k=top_k)
     for name, image in image_input.each(images):
-        image_input.fill(request.images.add(), image, name)
+        image_input.fill(request.images.add(), image, name, limit)
     if not request.images:
         raise InvalidInputError("images is empty: expected at least one image")
     return Call(CLASSIFY, f"model {model!r}", request, partial(_classification, images=len(request.images)))

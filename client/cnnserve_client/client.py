@@ -89,7 +89,9 @@ class Client:
             One result per image, in order. An image that the server could not decode has its error in its result and
             raises nothing; an image that cannot be sent at all raises `InvalidInputError` before anything is sent.
         """
-        return self._run(calls.classify(images, model=model, version=version, top_k=top_k), timeout_s)
+        return self._run(
+            calls.classify(images, self.max_message_bytes, model=model, version=version, top_k=top_k), timeout_s
+        )
 
     def classify_many(
         self,

@@ -19,6 +19,7 @@ _NOT_CONNECTED: Final = (
 _OTHER_NAME: Final = ("hostname verification check failed", "is not in peer certificate")
 _UNTRUSTED: Final = re.compile(r"certificate_verify_failed(?:: (?P<reason>[a-z][a-z ]+))?")
 _OUT_OF_DATE: Final = ("expired", "not yet valid")
+_UNUSABLE: Final = "failed to create security handshaker"
 _HANDSHAKE: Final = "handshake failed"
 _CLOSED: Final = ("socket closed", "connection reset")
 
@@ -28,6 +29,11 @@ def unavailable(address: str, details: str, *, encrypted: bool) -> errors.Unavai
     words = details.lower()
     if not any(known in words for known in _NOT_CONNECTED):
         return errors.UnavailableError(f"{address}: {details}")
+    if _UNUSABLE in words:
+        return errors.ConnectionFailedError(
+            "TLS cannot use the files it was given: root_certificates and certificate have to hold whole certificates "
+            f"in PEM, key the key of that certificate ({details})"
+        )
     explain = _encrypted if encrypted else _plain
     return errors.ConnectionFailedError(f"{explain(address, words)} ({details})")
 

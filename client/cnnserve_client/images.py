@@ -39,7 +39,8 @@ Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Pix
 """A path, a file's bytes, a uint8 array (HxW, HxWx1, HxWx3, HxWx4) or a PIL image.
 
 PIL images are taken as they are in memory: EXIF orientation is not applied, and modes other than L, RGB and RGBA are
-converted to RGB by Pillow. Send the file itself where the model's own rules should decide.
+converted to RGB by Pillow, which makes 16-bit grey white. Send the file itself where the model's own rules should
+decide.
 """
 
 _PATH = (str, os.PathLike)
@@ -127,9 +128,9 @@ def put(message: pb.Image, data: bytes | Pixels) -> None:
     raw.height, raw.width, raw.channels = data.shape
 
 
-def fill(message: pb.Image, image: Image, name: str) -> None:
+def fill(message: pb.Image, image: Image, name: str, limit: int | None = None) -> None:
     """Put `image` into `message`. Raises as `load`."""
-    put(message, load(image, name))
+    put(message, load(image, name, limit))
 
 
 def _read(path: str | os.PathLike[str], name: str, limit: int | None) -> bytes:

@@ -144,5 +144,6 @@ def _outcome(steps: _Steps, parts: Sequence[Rows]) -> BatchOutcome:
         assembled_ns = time.monotonic_ns()
         outputs = steps.run(batch, sum(map(len, parts)))
     except Exception as error:
-        failure = error
+        # With its traceback it would hold this frame, which holds it and the batch, until the collector comes by.
+        failure = error.with_traceback(None)
     return BatchOutcome(outputs, failure, started_ns, time.monotonic_ns(), assembled_ns - started_ns)

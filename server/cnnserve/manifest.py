@@ -4,6 +4,7 @@ One file format, two users: `cnnserve_export.publish` writes it, the server read
 it names and repeats its golden image before the version becomes READY.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from cnnserve import json_text
 from cnnserve.errors import ModelLoadFailed
 
 MANIFEST_FILE = "manifest.json"
@@ -195,7 +197,7 @@ def read(folder: Path) -> Manifest | None:
 def parse(text: str) -> Manifest:
     """Reads a manifest from its text. Raises `ModelLoadFailed` naming the field that is wrong."""
     try:
-        raw = json.loads(text)
+        raw = json_text.loads(text)
     except ValueError as error:
         raise ModelLoadFailed(f"{MANIFEST_FILE} is not JSON: {error}") from error
     if not isinstance(raw, dict):
@@ -215,7 +217,7 @@ def parse_preprocessing(text: str, image_shape: tuple[int, ...]) -> Preprocessin
     Raises `ModelLoadFailed` naming the field that is wrong.
     """
     try:
-        raw = json.loads(text)
+        raw = json_text.loads(text)
     except ValueError as error:
         raise ModelLoadFailed(f"it is not JSON: {error}") from error
     if not isinstance(raw, dict):
@@ -272,8 +274,8 @@ def _problem(path: Path, expected: FileDigest) -> str | None:
 def _check(manifest: Manifest) -> None:
     needed = {manifest.onnx.file, manifest.golden.image, *([manifest.labels] if manifest.labels else [])}
     for name in [*manifest.files, *needed]:
-        # A manifest must not reach outside its folder.
-        if not name or name.startswith(".") or "/" in name or "\\" in name or "\0" in name:
+        # A manifest must not reach outside its folder, nor name what no file can be called.
+        if not name or name.startswith(".") or any(sign in "/\\\0" or "\ud800" <= sign <= "\udfff" for sign in name):
             raise ModelLoadFailed(f"{MANIFEST_FILE} names the file {name!r}; plain file names only")
     if missing := sorted(needed - manifest.files.keys()):
         raise ModelLoadFailed(f"{MANIFEST_FILE} has no digest for {', '.join(missing)}")
@@ -358,7 +360,8 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
             return value
         raise ModelLoadFailed(f"{MANIFEST_FILE}: {where} is {value!r}, expected one of {', '.join(map(repr, choices))}")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
     raise ModelLoadFailed(f"{MANIFEST_FILE}: {where} is {value!r}, expected {getattr(hint, '__name__', hint)}")

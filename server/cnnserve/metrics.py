@@ -89,7 +89,9 @@ def _versions(model: ModelEntry) -> Iterator[Version]:
     if model.wanted and not model.versions:
         yield Version(model.name, "", State.UNAVAILABLE)
     for entry in model.versions.values():
-        yield _version(model.name, entry)
+        # What was unloaded on purpose is nothing to be alarmed about.
+        if model.wanted or entry.model is not None:
+            yield _version(model.name, entry)
 
 
 def _version(name: str, entry: VersionEntry) -> Version:

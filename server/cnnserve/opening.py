@@ -67,7 +67,7 @@ class VersionOpener:
                 entry.move(State.UNAVAILABLE, _INTERNAL)
             entry.load_s = time.monotonic() - started
         if entry.model is None:
-            _log.error("model %s version %d is not served: %s", folder.name, entry.version, entry.reason)
+            _log.error("model %s version %d did not load: %s", folder.name, entry.version, entry.reason)
         else:
             _log.info("%s", _ready_line(entry.model, entry.load_s))
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -27,8 +28,8 @@ def on_thread(function: Callable[[], _T], name: str = "blocking") -> "asyncio.Fu
         try:
             result = function()
         except Exception as error:
-            failure = error
-            tell(lambda: future.set_exception(failure))
+            # Under no name of its own: its traceback holds this frame, which would hold it.
+            tell(partial(future.set_exception, error))
         else:
             tell(lambda: future.set_result(result))
 

@@ -5,11 +5,11 @@
 The file is read off the event loop whenever it changes, never for a request.
 """
 
-import json
 import logging
 import re
 from pathlib import Path
 
+from cnnserve import json_text
 from cnnserve.errors import VersionNotFound
 from cnnserve.lifecycle import ModelEntry, VersionLabels
 from cnnserve.repository import LABELS_FILE, version_number
@@ -56,7 +56,7 @@ def read_labels(folder: Path, before: VersionLabels) -> VersionLabels:
 
 def parse_labels(text: str) -> dict[str, int]:
     """Labels by word, sorted. Raises `ValueError` saying what is wrong."""
-    raw = json.loads(text)
+    raw = json_text.loads(text)
     if not isinstance(raw, dict):
         raise ValueError(f'it holds a {type(raw).__name__}, expected an object such as {{"stable": 3}}')
     labels = {}

@@ -52,6 +52,15 @@ def test_files_are_read(peer, ask, tmp_path):
     assert peer.of("Classify")[0].images[0].encoded == b"jpeg"
 
 
+def test_a_file_that_no_message_holds_is_not_read_whole(peer, ask, tmp_path):
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(2**40)
+    for endless in (tmp_path / "huge", "/dev/zero"):
+        with pytest.raises(cc.InvalidInputError, match="images is larger than the 1048576 bytes"):
+            ask(peer.address, "classify", endless, model="digits", limits={"max_message_mib": 1})
+    assert peer.asked == []
+
+
 @pytest.mark.parametrize(
     ("images", "parameters", "expected"),
     [

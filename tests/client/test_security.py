@@ -102,6 +102,19 @@ def test_plain_text_to_a_server_with_tls_is_told_as_that(authority, ask):
         assert "it may speak TLS only (tls, root_certificates)" in refused(ask, peer)
 
 
+def test_files_that_tls_cannot_use_are_told_as_that(secure, ask, files, tmp_path):
+    hollow = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    (tmp_path / "hollow.pem").write_text(hollow)
+    with pytest.raises(cc.ConnectionFailedError, match="TLS cannot use the files it was given"):
+        ask(
+            secure.address,
+            "classify",
+            b"x",
+            model="digits",
+            limits={"retries": 0, "tls": cc.Tls(tmp_path / "hollow.pem")},
+        )
+
+
 def test_a_missing_client_certificate_is_told_as_that(authority, ask, files):
     certificate = authority.issue_cert("127.0.0.1")
     with behind(certificate, root_certificates=authority.cert_pem.bytes(), require_client_auth=True) as peer:

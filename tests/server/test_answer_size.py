@@ -147,6 +147,15 @@ def test_rest_infer(server: RunningServer, model: str) -> None:
     assert one.content.endswith(np.zeros(WIDE, np.float32).tobytes())
 
 
+def test_json_may_be_larger_than_the_message(server: RunningServer) -> None:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [0] * 64}
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=30) as http:
+        # A quote is two bytes in JSON.
+        answer = http.post("/v2/models/fixed/infer", json={"id": '"' * 400_000, "inputs": [tensor]})
+        assert answer.status_code == 400
+        assert "ask for binary data (binary_data_output)" in answer.json()["error"]
+
+
 def images(count: int, top_k: int = 0) -> c.ClassifyRequest:
     return c.ClassifyRequest(model="named", top_k=top_k, images=[{"encoded": picture("left")}] * count)
 

@@ -306,7 +306,7 @@ def test_polling_under_load_fails_no_request(tmp_path: Path) -> None:
             time.sleep(0.05)
         serves("3")
         (root / "m" / "3" / "labels.txt").write_text("dark\nleft\nblight\n")
-        server.wait_for("version 3 is not served: file labels.txt was altered")
+        server.wait_for("version 3 did not load: file labels.txt was altered")
         wait_until(lambda: "the reload failed" in str(call(f"{CLASSIFIER}/GetModel", c.GetModelRequest(model="m"))))
         shutil.copy2(made / "labels.txt", root / "m" / "3")
         wait_until(lambda: "the reload failed" not in str(call(f"{CLASSIFIER}/GetModel", c.GetModelRequest(model="m"))))

@@ -1,8 +1,10 @@
 """One run over the rows of several requests, and the thread that does it."""
 
 import gc
+import queue
 import threading
 import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,25 @@ def test_a_run_that_blocks_raises_what_the_run_raised() -> None:
     with pytest.raises(ValueError, match="broken"):
         instance.run([np.ones((1, 1))])
     instance.close()
+
+
+def test_a_batch_that_failed_is_freed_at_once() -> None:
+    session = FakeSession()
+    instance = ModelInstance(session, "test")
+    session.failures.append(ValueError("broken"))
+    outcomes: queue.SimpleQueue[BatchOutcome] = queue.SimpleQueue()
+    gc.disable()
+    try:
+        part = np.ones((2, 3))
+        alive = weakref.ref(part)
+        instance.execute([part], outcomes.put)
+        assert outcomes.get(timeout=20).error is not None
+        instance.run([np.ones((1, 1))])
+        del part
+        assert alive() is None
+    finally:
+        gc.enable()
+        instance.close()
 
 
 def test_a_listener_that_raises_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:

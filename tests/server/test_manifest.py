@@ -57,6 +57,8 @@ def change(folder: Path, path: str, value: Any) -> str:
         ("preprocessing.resize.antialias", False, "antialias is false"),
         ("preprocessing.std", [0.0], "std must be positive"),
         ("preprocessing.mean", [0.0, 0.0], "mean has 2 values for 1 channels"),
+        ("preprocessing.mean", [10**400], "mean.*expected float"),
+        ("onnx.file", "a\ud800.onnx", "plain file names only"),
         ("max_batch_size", 0, "max_batch_size is 0"),
         ("onnx.file", "../../other/1/model.onnx", "plain file names only"),
         ("onnx.file", "other.onnx", "no digest for other.onnx"),
@@ -74,7 +76,7 @@ def test_a_wrong_field_is_named(folder: Path, path: str, value: Any, said: str) 
         manifests.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 1}', "[" * 200_000])
 def test_not_a_manifest(text: str) -> None:
     with pytest.raises(ModelLoadFailed):
         manifests.parse(text)

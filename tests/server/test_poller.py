@@ -52,6 +52,14 @@ def test_a_version_with_a_manifest_is_there_when_its_files_are_complete(disk: Di
     assert disk.poll() == {"m": []}
 
 
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"schema": 1, "class_count": 1e999}'])
+def test_a_strange_manifest_keeps_no_other_model_from_being_seen(disk: Disk, text: str) -> None:
+    folder = write_version(disk.root / "broken" / "1")
+    (folder / "manifest.json").write_text(text)
+    write_version(disk.root / "good" / "1")
+    assert disk.poll() == {"broken": [], "good": [1]}
+
+
 def test_a_copy_that_stops_half_way_is_tried_so_that_it_says_why(disk: Disk) -> None:
     folder = write_version(disk.root / "m" / "1")
     (folder / "golden.png").unlink()

@@ -26,6 +26,7 @@ def test_labels_by_word() -> None:
         ('{"stable": true}', "stands for True"),
         ('{"stable": null}', "stands for None"),
         ('{"stable": [3]}', "stands for"),
+        ("[" * 200_000, "nested too deeply"),
         ('{"3": 3}', "'3' is not a word"),
         ('{"+3": 3}', "is not a word"),
         ('{"٣": 3}', "is not a word"),

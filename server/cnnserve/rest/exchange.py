@@ -28,7 +28,7 @@ class Exchange:
         self.request = request
         self._rpc = rpc
         self._methods = methods
-        self._limits = limits
+        self.limits = limits
         self._deadline_ns = _deadline_ns(request.headers.get(TIMEOUT))
 
     @property
@@ -44,7 +44,7 @@ class Exchange:
     @contextlib.contextmanager
     def body(self) -> Iterator[BodyReader]:
         """The request's body; the memory it holds is given back at the end."""
-        reader = BodyReader(self.request, self._limits.budget, self._limits.max_body_bytes)
+        reader = BodyReader(self.request, self.limits.budget, self.limits.max_body_bytes)
         with reader.room():
             yield reader
 

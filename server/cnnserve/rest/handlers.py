@@ -13,6 +13,7 @@ from cnnserve.rest.body import MAX_JSON_BYTES
 from cnnserve.rest.exchange import Exchange
 from cnnserve.rest.messages import as_json
 from cnnserve.rest.packing import packed
+from cnnserve.rpc import answer_size
 from cnnserve.wire import open_inference_pb2 as pb
 
 _HALF_A_PAIR = "a text of the request has half a surrogate pair"
@@ -56,6 +57,7 @@ async def model_infer(exchange: Exchange) -> Response:
         del body
     # From here on the handler holds the memory that the tensor needs.
     response = infer.write_response(await exchange.ask(request), wanted)
+    answer_size.check(len(response.body), exchange.limits.max_body_bytes, "ask for binary data (binary_data_output)")
     return await packed(exchange.request, response)
 
 

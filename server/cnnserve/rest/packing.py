@@ -30,8 +30,13 @@ async def packed(request: Request, response: Response) -> Response:
     return response
 
 
-def _coding(accepted: str) -> str | None:
+def accepted(header: str) -> list[str]:
+    """What an `Accept` or `Accept-Encoding` names and does not refuse, in its order, without parameters."""
+    named = [[word.strip().lower() for word in part.split(";")] for part in header.split(",")]
+    return [kind for kind, *weight in named if not any(re.fullmatch(r"q=0(\.0*)?", word) for word in weight)]
+
+
+def _coding(header: str) -> str | None:
     """The first one of ours that `Accept-Encoding` takes."""
-    wanted = [[word.strip().lower() for word in part.split(";")] for part in accepted.split(",")]
-    taken = {coding for coding, *weight in wanted if not any(re.fullmatch(r"q=0(\.0*)?", word) for word in weight)}
+    taken = accepted(header)
     return next((coding for coding in _PACKERS if coding in taken), None)

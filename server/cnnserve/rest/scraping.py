@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from cnnserve.metrics import Snapshot
 from cnnserve.rest.exchange import Exchange
-from cnnserve.rest.packing import packed
+from cnnserve.rest.packing import accepted, packed
 
 PLAIN = "text/plain"
 OPEN_METRICS = "application/openmetrics-text"
@@ -43,6 +43,5 @@ def _write(snapshot: Snapshot, kind: str) -> bytes:
 
 
 def _kind(accept: str) -> str:
-    """The first of our two media types that `Accept` names; Prometheus names them in its order of preference."""
-    named = (part.partition(";")[0].strip().lower() for part in accept.split(","))
-    return next((kind for kind in named if kind in _CONTENT_TYPES), PLAIN)
+    """The first of our two media types that `Accept` takes; Prometheus names them in its order of preference."""
+    return next((kind for kind in accepted(accept) if kind in _CONTENT_TYPES), PLAIN)
