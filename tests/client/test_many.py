@@ -178,7 +178,10 @@ async def test_leaving_early_ends_an_async_source_that_is_waited_for(peer):
     async with cc.AsyncClient(peer.address) as client:
         async with aclosing(client.classify_many(images(), model="digits")) as results:
             assert (await anext(results)).ok
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        # grpc takes a moment to hear of its call's end.
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            _, pending = await asyncio.wait(others, timeout=10)
+            assert not pending
 
 
 class OneAnswer:
