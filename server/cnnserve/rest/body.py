@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from cnnserve import json_text
 from cnnserve.admission import MemoryBudget
 from cnnserve.errors import InvalidInput
 
@@ -112,8 +112,8 @@ def read_object(data: bytes) -> dict[str, Any]:
     if not data:
         return {}
     try:
-        value = json.loads(data, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        value = json_text.loads(data, _refuse)
+    except ValueError as error:
         raise InvalidInput(f"the body is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise InvalidInput(f"the body is a JSON {type(value).__name__}, expected an object")
