@@ -115,6 +115,19 @@ def half_free_onnx() -> bytes:
     return data
 
 
+# How an image becomes the input of `wide_onnx`, for its config.pbtxt.
+WIDE_IMAGE = """parameters { key: "cnnserve.image" value { string_value:
+  '{"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "none"}' } }
+"""
+
+
+def write_wide(root: Path, classes: int) -> None:
+    """Models `fixed` and `free`: the file of the one says how many `classes` there are."""
+    for name in ("fixed", "free"):
+        (root / name / "1").mkdir(parents=True)
+        (root / name / "1" / "model.onnx").write_bytes(wide_onnx(classes, fixed=name == "fixed"))
+
+
 def wide_onnx(classes: int, *, fixed: bool = True) -> bytes:
     """A classifier of 8x8 grey images (NHWC) into `classes` scores, the last one the largest; a small file and request.
 

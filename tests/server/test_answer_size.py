@@ -11,42 +11,31 @@ import pytest
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, rows, strings, tensor, with_parameter
-from support import CLASSES, RunningServer, picture, serving, wide_onnx, write_version
+from support import CLASSES, WIDE_IMAGE, RunningServer, picture, serving, wide_onnx, write_version, write_wide
 
 LIMIT = 2**20
 # One row of theirs fits into a message of 1 MiB, two do not.
 WIDE = 140_000
 FULL = "the answer has 1120"
-IMAGE = """parameters { key: "cnnserve.image" value { string_value:
-  '{"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "none"}' } }
-"""
 CLASSIFIER = "cnnserve.v1.Classifier"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     root = tmp_path_factory.mktemp("answers") / "r"
-    for name, fixed in (("fixed", True), ("free", False)):
-        (root / name / "1").mkdir(parents=True)
-        (root / name / "1" / "model.onnx").write_bytes(wide_onnx(WIDE, fixed=fixed))
+    write_wide(root, WIDE)
     # Few classes with names so long that five of each of three images do not fit.
     named = root / "named"
     (named / "1").mkdir(parents=True)
     (named / "1" / "model.onnx").write_bytes(wide_onnx(5))
     (named / "labels.txt").write_text("\n".join(str(index) * 80_000 for index in range(5)))
     (named / "config.pbtxt").write_text(
-        IMAGE + 'output { name: "scores" data_type: TYPE_FP32 dims: 5 label_filename: "labels.txt" }'
+        WIDE_IMAGE + 'output { name: "scores" data_type: TYPE_FP32 dims: 5 label_filename: "labels.txt" }'
     )
     write_version(root / "tiny" / "1")
     with serving(root.parent / "log", root, "--max-message-mib", "1") as server:
         yield server
         assert "Traceback" not in server.log
-
-
-@pytest.fixture
-def oip(server: RunningServer) -> Iterator[Oip]:
-    with Oip(server.address) as oip:
-        yield oip
 
 
 def executions(oip: Oip, model: str) -> int:
@@ -205,7 +194,7 @@ def test_any_other_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
     (version / "model.onnx").write_bytes(wide_onnx(5))
     labels = "\n".join([*CLASSES[:2], *("x" * 300_000 for _ in range(4))])
     (version.parent / "labels.txt").write_text(labels)
-    config = IMAGE + 'output { name: "scores" data_type: TYPE_FP32 dims: 5 label_filename: "labels.txt" }'
+    config = WIDE_IMAGE + 'output { name: "scores" data_type: TYPE_FP32 dims: 5 label_filename: "labels.txt" }'
     (version.parent / "config.pbtxt").write_text(config)
     with serving(root / "log", root / "r", "--max-message-mib", "1") as server, Oip(server.address) as oip:
         get_model = oip.channel.unary_unary(

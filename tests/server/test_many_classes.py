@@ -12,12 +12,9 @@ import pytest
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip
-from support import RunningServer, picture, serving, wide_onnx
+from support import WIDE_IMAGE, RunningServer, picture, serving, write_wide
 
 CLASSES = 1_000_000
-IMAGE = """parameters { key: "cnnserve.image" value { string_value:
-  '{"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "none"}' } }
-"""
 REFUSED = (
     "the request asks for 1000000 classes of each of 2 images, an answer has at most 100000; ask for a smaller top_k"
 )
@@ -27,19 +24,12 @@ SERVICE = "cnnserve.v1.Classifier"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     root = tmp_path_factory.mktemp("many") / "r"
-    for name, fixed in (("fixed", True), ("free", False)):
-        (root / name / "1").mkdir(parents=True)
-        (root / name / "1" / "model.onnx").write_bytes(wide_onnx(CLASSES, fixed=fixed))
-        (root / name / "config.pbtxt").write_text(IMAGE)
+    write_wide(root, CLASSES)
+    for name in ("fixed", "free"):
+        (root / name / "config.pbtxt").write_text(WIDE_IMAGE)
     with serving(root.parent / "log", root) as server:
         yield server
         assert "Traceback" not in server.log
-
-
-@pytest.fixture
-def oip(server: RunningServer) -> Iterator[Oip]:
-    with Oip(server.address) as oip:
-        yield oip
 
 
 def asking(model: str, count: int, top_k: int) -> c.ClassifyRequest:

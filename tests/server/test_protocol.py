@@ -53,12 +53,6 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield server
 
 
-@pytest.fixture
-def oip(server: RunningServer) -> Iterator[Oip]:
-    with Oip(server.address) as oip:
-        yield oip
-
-
 def named(name: str, version: str = "") -> dict[str, str]:
     return {"name": name, "version": version}
 

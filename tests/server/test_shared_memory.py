@@ -124,12 +124,6 @@ def server(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture
-def oip(server: RunningServer) -> Iterator[Oip]:
-    with Oip(server.address) as oip:
-        yield oip
-
-
-@pytest.fixture
 def owned(oip: Oip) -> Iterator[shared_memory.SharedMemory]:
     """4096 bytes of this process, registered as `r`."""
     memory = shared_memory.SharedMemory(f"{PREFIX}-x", create=True, size=4096)
