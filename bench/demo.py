@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from cnnserve.manifest import TensorInfo
-from cnnserve.preprocessing import Preprocessor
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.repository.manifest import TensorInfo
 from cnnserve_client import Client
 from cnnserve_export import checkpoints
 from cnnserve_export.architectures import ARCHITECTURES

@@ -23,8 +23,8 @@ import machine
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnserve.manifest import Manifest
-from cnnserve.manifest import read as read_manifest
+from cnnserve.repository.manifest import Manifest
+from cnnserve.repository.manifest import read as read_manifest
 from cnnserve.wire import open_inference_pb2 as pb
 
 BENCH = Path(__file__).parent

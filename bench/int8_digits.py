@@ -18,7 +18,7 @@ import int8
 import machine
 import torch
 
-from cnnserve.manifest import Preprocessing, Resize
+from cnnserve.repository.manifest import Preprocessing, Resize
 from cnnserve_export import checkpoints, digits, pipeline, precision, train
 from cnnserve_export.architectures import ARCHITECTURES, DIGITS
 from cnnserve_export.progress import Progress

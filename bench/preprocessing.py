@@ -25,9 +25,9 @@ from matplotlib import cbook
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from cnnserve import memory
-from cnnserve.manifest import Preprocessing, Resize, TensorInfo
-from cnnserve.preprocessing import ImageOptions, Preprocessor
+from cnnserve.images.preprocessing import ImageOptions, Preprocessor
+from cnnserve.process import heap
+from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 
 sys.path.append(str(harness.BENCH.parent / "tests"))
 
@@ -48,7 +48,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     # As the server does; the C library gives a thread's memory back more rarely than the main thread's.
-    memory.limit_arenas(2)
+    heap.limit_arenas(2)
     with ThreadPoolExecutor(1) as decoders:
         return decoders.submit(_run, options).result()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnserve.registry import Registry
+from cnnserve.registry.registry import Registry
 from support import RunningServer, make_registry, serving, tiny_onnx, write_version
 
 

@@ -26,10 +26,11 @@ from matplotlib import cbook
 from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_sample_image
 
-from cnnserve import decoding, memory
 from cnnserve.errors import InvalidInput
-from cnnserve.manifest import Preprocessing, Resize, TensorInfo
-from cnnserve.preprocessing import ImageOptions, Preprocessor
+from cnnserve.images import decoding
+from cnnserve.images.preprocessing import ImageOptions, Preprocessor
+from cnnserve.process import heap
+from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 
 SPEC = Preprocessing("RGB", Resize("shorter", (64,)), (56, 56), (0.0,) * 3, (1.0,) * 3, "graph")
 TENSOR = TensorInfo("image", "UINT8", (56, 56, 3), "NHWC")
@@ -207,7 +208,7 @@ def _through_pillow(preprocessor: Preprocessor, data: bytes) -> np.ndarray:
 
 
 def _resident_kib() -> int:
-    memory.trim()
+    heap.trim()
     with Path("/proc/self/status").open() as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
 

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from cnnserve import loader
-from cnnserve import manifest as manifests
-from cnnserve.manifest import Golden, Manifest, OnnxInfo, Parity, Preprocessing, Resize, TensorInfo
-from cnnserve.opening import VersionOpener
-from cnnserve.preprocessing import Preprocessor
-from cnnserve.registry import Registry
-from cnnserve.session import Session
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.model import loader
+from cnnserve.registry.opening import VersionOpener
+from cnnserve.registry.registry import Registry
+from cnnserve.repository import manifest as manifests
+from cnnserve.repository.manifest import Golden, Manifest, OnnxInfo, Parity, Preprocessing, Resize, TensorInfo
+from cnnserve.runtime.session import Session
 
 REPOSITORY = Path(__file__).parent.parent / "model_repo"
 SIDE = 8

@@ -20,9 +20,9 @@ import numpy as np
 import sklearn.datasets
 from numpy.typing import NDArray
 
-from cnnserve import manifest as manifests
-from cnnserve.preprocessing import Preprocessor
-from cnnserve.session import Session
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.repository import manifest as manifests
+from cnnserve.runtime.session import Session
 from cnnserve_export import hub
 from cnnserve_export.cli import export
 

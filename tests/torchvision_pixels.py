@@ -1,4 +1,4 @@
-"""torchvision's pixels, from a process of its own: the tests' oracle for what `cnnserve.preprocessing` makes.
+"""torchvision's pixels, from a process of its own: the tests' oracle for what `cnnserve.images.preprocessing` makes.
 
 Run as a program it answers requests on standard input: the length of a JSON line, the line, the file's bytes.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from cnnserve.manifest import Preprocessing
+from cnnserve.repository.manifest import Preprocessing
 
 # Where `make setup` puts it.
 FOLDER = Path(sys.prefix) / "torchvision"

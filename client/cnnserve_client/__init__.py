@@ -17,8 +17,7 @@ Parts:
     images, batching     path, bytes, PIL image or array -> protobuf; what one request may hold, `limits` of a model
     arguments            arguments of the wrong type, told by name and value
     results, errors      what a call returns and raises
-    cli                  the commands; `flags` and `console` are shared by all
-    classifying          `cnnserve classify`: `sources` of images, `files` with their results, `formats`, `output`
+    commands             `cnnserve classify`, `models`, `labels`, `load`, `unload` and `health`
 """
 
 from importlib import import_module

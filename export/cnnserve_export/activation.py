@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnserve.classification import are_probabilities
+from cnnserve.model.classification import are_probabilities
 from cnnserve_export.contract import Activation
 from cnnserve_export.errors import ExportError
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnserve.classification import are_probabilities
-from cnnserve.cpu import cpu_budget
-from cnnserve.preprocessing import Preprocessor
-from cnnserve.session import Session, SessionOptions
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.model.classification import are_probabilities
+from cnnserve.process.cpu import cpu_budget
+from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export.errors import ExportError
 from cnnserve_export.images import ImageSet
 

@@ -12,9 +12,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from cnnserve.cpu import cpu_budget
-from cnnserve.preprocessing import Preprocessor
-from cnnserve.session import Session, SessionOptions
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.process.cpu import cpu_budget
+from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export.images import ImageSet
 
 # Smallest and largest value, each of shape (1,), by the tensor's name.

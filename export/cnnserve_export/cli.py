@@ -16,7 +16,7 @@ from cnnserve_export import flags
 if TYPE_CHECKING:
     from torch import nn
 
-    from cnnserve.manifest import Preprocessing
+    from cnnserve.repository.manifest import Preprocessing
     from cnnserve_export.architectures import Architecture
     from cnnserve_export.behaviour import Behaviour
     from cnnserve_export.progress import Progress
@@ -122,7 +122,7 @@ def _architecture(arguments: argparse.Namespace) -> "Architecture":
 def _limit_threads() -> None:
     import torch
 
-    from cnnserve.cpu import cpu_budget
+    from cnnserve.process.cpu import cpu_budget
 
     # torch counts the host's cores, not those a container may use.
     torch.set_num_threads(cpu_budget())

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 import cnnserve
-from cnnserve.session import runtime_version
+from cnnserve.runtime.session import runtime_version
 from cnnserve_export import labels
 from cnnserve_export.golden import GOLDEN_FILE
 

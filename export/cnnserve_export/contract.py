@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from cnnserve.manifest import Preprocessing, TensorInfo
-from cnnserve.onnx_header import PORTABLE_OPSET
+from cnnserve.repository.manifest import Preprocessing, TensorInfo
+from cnnserve.repository.onnx_header import PORTABLE_OPSET
 from cnnserve_export.errors import ExportError
 
 InputForm = Literal["uint8", "float32"]

@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from cnnserve.manifest import OnnxInfo
+from cnnserve.repository.manifest import OnnxInfo
 from cnnserve_export.contract import DEFAULT_OPSET, INPUT_NAME, OUTPUT_NAME, Contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.user_code import told

@@ -10,7 +10,7 @@ from typing import Literal
 import onnx
 from google.protobuf.message import DecodeError
 
-from cnnserve.manifest import TensorInfo
+from cnnserve.repository.manifest import TensorInfo
 from cnnserve_export import external_data, files
 from cnnserve_export.contract import LARGEST_BATCH_SIZE
 from cnnserve_export.errors import ExportError

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from cnnserve.preprocessing import FORMATS
+from cnnserve.images.preprocessing import FORMATS
 from cnnserve_export import files
 from cnnserve_export.errors import ExportError
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnserve.errors import InvalidInput
-from cnnserve.preprocessing import Preprocessor
+from cnnserve.images.preprocessing import Preprocessor
 from cnnserve_export import files, golden
 from cnnserve_export.errors import ExportError
 

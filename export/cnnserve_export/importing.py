@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cnnserve.classification import softmax
-from cnnserve.cpu import cpu_budget
 from cnnserve.errors import InferenceFailed, ModelLoadFailed
-from cnnserve.manifest import Golden, Manifest, OnnxInfo, Parity, Preprocessing, TensorInfo
-from cnnserve.providers import CPU
-from cnnserve.session import Session, SessionOptions
+from cnnserve.model.classification import softmax
+from cnnserve.model_config.providers import CPU
+from cnnserve.process.cpu import cpu_budget
+from cnnserve.repository.manifest import Golden, Manifest, OnnxInfo, Parity, Preprocessing, TensorInfo
+from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export import companions, foreign, labels, preparation, proof, publish, surgery
 from cnnserve_export.activation import ends_in_softmax
 from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, OUTPUT_NAME, Activation, Contract

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cnnserve.manifest import Preprocessing
+from cnnserve.repository.manifest import Preprocessing
 from cnnserve_export.architectures import Architecture
 from cnnserve_export.errors import ExportError
 from cnnserve_export.user_code import told

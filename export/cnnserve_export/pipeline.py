@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cnnserve.manifest import Manifest, OnnxInfo, Preprocessing
+from cnnserve.repository.manifest import Manifest, OnnxInfo, Preprocessing
 from cnnserve_export import companions, convert, labels, precision, publish, verify
 from cnnserve_export import contract as contracts
 from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, DEFAULT_OPSET, Contract, InputForm

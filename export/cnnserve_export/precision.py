@@ -10,11 +10,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnserve.cpu import cpu_budget
-from cnnserve.manifest import Agreement, Calibration, Golden
-from cnnserve.manifest import ImageSet as ImageSetInfo
-from cnnserve.preprocessing import Preprocessor
-from cnnserve.session import Session, SessionOptions
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.process.cpu import cpu_budget
+from cnnserve.repository.manifest import Agreement, Calibration, Golden
+from cnnserve.repository.manifest import ImageSet as ImageSetInfo
+from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export import agreement, calibration, images, proof, quantize
 from cnnserve_export.agreement import Measured
 from cnnserve_export.contract import DEFAULT_MIN_AGREEMENT, Contract, Precision

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cnnserve.manifest import Preprocessing, Resize, TensorInfo
+from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve_export.errors import ExportError
 
 Color = Literal["RGB", "BGR", "L"]

@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnserve.classification import are_probabilities
-from cnnserve.manifest import Preprocessing, TensorInfo
-from cnnserve.preprocessing import Preprocessor, RawImage
+from cnnserve.images.preprocessing import Preprocessor, RawImage
+from cnnserve.model.classification import are_probabilities
+from cnnserve.repository.manifest import Preprocessing, TensorInfo
 from cnnserve_export import golden
 from cnnserve_export.errors import ExportError
 

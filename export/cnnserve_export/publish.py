@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnserve import manifest as manifests
-from cnnserve import model_config
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.manifest import MANIFEST_FILE, Manifest, TensorInfo
-from cnnserve.repository import MAX_VERSION, MODEL_NAME
+from cnnserve.model_config import pbtxt
+from cnnserve.repository import manifest as manifests
+from cnnserve.repository.folders import MAX_VERSION, MODEL_NAME
+from cnnserve.repository.manifest import MANIFEST_FILE, Manifest, TensorInfo
 from cnnserve_export.contract import LARGEST_BATCH_SIZE, Contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.staging import alone, explained, flush, hidden_folder, sync
@@ -173,14 +173,14 @@ def _describe(tensor: TensorInfo, class_count: int) -> str:
 
 
 def _check_config(target: Target, contract: Contract, max_batch_size: int) -> None:
-    config = model_config.read(target.model_folder)
+    config = pbtxt.read(target.model_folder)
     if config is None:
         return
-    settings = model_config.resolve(target.model, config, None, *_specs(contract.input, contract.output))
+    settings = pbtxt.resolve(target.model, config, None, *_specs(contract.input, contract.output))
     if settings.max_batch_size > max_batch_size:
         wanted = settings.max_batch_size
         raise ExportError(
-            f"{target.model}/{model_config.CONFIG_FILE} allows batches of {wanted}, this export proves "
+            f"{target.model}/{pbtxt.CONFIG_FILE} allows batches of {wanted}, this export proves "
             f"{max_batch_size}; "
             + (f"pass --max-batch-size {wanted}" if wanted <= LARGEST_BATCH_SIZE else f"write {max_batch_size} there")
         )
@@ -199,11 +199,11 @@ def _write_manifest(staged: Path, manifest: Manifest) -> None:
 
 
 def _write_config(root: Path, staged: Path, manifest: Manifest) -> None:
-    text = model_config.render(manifest)
+    text = pbtxt.render(manifest)
     # As with the manifest.
-    config = model_config.parse(text, manifest.model)
-    model_config.resolve(manifest.model, config, manifest, *_specs(manifest.input, manifest.output))
-    (root / model_config.CONFIG_FILE).write_text(text, encoding="utf-8")
+    config = pbtxt.parse(text, manifest.model)
+    pbtxt.resolve(manifest.model, config, manifest, *_specs(manifest.input, manifest.output))
+    (root / pbtxt.CONFIG_FILE).write_text(text, encoding="utf-8")
     if manifest.labels:
         shutil.copyfile(staged / manifest.labels, root / manifest.labels)
 

@@ -15,7 +15,7 @@ from typing import Literal
 import onnx
 
 # First: it keeps ONNX Runtime from reporting home, which is read when that is loaded.
-from cnnserve import session as _session  # noqa: F401
+from cnnserve.runtime import session as _session  # noqa: F401
 from cnnserve_export import convert
 from cnnserve_export.calibration import Ranges
 from cnnserve_export.errors import ExportError

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cnnserve.manifest import Preprocessing
-from cnnserve.preprocessing import Preprocessor
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.repository.manifest import Preprocessing
 from cnnserve_export import checkpoints
 from cnnserve_export.architectures import ARCHITECTURES, DIGITS
 from cnnserve_export.contract import contract

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cnnserve.classification import are_probabilities
-from cnnserve.cpu import cpu_budget
-from cnnserve.manifest import Agreement, Golden, Parity
-from cnnserve.providers import CPU
-from cnnserve.session import Session, SessionOptions
+from cnnserve.model.classification import are_probabilities
+from cnnserve.model_config.providers import CPU
+from cnnserve.process.cpu import cpu_budget
+from cnnserve.repository.manifest import Agreement, Golden, Parity
+from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export import contract as contracts
 from cnnserve_export import golden, proof
 from cnnserve_export.contract import Contract

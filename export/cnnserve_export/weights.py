@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from cnnserve.manifest import Preprocessing, Resize
+from cnnserve.repository.manifest import Preprocessing, Resize
 from cnnserve_export import checkpoints, hub, labels, networks
 from cnnserve_export.architectures import Architecture
 from cnnserve_export.architectures.googlenet import GoogLeNet

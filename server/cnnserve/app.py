@@ -17,29 +17,31 @@ from functools import partial
 import uvloop
 
 import cnnserve
-from cnnserve import loader, memory, metrics
-from cnnserve.admission import MemoryBudget
+from cnnserve.api.classifier import ClassifierService
+from cnnserve.api.health import HealthService
+from cnnserve.api.inspection import InspectionService
+from cnnserve.api.methods import Method
+from cnnserve.api.model_control import RepositoryService
+from cnnserve.api.model_infer import Inference
+from cnnserve.api.open_inference import InferenceService
+from cnnserve.api.regions import SharedMemory
+from cnnserve.api.shared_memory import SharedMemoryService
 from cnnserve.config import ServerConfig
-from cnnserve.control import EXPLICIT, ModelControl
-from cnnserve.cpu import cpu_budget
 from cnnserve.errors import ServingError
-from cnnserve.execution import Device
-from cnnserve.health import Health
-from cnnserve.opening import VersionOpener
-from cnnserve.poller import Poller, watch_labels
-from cnnserve.registry import Registry
-from cnnserve.rest.in_flight import InFlight, Limits
-from cnnserve.rest.listening import listen
-from cnnserve.rpc.classifier import ClassifierService
-from cnnserve.rpc.grpcio_transport import GrpcioTransport
-from cnnserve.rpc.health import HealthService
-from cnnserve.rpc.infer import Inference
-from cnnserve.rpc.inference import InferenceService
-from cnnserve.rpc.inspection import InspectionService
-from cnnserve.rpc.methods import Method
-from cnnserve.rpc.repository import RepositoryService
-from cnnserve.rpc.shared_memory import SharedMemoryService
-from cnnserve.shared_memory import SharedMemory
+from cnnserve.model import loader
+from cnnserve.model_config.execution import Device
+from cnnserve.process import heap
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.process.cpu import cpu_budget
+from cnnserve.registry import snapshot
+from cnnserve.registry.control import EXPLICIT, ModelControl
+from cnnserve.registry.health import Health
+from cnnserve.registry.opening import VersionOpener
+from cnnserve.registry.poller import Poller, watch_labels
+from cnnserve.registry.registry import Registry
+from cnnserve.transports.grpcio import GrpcioTransport
+from cnnserve.transports.http.in_flight import InFlight, Limits
+from cnnserve.transports.http.listening import listen
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def run(config: ServerConfig) -> int:
     # An instance's thread that comes back from a run waits for the interpreter while the loop is busy: by default up to
     # 5 ms, a whole run of a small model.
     sys.setswitchinterval(_SWITCH_S)
-    memory.limit_arenas(max(2, _cpu_threads(config)))
+    heap.limit_arenas(max(2, _cpu_threads(config)))
     code = uvloop.run(_run(config))
     if any(thread.daemon for thread in threading.enumerate()):
         # A load, or a run that outlived the grace, is still in native code, which aborts the process where the
@@ -144,7 +146,7 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
             methods,
             Limits(budget, max_message_bytes),
             in_flight,
-            partial(metrics.snapshot, registry, budget),
+            partial(snapshot.snapshot, registry, budget),
             listening=http_socket,
             end=http_end,
         )
@@ -204,13 +206,13 @@ async def _serve_http(
     methods: Sequence[Method],
     limits: Limits,
     in_flight: InFlight,
-    snapshot: Callable[[], metrics.Snapshot],
+    snapshot: Callable[[], snapshot.Snapshot],
     *,
     listening: socket.socket,
     end: asyncio.Event,
 ) -> None:
     """Until `end`. Imported on a thread while models load: a start that waited for it took a twentieth longer."""
-    http = await asyncio.to_thread(importlib.import_module, "cnnserve.rest.http")
+    http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
     server = http.HttpServer(http.application(methods, limits, in_flight, snapshot), listening)
     serving = asyncio.create_task(server.serve())
     await end.wait()

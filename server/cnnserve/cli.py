@@ -30,13 +30,19 @@ _COMMANDS = {
         "cnnserve_export.cli", "import_onnx", "ONNX file made elsewhere -> verified model", "cpu,export"
     ),
     "train-lenet": _Command("cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits", "cpu,export"),
-    "show": _Command("cnnserve.show", "show", "what a model's manifest says, with its files' digests compared"),
-    "classify": _Command("cnnserve_client.cli", "classify", "classify images with a running server"),
-    "models": _Command("cnnserve_client.cli", "models", "list the models of a running server"),
-    "labels": _Command("cnnserve_client.cli", "labels", "list the classes of a model of a running server"),
-    "load": _Command("cnnserve_client.cli", "load", "load a model, or load again what changed, on a running server"),
-    "unload": _Command("cnnserve_client.cli", "unload", "unload a model on a running server"),
-    "health": _Command("cnnserve_client.cli", "health", "exit 0 if a running server (or one model) is SERVING"),
+    "show": _Command(
+        "cnnserve.repository.show", "show", "what a model's manifest says, with its files' digests compared"
+    ),
+    "classify": _Command("cnnserve_client.commands.cli", "classify", "classify images with a running server"),
+    "models": _Command("cnnserve_client.commands.cli", "models", "list the models of a running server"),
+    "labels": _Command("cnnserve_client.commands.cli", "labels", "list the classes of a model of a running server"),
+    "load": _Command(
+        "cnnserve_client.commands.cli", "load", "load a model, or load again what changed, on a running server"
+    ),
+    "unload": _Command("cnnserve_client.commands.cli", "unload", "unload a model on a running server"),
+    "health": _Command(
+        "cnnserve_client.commands.cli", "health", "exit 0 if a running server (or one model) is SERVING"
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """Every error a caller can be told about.
 
 The text of a `ServingError` reaches the client, so it names the caller's own value and the fix, never a path or an
-internal name. `rpc/status.py` gives each class its gRPC status. This module imports nothing.
+internal name. `api/status.py` gives each class its gRPC status. This module imports nothing.
 """
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import foreign_networks
-from cnnserve import manifest as manifests
-from cnnserve.classification import softmax
-from cnnserve.preprocessing import Preprocessor
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.model.classification import softmax
+from cnnserve.repository import manifest as manifests
 from cnnserve_client import Client
 from cnnserve_export import golden
 from cnnserve_export.cli import import_onnx

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from cnnserve.manifest import Preprocessing, Resize
+from cnnserve.repository.manifest import Preprocessing, Resize
 from cnnserve_export import golden, pipeline
 from exporting import Exports, exports
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cnnserve import manifest as manifests
-from cnnserve.preprocessing import Preprocessor
-from cnnserve.session import Session
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.repository import manifest as manifests
+from cnnserve.runtime.session import Session
 from cnnserve_export import checkpoints, cli
 from cnnserve_export.architectures import ARCHITECTURES
 from cnnserve_export.cli import export, import_onnx, train_lenet

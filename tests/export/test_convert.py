@@ -9,7 +9,7 @@ import onnx
 import pytest
 from torch import Tensor, nn
 
-from cnnserve.session import Session
+from cnnserve.runtime.session import Session
 from cnnserve_export import convert
 from cnnserve_export.contract import Contract, contract
 from cnnserve_export.errors import ExportError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnserve import manifest as manifests
+from cnnserve.repository import manifest as manifests
 from exporting import NOBODY, Ended, Exports
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from cnnserve.manifest import TensorInfo
+from cnnserve.repository.manifest import TensorInfo
 from cnnserve_export import external_data, foreign
 from cnnserve_export.errors import ExportError
 from support import tiny_onnx

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnserve import manifest as manifests
+from cnnserve.repository import manifest as manifests
 from cnnserve_export import checkpoints, hub
 from cnnserve_export.architectures import ARCHITECTURES
 from cnnserve_export.cli import export

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnserve.preprocessing import Preprocessor
+from cnnserve.images.preprocessing import Preprocessor
 from cnnserve_export import contract, golden, images
 from cnnserve_export.architectures import DIGITS
 from cnnserve_export.errors import ExportError

@@ -17,10 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import foreign_networks
-from cnnserve import manifest as manifests
-from cnnserve import model_config
-from cnnserve.classification import softmax
-from cnnserve.preprocessing import Preprocessor
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.model.classification import softmax
+from cnnserve.model_config import pbtxt
+from cnnserve.repository import manifest as manifests
 from cnnserve_export import golden, importing
 from cnnserve_export.cli import import_onnx
 from cnnserve_export.errors import ExportError
@@ -281,6 +281,6 @@ def test_any_name_of_an_input_is_published_so_that_it_can_be_served(
     (tmp_path / "theirs.onnx").write_bytes(model.SerializeToString())
     manifest = imported(tmp_path / "theirs.onnx", Given())
     assert manifest.input.name == name
-    config = model_config.read(tmp_path / "models" / "m")
+    config = pbtxt.read(tmp_path / "models" / "m")
     assert config is not None
     assert config.input[0].name == name

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cnnserve import loader, repository
-from cnnserve import manifest as manifests
+from cnnserve.model import loader
+from cnnserve.repository import folders
+from cnnserve.repository import manifest as manifests
 from exporting import Exports
 
 KILLED, STOPPED = -9, -19
@@ -23,8 +24,8 @@ def check(root: Path) -> list[int]:
     """Holds the repository to what a server's scan wants; the versions of lenet5."""
     if not root.exists():
         return []
-    assert not repository.misnamed(root)
-    models = repository.scan(root)
+    assert not folders.misnamed(root)
+    models = folders.scan(root)
     assert {model.name for model in models} <= {"lenet5"}
     for model in models:
         assert [path.name for path in sorted(model.path.iterdir()) if path.is_file()] == ["config.pbtxt", "labels.txt"]
@@ -63,7 +64,7 @@ def test_a_kill_before_any_change_of_the_disk(exports: Exports, root: Path, tmp_
         assert leftovers(root) == []
     assert kills > 80
     newest = check(root)[-1]
-    assert loader.open_version(repository.find(root, "lenet5"), newest, 1).info.self_test
+    assert loader.open_version(folders.find(root, "lenet5"), newest, 1).info.self_test
 
 
 def test_a_kill_at_any_time(exports: Exports, root: Path, tmp_path: Path) -> None:

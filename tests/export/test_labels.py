@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnserve import loader
+from cnnserve.model import loader
 from cnnserve_export import labels
 from cnnserve_export.errors import ExportError
 

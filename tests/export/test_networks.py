@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnnserve import manifest as manifests
+from cnnserve.repository import manifest as manifests
 from cnnserve_export import checkpoints, networks
 from cnnserve_export.cli import export
 from cnnserve_export.errors import ExportError

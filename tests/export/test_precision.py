@@ -12,9 +12,9 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from cnnserve import manifest as manifests
-from cnnserve.preprocessing import Preprocessor
-from cnnserve.session import Session
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.repository import manifest as manifests
+from cnnserve.runtime.session import Session
 from cnnserve_export import agreement, golden, images, pipeline, precision, proof
 from cnnserve_export.agreement import Measured
 from cnnserve_export.contract import contract

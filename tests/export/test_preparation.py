@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from cnnserve.manifest import Preprocessing, Resize, TensorInfo
+from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve_export.architectures import DIGITS, IMAGENET
 from cnnserve_export.errors import ExportError
 from cnnserve_export.preparation import Given, of_architecture, of_network, of_tensor

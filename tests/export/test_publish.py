@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 from torch import nn
 
-from cnnserve import manifest as manifests
-from cnnserve import model_config
 from cnnserve.errors import ModelLoadFailed
+from cnnserve.model_config import pbtxt
+from cnnserve.repository import manifest as manifests
 from cnnserve_export import pipeline, publish, staging, verify
 from cnnserve_export.errors import ExportError
 from cnnserve_export.pipeline import Export
@@ -146,7 +146,7 @@ def test_a_failure_on_the_way_leaves_nothing(
 def test_a_config_that_no_server_reads_is_not_published(
     repository: Path, tiny_export: TinyExport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_config, "render", lambda _: 'input { name: "other" }')
+    monkeypatch.setattr(pbtxt, "render", lambda _: 'input { name: "other" }')
     with pytest.raises(ModelLoadFailed, match='input is "other", the ONNX file has "image"'):
         run(tiny_export(repository))
     assert snapshot(repository.parent) == {}

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from cnnserve.preprocessing import Preprocessor
-from cnnserve.session import Session
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.runtime.session import Session
 from cnnserve_export import calibration, convert, images, quantize
 from cnnserve_export.contract import Contract, contract
 from cnnserve_export.errors import ExportError
@@ -146,10 +146,10 @@ def test_another_process_writes_the_same_bytes(job: Export, tmp_path: Path) -> N
     code = f"""
 import sys
 from pathlib import Path
-from cnnserve.preprocessing import Preprocessor
+from cnnserve.images.preprocessing import Preprocessor
 from cnnserve_export import calibration, images, quantize
 from cnnserve_export.contract import contract
-from cnnserve.manifest import Preprocessing, Resize
+from cnnserve.repository.manifest import Preprocessing, Resize
 made = contract({job.preprocessing!r}, "uint8", 4)
 pictures = images.ImageSet("pictures", images.built_in().items[:12])
 quantize.prepare(Path({str(tmp_path / "fp32.onnx")!r}), Path("prepared.onnx"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import torchvision_parity
-from cnnserve import manifest as manifests
+from cnnserve.repository import manifest as manifests
 from cnnserve_export import hub
 from cnnserve_export.architectures import ARCHITECTURES
 from torchvision_parity import NETWORKS, TOLERANCE, Answers

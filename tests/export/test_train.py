@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from cnnserve import manifest as manifests
-from cnnserve.preprocessing import Preprocessor
-from cnnserve.session import Session
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.repository import manifest as manifests
+from cnnserve.runtime.session import Session
 from cnnserve_export import train
 from cnnserve_export.digits import held_out_digits
 

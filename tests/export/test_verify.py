@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.preprocessing import Preprocessor
+from cnnserve.images.preprocessing import Preprocessor
 from cnnserve_export import convert, pipeline, verify
 from cnnserve_export.contract import Contract, contract
 from cnnserve_export.errors import ExportError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from cnnserve.manifest import Preprocessing, Resize
+from cnnserve.repository.manifest import Preprocessing, Resize
 from cnnserve_export import golden
 from cnnserve_export.architectures.alexnet import alexnet
 from cnnserve_export.architectures.googlenet import googlenet

@@ -1,0 +1,37 @@
+"""Many files through one model: each with its result, in order, as many in memory as the stream has under way."""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+
+from cnnserve_client import limits
+from cnnserve_client.client import Client
+from cnnserve_client.errors import InvalidInputError
+from cnnserve_client.images import read_file
+from cnnserve_client.results import ImageResult
+
+from . import sources
+
+
+def classify_files(
+    client: Client, entries: Iterable[sources.Entry], *, model: str, version: str, top_k: int
+) -> Generator[tuple[str, ImageResult]]:
+    """Each file's name and result. A file that cannot be read or decoded fails alone.
+
+    Raises:
+        CnnserveError: no such model, no ready version, or no server any more.
+    """
+    largest = limits.of(client.get_model(model), version, client.max_message_bytes).largest_image
+    names: deque[str] = deque()
+
+    def images() -> Iterator[bytes | ImageResult]:
+        for entry in entries:
+            names.append(entry.name)
+            try:
+                yield sources.read(entry, largest, read_file)
+            except InvalidInputError as error:
+                yield ImageResult(error=error)
+
+    with closing(client.classify_many(images(), model=model, version=version, top_k=top_k)) as results:
+        for result in results:
+            yield names.popleft(), result

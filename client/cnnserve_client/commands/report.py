@@ -1,0 +1,90 @@
+"""Models as a person or a program reads them: aligned tables and JSON. Returns text, prints nothing."""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cnnserve_client.results import ModelInfo, VersionInfo
+
+from . import terminal
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, line breaks and text-direction marks escaped: it cannot drive a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Aligned columns, two spaces apart; those in `right` flush right, the last one never padded on its right."""
+    lines = [[printable(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(terminal.width, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(_pad, line, widths, _aligned(line, right))).rstrip() for line in lines)
+
+
+def models_table(models: Sequence[ModelInfo]) -> str:
+    """One line per version; a model without versions has one too."""
+    header = ("NAME", "VERSION", "STATE", "INPUT", "CLASSES", "MAX BATCH", "VERIFIED", "REASON")
+    rows = [_version_row(model, version) for model in models for version in model.versions or (None,)]
+    return table(header, rows, right=(4, 5))
+
+
+def models_json(models: Sequence[ModelInfo]) -> str:
+    """A list of models, each with its versions."""
+    return _json(
+        [
+            {"name": model.name, "reason": model.reason, "versions": [asdict(v) for v in model.versions]}
+            for model in models
+        ]
+    )
+
+
+def labels_table(labels: Sequence[str]) -> str:
+    """Each class's index and label."""
+    return table(("INDEX", "LABEL"), [(str(index), label) for index, label in enumerate(labels)], right=(0,))
+
+
+def labels_json(labels: Sequence[str]) -> str:
+    """A list of indices with their labels."""
+    return _json([{"index": index, "label": label} for index, label in enumerate(labels)])
+
+
+def _json(document: Any) -> str:
+    # ASCII: file names may hold bytes that are no text, and terminals codes that are no letters.
+    return json.dumps(document, indent=2)
+
+
+def _version_row(model: ModelInfo, version: VersionInfo | None) -> tuple[str, ...]:
+    name = model.name
+    if version is None:
+        return (name, *["-"] * 6, model.reason)
+    if not version.ready:
+        return (name, _version_cell(version), version.state, *["-"] * 4, version.reason)
+    spec = version.input
+    shape = f"{spec.datatype} [{','.join(map(str, spec.shape))}]" if spec else "-"
+    verified = "yes" if version.verified else "no"
+    return (
+        name,
+        _version_cell(version),
+        version.state,
+        shape,
+        str(version.class_count),
+        str(version.max_batch_size),
+        verified,
+        version.reason,
+    )
+
+
+def _version_cell(version: VersionInfo) -> str:
+    return f"{version.version} ({', '.join(version.version_labels)})" if version.version_labels else version.version
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    space = " " * (width - terminal.width(text))
+    return space + text if right else text + space
+
+
+def _aligned(line: Sequence[str], right: Collection[int]) -> list[bool]:
+    return [column in right for column in range(len(line))]

@@ -1,0 +1,150 @@
+"""Paths, folders, patterns and lists of paths -> one image after the other. Reads names, and files one at a time."""
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cnnserve_client.errors import InvalidInputError
+
+STANDARD_INPUT: Final = "-"
+SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+_NOT_REGULAR: Final = "not a regular file; pipe an image into -, or a list into --files-from -"
+_MAGIC: Final = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image to be: a path, `-` for standard input, or what was wrong instead."""
+
+    name: str
+    error: InvalidInputError | None = None
+
+
+def find(arguments: Iterable[str]) -> Iterator[Entry]:
+    """The images that a command line names, in its order; a folder's sorted by name.
+
+    A folder gives the files in it and below whose names end as images do, without hidden ones; links to folders are not
+    followed, so there is no going round in circles. A pattern that the shell left alone is filled in here. What leads
+    to no image is an entry with the reason.
+    """
+    for argument in arguments:
+        if argument == STANDARD_INPUT:
+            yield Entry(argument)
+        elif _MAGIC.isdisjoint(argument) or os.path.lexists(argument):
+            yield from _at(argument)
+        else:
+            yield from _matching(argument)
+
+
+def listed(file: str) -> Iterator[Entry]:
+    """The images that the lines of a text file name (`-`: of standard input): paths of files and folders.
+
+    Raises:
+        InvalidInputError: the file cannot be read.
+    """
+    try:
+        with open(0 if file == STANDARD_INPUT else file, "rb", closefd=file != STANDARD_INPUT) as lines:
+            for line in lines:
+                if path := os.fsdecode(line.rstrip(b"\r\n")):
+                    yield from _at(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{file}: cannot read the list of images: {_reason(error)}") from error
+
+
+def read(entry: Entry, limit: int, read_file: Callable[[str, int], bytes]) -> bytes:
+    """An entry's bytes. Raises `InvalidInputError` where there are none, or more than `limit`."""
+    if entry.error is not None:
+        raise entry.error
+    try:
+        data = sys.stdin.buffer.read(limit + 1) if entry.name == STANDARD_INPUT else read_file(entry.name, limit)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise InvalidInputError(_reason(error)) from error
+    if len(data) > limit:
+        raise InvalidInputError(f"larger than the {limit} bytes that one request may hold")
+    return data
+
+
+def _at(path: str) -> Iterator[Entry]:
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - half the price of Path's
+    except (OSError, ValueError) as error:
+        yield Entry(path, InvalidInputError(_reason(error)))
+        return
+    if not stat.S_ISDIR(mode):
+        # A pipe that nobody writes to would be waited for without end.
+        yield Entry(path, None if stat.S_ISREG(mode) else InvalidInputError(_NOT_REGULAR))
+        return
+    count = 0
+    for entry in _below(path):
+        count += 1
+        yield entry
+    if not count:
+        kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
+        yield Entry(path, InvalidInputError(f"the folder has no images ({kinds})"))
+
+
+def _below(folder: str) -> Iterator[Entry]:
+    names: list[tuple[str, bool]] = []
+    try:
+        with os.scandir(folder) as found:
+            for item in found:
+                is_folder = item.is_dir(follow_symlinks=False)
+                if not item.name.startswith(".") and (is_folder or _is_image(item)):
+                    names.append((item.name, is_folder))
+    except OSError as error:
+        yield Entry(folder, InvalidInputError(_reason(error)))
+        return
+    names.sort()
+    for name, is_folder in names:
+        path = os.path.join(folder, name)  # noqa: PTH118 - keeps ./ and // as they were given
+        if is_folder:
+            yield from _below(path)
+        else:
+            yield Entry(path)
+
+
+def _is_image(item: "os.DirEntry[str]") -> bool:
+    if not item.name.lower().endswith(SUFFIXES):
+        return False
+    # A link that leads nowhere is told when it is read; a pipe would hold everything up.
+    try:
+        return item.is_file() or (item.is_symlink() and not os.path.exists(item.path))  # noqa: PTH110 - as above
+    except OSError:
+        return True
+
+
+def _matching(pattern: str) -> Iterator[Entry]:
+    recursive = "**" in Path(pattern).parts
+    whole = Path(pattern, "*") if pattern.endswith("**") else Path(pattern)
+    root = Path(whole.anchor or ".")
+    try:
+        found = sorted(
+            str(path) for path in root.glob(str(whole.relative_to(whole.anchor))) if not _hidden(path, whole)
+        )
+    except (OSError, ValueError) as error:
+        yield Entry(pattern, InvalidInputError(_reason(error)))
+        return
+    count = 0
+    for path in found:
+        # ** brings the files of folders along by itself.
+        if not (recursive and Path(path).is_dir()):
+            count += 1
+            yield from _at(path)
+    if not count:
+        yield Entry(pattern, InvalidInputError("no file matches"))
+
+
+def _hidden(path: Path, pattern: Path) -> bool:
+    def dots(parts: Iterable[str]) -> int:
+        return sum(part.startswith(".") and part != ".." for part in parts)
+
+    return dots(path.parts) > dots(pattern.parts)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,141 @@
+"""`cnnserve.v1.Classifier` handlers: images in, labels out."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+
+from google.protobuf.message import Message
+
+from cnnserve.api import answer_size, status, streams
+from cnnserve.api.describe import describe
+from cnnserve.api.methods import CallContext, Kind, Method
+from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError
+from cnnserve.images.preprocessing import ImageSource, RawImage
+from cnnserve.model import version as models
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.registry.registry import Registry
+from cnnserve.wire import classifier_pb2 as pb
+
+_SERVICE = "cnnserve.v1.Classifier"
+
+
+class ClassifierService:
+    """`cnnserve.v1.Classifier`. `drain` ends its streams after what they had sent is answered."""
+
+    def __init__(self, registry: Registry, budget: MemoryBudget, max_message_bytes: int) -> None:
+        self._registry = registry
+        self._budget = budget
+        self._max_message_bytes = max_message_bytes
+        self._draining = asyncio.Event()
+
+    def methods(self) -> list[Method]:
+        """The service's rows of the method table."""
+        return [
+            Method(f"{_SERVICE}/Classify", pb.ClassifyRequest, pb.ClassifyResponse, self.classify),
+            Method(
+                f"{_SERVICE}/ClassifyStream",
+                pb.ClassifyStreamRequest,
+                pb.ClassifyStreamResponse,
+                self.classify_stream,
+                Kind.STREAM,
+            ),
+            Method(f"{_SERVICE}/ListModels", pb.ListModelsRequest, pb.ListModelsResponse, self.list_models),
+            Method(f"{_SERVICE}/GetModel", pb.GetModelRequest, pb.GetModelResponse, self.get_model),
+        ]
+
+    def drain(self) -> None:
+        """No stream reads another request."""
+        self._draining.set()
+
+    async def classify(self, request: pb.ClassifyRequest, context: CallContext) -> pb.ClassifyResponse:
+        """Classifies the images of one request."""
+        started = time.monotonic_ns()
+        model = self._registry.get(request.model, request.version)
+        # Before millions of images become as many objects.
+        model.check_count(len(request.images), "images")
+        images = [_image(image, index) for index, image in enumerate(request.images)]
+        with self._budget.hold(sum(map(_size, images)) + len(images) * model.row_bytes):
+            result = await model.classify(images, request.top_k, context.deadline_ns)
+        response = pb.ClassifyResponse(model=model.info.name, version=str(model.info.version))
+        for outcome in result.outcomes:
+            _add_result(response, outcome)
+        self._check_size(response)
+        timings = result.timings
+        response.timings.queue_us = timings.queue // 1000
+        response.timings.preprocess_us = timings.preprocess // 1000
+        response.timings.compute_us = timings.compute // 1000
+        response.timings.total_us = (time.monotonic_ns() - started) // 1000
+        return response
+
+    def classify_stream(
+        self, requests: AsyncIterator[pb.ClassifyStreamRequest], context: CallContext
+    ) -> AsyncIterator[pb.ClassifyStreamResponse]:
+        """Answers each request of the stream as it finishes; at most `streams.STREAM_LIMIT` are at work."""
+        return streams.answers(requests, partial(self._answer, context), self._draining, in_order=False)
+
+    async def list_models(self, _: pb.ListModelsRequest, __: CallContext) -> pb.ListModelsResponse:
+        """Every model, without labels."""
+        return pb.ListModelsResponse(models=[describe(entry, labels=False) for entry in self._registry.models])
+
+    async def get_model(self, request: pb.GetModelRequest, _: CallContext) -> pb.GetModelResponse:
+        """One model with its labels."""
+        entry = self._registry.entry(request.model)
+        return pb.GetModelResponse(model=describe(entry, labels=True), max_message_bytes=self._max_message_bytes)
+
+    def _check_size(self, answer: Message) -> None:
+        answer_size.check(answer.ByteSize(), self._max_message_bytes, "ask for a smaller top_k or send fewer images")
+
+    async def _answer(self, context: CallContext, request: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
+        answer = pb.ClassifyStreamResponse(id=request.id)
+        deadline_ns = context.deadline_ns
+        if request.timeout_us:
+            own_ns = time.monotonic_ns() + request.timeout_us * 1000
+            deadline_ns = own_ns if deadline_ns is None else min(own_ns, deadline_ns)
+        try:
+            async with _until_ns(deadline_ns):
+                answer.response.CopyFrom(await self.classify(request.request, CallContext(deadline_ns)))
+            self._check_size(answer)
+        except Exception as error:
+            told = status.of(error, f"{_SERVICE}/ClassifyStream")
+            answer.id = request.id[: answer_size.ECHOED]
+            answer.error.code, answer.error.message = told.code, told.message
+            if told.retry_after_ms is not None:
+                answer.error.retry_after_ms = told.retry_after_ms
+        return answer
+
+
+@contextlib.asynccontextmanager
+async def _until_ns(deadline_ns: int | None) -> AsyncIterator[None]:
+    """Ends what is inside at a time of the monotonic clock with `DeadlineExceeded`."""
+    delay_s = None if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / 1e9
+    try:
+        async with asyncio.timeout(delay_s):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded("the request's time is over") from error
+
+
+def _image(image: pb.Image, index: int) -> ImageSource:
+    content = image.WhichOneof("content")
+    if content == "encoded":
+        return image.encoded
+    if content == "raw":
+        raw = image.raw
+        return RawImage(raw.data, raw.height, raw.width, raw.channels)
+    raise InvalidInput(f"image {index} is empty; set encoded or raw")
+
+
+def _size(image: ImageSource) -> int:
+    return len(image) if isinstance(image, bytes) else len(image.data)
+
+
+def _add_result(response: pb.ClassifyResponse, outcome: list[models.Class] | ServingError) -> None:
+    result = response.results.add()
+    if isinstance(outcome, ServingError):
+        result.error.code = status.of(outcome, "image").code
+        result.error.message = str(outcome)
+        return
+    for item in outcome:
+        result.classes.add(index=item.index, label=item.label, probability=item.probability)

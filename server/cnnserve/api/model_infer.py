@@ -1,0 +1,199 @@
+"""ModelInfer's request -> a model's input, and the model's outputs -> the response."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from cnnserve.api import answer_size, classification_output, tensors
+from cnnserve.api.parameters import check_reserved, integer
+from cnnserve.api.regions import SharedMemory
+from cnnserve.api.shared_memory import OFFSET, REGION, SIZE, Place, place_of
+from cnnserve.batching.batcher import BatchResult
+from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.errors import InvalidInput
+from cnnserve.model.version import Model
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.wire import open_inference_pb2 as pb
+
+_CLASSIFICATION = "classification"
+_OUTPUT_PARAMETERS = (_CLASSIFICATION, REGION, OFFSET, SIZE)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """An output by its index, as its `k` best classes where that is not 0, in the message or in a `place`."""
+
+    index: int
+    k: int = 0
+    place: Place | None = None
+
+    @property
+    def sends_values(self) -> bool:
+        """Whether the values themselves go into the message."""
+        return not self.k and self.place is None
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What requests share: the memory that they may hold, the regions they may name, the largest message.
+
+    A tensor in a region may be as large as one.
+    """
+
+    budget: MemoryBudget
+    memory: SharedMemory
+    max_message_bytes: int
+
+    async def run(self, request: pb.ModelInferRequest, model: Model, deadline_ns: int | None) -> pb.ModelInferResponse:
+        """The response of a model to a request. Raises `ServingError`s."""
+        # Everything that is cheap to check comes before anything that costs time on the event loop.
+        _check_input_name(request, model)
+        check_reserved(request.parameters)
+        wanted = _wanted_outputs(request, model, self.memory)
+        result = await self._infer(request, model, wanted, deadline_ns)
+        info = model.info
+        outputs = [result.outputs[item.index] for item in wanted]
+        self._check_size(sum(output.nbytes for item, output in zip(wanted, outputs, strict=True) if item.sends_values))
+        response = pb.ModelInferResponse(model_name=info.name, model_version=str(info.version), id=request.id)
+        contents = [_write(response, item, output, model) for item, output in zip(wanted, outputs, strict=True)]
+        # Each with its tag and its length.
+        self._check_size(response.ByteSize() + sum(map(len, contents)) + 6 * len(contents))
+        response.raw_output_contents.extend(contents)
+        return response
+
+    def _check_size(self, size: int) -> None:
+        answer_size.check(
+            size, self.max_message_bytes - answer_size.AROUND, "send fewer rows or ask for fewer outputs or classes"
+        )
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, model: Model, wanted: list[_Wanted], deadline_ns: int | None
+    ) -> BatchResult:
+        priority, timeout_us = integer(request.parameters, "priority"), integer(request.parameters, "timeout")
+        tensor = request.inputs[0]
+        shape = tensors.check_shape(tensor)
+        images = tensor.datatype == tensors.BYTES and model.accepts_images
+        if images:
+            _check_images_shape(tensor.name, shape, model)
+        else:
+            model.check_input(tensor.datatype, shape)
+        _check_classes(wanted, shape[0], model)
+        self._check_size(_sent_bytes(wanted, shape[0], model))
+        place = place_of(tensor.parameters, tensor.name, self.memory)
+        with self.budget.hold(_held_bytes(request, place, shape[0] * model.row_bytes if images else 0)):
+            raw = self._raw(request, place, 0 if images else tensors.byte_size(tensor))
+            if images:
+                sources = tensors.read_strings(tensor, raw)
+                return await model.infer_images(sources, deadline_ns, priority, timeout_us)
+            return await model.infer(tensors.read(tensor, raw), deadline_ns, priority, timeout_us)
+
+    def _raw(self, request: pb.ModelInferRequest, place: Place | None, expected: int) -> bytes | None:
+        raw = tensors.raw_contents(request)
+        if place is None:
+            return raw
+        name = request.inputs[0].name
+        if raw is not None or tensors.has_contents(request.inputs[0]):
+            raise InvalidInput(f"input '{name}' is in shared memory and in the message; send one of the two")
+        if place.size > self.max_message_bytes:
+            raise InvalidInput(f"input '{name}' has {place.size} bytes, a tensor may have {self.max_message_bytes}")
+        if expected and place.size != expected:
+            raise InvalidInput(f"input '{name}' has {SIZE} {place.size}, expected {expected} for its type and shape")
+        return place.read()
+
+
+def _held_bytes(request: pb.ModelInferRequest, place: Place | None, rows: int) -> int:
+    """What a request keeps in memory; a tensor of numbers is about as large as its message."""
+    return request.ByteSize() + (place.size if place else 0) + rows
+
+
+def _check_input_name(request: pb.ModelInferRequest, model: Model) -> None:
+    if len(request.inputs) != 1:
+        raise InvalidInput(f"the request has {len(request.inputs)} inputs, model '{model.info.name}' takes 1")
+    name, own = request.inputs[0].name, model.info.settings.input.name
+    if name != own:
+        raise InvalidInput(f"the request has input '{name}', model '{model.info.name}' takes '{own}'")
+
+
+def _check_images_shape(name: str, shape: tuple[int, ...], model: Model) -> None:
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
+        raise InvalidInput(f"input '{name}' of BYTES has shape {list(shape)}; images are sent as [n] or [n, 1]")
+    # Before millions of images become as many objects.
+    model.check_count(shape[0], "images")
+
+
+def _check_classes(wanted: list[_Wanted], rows: int, model: Model) -> None:
+    """Where the model says how many classes it has; the others are counted when they are there."""
+    settings = model.info.settings
+    for item in wanted:
+        output = settings.outputs[item.index]
+        if item.k and all(size > 0 for size in output.dims):
+            classification_output.check_size(
+                rows if settings.batched else 1, math.prod(output.dims), item.k, output.name
+            )
+
+
+def _sent_bytes(wanted: list[_Wanted], rows: int, model: Model) -> int:
+    """The values in the answer to so many rows, as far as the model says how many there are."""
+    settings = model.info.settings
+    outputs = [settings.outputs[item.index] for item in wanted if item.sends_values]
+    return sum(
+        (rows if settings.batched else 1) * math.prod(output.dims) * NUMPY_TYPES[output.datatype].itemsize
+        for output in outputs
+        if all(size > 0 for size in output.dims)
+    )
+
+
+def _wanted_outputs(request: pb.ModelInferRequest, model: Model, memory: SharedMemory) -> list[_Wanted]:
+    names = [output.name for output in model.info.settings.outputs]
+    if not request.outputs:
+        return list(map(_Wanted, range(len(names))))
+    wanted: dict[str, _Wanted] = {}
+    for output in request.outputs:
+        if output.name not in names:
+            raise InvalidInput(f"the request wants output '{output.name}', the model has {', '.join(names)}")
+        if output.name in wanted:
+            raise InvalidInput(f"the request wants output '{output.name}' twice")
+        wanted[output.name] = _wanted(names.index(output.name), output, model, memory)
+    return list(wanted.values())
+
+
+def _wanted(
+    index: int, output: pb.ModelInferRequest.InferRequestedOutputTensor, model: Model, memory: SharedMemory
+) -> _Wanted:
+    for parameter in output.parameters:
+        if parameter not in _OUTPUT_PARAMETERS:
+            # Ignoring one would answer something else than was asked for.
+            raise InvalidInput(f"output '{output.name}' has parameter '{parameter}', which this server does not know")
+    place = place_of(output.parameters, output.name, memory)
+    if _CLASSIFICATION not in output.parameters:
+        return _Wanted(index, place=place)
+    k = integer(output.parameters, _CLASSIFICATION, kinds=("int64_param",))
+    if k == 0:
+        raise InvalidInput(f"parameter '{_CLASSIFICATION}' of output '{output.name}' is 0, expected 1 or more")
+    if place is not None:
+        raise InvalidInput(f"output '{output.name}': classification and shared memory exclude each other")
+    classification_output.check(model.info.settings.outputs[index].datatype, output.name)
+    return _Wanted(index, k)
+
+
+def _write(response: pb.ModelInferResponse, wanted: _Wanted, output: NDArray[Any], model: Model) -> bytes:
+    """Adds an output's description, and gives its raw contents: none of one that is written to its place."""
+    settings = model.info.settings
+    name = settings.outputs[wanted.index].name
+    if wanted.k:
+        rows = output if settings.batched else output[None]
+        labels = model.info.labels if wanted.index == settings.label_output else ()
+        count, texts = classification_output.classes(rows, wanted.k, labels, name)
+        return tensors.write_strings(response, name, [len(rows), count] if settings.batched else [count], texts)
+    data = tensors.write_output(response, name, output)
+    if wanted.place is None:
+        return data
+    wanted.place.write(data)
+    parameters = response.outputs[-1].parameters
+    parameters[REGION].string_param = wanted.place.region.name
+    parameters[OFFSET].int64_param = wanted.place.offset
+    parameters[SIZE].int64_param = len(data)
+    # So that entries and outputs still go together by their index.
+    return b""

@@ -1,0 +1,151 @@
+"""Open Inference Protocol handlers: protobuf <-> plain values."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+
+import cnnserve
+from cnnserve.api import answer_size, status, streams
+from cnnserve.api.methods import CallContext, Kind, Method
+from cnnserve.api.model_infer import Inference
+from cnnserve.api.parameters import FINAL_RESPONSE, flag
+from cnnserve.model_config.pbtxt import WireTensor
+from cnnserve.registry.registry import Registry
+from cnnserve.wire import open_inference_pb2 as pb
+
+_SERVICE = "inference.GRPCInferenceService"
+_PLATFORM = "onnxruntime_onnx"
+# With it, an error ends the stream with its status.
+_ERROR_HEADER = "triton_grpc_error"
+_FINAL = "triton_final_response"
+# Only what is there. The last one is ours: images as BYTES.
+_BEFORE = ("classification",)
+_AFTER = ("schedule_policy", "binary_tensor_data", "encoded_images")
+_STREAM = f"{_SERVICE}/ModelStreamInfer"
+
+
+class InferenceService:
+    """`inference.GRPCInferenceService`: the core six and the stream. `is_ready` is the server's own readiness.
+
+    `extensions`: what other services add to those named in the metadata. `drain` ends its streams after what they had
+    sent is answered. `triton_status`: full queues and timeouts are UNAVAILABLE.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        inference: Inference,
+        is_ready: Callable[[], bool],
+        extensions: Sequence[str] = (),
+        *,
+        triton_status: bool = False,
+    ) -> None:
+        self._registry = registry
+        self._inference = inference
+        self._is_ready = is_ready
+        self._extensions = (*_BEFORE, *extensions, *_AFTER)
+        self._statuses = status.TRITON_STATUS if triton_status else status.STATUS
+        self._draining = asyncio.Event()
+
+    def methods(self) -> list[Method]:
+        """The service's rows of the method table."""
+        return [
+            Method(
+                f"{_SERVICE}/ServerLive",
+                pb.ServerLiveRequest,
+                pb.ServerLiveResponse,
+                self.server_live,
+                while_draining=True,
+            ),
+            Method(
+                f"{_SERVICE}/ServerReady",
+                pb.ServerReadyRequest,
+                pb.ServerReadyResponse,
+                self.server_ready,
+                while_draining=True,
+            ),
+            Method(f"{_SERVICE}/ModelReady", pb.ModelReadyRequest, pb.ModelReadyResponse, self.model_ready),
+            Method(
+                f"{_SERVICE}/ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse, self.server_metadata
+            ),
+            Method(f"{_SERVICE}/ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse, self.model_metadata),
+            Method(
+                f"{_SERVICE}/ModelInfer",
+                pb.ModelInferRequest,
+                pb.ModelInferResponse,
+                self.model_infer,
+                statuses=self._statuses,
+            ),
+            Method(
+                _STREAM,
+                pb.ModelInferRequest,
+                pb.ModelStreamInferResponse,
+                self.model_stream_infer,
+                Kind.STREAM,
+                statuses=self._statuses,
+            ),
+        ]
+
+    def drain(self) -> None:
+        """No stream reads another request."""
+        self._draining.set()
+
+    async def server_live(self, _: pb.ServerLiveRequest, __: CallContext) -> pb.ServerLiveResponse:
+        """It answers, so it lives."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def server_ready(self, _: pb.ServerReadyRequest, __: CallContext) -> pb.ServerReadyResponse:
+        """Whether the server as a whole is SERVING."""
+        return pb.ServerReadyResponse(ready=self._is_ready())
+
+    async def model_ready(self, request: pb.ModelReadyRequest, _: CallContext) -> pb.ModelReadyResponse:
+        """Whether a version answers. Raises `ModelNotFound` and `VersionNotFound` for what is not there."""
+        return pb.ModelReadyResponse(ready=self._registry.is_ready(request.name, request.version))
+
+    async def server_metadata(self, _: pb.ServerMetadataRequest, __: CallContext) -> pb.ServerMetadataResponse:
+        """Name, version, extensions."""
+        return pb.ServerMetadataResponse(name="cnnserve", version=cnnserve.__version__, extensions=self._extensions)
+
+    async def model_metadata(self, request: pb.ModelMetadataRequest, _: CallContext) -> pb.ModelMetadataResponse:
+        """Versions, inputs and outputs of a READY model."""
+        model = self._registry.get(request.name, request.version)
+        settings = model.info.settings
+        return pb.ModelMetadataResponse(
+            name=request.name,
+            versions=[str(entry.version) for entry in self._registry.entry(request.name).ready],
+            platform=_PLATFORM,
+            inputs=[_metadata(settings.input, batched=settings.batched)],
+            outputs=[_metadata(output, batched=settings.batched) for output in settings.outputs],
+        )
+
+    async def model_infer(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
+        """Runs one tensor, or the images of a BYTES one, through a model."""
+        model = self._registry.get(request.model_name, request.model_version)
+        return await self._inference.run(request, model, context.deadline_ns)
+
+    def model_stream_infer(
+        self, requests: AsyncIterator[pb.ModelInferRequest], context: CallContext
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """Answers each request of the stream, in order; at most `streams.STREAM_LIMIT` are at work."""
+        return streams.answers(requests, partial(self._answer, context), self._draining, in_order=True)
+
+    async def _answer(self, context: CallContext, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        answer = pb.ModelStreamInferResponse()
+        try:
+            final = flag(request.parameters, FINAL_RESPONSE)
+            answer.infer_response.CopyFrom(await self.model_infer(request, context))
+            if final:
+                answer.infer_response.parameters[_FINAL].bool_param = True
+        except Exception as error:
+            if context.metadata.get(_ERROR_HEADER) == "true":
+                raise
+            answer.error_message = status.of(error, _STREAM, self._statuses).message
+            answer.infer_response.model_name = request.model_name[: answer_size.ECHOED]
+            answer.infer_response.id = request.id[: answer_size.ECHOED]
+        return answer
+
+
+def _metadata(tensor: WireTensor, *, batched: bool) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(
+        name=tensor.name, datatype=tensor.datatype, shape=[*([-1] if batched else []), *tensor.dims]
+    )

@@ -1,0 +1,1 @@
+"""Many requests, one run: queue, policy, instances and counts. May import the modules on the ground floor."""

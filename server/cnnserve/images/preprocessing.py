@@ -1,0 +1,213 @@
+"""From an encoded or raw image to one row of a model's input, exactly as the manifest says.
+
+The geometry follows torchvision's PIL pipeline: `Resize` (shorter side, the longer one truncated to whole pixels, or an
+exact size), `CenterCrop`, `ToTensor`, `Normalize`. The exporter uses this same module, so what parity was proved on is
+what the server runs.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.errors import InvalidInput, ModelLoadFailed
+from cnnserve.images import geometry, resampling
+from cnnserve.images.decoding import Mode, decode, to_mode
+from cnnserve.images.header import FORMATS, check_structure, read_header
+from cnnserve.model_config.providers import whole
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.repository.manifest import Preprocessing, TensorInfo
+
+__all__ = ["FORMATS", "ImageOptions", "ImageSource", "Preprocessor", "RawImage"]
+
+DEFAULT_PIXEL_LIMIT = 50_000_000
+
+_RAW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_PREPROCESS = "cnnserve.preprocess"
+_MAX_PIXELS = "cnnserve.max_pixels"
+IMAGE_PARAMETERS = frozenset((_PREPROCESS, _MAX_PIXELS))
+# What is smaller, on all its way, takes less than waking a thread that waits for it.
+_QUICK_PIXELS = 64 * 64
+_QUICK_BYTES = 16 * 2**10
+# Bytes that each of the most pixels takes while it is resized: before, between the passes and after; where it is fast
+# there are copies on the way there and back.
+_RESIZING_BYTES = 12
+_FAST_RESIZING_BYTES = 20
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """Pixels as uint8, row by row, channels last: 1 grey, 3 RGB, 4 RGBA."""
+
+    data: bytes
+    height: int
+    width: int
+    channels: int
+
+
+# A file's bytes, or pixels.
+ImageSource = bytes | RawImage
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """`fast` allows what changes the last bit; no picture may have more than `pixel_limit` pixels, or be resized to."""
+
+    fast: bool = False
+    pixel_limit: int = DEFAULT_PIXEL_LIMIT
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, str]) -> "ImageOptions":
+        """From config.pbtxt's `parameters`. Raises `ModelLoadFailed`."""
+        mode = parameters.get(_PREPROCESS, "exact")
+        if mode not in ("exact", "fast"):
+            raise ModelLoadFailed(f'config.pbtxt: parameter {_PREPROCESS} is "{mode}", expected exact or fast')
+        limit = whole("parameter", _MAX_PIXELS, parameters.get(_MAX_PIXELS, str(DEFAULT_PIXEL_LIMIT)), 1)
+        return cls(mode == "fast", limit)
+
+
+class Preprocessor:
+    """Turns images into rows for one model. Thread-safe.
+
+    `memory` counts what is being decoded; without it nothing is counted.
+    """
+
+    def __init__(
+        self,
+        spec: Preprocessing,
+        tensor: TensorInfo,
+        options: ImageOptions | None = None,
+        memory: MemoryBudget | None = None,
+    ) -> None:
+        self._spec = spec
+        self._tensor = tensor
+        self._memory = memory
+        self._mode: Mode = "L" if spec.color == "L" else "RGB"
+        self.options = options or ImageOptions()
+        if self.options.fast:
+            # Now, not while somebody waits for an answer.
+            resampling.library()
+
+    def empty(self, count: int) -> NDArray[np.generic]:
+        """Memory for so many rows."""
+        return np.empty((count, *self._tensor.shape), NUMPY_TYPES[self._tensor.datatype])
+
+    def exact(self) -> "Preprocessor":
+        """The same one without the liberties of `fast`."""
+        return Preprocessor(self._spec, self._tensor, replace(self.options, fast=False), self._memory)
+
+    def row(self, image: ImageSource) -> NDArray[np.generic]:
+        """One row of the model's input (the tensor's shape and type). Raises `InvalidInput`."""
+        return self.encoded(image) if isinstance(image, bytes) else self.raw(image)
+
+    def encoded(self, data: bytes) -> NDArray[np.generic]:
+        """One row from a file's bytes. Raises `InvalidInput`."""
+        header = read_header(data)
+        most = self._check((header.width, header.height))
+        check_structure(header, data, self.options.pixel_limit)
+        with self._holding(header.decoding_bytes, most):
+            upright, at_least = self._spec.exif_orientation, self._at_least()
+            decoded = decode(data, header, self._mode, upright=upright, at_least=at_least)
+            return self._row(decoded.image, decoded.size, decoded.box)
+
+    def raw(self, image: RawImage) -> NDArray[np.generic]:
+        """One row from pixels. Raises `InvalidInput`."""
+        height, width, channels = image.height, image.width, image.channels
+        if channels not in _RAW_MODES:
+            raise InvalidInput(f"the raw image has {channels} channels, expected 1 (grey), 3 (RGB) or 4 (RGBA)")
+        if height < 1 or width < 1:
+            raise InvalidInput(f"the raw image is {height}x{width} (height x width), expected at least 1x1")
+        if len(image.data) != height * width * channels:
+            raise InvalidInput(
+                f"the raw image has {len(image.data)} bytes, expected {height * width * channels} "
+                f"for {height}x{width}x{channels} (height x width x channels)"
+            )
+        most = self._check((width, height))
+        with self._holding(0, most):
+            mode = _RAW_MODES[channels]
+            pixels = Image.frombuffer(mode, (width, height), image.data, "raw", mode, 0, 1)
+            return self._row(to_mode(pixels, self._mode), pixels.size, (0, 0, width, height))
+
+    def is_quick(self, image: ImageSource) -> bool:
+        """Whether a row of it takes less time than handing it to another thread."""
+        if isinstance(image, RawImage):
+            return self._most_pixels((image.width, image.height)) <= _QUICK_PIXELS
+        if len(image) > _QUICK_BYTES:
+            return False
+        try:
+            header = read_header(image)
+        except InvalidInput:
+            return True
+        size = (header.width, header.height)
+        return max(self._most_pixels(size), self._most_pixels(size[::-1])) <= _QUICK_PIXELS
+
+    def _row(self, image: Image.Image, size: geometry.Size, box: geometry.Box) -> NDArray[np.generic]:
+        """`size` is the whole picture's (width, height), also where `image` came smaller; it fills `box` of `image`."""
+        spec = self._spec
+        # Again: it may have been turned by a quarter.
+        self._check(size)
+        interpolation = spec.resize.interpolation if spec.resize else "bilinear"
+        if self.options.fast:
+            image = geometry.resize_and_crop_box(image, box, self._resized(size), interpolation, spec.crop)
+        else:
+            image = geometry.resize_and_crop(image, self._resized(size), interpolation, spec.crop)
+        return to_tensor(np.asarray(image), spec, self._tensor)
+
+    def _resized(self, size: geometry.Size) -> geometry.Size:
+        return geometry.resized_size(size, self._spec.resize) if self._spec.resize else size
+
+    def _at_least(self) -> geometry.Size | None:
+        """What a JPEG must not be decoded smaller than; None: it is decoded whole."""
+        resize = self._spec.resize
+        if resize is None or not self.options.fast:
+            return None
+        return resize.size[-1], resize.size[0]
+
+    def _most_pixels(self, size: geometry.Size) -> int:
+        return geometry.most_pixels(size, self._resized(size))
+
+    def _check(self, size: geometry.Size) -> int:
+        """The most pixels that a picture of this size has on its way. Raises `InvalidInput` where that is too many."""
+        limit = self.options.pixel_limit
+        if size[0] * size[1] > limit:
+            raise InvalidInput(
+                f"an image of {size[0]}x{size[1]} pixels is over this model's limit of {limit:,} pixels; "
+                f"send a smaller one, or raise {_MAX_PIXELS}"
+            )
+        most = self._most_pixels(size)
+        if most > limit:
+            width, height = self._resized(size)
+            raise InvalidInput(
+                f"resizing an image of {size[0]}x{size[1]} to {width}x{height} takes more than this model's limit of "
+                f"{limit:,} pixels; send a smaller or less elongated one, or raise {_MAX_PIXELS}"
+            )
+        return most
+
+    def _holding(self, decoding_bytes: int, most_pixels: int) -> contextlib.AbstractContextManager[None]:
+        # Not for what is quick: that may run where nothing may wait.
+        if self._memory is None or most_pixels <= _QUICK_PIXELS:
+            return contextlib.nullcontext()
+        per_pixel = _FAST_RESIZING_BYTES if self.options.fast else _RESIZING_BYTES
+        return self._memory.decoding(max(decoding_bytes, per_pixel * most_pixels))
+
+
+def to_tensor(pixels: NDArray[np.uint8], spec: Preprocessing, tensor: TensorInfo) -> NDArray[np.generic]:
+    """Channel order, scale, normalisation and layout of a finished uint8 image (H x W or H x W x C)."""
+    image = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+    if spec.color == "BGR":
+        image = image[:, :, ::-1]
+    if tensor.datatype == "UINT8":
+        values: NDArray[np.generic] = image
+    else:
+        scaled: NDArray[np.float32] = image.astype(np.float32) / np.float32(255)
+        if spec.normalize == "host":
+            scaled -= np.asarray(spec.mean, np.float32)
+            scaled /= np.asarray(spec.std, np.float32)
+        values = scaled.astype(np.float16) if tensor.datatype == "FP16" else scaled
+    if tensor.layout == "NCHW":
+        values = values.transpose(2, 0, 1)
+    return np.ascontiguousarray(values)

@@ -1,0 +1,217 @@
+"""From a version folder to a `Model`: digests, sessions, settings, labels, instances, self-test.
+
+The part that blocks (`open_version`) runs on a thread; the part that touches the event loop (`start`) is short.
+"""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnserve.batching.batcher import DynamicBatcher
+from cnnserve.batching.instance import ModelInstance
+from cnnserve.config import DEFAULT_ENGINE_CACHE
+from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
+from cnnserve.images.preprocessing import IMAGE_PARAMETERS, ImageOptions, Preprocessor
+from cnnserve.model import selftest
+from cnnserve.model.selftest import Probe, SelfTest
+from cnnserve.model.version import Model, ModelInfo
+from cnnserve.model_config import execution, image_settings, pbtxt, warmup
+from cnnserve.model_config.execution import Device
+from cnnserve.model_config.in_force import effective, report
+from cnnserve.model_config.pbtxt import Settings
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.repository import manifest as manifests
+from cnnserve.repository.folders import ModelFolder
+from cnnserve.repository.label_file import read_labels
+from cnnserve.repository.manifest import Manifest
+from cnnserve.runtime.workers import OnStage, Worker, make_workers, open_sessions
+from cnnserve.wire.model_config_pb2 import ModelConfig
+
+_log = logging.getLogger(__name__)
+
+# Where a model takes them, as ModelConfig tells it.
+ENCODED_IMAGES = "input as BYTES of shape [n] or [n,1], each element an image file"
+
+
+@dataclass(frozen=True)
+class OpenVersion:
+    """A version that passed its self-test. Dropping it ends its instances."""
+
+    info: ModelInfo
+    instances: tuple[ModelInstance, ...]
+    preprocessor: Preprocessor | None
+
+
+def _no_stage(_: str) -> None:
+    """Nobody listens."""
+
+
+def open_version(
+    folder: ModelFolder,
+    version: int,
+    cpu_threads: int,
+    *,
+    device: Device = "cpu",
+    engine_cache: Path = DEFAULT_ENGINE_CACHE,
+    memory: MemoryBudget | None = None,
+    on_stage: OnStage = _no_stage,
+) -> OpenVersion:
+    """Loads and proves one version. Blocks. Raises `ModelLoadFailed` with the reason.
+
+    `device` is where a model runs whose config leaves it open; `memory` counts what its images take while they are
+    decoded; `on_stage` is told, on this thread, what takes long.
+    """
+    path = folder.versions[version]
+    config = pbtxt.of(folder)
+    manifest = _read_manifest(path)
+    plan = execution.read(config, device)
+    model_file = _model_file(path, config, manifest)
+    plan, sessions = open_sessions(model_file, plan, cpu_threads, engine_cache, on_stage)
+    settings = pbtxt.resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
+    labels = _labels(folder, path, manifest, settings)
+    preprocessor = _preprocessor(config, manifest, settings, memory)
+    workers = make_workers(f"{folder.name}-{version}", plan, sessions, settings)
+    # One instance of each session: those that share one compute the same.
+    proved = list({id(worker.session): worker for worker in workers}.values())
+    test, probe = None, None
+    try:
+        for worker in proved:
+            # The self-test runs every bucket as well; on a GPU the first run of a size is no proof of the later ones.
+            if manifest is None or worker.session.provider.kind != "cpu":
+                worker.warm()
+        if manifest is None or preprocessor is None:
+            probe = _probe(proved[0], settings)
+        else:
+            test = _self_test(proved, manifest, preprocessor, path, settings)
+        for rows in warmup.batches(config, folder.path, settings):
+            for worker in workers:
+                worker.instance.run([rows])
+    except (InferenceFailed, InvalidInput) as error:
+        raise ModelLoadFailed(f"self-test: {error}") from error
+    class_count = manifest.class_count if manifest else probe.class_count if probe else 0
+    if labels:
+        _check_labels(folder.name, labels, class_count, manifest)
+    info = ModelInfo(
+        folder.name,
+        version,
+        settings,
+        labels,
+        class_count,
+        manifest,
+        test,
+        probe,
+        _placement(proved),
+        effective(config, settings, plan, model_file.relative_to(path).parts[0]),
+    )
+    report(
+        info.config,
+        verified="true" if test else "false",
+        activation="softmax, applied by Classify" if info.applies_softmax else "softmax, in the model",
+        encoded_images=ENCODED_IMAGES if preprocessor else "no",
+    )
+    return OpenVersion(info, tuple(worker.instance for worker in workers), preprocessor)
+
+
+def start(opened: OpenVersion, decoders: Executor) -> Model:
+    """Gives an opened version its batcher. On the event loop."""
+    settings = opened.info.settings
+    batcher = DynamicBatcher(settings.policy, opened.instances, free_sizes=-1 in settings.row_shape)
+    return Model(opened.info, batcher, opened.preprocessor, decoders)
+
+
+def _self_test(
+    workers: Sequence[Worker], manifest: Manifest, preprocessor: Preprocessor, path: Path, settings: Settings
+) -> SelfTest:
+    tests = []
+    for worker in workers:
+        sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
+        provider = worker.session.provider
+        run = worker.instance.run
+        tests.append(selftest.run_golden(run, manifest, preprocessor, path, sizes=sizes, provider=provider))
+    return selftest.worst(tests)
+
+
+def _preprocessor(
+    config: ModelConfig | None, manifest: Manifest | None, settings: Settings, memory: MemoryBudget | None
+) -> Preprocessor | None:
+    parameters = {name: value.string_value for name, value in config.parameters.items()} if config else {}
+    options = ImageOptions.of(parameters)
+    stated = image_settings.read(config, settings)
+    if manifest is not None:
+        if stated is not None:
+            raise ModelLoadFailed(
+                f"config.pbtxt: parameter {image_settings.PARAMETER}: the manifest says it; remove it"
+            )
+        return Preprocessor(manifest.preprocessing, manifest.input, options, memory)
+    if stated is not None:
+        return Preprocessor(*stated, options, memory)
+    if given := sorted(IMAGE_PARAMETERS & parameters.keys()):
+        raise ModelLoadFailed(
+            f"config.pbtxt: parameter {given[0]} has no effect: without a manifest or {image_settings.PARAMETER} the "
+            "model takes no images"
+        )
+    return None
+
+
+def _placement(workers: Sequence[Worker]) -> dict[str, int]:
+    """Nodes by provider; where several sessions have nodes on one, the most."""
+    placement: dict[str, int] = {}
+    for worker in workers:
+        for provider, count in worker.session.placement.items():
+            placement[provider] = max(count, placement.get(provider, 0))
+    return placement
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    manifest = manifests.read(path)
+    if manifest is not None:
+        manifests.verify_files(manifest, path)
+    return manifest
+
+
+def _model_file(path: Path, config: ModelConfig | None, manifest: Manifest | None) -> Path:
+    if manifest is not None:
+        return path / manifest.onnx.file
+    name = (config.default_model_filename if config else "") or pbtxt.DEFAULT_MODEL_FILE
+    if "/" in name or name.startswith("."):
+        raise ModelLoadFailed(f"default_model_filename is {name!r}; a plain file name is expected")
+    file = path / name
+    if file.is_dir():
+        # A model of several files, in Triton's layout.
+        file /= pbtxt.DEFAULT_MODEL_FILE
+    if not file.is_file():
+        raise ModelLoadFailed(f"file {file.relative_to(path)} is missing from the version folder")
+    return file
+
+
+def _labels(folder: ModelFolder, path: Path, manifest: Manifest | None, settings: Settings) -> tuple[str, ...]:
+    if manifest is not None:
+        return read_labels(path / manifest.labels) if manifest.labels else ()
+    if settings.label_file is None:
+        return ()
+    file = folder.path / settings.label_file
+    if not file.resolve().is_relative_to(folder.path.resolve()):
+        raise ModelLoadFailed(f"label_filename {settings.label_file!r} is outside the model's folder")
+    return read_labels(file)
+
+
+def _check_labels(model: str, labels: Sequence[str], class_count: int, manifest: Manifest | None) -> None:
+    """A manifest promises a label for each class. A label file of Triton's may end early: the rest have none."""
+    if manifest is not None:
+        selftest.check_labels(labels, class_count)
+    elif class_count and len(labels) != class_count:
+        _log.warning("model %s: there are %d labels for %d classes", model, len(labels), class_count)
+
+
+def _probe(worker: Worker, settings: Settings) -> Probe:
+    """What a model without a manifest shows. A size that neither file nor config fixes cannot be tried."""
+    output = settings.label_output
+    if -1 in settings.row_shape:
+        with contextlib.suppress(IndexError):
+            return Probe(max(0, *worker.session.outputs[output].shape[1:]), probabilities=False)
+        return Probe(0, probabilities=False)
+    sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
+    return selftest.probe(worker.instance.run, settings.row_shape, settings.input.datatype, output, sizes=sizes)

@@ -1,0 +1,321 @@
+"""One loaded version of a model and its two uses: tensors in (`infer`), images in (`classify`). Knows no wire."""
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnserve.batching.batcher import BatchResult, DynamicBatcher
+from cnnserve.batching.instance import Rows
+from cnnserve.batching.statistics import Statistics
+from cnnserve.datatypes import NUMPY_TYPES, WORDS
+from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError, Unsupported
+from cnnserve.images.preprocessing import ImageSource, Preprocessor
+from cnnserve.model import classification
+from cnnserve.model.selftest import Probe, SelfTest
+from cnnserve.model_config.pbtxt import Settings
+from cnnserve.repository.manifest import Manifest
+from cnnserve.wire.model_config_pb2 import ModelConfig
+
+# So many quick images are read on the event loop; more go to the decoding threads, in parts that are worth the way.
+_INLINE_IMAGES = 4
+_QUICK_IMAGES = 16
+# Softmax and sorting of so many values take a few milliseconds on the event loop; more go to a thread.
+_INLINE_VALUES = 250_000
+# Each becomes an object there, and one of the answer's: so many take 0.2 s.
+MAX_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a loaded version; a client may see all of it."""
+
+    name: str
+    version: int
+    settings: Settings
+    labels: tuple[str, ...]
+    class_count: int
+    manifest: Manifest | None
+    self_test: SelfTest | None
+    # Without a manifest: what the model showed when it was run.
+    probe: Probe | None = None
+    placement: dict[str, int] = field(default_factory=dict)
+    # As it is in force: what config.pbtxt says, and what was derived.
+    config: ModelConfig = field(default_factory=ModelConfig)
+
+    @property
+    def applies_softmax(self) -> bool:
+        """Whether `classify` makes probabilities of the model's rows, which are none."""
+        if self.manifest is not None:
+            return self.manifest.activation == "none"
+        return self.probe is None or not self.probe.probabilities
+
+
+@dataclass(frozen=True)
+class Class:
+    """One class of one image; `label` is empty where the model has none for it."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Nanoseconds."""
+
+    queue: int = 0
+    preprocess: int = 0
+    compute: int = 0
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One outcome per image, in order: its classes, most probable first, or its own error."""
+
+    outcomes: list[list[Class] | ServingError]
+    timings: Timings
+
+
+class Model:
+    """A READY version. `preprocessor` is None where no manifest says how images become inputs."""
+
+    def __init__(
+        self, info: ModelInfo, batcher: DynamicBatcher, preprocessor: Preprocessor | None, decoders: Executor
+    ) -> None:
+        self.info = info
+        self._batcher = batcher
+        self._preprocessor = preprocessor
+        self._decoders = decoders
+        settings = info.settings
+        self._reshapes = any(output.reshaped for output in settings.outputs)
+        # A free size counts as 1: how large it is, only a request can say.
+        dims = settings.input.dims if settings.batched else settings.input.dims[1:]
+        self.row_bytes = math.prod(max(size, 1) for size in dims) * NUMPY_TYPES[settings.input.datatype].itemsize
+
+    def __repr__(self) -> str:
+        return f"<Model {self.info.name}/{self.info.version} {self._batcher!r}>"
+
+    @property
+    def accepts_images(self) -> bool:
+        """Whether `classify` works."""
+        return self._preprocessor is not None
+
+    @property
+    def statistics(self) -> Statistics:
+        """What it has done since it was loaded."""
+        return self._batcher.statistics
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for an instance."""
+        return self._batcher.waiting
+
+    async def infer(
+        self, tensor: Rows, deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0
+    ) -> BatchResult:
+        """Runs a tensor of the input's wire shape; the outputs come in wire shape too. Raises `ServingError`s.
+
+        `priority` 1 is the highest, 0 the model's default; `timeout_us` counts in the queue, where the model allows it.
+        """
+        started_ns = time.monotonic_ns()
+        self.check_input(WORDS[tensor.dtype], tensor.shape)
+        reshape = self.info.settings.input_reshape
+        rows = tensor if reshape is None else tensor.reshape(-1, *reshape)
+        with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(rows), priority) as permit:
+            result = await self._batcher.submit(rows, permit, deadline_ns, timeout_us)
+        self._count(result, len(rows), started_ns)
+        return self._in_wire_shape(result)
+
+    async def infer_images(
+        self, images: Sequence[ImageSource], deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0
+    ) -> BatchResult:
+        """`infer` of what images become. Raises `ServingError`s; one image that cannot be read fails them all."""
+        work, result, _ = await self._run_images(images, deadline_ns, priority, timeout_us, alone=False)
+        if result is None:
+            index = min(work.errors)
+            raise InvalidInput(f"image {index} of {len(images)}: {work.errors[index]}")
+        return self._in_wire_shape(result)
+
+    async def classify(
+        self, images: Sequence[ImageSource], top_k: int = 0, deadline_ns: int | None = None
+    ) -> Classification:
+        """Classifies 1 to max_batch_size images, `top_k` classes each. An image that cannot be read fails alone."""
+        self._check_classes(len(images), top_k)
+        work, result, preprocess_ns = await self._run_images(images, deadline_ns)
+        if result is None:
+            return Classification([work.errors[index] for index in range(len(images))], Timings(0, preprocess_ns))
+        classes = await self._classes(result.outputs[self.info.settings.label_output], top_k)
+        outcomes = [work.errors.get(index) or next(classes) for index in range(len(images))]
+        return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
+
+    async def close(self) -> None:
+        """Answers everything accepted, then ends the instances."""
+        await self._batcher.close()
+
+    async def _run_images(
+        self,
+        images: Sequence[ImageSource],
+        deadline_ns: int | None,
+        priority: int = 0,
+        timeout_us: int = 0,
+        *,
+        alone: bool = True,
+    ) -> tuple["_Decoding", BatchResult | None, int]:
+        """The images' rows, what the good ones gave, and how long reading them took (ns).
+
+        No result where none is good; unless an image fails `alone`, where one is not.
+        """
+        if self._preprocessor is None:
+            raise Unsupported(
+                f"model '{self.info.name}' has no manifest, so how an image becomes its input is unknown; send tensors "
+                "with ModelInfer, say it in config.pbtxt (cnnserve.image), or export the model with cnnserve"
+            )
+        started_ns = time.monotonic_ns()
+        self.check_count(len(images), "images")
+        with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(images), priority) as permit:
+            work = _Decoding(self._preprocessor, images, deadline_ns)
+            await self._preprocess(work)
+            preprocess_ns = time.monotonic_ns() - started_ns
+            rows = work.good_rows()
+            if not len(rows) or (work.errors and not alone):
+                return work, None, preprocess_ns
+            permit.shrink(len(rows))
+            result = await self._batcher.submit(rows, permit, deadline_ns, timeout_us)
+        self._count(result, len(rows), started_ns, preprocess_ns)
+        return work, result, preprocess_ns
+
+    def _count(self, result: BatchResult, images: int, started_ns: int, preprocess_ns: int | None = None) -> None:
+        self.statistics.answered(
+            images,
+            total_ns=time.monotonic_ns() - started_ns,
+            queue_ns=result.queue_ns,
+            preprocess_ns=preprocess_ns,
+            steps_ns=(result.input_ns, result.compute_ns - result.input_ns, result.output_ns),
+        )
+
+    async def _preprocess(self, work: "_Decoding") -> None:
+        quick, others = work.sorted_out()
+        if not others and len(quick) <= _INLINE_IMAGES:
+            work.run(quick)
+            return
+        parts = [[index] for index in others]
+        parts += [quick[start : start + _QUICK_IMAGES] for start in range(0, len(quick), _QUICK_IMAGES)]
+        loop = asyncio.get_running_loop()
+        jobs = [loop.run_in_executor(self._decoders, work.run, part) for part in parts]
+        try:
+            await asyncio.gather(*jobs)
+        finally:
+            # Where it was cancelled or is too late, what has not begun is not decoded any more.
+            for job in jobs:
+                job.cancel()
+
+    async def _classes(self, rows: Rows, k: int) -> Iterator[list[Class]]:
+        best = partial(self._best, rows, k)
+        if rows.size > _INLINE_VALUES:
+            order, values = await asyncio.get_running_loop().run_in_executor(self._decoders, best)
+        else:
+            order, values = best()
+        pairs = zip(order.tolist(), values.tolist(), strict=True)
+        return (list(map(self._class, indices, probabilities)) for indices, probabilities in pairs)
+
+    def _best(self, rows: Rows, k: int) -> tuple[NDArray[np.intp], Rows]:
+        """Indices and probabilities of each row's best classes."""
+        scores = rows.reshape(len(rows), -1)
+        if self.info.applies_softmax:
+            scores = classification.softmax(scores)
+        order = classification.top_k(scores, k)
+        return order, np.take_along_axis(scores, order, axis=-1)
+
+    def _in_wire_shape(self, result: BatchResult) -> BatchResult:
+        if not self._reshapes:
+            return result
+        return replace(result, outputs=[self._to_wire(*pair) for pair in enumerate(result.outputs)])
+
+    def _to_wire(self, index: int, output: Rows) -> Rows:
+        """An output as its config declares it, where that is not the file's own shape."""
+        settings = self.info.settings
+        tensor = settings.outputs[index]
+        if not tensor.reshaped:
+            return output
+        return output.reshape(*([len(output)] if settings.batched else []), *tensor.dims)
+
+    def _class(self, index: int, probability: float) -> Class:
+        labels = self.info.labels
+        return Class(index, labels[index] if index < len(labels) else "", probability)
+
+    def check_count(self, count: int, what: str) -> None:
+        """Raises `InvalidInput` unless one request may carry `count` of `what`."""
+        limit = self.info.settings.max_batch_size
+        if count < 1:
+            raise InvalidInput(f"the request has no {what}; send 1 to {limit}")
+        if count > limit:
+            raise InvalidInput(
+                f"the request has {count} {what}, model '{self.info.name}' takes at most {limit}; send several requests"
+            )
+
+    def _check_classes(self, images: int, top_k: int) -> None:
+        classes = min(top_k or classification.DEFAULT_TOP_K, self.info.class_count)
+        if images * classes > MAX_CLASSES:
+            raise InvalidInput(
+                f"the request asks for {classes} classes of each of {images} images, an answer has at most "
+                f"{MAX_CLASSES}; ask for a smaller top_k, send fewer images, or ask for the values with ModelInfer"
+            )
+
+    def check_input(self, datatype: str, shape: Sequence[int]) -> None:
+        """Raises `InvalidInput` unless a tensor of this type and wire shape is what one request may carry."""
+        settings = self.info.settings
+        spec = settings.input
+        if datatype != spec.datatype:
+            raise InvalidInput(f"input '{spec.name}' has type {datatype}, expected {spec.datatype}")
+        dims = shape[1:] if settings.batched else shape
+        if len(dims) != len(spec.dims) or any(want not in (-1, got) for got, want in zip(dims, spec.dims, strict=True)):
+            wanted = [*([-1] if settings.batched else []), *spec.dims]
+            raise InvalidInput(f"input '{spec.name}' has shape {list(shape)}, expected {wanted}")
+        if 0 in dims:
+            raise InvalidInput(f"input '{spec.name}' has shape {list(shape)}; no size may be 0")
+        reshape = settings.input_reshape
+        # Without a batch dimension, the rows are those of the file's shape.
+        rows = shape[0] if reshape is None or settings.batched else math.prod(shape) // math.prod(reshape)
+        self.check_count(rows, "rows")
+
+
+class _Decoding:
+    """One request's images on their way to rows; `errors` has an image's own error by its index."""
+
+    def __init__(self, preprocessor: Preprocessor, images: Sequence[ImageSource], deadline_ns: int | None) -> None:
+        self.images = images
+        self.errors: dict[int, ServingError] = {}
+        self._preprocessor = preprocessor
+        self._deadline_ns = deadline_ns
+        self._rows = preprocessor.empty(len(images))
+
+    def sorted_out(self) -> tuple[list[int], list[int]]:
+        """Which images are quick to read, and which are not."""
+        quick: list[int] = []
+        others: list[int] = []
+        for index, image in enumerate(self.images):
+            (quick if self._preprocessor.is_quick(image) else others).append(index)
+        return quick, others
+
+    def run(self, indices: Sequence[int]) -> None:
+        """Reads some of the images; on any thread. Raises `DeadlineExceeded`."""
+        for index in indices:
+            if self._deadline_ns is not None and self._deadline_ns <= time.monotonic_ns():
+                raise DeadlineExceeded("the deadline passed before the images were read")
+            try:
+                self._rows[index] = self._preprocessor.row(self.images[index])
+            except ServingError as error:
+                self.errors[index] = error
+
+    def good_rows(self) -> Rows:
+        """The rows of the images that could be read, in order."""
+        if not self.errors:
+            return self._rows
+        return np.delete(self._rows, list(self.errors), axis=0)

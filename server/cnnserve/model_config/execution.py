@@ -1,0 +1,243 @@
+"""Where a model runs: config.pbtxt's `instance_group`, `optimization` and `parameters` as one checked plan.
+
+| group | runs on |
+|---|---|
+| KIND_CPU | CPU |
+| KIND_GPU | CUDA, or the load fails |
+| KIND_AUTO, or no group | what the server's `--device` says |
+
+What would have no effect is refused by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from google.protobuf.message import Message
+
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.model_config.providers import (
+    Provider,
+    RuntimeOptions,
+    cuda_options,
+    flag,
+    tensorrt_options,
+    unknown,
+    whole,
+)
+from cnnserve.wire import model_config_pb2 as pb
+
+Device = Literal["cpu", "cuda"]
+
+_PREFIX = "cnnserve."
+# Each is a thread; a GPU's has a session of its own.
+_MAX_INSTANCES = 256
+# Our own parameters. Each is read in this file, or, for those of other parts, where its comment says.
+OWN_PARAMETERS = (
+    "cnnserve.allow_cpu_fallback",
+    "cnnserve.batch_buckets",
+    # stated_image.py
+    "cnnserve.image",
+    # preprocessing.py
+    "cnnserve.max_pixels",
+    "cnnserve.preprocess",
+)
+
+# What `effective` tells of a model; of no effect where it comes back in a config.
+REPORTED_PARAMETERS = ("cnnserve.activation", "cnnserve.encoded_images", "cnnserve.verified")
+
+_GRAPH_LEVELS: dict[int, Literal["basic", "extended", "off", "all"]] = {-1: "basic", 0: "all", 1: "extended", 2: "off"}
+_RUNTIME_PARAMETERS = (
+    "enable_mem_arena",
+    "enable_mem_pattern",
+    "execution_mode",
+    "inter_op_thread_count",
+    "intra_op_thread_count",
+    "memory.enable_memory_arena_shrinkage",
+    "session.use_device_allocator_for_initializers",
+)
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("arena_extend_strategy", "cudnn_conv_algo_search", "do_copy_in_default_stream", "gpu_mem_limit"),
+        'put it into optimization { execution_accelerators { gpu_execution_accelerator { name: "cuda" } } }',
+    ),
+    "share_session_between_instances": "CPU instances always share one session, CUDA instances never do; remove it",
+}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How many instances run where. `gpus` has one entry an instance: each has a session of its own."""
+
+    cpu_instances: int = 1
+    gpus: tuple[Provider, ...] = ()
+    allow_cpu_fallback: bool = False
+    # Asked for in the config; None: by provider.
+    batch_buckets: tuple[int, ...] | None = None
+    pinned_input: bool = False
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+
+    @property
+    def instances(self) -> int:
+        """All instances."""
+        return self.cpu_instances + len(self.gpus)
+
+    def on_cpu(self) -> "Execution":
+        """The same instances, all of them on the CPU."""
+        return replace(self, cpu_instances=self.instances, gpus=(), pinned_input=False)
+
+
+def read(config: pb.ModelConfig | None, device: Device = "cpu") -> Execution:
+    """The plan of a config for a server started with `--device`. Raises `ModelLoadFailed`."""
+    config = config or pb.ModelConfig()
+    _refuse(config.optimization, "optimization", "priority", "gather_kernel_buffer_threshold", "eager_batching")
+    gpu = _gpu_provider(config.optimization)
+    cpu_instances, devices = _instances(config, device, gpu.device_id)
+    _check_effect(config, has_gpu=bool(devices))
+    parameters = {name: value.string_value for name, value in config.parameters.items()}
+    _check_names(parameters)
+    return Execution(
+        cpu_instances=cpu_instances,
+        gpus=tuple(gpu.on_device(number) for number in devices),
+        allow_cpu_fallback=_own_flag(parameters, "allow_cpu_fallback"),
+        batch_buckets=_batch_buckets(parameters.get("cnnserve.batch_buckets")),
+        pinned_input=config.optimization.input_pinned_memory.enable,
+        runtime=_runtime(config.optimization.graph.level, parameters),
+    )
+
+
+def _instances(config: pb.ModelConfig, device: Device, default_gpu: int) -> tuple[int, list[int]]:
+    """CPU instances, and the device of every GPU instance."""
+    cpu, gpus = 0, list[int]()
+    for group in config.instance_group or [pb.ModelInstanceGroup()]:
+        _check_group(group)
+        count = max(1, group.count)
+        if (total := cpu + len(gpus) + count * max(1, len(group.gpus))) > _MAX_INSTANCES:
+            raise ModelLoadFailed(
+                f"config.pbtxt: instance_group count {count} makes {total} instances of this model, "
+                f"at most {_MAX_INSTANCES} are supported"
+            )
+        auto = group.kind == pb.ModelInstanceGroup.KIND_AUTO
+        if group.kind == pb.ModelInstanceGroup.KIND_GPU or (auto and device == "cuda"):
+            gpus += [number for number in group.gpus or [default_gpu] for _ in range(count)]
+        else:
+            cpu += count
+    return cpu, gpus
+
+
+def _check_group(group: pb.ModelInstanceGroup) -> None:
+    _refuse(group, "instance_group", "rate_limiter", "secondary_devices", "profile", "passive", "host_policy")
+    kind = pb.ModelInstanceGroup.Kind.Name(group.kind)
+    if group.kind == pb.ModelInstanceGroup.KIND_MODEL:
+        raise ModelLoadFailed("config.pbtxt: instance_group kind KIND_MODEL is not available; use KIND_CPU or KIND_GPU")
+    if group.count < 0:
+        raise ModelLoadFailed(f"config.pbtxt: instance_group count is {group.count}, expected 1 or more")
+    if group.gpus and group.kind == pb.ModelInstanceGroup.KIND_CPU:
+        raise ModelLoadFailed(f"config.pbtxt: instance_group has gpus {list(group.gpus)} and kind {kind}")
+    if len(set(group.gpus)) < len(group.gpus) or any(number < 0 for number in group.gpus):
+        raise ModelLoadFailed(f"config.pbtxt: instance_group gpus is {list(group.gpus)}, expected different numbers")
+
+
+def _gpu_provider(optimization: pb.ModelOptimizationPolicy) -> Provider:
+    """CUDA, or TensorRT over CUDA, as the accelerators say; on the device they say, else on device 0."""
+    _refuse(optimization.cuda, "optimization.cuda", "busy_wait_events", "graph_spec", "output_copy_stream")
+    accelerators = optimization.execution_accelerators
+    if accelerators.cpu_execution_accelerator:
+        name = accelerators.cpu_execution_accelerator[0].name
+        raise ModelLoadFailed(f'config.pbtxt: cpu_execution_accelerator "{name}" is not available; remove it')
+    parameters: dict[str, dict[str, str]] = {}
+    for accelerator in accelerators.gpu_execution_accelerator:
+        if accelerator.name not in ("cuda", "tensorrt"):
+            raise unknown("gpu_execution_accelerator", accelerator.name, ["cuda", "tensorrt"])
+        if accelerator.name in parameters:
+            raise ModelLoadFailed(f"config.pbtxt: gpu_execution_accelerator {accelerator.name} stands there twice")
+        parameters[accelerator.name] = dict(accelerator.parameters)
+    cuda = cuda_options(parameters.get("cuda", {}))
+    if optimization.cuda.graphs and cuda.setdefault("enable_cuda_graph", "1") == "0":
+        raise ModelLoadFailed(
+            "config.pbtxt: optimization.cuda.graphs is true and the accelerator's enable_cuda_graph 0"
+        )
+    if "tensorrt" not in parameters:
+        return Provider("cuda", int(cuda.pop("device_id", "0")), cuda)
+    if "enable_cuda_graph" in cuda:
+        raise ModelLoadFailed("config.pbtxt: CUDA graphs and TensorRT exclude each other; TensorRT has its own option")
+    tensorrt = tensorrt_options(parameters["tensorrt"])
+    device_ids = {options.pop("device_id") for options in (tensorrt, cuda) if "device_id" in options}
+    if len(device_ids) > 1:
+        raise ModelLoadFailed("config.pbtxt: the accelerators cuda and tensorrt have different device_id")
+    return Provider("tensorrt", int(device_ids.pop()) if device_ids else 0, tensorrt, cuda)
+
+
+def _check_effect(config: pb.ModelConfig, *, has_gpu: bool) -> None:
+    """Refuses GPU settings of a model that never runs on a GPU; a KIND_AUTO group may, on another server."""
+    optimization = config.optimization
+    if optimization.output_pinned_memory.enable:
+        raise ModelLoadFailed("config.pbtxt: optimization.output_pinned_memory is not supported; remove it")
+    kinds = {group.kind for group in config.instance_group} or {pb.ModelInstanceGroup.KIND_AUTO}
+    if has_gpu or kinds != {pb.ModelInstanceGroup.KIND_CPU}:
+        groups = [group for group in config.instance_group if group.gpus]
+        accelerators = optimization.execution_accelerators.gpu_execution_accelerator
+        if groups and any("device_id" in accelerator.parameters for accelerator in accelerators):
+            raise ModelLoadFailed(
+                "config.pbtxt: both instance_group gpus and an accelerator's device_id; keep the gpus"
+            )
+        return
+    for name, present in (
+        ("cuda.graphs", optimization.cuda.graphs),
+        ("input_pinned_memory", optimization.input_pinned_memory.enable),
+        ("gpu_execution_accelerator", bool(optimization.execution_accelerators.gpu_execution_accelerator)),
+    ):
+        if present:
+            raise ModelLoadFailed(f"config.pbtxt: optimization {name} has no effect where every group is KIND_CPU")
+
+
+def _check_names(parameters: Mapping[str, str]) -> None:
+    for name in parameters:
+        if name in _ELSEWHERE:
+            raise ModelLoadFailed(f"config.pbtxt: parameter {name}: {_ELSEWHERE[name]}")
+        if name not in (*OWN_PARAMETERS, *REPORTED_PARAMETERS, *_RUNTIME_PARAMETERS):
+            known = OWN_PARAMETERS if name.startswith(_PREFIX) else (*_RUNTIME_PARAMETERS, *OWN_PARAMETERS)
+            raise unknown("parameters", name, known)
+
+
+def _own_flag(parameters: Mapping[str, str], name: str) -> bool:
+    return flag("parameter", _PREFIX + name, parameters.get(_PREFIX + name, "false"))
+
+
+def _batch_buckets(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    return tuple(whole("parameter", "cnnserve.batch_buckets", size.strip(), 1) for size in text.split(","))
+
+
+def _runtime(graph_level: int, parameters: Mapping[str, str]) -> RuntimeOptions:
+    if graph_level not in _GRAPH_LEVELS:
+        known = ", ".join(f"{level} ({name})" for level, name in sorted(_GRAPH_LEVELS.items()))
+        raise ModelLoadFailed(f"config.pbtxt: optimization.graph.level is {graph_level}, expected {known}")
+
+    def number(name: str, maximum: int) -> int:
+        value = whole("parameter", name, parameters.get(name, "0"), 0)
+        if value > maximum:
+            raise ModelLoadFailed(f"config.pbtxt: parameter {name} is {value}, expected at most {maximum}")
+        return value
+
+    def switch(name: str, default: str) -> bool:
+        return flag("parameter", name, parameters.get(name, default))
+
+    return RuntimeOptions(
+        graph_level=_GRAPH_LEVELS[graph_level],
+        intra_op_threads=number("intra_op_thread_count", 1024),
+        inter_op_threads=number("inter_op_thread_count", 1024),
+        parallel=bool(number("execution_mode", 1)),
+        memory_arena=switch("enable_mem_arena", "true"),
+        memory_pattern=switch("enable_mem_pattern", "true"),
+        arena_shrinkage=parameters.get("memory.enable_memory_arena_shrinkage", ""),
+        device_allocator_for_initializers=switch("session.use_device_allocator_for_initializers", "false"),
+    )
+
+
+def _refuse(message: Message, where: str, *names: str) -> None:
+    present = {descriptor.name for descriptor, _ in message.ListFields()}
+    for name in names:
+        if name in present:
+            raise ModelLoadFailed(f"config.pbtxt: {where}.{name} is not supported by this server; remove it")

@@ -1,0 +1,77 @@
+"""`model_warmup`: runs a config asks for before the version answers its first request."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.model_config.pbtxt import Settings
+from cnnserve.repository import manifest as manifests
+from cnnserve.wire import model_config_pb2 as pb
+
+FOLDER = "warmup"
+_MAX_RUNS = 1000
+
+
+def batches(config: pb.ModelConfig | None, folder: Path, settings: Settings) -> Iterator[NDArray[Any]]:
+    """The rows of each run, in order; files are read from the model's `warmup` folder. Raises `ModelLoadFailed`."""
+    for sample in config.model_warmup if config else ():
+        where = f'config.pbtxt: model_warmup "{sample.name}"'
+        size = max(1, sample.batch_size)
+        if size > settings.max_batch_size:
+            raise ModelLoadFailed(f"{where}: batch_size is {size}, the model takes at most {settings.max_batch_size}")
+        if sample.count > _MAX_RUNS:
+            raise ModelLoadFailed(f"{where}: count is {sample.count}, expected at most {_MAX_RUNS}")
+        if list(sample.inputs) != [settings.input.name]:
+            names = ", ".join(sample.inputs) or "none"
+            raise ModelLoadFailed(f'{where}: inputs are {names}, the model takes "{settings.input.name}"')
+        row = _row(sample.inputs[settings.input.name], where, folder, settings)
+        for _ in range(max(1, sample.count)):
+            yield np.repeat(row, size, axis=0)
+
+
+def _row(data: pb.ModelWarmup.Input, where: str, folder: Path, settings: Settings) -> NDArray[Any]:
+    """One row in the file's shape, with a batch dimension."""
+    dtype = NUMPY_TYPES[settings.input.datatype]
+    if data.data_type != pb.DataType.Value(f"TYPE_{settings.input.datatype}"):
+        raise ModelLoadFailed(f"{where}: data_type is not the input's, TYPE_{settings.input.datatype}")
+    dims, wanted = tuple(data.dims), settings.input.dims
+    if len(dims) != len(wanted) or any(w not in (-1, got) for got, w in zip(dims, wanted, strict=True)):
+        raise ModelLoadFailed(f"{where}: dims are {list(dims)}, the input has {list(wanted)}")
+    if min(dims, default=1) < 1:
+        raise ModelLoadFailed(f"{where}: dims are {list(dims)}; every size must be 1 or more")
+    values = _values(data, where, folder, dims, dtype)
+    return values.reshape(-1, *(settings.input_reshape or (dims if settings.batched else dims[1:])))
+
+
+def _values(
+    data: pb.ModelWarmup.Input, where: str, folder: Path, dims: Sequence[int], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    choice = data.WhichOneof("input_data_type")
+    if choice == "input_data_file":
+        return _file(folder / FOLDER, data.input_data_file, where, dims, dtype)
+    if choice is None or not getattr(data, choice):
+        raise ModelLoadFailed(f"{where}: set zero_data, random_data or input_data_file")
+    if choice == "zero_data":
+        return np.zeros(dims, dtype)
+    return np.random.default_rng(0).uniform(0, 1 if dtype.kind == "f" else 127, dims).astype(dtype)
+
+
+def _file(folder: Path, name: str, where: str, dims: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelLoadFailed(f"{where}: input_data_file {name!r} is outside the model's {FOLDER} folder")
+    try:
+        values = np.fromfile(path, dtype)
+    except OSError as error:
+        raise ModelLoadFailed(f"{where}: input_data_file {name!r}: {manifests.reason(error)}") from error
+    if values.size != np.prod(dims) or path.stat().st_size != values.nbytes:
+        raise ModelLoadFailed(
+            f"{where}: input_data_file {name!r} has {path.stat().st_size} bytes, "
+            f"expected {int(np.prod(dims)) * dtype.itemsize} for {list(dims)}"
+        )
+    return values.reshape(dims)

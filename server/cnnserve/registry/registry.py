@@ -1,0 +1,284 @@
+"""Name and version -> model: which versions are loaded, which one answers a request, and how one replaces another.
+
+A new version is loaded and proved in full before the old one is let go, so a load that fails changes nothing that
+serves. One model's changes happen one after the other, in the order they were asked for; models do not wait for each
+other, neither to load nor to drain.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady, ServingError, ShuttingDown
+from cnnserve.model.version import Model
+from cnnserve.process import heap
+from cnnserve.process.threads import on_thread
+from cnnserve.registry import version_labels
+from cnnserve.registry import wanted_versions as plans
+from cnnserve.registry.lifecycle import ModelEntry, State, VersionEntry, VersionLabels
+from cnnserve.registry.opening import VersionOpener
+from cnnserve.registry.wanted_versions import Plan
+from cnnserve.repository import folders
+from cnnserve.repository.folders import ModelFolder
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_CLOSING = "the server is shutting down and loads nothing"
+
+
+class Registry:
+    """All models of one repository. Lives on the event loop; what blocks leaves it, for a thread.
+
+    `config_name`: a model's configs/NAME.pbtxt is read in place of its config.pbtxt, where it is there.
+    """
+
+    def __init__(self, root: Path, opener: VersionOpener, config_name: str = "") -> None:
+        self._root = root
+        self._config_name = config_name
+        self._opener = opener
+        self._models: dict[str, ModelEntry] = {}
+        # Weak: a lock is there while somebody holds or awaits it, so names that come and go leave nothing behind.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._jobs: set[asyncio.Task[Any]] = set()
+        self._listeners: list[Callable[[], None]] = []
+        self._starting = False
+        self._closing = False
+
+    @property
+    def models(self) -> list[ModelEntry]:
+        """Every model that was found, by name."""
+        return [self._models[name] for name in sorted(self._models)]
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` after every change of any state."""
+        self._listeners.append(listener)
+
+    def get(self, name: str, version: str = "") -> Model:
+        """The READY model for a request. Raises `ModelNotFound`, `VersionNotFound`, `ModelNotReady`.
+
+        Use it before the next await: `Model.infer` and `classify` take their room in the queue before their first one,
+        and a version drains only after all the room taken in it is given back. So no request falls into a swap.
+        """
+        entry = self.entry(name)
+        if version:
+            chosen: VersionEntry | None = entry.versions[version_labels.resolve(entry, version)]
+        else:
+            chosen = next(iter(reversed(entry.ready)), None) or next(iter(reversed(entry.versions.values())), None)
+        if chosen is None:
+            raise ModelNotReady(f"model '{name}' has no version to serve: {entry.reason}")
+        if chosen.state is not State.READY or chosen.model is None:
+            raise ModelNotReady(
+                f"model '{name}' version {chosen.version} is {chosen.state.value}"
+                + (f": {chosen.reason}" if chosen.reason else "")
+            )
+        return chosen.model
+
+    def is_ready(self, name: str, version: str = "") -> bool:
+        """Whether `get` would answer. Raises `ModelNotFound`, `VersionNotFound`."""
+        try:
+            self.get(name, version)
+        except ModelNotReady:
+            return False
+        return True
+
+    def entry(self, name: str) -> ModelEntry:
+        """A model in any state. Raises `ModelNotFound`; before the first look at the repository `ModelNotReady`."""
+        try:
+            return self._models[name]
+        except KeyError:
+            if self._starting:
+                raise ModelNotReady(f"model {name!r} is not known yet: the server is starting") from None
+            known = ", ".join(sorted(self._models)[:10]) or "no model at all"
+            raise ModelNotFound(f"model {name!r} is not in the repository; it has {known}") from None
+
+    async def load_all(self, names: Collection[str] | None = None) -> None:
+        """Loads every model of the repository, or those named; one that fails never stops the others."""
+        self._starting = True
+        try:
+            scanned = await on_thread(partial(folders.scan, self._root))
+        finally:
+            self._starting = False
+        for folder in scanned:
+            self._models.setdefault(folder.name, ModelEntry(folder.name))
+        for name in await on_thread(partial(folders.misnamed, self._root)):
+            _log.warning("folder %r is no model: letters, digits, '.', '_' and '-' make a name, 128 at most", name)
+        found = [folder.name for folder in scanned if names is None or folder.name in names]
+        for missing in sorted({*(names or ())} - {*found}):
+            # Named and not there: a model that is wanted, so that readiness and the log say what is wrong.
+            entry = self._models.setdefault(missing, ModelEntry(missing, "its folder is not in the repository"))
+            entry.wanted = True
+            _log.error("model %s is not served: %s", missing, entry.reason)
+        await asyncio.gather(*(self.sync(name) for name in found))
+
+    async def load(self, name: str, config: str = "") -> ModelEntry:
+        """Brings one model to what its folder says now: new and changed versions in, versions out of the policy out.
+
+        `config` is JSON that takes config.pbtxt's place until the next load. A load goes on where its caller is
+        cancelled. Raises `ModelNotFound` where the folder is not there, and `ModelLoadFailed` with the reasons where a
+        version failed; what was serving is untouched by that.
+        """
+        failures = await self._run(self._bring(name, config=config))
+        if failures and self._closing:
+            raise ShuttingDown(_CLOSING)
+        if failures:
+            raise ModelLoadFailed(f"model '{name}': {'; '.join(failures)}")
+        return self.entry(name)
+
+    async def sync(self, name: str, only: Collection[int] | None = None) -> None:
+        """`load` that raises nothing, and tries nothing again whose files have not changed.
+
+        `only`: other versions are taken for unfinished, and for absent where they do not serve already.
+        """
+        try:
+            await self._run(self._bring(name, only, again=False))
+        except ServingError as error:
+            _log.warning("model %s: %s", name, error)
+
+    async def unload(self, name: str) -> ModelEntry:
+        """Drains every version of a model; one that is not loaded stays so. Raises `ModelNotFound`."""
+        if name not in self._models:
+            await on_thread(partial(folders.find, self._root, name))
+        return await self._run(self._unload(name))
+
+    async def remove(self, name: str) -> None:
+        """Drains every version of a model whose folder is gone, and forgets it."""
+        await self._run(self._unload(name, forget=True))
+
+    async def refresh_labels(self) -> None:
+        """Reads the `version_labels.json` that changed."""
+        models = [(entry, self._root / entry.name, entry.labels) for entry in self.models]
+        fresh = await on_thread(lambda: [version_labels.read_labels(folder, labels) for _, folder, labels in models])
+        for (entry, _, _), labels in zip(models, fresh, strict=True):
+            entry.labels = labels
+
+    def stop_loading(self) -> None:
+        """From now on every load fails, those under way at once."""
+        self._closing = True
+        self._opener.stop()
+
+    async def close(self) -> None:
+        """Drains every model and ends its instances."""
+        self.stop_loading()
+        await asyncio.gather(*(self.unload(name) for name in list(self._models)))
+
+    async def _run(self, change: Coroutine[Any, Any, _T]) -> _T:
+        """A change runs to its end where its caller is cancelled: half of it would be no state at all."""
+        job = asyncio.create_task(change)
+        self._jobs.add(job)
+        job.add_done_callback(self._forget)
+        return await asyncio.shield(job)
+
+    def _forget(self, job: asyncio.Task[Any]) -> None:
+        self._jobs.discard(job)
+        # Asked for, so that asyncio does not complain where the caller has left.
+        if not job.cancelled():
+            job.exception()
+        heap.return_soon()
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def _bring(
+        self, name: str, only: Collection[int] | None = None, *, again: bool = True, config: str = ""
+    ) -> list[str]:
+        """What failed, by version."""
+        async with self._lock(name):
+            if self._closing:
+                raise ShuttingDown(_CLOSING)
+            plan = await self._plan(name, only, config)
+            entry = self._models.setdefault(name, ModelEntry(name))
+            entry.wanted, entry.labels = True, plan.labels
+            self._explain(entry, plan.reason)
+            failures = [plan.reason] if plan.reason else []
+            for version, fingerprint in plan.chosen.items():
+                if only is not None and version not in only:
+                    continue
+                new = VersionEntry(version, fingerprint)
+                if reason := await self._load_version(plan.folder, entry, new, again):
+                    failures.append(f"version {version}: {reason}")
+            await self._drop(entry, _outdated(entry, plan))
+            return failures
+
+    async def _plan(self, name: str, only: Collection[int] | None, config: str) -> Plan:
+        entry = self._models.get(name)
+        labels, serving = (entry.labels, entry.ready) if entry else (VersionLabels(), [])
+        available = None if only is None else {*only, *(ready.version for ready in serving)}
+        try:
+            read = partial(plans.read, config=config, config_name=self._config_name)
+            return await on_thread(partial(read, self._root, name, labels, available))
+        except ModelNotFound:
+            if not serving:
+                self._models.pop(name, None)
+            raise
+
+    def _explain(self, entry: ModelEntry, reason: str) -> None:
+        if reason and reason != entry.reason:
+            _log.warning("model %s is not served: %s", entry.name, reason)
+        entry.reason = reason
+        self._changed()
+
+    async def _load_version(self, folder: ModelFolder, entry: ModelEntry, new: VersionEntry, again: bool) -> str:
+        """Why it failed; empty where the version serves what its files say."""
+        old = entry.versions.get(new.version)
+        keep = old is not None and old.state is State.READY
+        if old is not None and keep and old.fingerprint == new.fingerprint:
+            old.reason, old.tried = "", new.fingerprint
+            return ""
+        if old is not None and not again and old.tried == new.fingerprint:
+            return old.reason
+        if not keep:
+            entry.put(new)
+            self._changed()
+        await self._opener.open(folder, new, self._changed)
+        if old is not None and keep:
+            if new.state is State.READY:
+                entry.put(new)
+                await self._retire(old)
+            else:
+                old.tried = new.fingerprint
+                old.reason = f"serves what was loaded before; the reload failed: {new.reason}"
+        self._changed()
+        return new.reason
+
+    async def _drop(self, entry: ModelEntry, numbers: list[int]) -> None:
+        await asyncio.gather(*(self._retire(entry.versions[number]) for number in numbers))
+        for number in numbers:
+            del entry.versions[number]
+        if numbers:
+            self._changed()
+
+    async def _unload(self, name: str, *, forget: bool = False) -> ModelEntry:
+        async with self._lock(name):
+            entry = self._models.setdefault(name, ModelEntry(name))
+            entry.wanted = False
+            await asyncio.gather(*(self._retire(version) for version in entry.ready))
+            if forget:
+                del self._models[name]
+            self._changed()
+            return entry
+
+    async def _retire(self, entry: VersionEntry) -> None:
+        """Answers what a READY version accepted, then frees it."""
+        model = entry.model
+        if model is None:
+            return
+        entry.move(State.UNLOADING, model=model)
+        self._changed()
+        await model.close()
+        entry.move(State.UNAVAILABLE, "unloaded")
+        self._changed()
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+
+def _outdated(entry: ModelEntry, plan: Plan) -> list[int]:
+    """Versions to let go: those without a folder, and where one of the policy's serves, all that are not."""
+    served = any(ready.version in plan.chosen for ready in entry.ready)
+    return [v for v in entry.versions if v not in plan.folder.versions or (served and v not in plan.chosen)]

@@ -1,1 +1,0 @@
-"""HTTP: the same use cases on another wire."""

@@ -1,1 +1,0 @@
-"""gRPC: the method table, its handlers, and the transport that carries them."""

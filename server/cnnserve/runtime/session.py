@@ -1,0 +1,264 @@
+"""ONNX Runtime, and nothing of it past this file.
+
+The only importer of onnxruntime. Its exceptions stop here: a model that cannot be loaded is a `ModelLoadFailed`, a
+provider that is not there a `ProviderUnavailable`, a run that fails an `InferenceFailed`.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnserve.datatypes import NUMPY_TYPES, TensorSpec, tensor_spec
+from cnnserve.errors import InferenceFailed, ModelLoadFailed
+from cnnserve.model_config.providers import Provider, RuntimeOptions
+from cnnserve.repository import onnx_header
+from cnnserve.runtime import cuda, diagnosis
+from cnnserve.runtime.placement import Node, misplaced, nodes_per_provider
+
+# Read when the library is loaded: since 1.29 its Linux wheels report models to their maker unless told not to.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort
+
+ort.disable_telemetry_events()
+# Problems are raised; its own log lines would say them a second time.
+ort.set_default_logger_severity(4)
+
+_log = logging.getLogger(__name__)
+# ONNX Runtime's allocator of device buffers is made on first use, without a lock.
+_allocating = threading.Lock()
+
+Rows = NDArray[Any]
+
+_GRAPH_LEVELS = {
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_BUFFER_DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
+
+
+class ProviderUnavailable(Exception):
+    """The provider cannot be used on this machine; the text says what is missing and what brings it."""
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """`threads` for one run; `spin`: whether they may wait busily inside a run (never after it).
+
+    Nodes that `provider` does not take fail the load, unless `allow_cpu_nodes`.
+    """
+
+    threads: int = 1
+    spin: bool = True
+    provider: Provider = field(default_factory=Provider)
+    allow_cpu_nodes: bool = False
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+
+
+class Binding:
+    """The buffers of one batch size, allocated and bound once. One thread at a time."""
+
+    def __init__(
+        self, session: Any, bound: Any, *, source: Any, results: Sequence[Any], options: Any, host: Rows
+    ) -> None:
+        self._session = session
+        self._bound = bound
+        self._source = source
+        self._results = results
+        self._options = options
+        self.host = host
+
+    def run(self, batch: Rows) -> list[Rows]:
+        """All outputs, in memory of their own. `batch` may be `host`. Raises `InferenceFailed`."""
+        try:
+            self._source.update_inplace(batch)
+            self._session.run_with_iobinding(self._bound, self._options)
+            # From a GPU this is a copy already, from the CPU a view of the buffer.
+            return [result.numpy().copy() for result in self._results]
+        except Exception as error:
+            raise _run_failed(error) from error
+
+
+class Session:
+    """One loaded ONNX model. Thread-safe: runs may overlap.
+
+    Raises `ModelLoadFailed` for the model, `ProviderUnavailable` for the machine.
+    """
+
+    def __init__(self, model: Path, options: SessionOptions | None = None) -> None:
+        options = options or SessionOptions()
+        self.provider = options.provider
+        self._session = _open(model, options)
+        self._runtime = options.runtime
+        self._options = self._run_options(None)
+        self.inputs = tuple(tensor_spec(value) for value in self._session.get_inputs())
+        self.outputs = tuple(tensor_spec(value) for value in self._session.get_outputs())
+        self._output_names = [output.name for output in self.outputs]
+        nodes = [
+            Node(subgraph.ep_name, node.op_type)
+            for subgraph in self._session.get_provider_graph_assignment_info()
+            for node in subgraph.get_nodes()
+        ]
+        self.placement = nodes_per_provider(nodes)
+        problem = misplaced(nodes, options.provider)
+        if problem and not options.allow_cpu_nodes:
+            raise ModelLoadFailed(f"{problem}; set parameter cnnserve.allow_cpu_fallback to permit it")
+
+    def run(self, batch: Rows) -> list[Rows]:
+        """All outputs for one batch of the first input. Raises `InferenceFailed`."""
+        try:
+            return list(self._session.run(self._output_names, {self.inputs[0].name: batch}, self._options))
+        except Exception as error:
+            raise _run_failed(error) from error
+
+    @property
+    def bindable(self) -> bool:
+        """Whether the size of every tensor follows from the batch size alone."""
+        return all(size > 0 for spec in (*self.inputs, *self.outputs) for size in spec.shape[1:])
+
+    def bind(self, rows: int, *, pinned: bool = False) -> Binding:
+        """Buffers for batches of exactly `rows`, on the provider's device. `pinned`: see `cuda.pin`."""
+        spec = self.inputs[0]
+        host = np.zeros((rows, *spec.shape[1:]), NUMPY_TYPES[spec.datatype])
+        if pinned:
+            try:
+                cuda.pin(host, ort.cuda_version)
+            except OSError as error:
+                raise ModelLoadFailed(f"config.pbtxt: optimization.input_pinned_memory: {error}") from error
+        bound = self._session.io_binding()
+        source = self._device_buffer(spec, rows)
+        results = [self._device_buffer(output, rows) for output in self.outputs]
+        bound.bind_ortvalue_input(spec.name, source)
+        for name, result in zip(self._output_names, results, strict=True):
+            bound.bind_ortvalue_output(name, result)
+        options = self._run_options(rows)
+        return Binding(self._session, bound, source=source, results=results, options=options, host=host)
+
+    def _device_buffer(self, spec: TensorSpec, rows: int) -> Any:
+        device = _BUFFER_DEVICES[self.provider.kind]
+        shape = [rows, *spec.shape[1:]]
+        with _allocating:
+            return ort.OrtValue.ortvalue_from_shape_and_type(
+                shape, NUMPY_TYPES[spec.datatype].type, device, self.provider.device_id
+            )
+
+    def _run_options(self, rows: int | None) -> ort.RunOptions | None:
+        """The options of a run into the buffers for `rows`; None: of any other run."""
+        entries = {}
+        if self.provider.graphs:
+            # One captured graph a batch size; -1 runs without.
+            entries["gpu_graph_id"] = str(rows or -1)
+        if self._runtime.arena_shrinkage:
+            entries["memory.enable_memory_arena_shrinkage"] = self._runtime.arena_shrinkage
+        if not entries:
+            return None
+        options = ort.RunOptions()
+        for key, value in entries.items():
+            options.add_run_config_entry(key, value)
+        return options
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version."""
+    return str(ort.__version__)
+
+
+def require(provider: Provider) -> None:
+    """Raises `ProviderUnavailable` where the wheel lacks the provider, or the machine a library that it needs."""
+    for name, _ in provider.chain:
+        if name not in ort.get_available_providers():
+            raise ProviderUnavailable(diagnosis.not_built_in(name, _distributions()))
+    if provider.kind == "cpu":
+        return
+    _preload()
+    folder = Path(ort.__file__).parent / "capi"
+    for kind in ("cuda", "tensorrt") if provider.kind == "tensorrt" else ("cuda",):
+        if missing := cuda.missing_library(folder / f"libonnxruntime_providers_{kind}.so"):
+            raise ProviderUnavailable(diagnosis.missing_library(missing, provider.name))
+
+
+def _open(model: Path, options: SessionOptions) -> ort.InferenceSession:
+    provider = options.provider
+    require(provider)
+    try:
+        session = ort.InferenceSession(str(model), _ort_options(options), providers=provider.chain, enable_fallback=0)
+    except Exception as error:
+        reason = diagnosis.reason(str(error))
+        # cuDNN is loaded late, when the first node needs it.
+        if missing := diagnosis.library_in(str(error)):
+            raise ProviderUnavailable(diagnosis.missing_library(missing, provider.name)) from error
+        if diagnosis.is_device_failure(str(error)):
+            raise ProviderUnavailable(f"{provider.name} cannot use GPU {provider.device_id}: {reason}") from error
+        if new := diagnosis.too_new(str(error), onnx_header.read(model), _distribution(), ort.__version__):
+            raise ModelLoadFailed(f"{model.name} cannot be loaded: {new}") from error
+        # The reason reaches clients; the server's folders are not theirs to know.
+        reason = reason.replace(str(model), model.name)
+        raise ModelLoadFailed(f"{model.name} cannot be loaded: {reason}") from error
+    session.disable_fallback()
+    # A provider that cannot be started is left out without an exception.
+    started = session.get_providers()
+    if absent := [name for name, _ in provider.chain if name not in started]:
+        raise ProviderUnavailable(f"{', '.join(absent)} could not be started on GPU {provider.device_id}")
+    return session
+
+
+def _ort_options(options: SessionOptions) -> ort.SessionOptions:
+    runtime = options.runtime
+    result = ort.SessionOptions()
+    # Explicit counts: with 0, ONNX Runtime takes every core of the host and pins threads to them.
+    result.intra_op_num_threads = options.threads
+    result.inter_op_num_threads = runtime.inter_op_threads or 1
+    result.log_severity_level = 4
+    result.graph_optimization_level = _GRAPH_LEVELS[runtime.graph_level]
+    result.enable_cpu_mem_arena = runtime.memory_arena
+    result.enable_mem_pattern = runtime.memory_pattern
+    if runtime.parallel:
+        result.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    result.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
+    result.add_session_config_entry("session.force_spinning_stop", "1")
+    # Not session.disable_cpu_ep_fallback: it also refuses the arithmetic of shapes. `placement` judges instead.
+    result.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if runtime.device_allocator_for_initializers:
+        result.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    return result
+
+
+@functools.cache
+def _preload() -> None:
+    """Loads NVIDIA's libraries from their wheels. What it cannot load is told, and told better, when it is missed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        ort.preload_dlls()
+    if text := printed.getvalue().strip():
+        _log.debug("onnxruntime.preload_dlls: %s", text)
+
+
+def _distributions() -> list[str]:
+    from importlib import metadata  # noqa: PLC0415  (only a failed load needs it)
+
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(metadata.distribution(name).name)
+    return found
+
+
+def _distribution() -> str:
+    """The wheel whose ONNX Runtime runs; where both are installed, nobody can tell."""
+    return next(iter(_distributions()), "onnxruntime")
+
+
+def _run_failed(error: Exception) -> InferenceFailed:
+    return InferenceFailed(f"ONNX Runtime: {diagnosis.reason(str(error))}")

@@ -1,0 +1,149 @@
+"""The sessions and instances of one version, as its execution plan says.
+
+CPU instances share one session, whose threads and theirs together are the CPU budget. Every GPU instance has a session,
+buffers and, where asked for, CUDA graphs of its own.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cnnserve.batching import buckets as batch_buckets
+from cnnserve.batching.instance import ModelInstance
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.model_config.execution import Execution
+from cnnserve.model_config.pbtxt import Settings
+from cnnserve.model_config.providers import Provider
+from cnnserve.runtime import cuda
+from cnnserve.runtime.bound_runner import BoundRunner
+from cnnserve.runtime.session import ProviderUnavailable, Session, SessionOptions, require, runtime_version
+
+_log = logging.getLogger(__name__)
+
+OnStage = Callable[[str], None]
+# Larger files are not even tried: their runs would be a cost at every start.
+_SMALL_BYTES = 4 * 2**20
+_SMALL_RUN_S = 0.0005
+_TIMED_RUNS = 5
+BUILDING = "building TensorRT engines"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """An instance and the session it runs on; `buckets` are the sizes it pads to, none: it runs what comes."""
+
+    instance: ModelInstance
+    session: Session
+    buckets: tuple[int, ...]
+
+    def warm(self) -> None:
+        """Runs every bucket once on zeros, so that no request meets a new shape. Raises `InferenceFailed`."""
+        spec = self.session.inputs[0]
+        if -1 in spec.shape[1:]:
+            return
+        # The largest size second: TensorRT then widens an engine's range once, not once a size.
+        for size in (*self.buckets[:1], *self.buckets[:0:-1]):
+            self.instance.run([spec.zeros(size)])
+
+
+def open_sessions(
+    model: Path, plan: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage
+) -> tuple[Execution, list[Session]]:
+    """One session for all CPU instances (first, where there are any) and one a GPU instance; the plan that came true.
+
+    It is another one only where the GPU is not there and the config permits the CPU. Blocks. Raises `ModelLoadFailed`.
+    """
+    try:
+        return plan, _open(model, plan, cpu_threads, engine_cache, on_stage)
+    except ProviderUnavailable as error:
+        if not plan.allow_cpu_fallback:
+            raise ModelLoadFailed(str(error)) from error
+        _log.warning("%s runs on the CPU, as cnnserve.allow_cpu_fallback permits: %s", model.parent, error)
+    plan = plan.on_cpu()
+    return plan, _open(model, plan, cpu_threads, engine_cache, on_stage)
+
+
+def make_workers(name: str, plan: Execution, sessions: Sequence[Session], settings: Settings) -> list[Worker]:
+    """Instances with their threads. Raises `ModelLoadFailed` for buckets that cannot be."""
+    shared = [sessions[0]] * plan.cpu_instances if plan.cpu_instances else []
+    of_gpus = sessions[1:] if plan.cpu_instances else sessions
+    return [_worker(f"{name}-{number}", plan, session, settings) for number, session in enumerate([*shared, *of_gpus])]
+
+
+def _open(model: Path, plan: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage) -> list[Session]:
+    sessions = []
+    if plan.cpu_instances:
+        # One instance owns the cores and may spin inside a run; several share them and must not. The instances' own
+        # threads compute too: with them, the session's pool makes up the budget.
+        threads = plan.runtime.intra_op_threads or max(1, cpu_threads - plan.cpu_instances + 1)
+        options = SessionOptions(threads, plan.cpu_instances == 1, Provider(), runtime=plan.runtime)
+        session = Session(model, options)
+        if threads > 1 and not plan.runtime.intra_op_threads and _is_small(model, session):
+            session = Session(model, replace(options, threads=1))
+        sessions.append(session)
+    for gpu in plan.gpus:
+        provider = gpu
+        if gpu.kind == "tensorrt":
+            require(gpu)
+            on_stage(BUILDING)
+            provider = gpu.with_engines(_engine_folder(engine_cache, gpu.device_id))
+        options = SessionOptions(
+            plan.runtime.intra_op_threads or 1, False, provider, plan.allow_cpu_fallback, plan.runtime
+        )
+        sessions.append(Session(model, options))
+    return sessions
+
+
+def _is_small(model: Path, session: Session) -> bool:
+    """Whether one row takes less time than handing its work to other threads is worth.
+
+    A LeNet-5's run of 0.02 ms gains nothing from a second thread, which then spins where the event loop should run.
+    """
+    spec = session.inputs[0]
+    if model.stat().st_size > _SMALL_BYTES or -1 in spec.shape[1:]:
+        return False
+    row = spec.zeros(max(1, spec.shape[0]))
+    times = []
+    for _ in range(_TIMED_RUNS):
+        started = time.perf_counter()
+        session.run(row)
+        times.append(time.perf_counter() - started)
+    return min(times) < _SMALL_RUN_S
+
+
+def _engine_folder(root: Path, device_id: int) -> Path:
+    """Engines fit one kind of GPU and one runtime. Made if it is not there."""
+    try:
+        gpu = re.sub(r"\W+", "-", cuda.device_name(device_id)).strip("-")
+        folder = root.expanduser() / f"{gpu}-onnxruntime-{runtime_version()}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise ProviderUnavailable(f"TensorRT cannot keep its engines: {error}") from error
+    return folder
+
+
+def _worker(name: str, plan: Execution, session: Session, settings: Settings) -> Worker:
+    sizes = _buckets(plan, session, settings)
+    if session.provider.kind == "cpu" or not session.bindable:
+        if session.provider.graphs:
+            raise ModelLoadFailed(
+                "config.pbtxt: enable_cuda_graph needs tensors whose sizes are fixed but for the batch"
+            )
+        return Worker(ModelInstance(session, name, sizes), session, sizes)
+    runner = BoundRunner(session, sizes, pinned=plan.pinned_input)
+    return Worker(ModelInstance(runner, name, sizes, runner.buffer), session, sizes)
+
+
+def _buckets(plan: Execution, session: Session, settings: Settings) -> tuple[int, ...]:
+    if settings.fixed_batch is not None:
+        if plan.batch_buckets is not None:
+            raise ModelLoadFailed(f"cnnserve.batch_buckets: the ONNX file fixes the batch at {settings.fixed_batch}")
+        return (settings.fixed_batch,)
+    if plan.batch_buckets is not None:
+        return batch_buckets.checked_buckets(plan.batch_buckets, settings.max_batch_size)
+    if session.provider.kind == "cpu":
+        return ()
+    return batch_buckets.default_buckets(settings.max_batch_size, settings.policy.preferred_batch_sizes)

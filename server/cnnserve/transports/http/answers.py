@@ -1,0 +1,51 @@
+"""What leaves the HTTP port: JSON, and one table from error to HTTP status."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from cnnserve.api import status
+from cnnserve.api.status import Code
+
+# Beside `status.STATUS`, which gives every error its code.
+HTTP_STATUS = {
+    Code.INVALID_ARGUMENT: 400,
+    Code.UNAUTHENTICATED: 401,
+    Code.PERMISSION_DENIED: 403,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.FAILED_PRECONDITION: 409,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.CANCELLED: 499,
+    Code.UNIMPLEMENTED: 501,
+    Code.UNAVAILABLE: 503,
+    Code.DEADLINE_EXCEEDED: 504,
+}
+_RETRY_MS = "grpc-retry-pushback-ms"
+
+
+def answer(value: Any, status_code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`value` as a JSON body."""
+    return Response(encode(value), status_code, headers, "application/json")
+
+
+def encode(value: Any) -> bytes:
+    """JSON in UTF-8. Raises `ValueError` for NaN and infinity, which JSON does not have."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # Half a surrogate pair, out of a client's own text, has no UTF-8; its escape is JSON.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def error_answer(error: Exception, request: str, statuses: Mapping[type[Exception], Code] = status.STATUS) -> Response:
+    """The body `{"error": ...}` with the status of an error; `request` names it in the log."""
+    if isinstance(error, HTTPException):
+        return answer({"error": error.detail}, error.status_code, error.headers)
+    told = status.of(error, request, statuses)
+    headers = {}
+    if _RETRY_MS in told.trailers:
+        headers["Retry-After"] = str(math.ceil(int(told.trailers[_RETRY_MS]) / 1000))
+    return answer({"error": told.message}, HTTP_STATUS.get(told.code, 500), headers)

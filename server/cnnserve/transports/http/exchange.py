@@ -1,0 +1,89 @@
+"""One HTTP request on its way through a handler of the method table."""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+from starlette.requests import ClientDisconnect, Request
+
+from cnnserve.api.methods import CallContext, Method
+from cnnserve.errors import DeadlineExceeded, InvalidInput
+from cnnserve.transports.http.body import MAX_JSON_BYTES, BodyReader, read_object
+from cnnserve.transports.http.in_flight import Limits
+
+TIMEOUT = "Grpc-Timeout"
+# gRPC's own words: at most eight digits and a unit.
+_TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])", re.ASCII)
+_UNIT_NS = {"H": 3600 * 10**9, "M": 60 * 10**9, "S": 10**9, "m": 10**6, "u": 10**3, "n": 1}
+
+
+class Exchange:
+    """A request, and the way to the RPCs that answer it: `rpc` first of all, empty where its route has none."""
+
+    def __init__(self, request: Request, rpc: str, methods: Mapping[str, Method], limits: Limits) -> None:
+        self.request = request
+        self._rpc = rpc
+        self._methods = methods
+        self.limits = limits
+        self._deadline_ns = _deadline_ns(request.headers.get(TIMEOUT))
+
+    @property
+    def method(self) -> Method:
+        """The RPC's row of the method table."""
+        return self._methods[self._rpc]
+
+    @property
+    def path(self) -> dict[str, str]:
+        """The path's parameters by the message field they fill; those of absent segments are not there."""
+        return dict(self.request.path_params)
+
+    @contextlib.contextmanager
+    def body(self) -> Iterator[BodyReader]:
+        """The request's body; the memory it holds is given back at the end."""
+        reader = BodyReader(self.request, self.limits.budget, self.limits.max_body_bytes)
+        with reader.room():
+            yield reader
+
+    async def object(self) -> dict[str, Any]:
+        """The body as a JSON object; an empty one is {}."""
+        with self.body() as body:
+            return read_object(await body.whole(MAX_JSON_BYTES))
+
+    async def ask(self, message: Message | None = None, rpc: str | None = None) -> Any:
+        """The answer to a message, by default to one with the path's parameters; from another RPC where one is named.
+
+        Ends early where the client leaves (`ClientDisconnect`) or the time it gave is over (`DeadlineExceeded`).
+        """
+        method = self.method if rpc is None else self._methods[rpc]
+        handler: Any = method.handler
+        request = method.request(**self.path) if message is None else message
+        answer = asyncio.ensure_future(handler(request, CallContext(self._deadline_ns)))
+        gone = asyncio.ensure_future(self._disconnect())
+        delay_s = None if self._deadline_ns is None else max(0.0, (self._deadline_ns - time.monotonic_ns()) / 1e9)
+        try:
+            await asyncio.wait({answer, gone}, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            if gone.done():
+                raise ClientDisconnect
+            raise DeadlineExceeded(f"the time that {TIMEOUT} gave is over")
+        finally:
+            for task in (answer, gone):
+                task.cancel()
+
+    async def _disconnect(self) -> None:
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+
+
+def _deadline_ns(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = _TIMEOUT.fullmatch(text.strip())
+    if match is None:
+        raise InvalidInput(f"{TIMEOUT} is {text[:100]!r}, expected at most 8 digits and one of H M S m u n: 250m")
+    return time.monotonic_ns() + int(match[1]) * _UNIT_NS[match[2]]

@@ -1,0 +1,166 @@
+"""What each route does with its request: REST v2 over the handlers of the Open Inference Protocol."""
+
+import base64
+from typing import Any
+
+from google.protobuf import json_format
+from starlette.responses import Response
+
+from cnnserve.api import answer_size
+from cnnserve.errors import InvalidInput
+from cnnserve.transports.http import infer_json
+from cnnserve.transports.http.answers import answer
+from cnnserve.transports.http.body import MAX_JSON_BYTES
+from cnnserve.transports.http.exchange import Exchange
+from cnnserve.transports.http.message_json import as_json
+from cnnserve.transports.http.packing import packed
+from cnnserve.wire import open_inference_pb2 as pb
+
+_HALF_A_PAIR = "a text of the request has half a surrogate pair"
+MODEL_METADATA = "inference.GRPCInferenceService/ModelMetadata"
+
+
+async def message(exchange: Exchange) -> Response:
+    """The answer's fields."""
+    return answer(as_json(await exchange.ask()))
+
+
+async def server_ready(exchange: Exchange) -> Response:
+    """200, or 503 where it is not ready."""
+    ready = (await exchange.ask()).ready
+    return answer({"ready": ready}, 200 if ready else 503)
+
+
+async def model_ready(exchange: Exchange) -> Response:
+    """200, or 503 where it is not ready."""
+    ready = (await exchange.ask()).ready
+    return answer({"name": exchange.path["name"], "ready": ready}, 200 if ready else 503)
+
+
+async def model_config(exchange: Exchange) -> Response:
+    """The config itself."""
+    return answer(as_json((await exchange.ask()).config))
+
+
+async def model_infer(exchange: Exchange) -> Response:
+    """Tensors in, tensors out, each as JSON or as binary data."""
+    headers = exchange.request.headers
+    length_text = headers.get(infer_json.HEADER_LENGTH)
+    model, version = exchange.path["model_name"], exchange.path.get("model_version", "")
+    with exchange.body() as reader:
+        body = await reader.whole(MAX_JSON_BYTES if length_text is None else None)
+        length = infer_json.header_length(length_text, body)
+        if length == 0:
+            request, wanted = await _raw(exchange, body, model, version)
+        else:
+            request, wanted = infer_json.read_request(body, length, model, version)
+        del body
+    # From here on the handler holds the memory that the tensor needs.
+    response = infer_json.write_response(await exchange.ask(request), wanted)
+    answer_size.check(len(response.body), exchange.limits.max_body_bytes, "ask for binary data (binary_data_output)")
+    return await packed(exchange.request, response)
+
+
+async def repository_index(exchange: Exchange) -> Response:
+    """A list, one row a version."""
+    ready = (await exchange.object()).get("ready", False)
+    if not isinstance(ready, bool):
+        raise InvalidInput(f"ready is {ready!r:.100}, expected true or false")
+    index = await exchange.ask(pb.RepositoryIndexRequest(**exchange.path, ready=ready))
+    return answer([as_json(model) for model in index.models])
+
+
+async def repository_change(exchange: Exchange) -> Response:
+    """Loads or unloads; an empty object once it is done."""
+    parameters = (await exchange.object()).get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InvalidInput("parameters is no object")
+    request: Any = exchange.method.request(**exchange.path)
+    try:
+        for name, value in parameters.items():
+            request.parameters[name].CopyFrom(_repository_parameter(name, value))
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{_HALF_A_PAIR}: {error}") from error
+    await exchange.ask(request)
+    return answer({})
+
+
+async def shared_memory_status(exchange: Exchange) -> Response:
+    """A list of regions."""
+    status = await exchange.ask()
+    return answer([as_json(region) for region in status.regions.values()])
+
+
+async def shared_memory_register(exchange: Exchange) -> Response:
+    """The body says key, offset and byte_size."""
+    value = await exchange.object()
+    try:
+        request = pb.SystemSharedMemoryRegisterRequest(
+            **exchange.path, key=value.get("key"), offset=value.get("offset"), byte_size=value.get("byte_size")
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"key is text, offset and byte_size are numbers of 0 or more: {error}") from error
+    await exchange.ask(request)
+    return answer({})
+
+
+async def empty(exchange: Exchange) -> Response:
+    """An empty object once it is done."""
+    await exchange.ask()
+    return answer({})
+
+
+async def settings(exchange: Exchange) -> Response:
+    """Names and values; which of them may change, if any, is the RPC's to say."""
+    request: Any = exchange.method.request(**exchange.path)
+    wanted = await exchange.object() if exchange.request.method == "POST" else {}
+    try:
+        for name, value in wanted.items():
+            setting = request.settings[name]
+            json_format.ParseDict(
+                _trace(value) if "value" in setting.DESCRIPTOR.fields_by_name else _log(value), setting
+            )
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{_HALF_A_PAIR}: {error}") from error
+    except json_format.ParseError as error:
+        raise InvalidInput(f"a setting has a value that it cannot have: {error}") from error
+    found = await exchange.ask(request)
+    return answer({name: next(iter(as_json(value).values()), None) for name, value in found.settings.items()})
+
+
+async def _raw(
+    exchange: Exchange, body: bytes, model: str, version: str
+) -> tuple[pb.ModelInferRequest, infer_json.Wanted]:
+    metadata = await exchange.ask(pb.ModelMetadataRequest(name=model, version=version), MODEL_METADATA)
+    return infer_json.raw_request(body, metadata, model, version)
+
+
+def _repository_parameter(name: str, value: object) -> pb.ModelRepositoryParameter:
+    match value:
+        case bool():
+            return pb.ModelRepositoryParameter(bool_param=value)
+        case int() if -(2**63) <= value < 2**63:
+            return pb.ModelRepositoryParameter(int64_param=value)
+        case str() if name.startswith("file:"):
+            try:
+                return pb.ModelRepositoryParameter(bytes_param=base64.b64decode(value, validate=True))
+            except ValueError as error:
+                raise InvalidInput(f"parameter '{name:.100}' is no base64: {error}") from error
+        case str():
+            return pb.ModelRepositoryParameter(string_param=value)
+    raise InvalidInput(f"parameter '{name:.100}' is {value!r:.100}, expected true, false, an integer or a string")
+
+
+def _trace(value: object) -> dict[str, Any]:
+    """A trace setting as its message has it: texts, a single one without a list, or none to take it back."""
+    return {"value": [value] if isinstance(value, str) else value}
+
+
+def _log(value: object) -> dict[str, Any]:
+    """A log setting as its message has it."""
+    match value:
+        case bool():
+            return {"bool_param": value}
+        case int():
+            return {"uint32_param": value}
+    return {"string_param": value}

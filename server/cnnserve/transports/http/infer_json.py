@@ -1,0 +1,220 @@
+"""`ModelInferRequest` from JSON or JSON and binary data, and the answer the way the request wants it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import Response
+
+from cnnserve.api.shared_memory import REGION
+from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.errors import InvalidInput
+from cnnserve.transports.http import answers
+from cnnserve.transports.http.body import read_object
+from cnnserve.transports.http.message_json import parameter_as_json, parameter_from_json
+from cnnserve.transports.http.tensor_json import json_from_raw, raw_from_json
+from cnnserve.wire import open_inference_pb2 as pb
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+# Written on the event loop: this many take 0.1 to 0.2 s there, binary data nothing.
+_MAX_JSON_VALUES = 250_000
+_MAX_RANK = 8
+_MAX_SIZE = 2**31 - 1
+
+
+@dataclass
+class Wanted:
+    """Which outputs leave as binary data: the request's default, and what it says of single ones."""
+
+    binary: bool = False
+    by_name: dict[str, bool] = field(default_factory=dict)
+
+    def is_binary(self, name: str) -> bool:
+        """For one output."""
+        return self.by_name.get(name, self.binary)
+
+
+def header_length(text: str | None, body: bytes) -> int | None:
+    """How long the JSON before the binary data is; None: all of the body. Raises `InvalidInput`."""
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= len(body)):
+        raise InvalidInput(
+            f"{HEADER_LENGTH} is {text[:100]!r}, expected a number from 0 to the body's length, {len(body)}"
+        )
+    return int(text)
+
+
+def read_request(body: bytes, length: int | None, model: str, version: str) -> tuple[pb.ModelInferRequest, Wanted]:
+    """The message for a body whose first `length` bytes are JSON. Raises `InvalidInput`."""
+    value = read_object(body if length is None else body[:length])
+    binary = memoryview(body)[len(body) if length is None else length :]
+    request = pb.ModelInferRequest(model_name=model, model_version=version)
+    wanted = Wanted()
+    try:
+        request.id = _text(value, "id", "the request")
+        parameters = _parameters(value, "the request")
+        wanted.binary = _flag(parameters, "binary_data_output", "the request") or False
+        _set_parameters(request.parameters, parameters)
+        for item in _objects(value, "inputs"):
+            binary = _add_input(request, item, binary)
+        for item in _objects(value, "outputs"):
+            _add_output(request, item, wanted)
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"a text of the request has half a surrogate pair: {error}") from error
+    if len(binary):
+        raise InvalidInput(f"the body has {len(binary)} bytes after what its inputs' binary_data_size says")
+    return request, wanted
+
+
+def raw_request(
+    body: bytes, metadata: pb.ModelMetadataResponse, model: str, version: str
+) -> tuple[pb.ModelInferRequest, Wanted]:
+    """The message for a body that is nothing but the bytes of a model's only input. Raises `InvalidInput`."""
+    request = pb.ModelInferRequest(model_name=model, model_version=version)
+    for tensor in metadata.inputs:
+        shape = list(tensor.shape)
+        if shape.count(-1) > 1:
+            # The batch dimension comes first.
+            shape[0] = 1
+        if shape.count(-1) > 1:
+            raise InvalidInput(f"the shape of input '{tensor.name}' cannot be told from its bytes; send a JSON header")
+        if -1 in shape:
+            shape[shape.index(-1)] = _rows(tensor, shape, body)
+        request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
+        request.raw_input_contents.append(body)
+    return request, Wanted(binary=True)
+
+
+def write_response(response: pb.ModelInferResponse, wanted: Wanted) -> Response:
+    """JSON, with binary data behind it where some is wanted. Raises `InvalidInput` for what JSON cannot say."""
+    value: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
+    if response.id:
+        value["id"] = response.id
+    if response.parameters:
+        value["parameters"] = _parameters_as_json(response.parameters)
+    _check_size(response, wanted)
+    value["outputs"] = []
+    binary: list[bytes] = []
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        item: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
+        parameters = _parameters_as_json(output.parameters)
+        if REGION in output.parameters:
+            pass
+        elif wanted.is_binary(output.name):
+            parameters["binary_data_size"] = len(raw)
+            binary.append(raw)
+        else:
+            item["data"] = json_from_raw(output.name, output.datatype, raw)
+        if parameters:
+            item["parameters"] = parameters
+        value["outputs"].append(item)
+    if not binary:
+        return answers.answer(value)
+    header = answers.encode(value)
+    headers = {HEADER_LENGTH: str(len(header))}
+    return Response(b"".join([header, *binary]), headers=headers, media_type="application/octet-stream")
+
+
+def _check_size(response: pb.ModelInferResponse, wanted: Wanted) -> None:
+    as_json = [
+        math.prod(output.shape)
+        for output in response.outputs
+        if REGION not in output.parameters and not wanted.is_binary(output.name)
+    ]
+    if (count := sum(as_json)) > _MAX_JSON_VALUES:
+        raise InvalidInput(
+            f"the answer has {count} values, at most {_MAX_JSON_VALUES} are written as JSON; ask for binary data "
+            "(binary_data_output)"
+        )
+
+
+def _rows(tensor: pb.ModelMetadataResponse.TensorMetadata, shape: list[int], body: bytes) -> int:
+    size = math.prod(length for length in shape if length != -1) * NUMPY_TYPES[tensor.datatype].itemsize
+    if size == 0 or len(body) % size:
+        raise InvalidInput(
+            f"the body has {len(body)} bytes, input '{tensor.name}' of {tensor.datatype} {list(tensor.shape)} takes "
+            f"a multiple of {size}"
+        )
+    return len(body) // size
+
+
+def _add_input(request: pb.ModelInferRequest, item: dict[str, Any], binary: memoryview) -> memoryview:
+    name, datatype = _text(item, "name", "an input"), _text(item, "datatype", "an input")
+    where = f"input '{name:.100}'"
+    shape = _shape(item, where)
+    parameters = _parameters(item, where)
+    size = parameters.pop("binary_data_size", None)
+    tensor = request.inputs.add(name=name, datatype=datatype, shape=shape)
+    _set_parameters(tensor.parameters, parameters)
+    if REGION in parameters:
+        return binary
+    if size is None:
+        if "data" not in item:
+            raise InvalidInput(f"{where} has no data and no binary_data_size")
+        request.raw_input_contents.append(raw_from_json(name, datatype, shape, item["data"]))
+        return binary
+    if "data" in item:
+        raise InvalidInput(f"{where} has data and binary_data_size; send one of the two")
+    if type(size) is not int or not 0 <= size <= len(binary):
+        raise InvalidInput(f"{where} has binary_data_size {size!r:.100}, the body has {len(binary)} bytes left for it")
+    request.raw_input_contents.append(bytes(binary[:size]))
+    return binary[size:]
+
+
+def _add_output(request: pb.ModelInferRequest, item: dict[str, Any], wanted: Wanted) -> None:
+    name = _text(item, "name", "an output")
+    parameters = _parameters(item, f"output '{name:.100}'")
+    is_binary = _flag(parameters, "binary_data", f"output '{name:.100}'")
+    if is_binary is not None:
+        wanted.by_name[name] = is_binary
+    _set_parameters(request.outputs.add(name=name).parameters, parameters)
+
+
+def _shape(item: dict[str, Any], where: str) -> list[int]:
+    shape = item.get("shape")
+    if not isinstance(shape, list) or len(shape) > _MAX_RANK:
+        raise InvalidInput(f"{where} has no shape; send a list of at most {_MAX_RANK} sizes")
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= _MAX_SIZE:
+            raise InvalidInput(f"{where} has the size {size!r:.100} in its shape, expected 0 to {_MAX_SIZE}")
+    return shape
+
+
+def _text(item: dict[str, Any], key: str, where: str) -> str:
+    value = item.get(key, "")
+    if not isinstance(value, str):
+        raise InvalidInput(f"{key} of {where} is {json.dumps(value):.100}, expected a string")
+    return value
+
+
+def _objects(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    items = value.get(key, [])
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise InvalidInput(f"{key} is no list of objects")
+    return items
+
+
+def _parameters(item: dict[str, Any], where: str) -> dict[str, Any]:
+    value = item.get("parameters", {})
+    if not isinstance(value, dict):
+        raise InvalidInput(f"parameters of {where} is {json.dumps(value):.100}, expected an object")
+    return dict(value)
+
+
+def _flag(parameters: dict[str, Any], name: str, where: str) -> bool | None:
+    value = parameters.pop(name, None)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidInput(f"parameter '{name}' of {where} is {json.dumps(value):.100}, expected true or false")
+    return value
+
+
+def _set_parameters(target: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        target[name].CopyFrom(parameter_from_json(name, value))
+
+
+def _parameters_as_json(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    return {name: parameter_as_json(parameter) for name, parameter in parameters.items()}

@@ -1,0 +1,96 @@
+"""JSON tensor data <-> the bytes of raw contents."""
+
+import itertools
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from cnnserve.api.tensors import BYTES
+from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.errors import InvalidInput
+
+_LENGTH = struct.Struct("<I")
+_PYTHON_TYPES: dict[str, tuple[set[type], str]] = {
+    "b": ({bool}, "true and false"),
+    "i": ({int}, "integers"),
+    "u": ({int}, "integers"),
+    "f": ({int, float}, "numbers"),
+}
+
+
+def raw_from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> bytes:
+    """The bytes of an input whose values are nested as `shape` says, or flat. Raises `InvalidInput`."""
+    dtype = NUMPY_TYPES.get(datatype)
+    if dtype is None and datatype != BYTES:
+        known = ", ".join([*NUMPY_TYPES, BYTES])
+        raise InvalidInput(f"input '{name}' has datatype {datatype!r:.100}, expected one of {known}")
+    if datatype == "FP16":
+        raise InvalidInput(f"input '{name}' of FP16 must be sent as binary data (binary_data_size)")
+    values = _flat(name, shape, data)
+    if dtype is None:
+        _check_types(name, datatype, values, {str}, "strings")
+        encoded = [value.encode() for value in values]
+        return b"".join(itertools.chain.from_iterable((_LENGTH.pack(len(item)), item) for item in encoded))
+    types, words = _PYTHON_TYPES[dtype.kind]
+    _check_types(name, datatype, values, types, words)
+    if dtype.kind in "iu" and values:
+        limits = np.iinfo(dtype)
+        for value in (min(values), max(values)):
+            if not limits.min <= value <= limits.max:
+                raise InvalidInput(f"input '{name}' has the value {value}, which is no {datatype}")
+    # A number above the largest float32 becomes infinity, as it does in every client.
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(values, dtype).tobytes()
+    except OverflowError as error:
+        # A float that large would have been read as infinity; Python's integers have no end.
+        raise InvalidInput(f"input '{name}' of {datatype} has an integer that is too large for a float") from error
+
+
+def json_from_raw(name: str, datatype: str, raw: bytes) -> list[Any]:
+    """The values of an output, flat. Raises `InvalidInput` for what JSON cannot say."""
+    if datatype == "FP16":
+        raise InvalidInput(f"output '{name}' of FP16 has no form in JSON; ask for it with binary_data")
+    if datatype == BYTES:
+        try:
+            return [item.decode() for item in _elements(raw)]
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"output '{name}' has bytes that are no text; ask for it with binary_data") from error
+    array = np.frombuffer(raw, NUMPY_TYPES[datatype])
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidInput(f"output '{name}' has values that JSON cannot say (NaN or infinity); ask with binary_data")
+    values: list[Any] = array.tolist()
+    return values
+
+
+def _flat(name: str, shape: Sequence[int], data: object) -> list[Any]:
+    if not isinstance(data, list):
+        raise InvalidInput(f"input '{name}' has data of type {type(data).__name__}, expected a list")
+    values = data
+    if data and isinstance(data[0], list):
+        values = [data]
+        for size in shape:
+            if not all(type(row) is list and len(row) == size for row in values):
+                raise InvalidInput(f"input '{name}' has data that is not nested as its shape {list(shape)} says")
+            values = list(itertools.chain.from_iterable(values))
+    count = math.prod(shape)
+    if len(values) != count:
+        raise InvalidInput(f"input '{name}' has {len(values)} values, expected {count} for shape {list(shape)}")
+    return values
+
+
+def _check_types(name: str, datatype: str, values: list[Any], types: set[type], words: str) -> None:
+    if set(map(type, values)) - types:
+        wrong = next(value for value in values if type(value) not in types)
+        raise InvalidInput(f"input '{name}' of {datatype} has the value {wrong!r:.100}, expected {words}")
+
+
+def _elements(raw: bytes) -> Iterator[bytes]:
+    start = 0
+    while start < len(raw):
+        (size,) = _LENGTH.unpack_from(raw, start)
+        start += _LENGTH.size + size
+        yield raw[start - size : start]

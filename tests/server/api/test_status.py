@@ -1,0 +1,34 @@
+"""One row for every error."""
+
+import logging
+
+import pytest
+
+from cnnserve import errors
+from cnnserve.api import status
+from cnnserve.api.status import Code
+
+
+def leaves(cls: type[Exception]) -> list[type[Exception]]:
+    below = cls.__subclasses__()
+    return [leaf for child in below for leaf in leaves(child)] if below else [cls]
+
+
+def test_every_leaf_has_a_row_and_every_row_is_a_leaf() -> None:
+    assert set(leaves(errors.ServingError)) == set(status.STATUS)
+
+
+@pytest.mark.parametrize("error", [ValueError("secret /etc/passwd"), errors.InferenceFailed("node Conv_7 at 0x7f")])
+def test_the_unforeseen_is_a_fixed_text_and_the_cause_is_logged(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        told = status.of(error, "Service/Method of request 7")
+    assert told == status.Status(Code.INTERNAL, status.INTERNAL_TEXT)
+    assert str(error) in caplog.text
+    assert "Service/Method of request 7" in caplog.text
+
+
+def test_a_full_queue_carries_the_retry_hint() -> None:
+    told = status.of(errors.QueueFull("full", 12), "x")
+    assert (told.code, told.trailers) == (Code.RESOURCE_EXHAUSTED, {"grpc-retry-pushback-ms": "12"})

@@ -1,0 +1,134 @@
+"""Open Inference tensors."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from cnnserve.api import tensors
+from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.errors import InvalidInput
+from cnnserve.wire import open_inference_pb2 as pb
+
+TYPED = tensors._TYPED_FIELDS
+
+
+def any_array(names: list[str]) -> st.SearchStrategy[tuple[str, np.ndarray]]:
+    def of(name: str) -> st.SearchStrategy[tuple[str, np.ndarray]]:
+        shape = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
+        return st.tuples(st.just(name), hnp.arrays(NUMPY_TYPES[name], shape))
+
+    return st.sampled_from(names).flatmap(of)
+
+
+def read_one(request: pb.ModelInferRequest) -> np.ndarray:
+    tensor = request.inputs[0]
+    tensors.check_shape(tensor)
+    return tensors.read(tensor, tensors.raw_contents(request))
+
+
+@given(any_array(list(NUMPY_TYPES)))
+def test_raw_round_trip(item: tuple[str, np.ndarray]) -> None:
+    datatype, array = item
+    response = pb.ModelInferResponse()
+    response.raw_output_contents.append(tensors.write_output(response, "x", array))
+    assert response.outputs[0].datatype == datatype
+    request = pb.ModelInferRequest(raw_input_contents=response.raw_output_contents)
+    request.inputs.add(name="x", datatype=datatype, shape=response.outputs[0].shape)
+    np.testing.assert_array_equal(read_one(request), array)
+
+
+@given(any_array(list(TYPED)))
+def test_typed_contents(item: tuple[str, np.ndarray]) -> None:
+    datatype, array = item
+    request = pb.ModelInferRequest()
+    tensor = request.inputs.add(name="x", datatype=datatype, shape=array.shape)
+    getattr(tensor.contents, TYPED[datatype]).extend(array.ravel().tolist())
+    if array.size:
+        result = read_one(request)
+        assert result.dtype == array.dtype
+        np.testing.assert_array_equal(result, array)
+
+
+def make(datatype: str, shape: list[int], raw: list[bytes] | None = None, **contents: Any) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(raw_input_contents=raw or [])
+    tensor = request.inputs.add(name="x", datatype=datatype, shape=shape)
+    if contents:
+        tensor.contents.CopyFrom(pb.InferTensorContents(**contents))
+    return request
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (make("FLOAT", [1], [b"1234"]), "datatype 'FLOAT', expected one of BOOL"),
+        (make("FP32", [2], [b"1234"]), r"4 bytes, expected 8 for FP32 \[2\]"),
+        (make("FP32", [-1], [b"1234"]), r"shape \[-1\]"),
+        (make("FP32", [2**31 - 1] * 8, [b"1234"]), "4 bytes, expected"),
+        (make("FP32", [2**62, 4], [b"1234"]), "every size must be from 0 to"),
+        (make("FP32", [0, 2**62, 2**62], [b""]), "every size must be from 0 to"),
+        (make("FP32", [1] * 65, [b"1234"]), "65 dimensions, at most 8"),
+        (make("UINT8", [10_000_000], uint_contents=[1]), "send them in raw_input_contents"),
+        (make("FP32", [1], [b"1234", b"1"]), "2 entries for 1 input"),
+        (make("FP32", [1], [b"1234"], fp32_contents=[1]), "contents beside raw_input_contents"),
+        (make("FP32", [1], int_contents=[1]), "has int_contents, expected fp32_contents"),
+        (make("FP32", [2], fp32_contents=[1]), "1 values, expected 2"),
+        (make("FP32", [2]), "has no data"),
+        (make("FP16", [1]), "must be sent in raw_input_contents"),
+        (make("UINT8", [1], uint_contents=[256]), "value 256, which is no UINT8"),
+    ],
+)
+def test_bad_tensors(request_: pb.ModelInferRequest, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        read_one(request_)
+
+
+def test_empty_contents_beside_raw_ones_say_nothing() -> None:
+    request = make("FP32", [1], [b"1234"])
+    request.inputs[0].contents.SetInParent()
+    assert read_one(request).size == 1
+
+
+def read_strings(request: pb.ModelInferRequest) -> list[bytes]:
+    tensor = request.inputs[0]
+    tensors.check_shape(tensor)
+    return tensors.read_strings(tensor, tensors.raw_contents(request))
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6))
+def test_strings_round_trip(elements: list[bytes]) -> None:
+    response = pb.ModelInferResponse()
+    raw = tensors.write_strings(response, "x", [len(elements)], elements)
+    assert (response.outputs[0].datatype, list(response.outputs[0].shape)) == ("BYTES", [len(elements)])
+    assert read_strings(make("BYTES", [len(elements)], [raw])) == elements
+    if elements:
+        assert read_strings(make("BYTES", [len(elements)], bytes_contents=elements)) == elements
+
+
+@given(st.binary(max_size=40), st.integers(0, 4))
+def test_strings_of_any_bytes_are_read_or_refused(raw: bytes, count: int) -> None:
+    try:
+        elements = read_strings(make("BYTES", [count], [raw]))
+    except InvalidInput:
+        return
+    assert len(elements) == count
+    assert sum(map(len, elements)) + 4 * count == len(raw)
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (make("BYTES", [1], [b"\1\0\0"]), "ends before the length of element 0"),
+        (make("BYTES", [2], [b"\1\0\0\0x"]), "ends before the length of element 1"),
+        (make("BYTES", [1], [b"\xff\xff\xff\xffx"]), "element 0 has 4294967295 bytes, 1 are left"),
+        (make("BYTES", [1], [b"\1\0\0\0xyz"]), "2 bytes behind its 1 elements"),
+        (make("BYTES", [2], bytes_contents=[b"x"]), "1 values, expected 2"),
+        (make("BYTES", [1], int_contents=[1]), "has int_contents, expected bytes_contents"),
+    ],
+)
+def test_bad_strings(request_: pb.ModelInferRequest, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        read_strings(request_)

@@ -1,0 +1,92 @@
+"""One run over the rows of several requests, and the thread that does it."""
+
+import gc
+import queue
+import threading
+import time
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cnnserve.batching.instance import BatchOutcome, ModelInstance, run_rows
+from cnnserve.errors import InferenceFailed
+from fakes import FakeSession
+
+
+class Flat:
+    """A model that loses the batch dimension."""
+
+    def run(self, batch: NDArray[Any]) -> list[NDArray[Any]]:
+        return [batch.sum(keepdims=False).reshape(1)]
+
+
+def test_a_fixed_batch_is_padded_and_cut() -> None:
+    session = FakeSession()
+    outputs = run_rows(session, [np.ones((1, 2)), 2 * np.ones((2, 2))], buckets=(8,))
+    assert session.sizes == [8]
+    assert outputs[0].ravel().tolist() == [2, 4, 4]
+
+
+def test_an_output_without_the_batch_dimension_is_an_error() -> None:
+    with pytest.raises(InferenceFailed, match=r"output 0 has shape \(1,\) for a batch of 3"):
+        run_rows(Flat(), [np.ones((3, 2))])
+
+
+def test_a_batch_is_padded_to_the_next_bucket() -> None:
+    session = FakeSession()
+    for count in (1, 2, 3, 5, 9):
+        run_rows(session, [np.ones((count, 2))], buckets=(1, 2, 4, 8))
+    assert session.sizes == [1, 2, 4, 8, 9]
+
+
+def test_a_run_that_blocks_raises_what_the_run_raised() -> None:
+    session = FakeSession()
+    instance = ModelInstance(session, "test")
+    assert instance.run([np.ones((2, 3))])[0].ravel().tolist() == [3, 3]
+    session.failures.append(ValueError("broken"))
+    with pytest.raises(ValueError, match="broken"):
+        instance.run([np.ones((1, 1))])
+    instance.close()
+
+
+def test_a_batch_that_failed_is_freed_at_once() -> None:
+    session = FakeSession()
+    instance = ModelInstance(session, "test")
+    session.failures.append(ValueError("broken"))
+    outcomes: queue.SimpleQueue[BatchOutcome] = queue.SimpleQueue()
+    gc.disable()
+    try:
+        part = np.ones((2, 3))
+        alive = weakref.ref(part)
+        instance.execute([part], outcomes.put)
+        assert outcomes.get(timeout=20).error is not None
+        instance.run([np.ones((1, 1))])
+        del part
+        assert alive() is None
+    finally:
+        gc.enable()
+        instance.close()
+
+
+def test_a_listener_that_raises_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    def deaf(_: BatchOutcome) -> None:
+        raise RuntimeError("deaf")
+
+    instance = ModelInstance(FakeSession(), "test")
+    instance.execute([np.ones((1, 1))], deaf)
+    assert instance.run([np.ones((1, 1))])[0].tolist() == [[1]]
+    assert "could not be reported" in caplog.text
+    instance.close()
+
+
+def test_an_instance_that_is_dropped_ends_its_thread() -> None:
+    instance = ModelInstance(FakeSession(), "dropped-instance")
+    del instance
+    gc.collect()
+    end = time.monotonic() + 5
+    while any(thread.name == "dropped-instance" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -1,0 +1,60 @@
+"""The bound on what requests hold."""
+
+import threading
+
+import pytest
+
+from cnnserve.errors import QueueFull
+from cnnserve.process.admission import MemoryBudget
+
+
+def test_what_does_not_fit_is_refused_at_once_and_given_back() -> None:
+    budget = MemoryBudget(100)
+    with budget.hold(60):
+        with pytest.raises(QueueFull, match="max_pending_mib"), budget.hold(41):
+            pass
+        with budget.hold(40):
+            assert budget.held_bytes == 100
+    assert budget.held_bytes == 0
+
+
+def test_an_error_inside_gives_back() -> None:
+    budget = MemoryBudget(100)
+    with pytest.raises(ZeroDivisionError), budget.hold(60):
+        raise ZeroDivisionError
+    assert budget.held_bytes == 0
+
+
+def test_one_that_is_alone_is_let_in() -> None:
+    budget = MemoryBudget(100)
+    with budget.hold(1000), pytest.raises(QueueFull), budget.hold(1):
+        pass
+    assert budget.held_bytes == 0
+
+
+def test_a_decoding_waits_for_its_memory() -> None:
+    budget = MemoryBudget(100)
+    began = threading.Event()
+
+    def decode() -> None:
+        with budget.decoding(60):
+            began.set()
+
+    with budget.hold(30):
+        thread = threading.Thread(target=decode)
+        with budget.decoding(50):
+            thread.start()
+            # It cannot have begun: 30 + 50 + 60 are too many.
+            assert not began.wait(0.05)
+            with pytest.raises(QueueFull), budget.hold(21):
+                pass
+        thread.join(10)
+    assert began.is_set()
+    assert (budget.held_bytes, budget.decoding_bytes) == (0, 0)
+
+
+def test_one_decoding_alone_is_let_in_and_an_error_gives_back() -> None:
+    budget = MemoryBudget(100)
+    with budget.hold(90), pytest.raises(ZeroDivisionError), budget.decoding(1000):
+        raise ZeroDivisionError
+    assert budget.decoding_bytes == 0

@@ -1,0 +1,53 @@
+"""The CPU budget from cgroup files as kernels write them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cnnserve.process.cpu import cpu_budget
+
+CPUS = len(os.sched_getaffinity(0))
+
+
+def budget(root: Path, membership: str) -> int:
+    (root / "membership").write_text(membership)
+    return cpu_budget(root, root / "membership")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("max 100000", CPUS), ("100000 100000", 1), ("50000 100000", 1), ("199000 100000", 1), ("9900000 100000", CPUS)],
+)
+def test_cgroup_v2(tmp_path: Path, text: str, expected: int) -> None:
+    (tmp_path / "cpu.max").write_text(text + "\n")
+    assert budget(tmp_path, "0::/\n") == expected
+
+
+def test_the_tightest_parent_counts(tmp_path: Path) -> None:
+    (tmp_path / "pod" / "box").mkdir(parents=True)
+    (tmp_path / "pod" / "cpu.max").write_text("100000 100000\n")
+    (tmp_path / "pod" / "box" / "cpu.max").write_text("max 100000\n")
+    assert budget(tmp_path, "0::/pod/box\n") == 1
+
+
+def test_cgroup_v1(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert budget(tmp_path, "4:cpu,cpuacct:/docker/abc\n") == 1
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert budget(tmp_path, "4:cpu,cpuacct:/docker/abc\n") == CPUS
+
+
+def test_no_cgroup_at_all(tmp_path: Path) -> None:
+    assert cpu_budget(tmp_path, tmp_path / "nothing") == CPUS
+
+
+def test_the_affinity_mask_counts() -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert cpu_budget() == 1
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,97 @@
+"""manifest.json: what is read, and what is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.repository import manifest as manifests
+from support import write_version
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_version(tmp_path / "tiny" / "1")
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    manifest = manifests.read(folder)
+    assert manifest is not None
+    assert manifests.parse(manifests.to_json(manifest)) == manifest
+    manifests.verify_files(manifest, folder)
+
+
+def test_no_manifest_is_none(tmp_path: Path) -> None:
+    assert manifests.read(tmp_path) is None
+
+
+def change(folder: Path, path: str, value: Any) -> str:
+    raw = json.loads((folder / "manifest.json").read_text())
+    *parents, last = path.split(".")
+    target = raw
+    for key in parents:
+        target = target[key]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return json.dumps(raw)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("schema", 2, "schema 2, this server reads 1"),
+        ("class_count", None, "field class_count is missing"),
+        ("class_count", "3", "class_count is '3', expected int"),
+        ("class_count", True, "class_count is True, expected int"),
+        ("class_count", 4, "golden.probabilities has 3 values, class_count is 4"),
+        ("golden.tolerance", "small", "golden.tolerance is 'small', expected float"),
+        ("activation", "sigmoid", "activation is 'sigmoid', expected one of 'softmax', 'none'"),
+        ("input.shape", [8, 8], r"input.shape is \[8, 8\]"),
+        ("preprocessing.color", "RGB", "color RGB does not give 1 channels"),
+        ("preprocessing.resize.size", [9, 8], r"ends at size \[9, 8\], the input needs \[8, 8\]"),
+        ("preprocessing.resize.size", [8], "does not fit mode exact"),
+        ("preprocessing.resize.antialias", False, "antialias is false"),
+        ("preprocessing.std", [0.0], "std must be positive"),
+        ("preprocessing.mean", [0.0, 0.0], "mean has 2 values for 1 channels"),
+        ("preprocessing.mean", [10**400], "mean.*expected float"),
+        ("onnx.file", "a\ud800.onnx", "plain file names only"),
+        ("max_batch_size", 0, "max_batch_size is 0"),
+        ("onnx.file", "../../other/1/model.onnx", "plain file names only"),
+        ("onnx.file", "other.onnx", "no digest for other.onnx"),
+        ("files.model.onnx", None, "no digest for model.onnx"),
+    ],
+)
+def test_a_wrong_field_is_named(folder: Path, path: str, value: Any, said: str) -> None:
+    if path == "files.model.onnx":
+        raw = json.loads((folder / "manifest.json").read_text())
+        del raw["files"]["model.onnx"]
+        text = json.dumps(raw)
+    else:
+        text = change(folder, path, value)
+    with pytest.raises(ModelLoadFailed, match=said):
+        manifests.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 1}', "[" * 200_000])
+def test_not_a_manifest(text: str) -> None:
+    with pytest.raises(ModelLoadFailed):
+        manifests.parse(text)
+
+
+def test_a_missing_and_an_altered_file_are_named(folder: Path) -> None:
+    manifest = manifests.read(folder)
+    assert manifest is not None
+    content = (folder / "golden.png").read_bytes()
+    (folder / "golden.png").write_bytes(content[:-1] + b"x")
+    with pytest.raises(ModelLoadFailed, match=r"golden.png was altered"):
+        manifests.verify_files(manifest, folder)
+    (folder / "golden.png").write_bytes(content[:-1])
+    with pytest.raises(ModelLoadFailed, match=r"golden.png has \d+ bytes, the manifest says"):
+        manifests.verify_files(manifest, folder)
+    (folder / "golden.png").unlink()
+    with pytest.raises(ModelLoadFailed, match=r"golden.png is missing"):
+        manifests.verify_files(manifest, folder)

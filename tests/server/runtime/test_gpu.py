@@ -1,0 +1,197 @@
+"""On a real NVIDIA GPU: right probabilities, every shape warm before READY, and the provider as a contract.
+
+Needs numpy, protobuf, Pillow, pytest and onnxruntime-gpu only, so that it runs where nothing can be installed:
+
+    CNNSERVE_GPU_REPOSITORY=DIR PYTHONPATH=server:export:client \
+        python -m pytest -c /dev/null --rootdir . --noconftest tests/server/test_gpu.py
+
+The repository, by default `model_repo`, holds exported models; each of them is tested in fp32 or fp16, as it was
+published, but not in int8, which is for CPUs.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnserve.batching.buckets import default_buckets, padded_size
+from cnnserve.batching.instance import ModelInstance, Rows
+from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.model import loader
+from cnnserve.model.loader import OpenVersion
+from cnnserve.model_config.pbtxt import CONFIG_FILE
+from cnnserve.model_config.providers import CUDA, Provider, cuda_options
+from cnnserve.repository import folders, manifest
+from cnnserve.runtime import cuda
+from cnnserve.runtime.session import ProviderUnavailable, Session, SessionOptions, require
+
+REPOSITORY = Path(os.environ.get("CNNSERVE_GPU_REPOSITORY", Path(__file__).parents[3] / "model_repo"))
+
+
+def _precision(model: str) -> str:
+    """The newest version's."""
+    versions = folders.find(REPOSITORY, model).versions
+    promised = manifest.read(versions[max(versions)])
+    return promised.onnx.precision if promised else ""
+
+
+MODELS = sorted(path.name for path in REPOSITORY.iterdir() if path.is_dir() and _precision(path.name) != "int8")
+PROVIDER = Provider("cuda", 0, cuda_options({}))
+TF32_TOLERANCE = 1e-2
+# By name: options of the accelerator, and whether they may cost precision.
+VARIANTS: dict[str, tuple[dict[str, str], bool]] = {
+    "fp32": ({"use_tf32": "0"}, False),
+    "tf32": ({}, True),
+    "exhaustive": ({"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}, False),
+    "nhwc": ({"use_tf32": "0", "prefer_nhwc": "1"}, False),
+    "graphs": ({"use_tf32": "0", "enable_cuda_graph": "1"}, False),
+}
+REQUESTS = 1000
+
+
+def _missing() -> str:
+    """What this machine lacks; empty where it lacks nothing."""
+    try:
+        require(PROVIDER)
+        cuda.device_name(0)
+    except (ProviderUnavailable, OSError) as error:
+        return str(error)
+    return ""
+
+
+_LACKING = _missing()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_LACKING), reason=_LACKING)]
+
+
+def accelerator(options: dict[str, str], more: str = "") -> str:
+    parameters = " ".join(f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in options.items())
+    return (
+        "\ninstance_group { kind: KIND_GPU }\noptimization { execution_accelerators { "
+        f'gpu_execution_accelerator {{ name: "cuda" {parameters} }} }} {more} }}\n'
+    )
+
+
+def open_on_gpu(root: Path, model: str, config: str) -> OpenVersion:
+    """The newest version of a copy of `model` whose config says `config` as well."""
+    copy = root / model
+    shutil.copytree(REPOSITORY / model, copy)
+    path = copy / CONFIG_FILE
+    path.write_text((path.read_text() if path.exists() else "") + config)
+    folder = folders.find(root, model)
+    return loader.open_version(folder, max(folder.versions), os.cpu_count() or 1)
+
+
+def on_cpu(root: Path, model: str) -> Session:
+    folder = folders.find(root, model)
+    path = folder.versions[max(folder.versions)]
+    promised = manifest.read(path)
+    assert promised is not None
+    return Session(path / promised.onnx.file, SessionOptions(threads=os.cpu_count() or 1))
+
+
+def images(session: Session, count: int, seed: int) -> Rows:
+    spec = session.inputs[0]
+    values = np.random.default_rng(seed).integers(0, 256, (count, *spec.shape[1:]))
+    return values.astype(NUMPY_TYPES[spec.datatype]) if spec.datatype == "UINT8" else (values / 255).astype(np.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("model", MODELS)
+def test_the_probabilities_are_the_cpus(tmp_path: Path, model: str, variant: str) -> None:
+    options, reduced = VARIANTS[variant]
+    version = open_on_gpu(tmp_path, model, accelerator(options))
+    plain = on_cpu(tmp_path, model)
+    promised = version.info.manifest
+    assert promised is not None
+    allowed = max(promised.golden.tolerance, TF32_TOLERANCE if reduced else 0.0)
+    maximum = version.info.settings.max_batch_size
+    # Every bucket full, and once not full; twice over, so that captured graphs are replayed with other images.
+    sizes = sorted({*default_buckets(maximum), *(size - 1 for size in default_buckets(maximum) if size > 2)})
+    for seed, size in enumerate([*sizes, *sizes]):
+        rows = images(plain, size, seed)
+        (answer,) = version.instances[0].run([rows])[:1]
+        worst = float(np.abs(answer.astype(np.float64) - plain.run(rows)[0]).max())
+        print(f"{model} {variant} batch {size}: largest difference {worst:.1e} (allowed {allowed:.0e})")
+        assert worst <= allowed
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_node_is_on_the_gpu_and_every_bucket_was_proved(tmp_path: Path, model: str) -> None:
+    info = open_on_gpu(tmp_path, model, accelerator({})).info
+    assert set(info.placement) == {CUDA}
+    assert info.self_test is not None
+    assert tuple(info.self_test.batches) == default_buckets(info.settings.max_batch_size)
+    assert info.self_test.provider == CUDA
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_size_costs_more_the_first_time(tmp_path: Path, model: str) -> None:
+    """Each of the first 1,000 mixed-size runs against the median of its own bucket: p99 at most 3."""
+    version = open_on_gpu(tmp_path, model, accelerator({}))
+    maximum = version.info.settings.max_batch_size
+    buckets = default_buckets(maximum)
+    rows = images(on_cpu(tmp_path, model), maximum, 0)
+    sizes = np.random.default_rng(1).integers(1, maximum + 1, REQUESTS)
+    times: dict[int, list[float]] = {bucket: [] for bucket in buckets}
+    for size in sizes:
+        times[padded_size(buckets, int(size))].append(_seconds(version.instances[0], rows[:size]))
+    ratios = np.concatenate([np.array(spent) / np.median(spent) for spent in times.values() if spent])
+    p99 = float(np.quantile(ratios, 0.99))
+    print(f"{model}: p99 {p99:.2f} x the bucket's median, largest {ratios.max():.2f}")
+    assert p99 <= 3
+
+
+def _seconds(instance: ModelInstance, rows: Rows) -> float:
+    started = time.perf_counter()
+    instance.run([rows])
+    return time.perf_counter() - started
+
+
+def test_pinned_input_changes_nothing(tmp_path: Path) -> None:
+    config = accelerator({"use_tf32": "0"}, "input_pinned_memory { enable: true }")
+    version = open_on_gpu(tmp_path, MODELS[0], config)
+    plain = on_cpu(tmp_path, MODELS[0])
+    # Two parts: put together in the pinned buffer.
+    rows = images(plain, 3, 0)
+    (answer,) = version.instances[0].run([rows[:1], rows[1:]])[:1]
+    np.testing.assert_allclose(answer, plain.run(rows)[0], atol=1e-4)
+
+
+def test_two_instances_have_a_session_each(tmp_path: Path) -> None:
+    version = open_on_gpu(tmp_path, MODELS[0], "\ninstance_group { kind: KIND_GPU count: 2 }\n")
+    rows = images(on_cpu(tmp_path, MODELS[0]), 2, 0)
+    one, two = (instance.run([rows])[0] for instance in version.instances)
+    np.testing.assert_allclose(one, two, atol=TF32_TOLERANCE)
+
+
+def test_a_gpu_that_is_not_there_fails_the_load(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadFailed, match="GPU 99"):
+        open_on_gpu(tmp_path, MODELS[0], accelerator({"device_id": "99"}))
+
+
+def test_a_node_that_only_the_cpu_has_fails_the_load_unless_permitted(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, uint8 = onnx.helper, onnx.TensorProto.UINT8
+    folder = tmp_path / "shifts" / "1"
+    folder.mkdir(parents=True)
+    graph = helper.make_graph(
+        [helper.make_node("BitShift", ["x", "by"], ["y"], direction="LEFT")],
+        "shifts",
+        [helper.make_tensor_value_info("x", uint8, ["n", 4])],
+        [helper.make_tensor_value_info("y", uint8, ["n", 4])],
+        [helper.make_tensor("by", uint8, [1], [1])],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), folder / "model.onnx"
+    )
+    found = folders.find(tmp_path, "shifts")
+    with pytest.raises(ModelLoadFailed, match=r"1 of 1 nodes run on CPU.* \(1 BitShift\)"):
+        loader.open_version(found, 1, 1, device="cuda")
+    (tmp_path / "shifts" / CONFIG_FILE).write_text(
+        'parameters { key: "cnnserve.allow_cpu_fallback" value { string_value: "true" } }'
+    )
+    assert loader.open_version(found, 1, 1, device="cuda").info.placement == {"CPUExecutionProvider": 1}
