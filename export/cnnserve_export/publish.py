@@ -16,6 +16,7 @@ from pathlib import Path
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config import pbtxt
+from cnnserve.model_config.settings import resolve
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import MAX_VERSION, MODEL_NAME
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest, TensorInfo
@@ -176,7 +177,7 @@ def _check_config(target: Target, contract: Contract, max_batch_size: int) -> No
     config = pbtxt.read(target.model_folder)
     if config is None:
         return
-    settings = pbtxt.resolve(target.model, config, None, *_specs(contract.input, contract.output))
+    settings = resolve(target.model, config, None, *_specs(contract.input, contract.output))
     if settings.max_batch_size > max_batch_size:
         wanted = settings.max_batch_size
         raise ExportError(
@@ -202,7 +203,7 @@ def _write_config(root: Path, staged: Path, manifest: Manifest) -> None:
     text = pbtxt.render(manifest)
     # As with the manifest.
     config = pbtxt.parse(text, manifest.model)
-    pbtxt.resolve(manifest.model, config, manifest, *_specs(manifest.input, manifest.output))
+    resolve(manifest.model, config, manifest, *_specs(manifest.input, manifest.output))
     (root / pbtxt.CONFIG_FILE).write_text(text, encoding="utf-8")
     if manifest.labels:
         shutil.copyfile(staged / manifest.labels, root / manifest.labels)

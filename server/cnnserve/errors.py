@@ -75,3 +75,8 @@ class ModelControlOff(ServingError):
 
 class InferenceFailed(ServingError):
     """The runtime failed. The cause is logged; the client gets a fixed text."""
+
+
+def reason(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be read, without its path: clients see these texts."""
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)

@@ -9,7 +9,7 @@ from cnnserve.api import answer_size, status, streams
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.api.model_infer import Inference
 from cnnserve.api.parameters import FINAL_RESPONSE, flag
-from cnnserve.model_config.pbtxt import WireTensor
+from cnnserve.model_config.settings import WireTensor
 from cnnserve.registry.registry import Registry
 from cnnserve.wire import open_inference_pb2 as pb
 

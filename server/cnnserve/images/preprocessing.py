@@ -6,7 +6,6 @@ what the server runs.
 """
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,22 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cnnserve.datatypes import NUMPY_TYPES
-from cnnserve.errors import InvalidInput, ModelLoadFailed
+from cnnserve.errors import InvalidInput
 from cnnserve.images import geometry, resampling
 from cnnserve.images.decoding import Mode, decode, to_mode
 from cnnserve.images.header import FORMATS, check_structure, read_header
-from cnnserve.model_config.providers import whole
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.repository.manifest import Preprocessing, TensorInfo
 
 __all__ = ["FORMATS", "ImageOptions", "ImageSource", "Preprocessor", "RawImage"]
 
 DEFAULT_PIXEL_LIMIT = 50_000_000
+# The setting that changes it.
+PIXEL_LIMIT = "cnnserve.max_pixels"
 
 _RAW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_PREPROCESS = "cnnserve.preprocess"
-_MAX_PIXELS = "cnnserve.max_pixels"
-IMAGE_PARAMETERS = frozenset((_PREPROCESS, _MAX_PIXELS))
 # What is smaller, on all its way, takes less than waking a thread that waits for it.
 _QUICK_PIXELS = 64 * 64
 _QUICK_BYTES = 16 * 2**10
@@ -59,15 +56,6 @@ class ImageOptions:
 
     fast: bool = False
     pixel_limit: int = DEFAULT_PIXEL_LIMIT
-
-    @classmethod
-    def of(cls, parameters: Mapping[str, str]) -> "ImageOptions":
-        """From config.pbtxt's `parameters`. Raises `ModelLoadFailed`."""
-        mode = parameters.get(_PREPROCESS, "exact")
-        if mode not in ("exact", "fast"):
-            raise ModelLoadFailed(f'config.pbtxt: parameter {_PREPROCESS} is "{mode}", expected exact or fast')
-        limit = whole("parameter", _MAX_PIXELS, parameters.get(_MAX_PIXELS, str(DEFAULT_PIXEL_LIMIT)), 1)
-        return cls(mode == "fast", limit)
 
 
 class Preprocessor:
@@ -176,14 +164,14 @@ class Preprocessor:
         if size[0] * size[1] > limit:
             raise InvalidInput(
                 f"an image of {size[0]}x{size[1]} pixels is over this model's limit of {limit:,} pixels; "
-                f"send a smaller one, or raise {_MAX_PIXELS}"
+                f"send a smaller one, or raise {PIXEL_LIMIT}"
             )
         most = self._most_pixels(size)
         if most > limit:
             width, height = self._resized(size)
             raise InvalidInput(
                 f"resizing an image of {size[0]}x{size[1]} to {width}x{height} takes more than this model's limit of "
-                f"{limit:,} pixels; send a smaller or less elongated one, or raise {_MAX_PIXELS}"
+                f"{limit:,} pixels; send a smaller or less elongated one, or raise {PIXEL_LIMIT}"
             )
         return most
 

@@ -3,7 +3,6 @@
 The part that blocks (`open_version`) runs on a thread; the part that touches the event loop (`start`) is short.
 """
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -14,20 +13,19 @@ from cnnserve.batching.batcher import DynamicBatcher
 from cnnserve.batching.instance import ModelInstance
 from cnnserve.config import DEFAULT_ENGINE_CACHE
 from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
-from cnnserve.images.preprocessing import IMAGE_PARAMETERS, ImageOptions, Preprocessor
-from cnnserve.model import selftest
-from cnnserve.model.selftest import Probe, SelfTest
+from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.model import proving, selftest
 from cnnserve.model.version import Model, ModelInfo
 from cnnserve.model_config import execution, image_settings, pbtxt, warmup
 from cnnserve.model_config.execution import Device
 from cnnserve.model_config.in_force import effective, report
-from cnnserve.model_config.pbtxt import Settings
+from cnnserve.model_config.settings import Settings, resolve
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository.folders import ModelFolder
+from cnnserve.repository.folders import MODEL_FILE, ModelFolder
 from cnnserve.repository.label_file import read_labels
 from cnnserve.repository.manifest import Manifest
-from cnnserve.runtime.workers import OnStage, Worker, make_workers, open_sessions
+from cnnserve.runtime.workers import OnStage, make_workers, open_sessions
 from cnnserve.wire.model_config_pb2 import ModelConfig
 
 _log = logging.getLogger(__name__)
@@ -70,7 +68,7 @@ def open_version(
     plan = execution.read(config, device)
     model_file = _model_file(path, config, manifest)
     plan, sessions = open_sessions(model_file, plan, cpu_threads, engine_cache, on_stage)
-    settings = pbtxt.resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
+    settings = resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
     labels = _labels(folder, path, manifest, settings)
     preprocessor = _preprocessor(config, manifest, settings, memory)
     workers = make_workers(f"{folder.name}-{version}", plan, sessions, settings)
@@ -83,9 +81,9 @@ def open_version(
             if manifest is None or worker.session.provider.kind != "cpu":
                 worker.warm()
         if manifest is None or preprocessor is None:
-            probe = _probe(proved[0], settings)
+            probe = proving.probe(proved[0], settings)
         else:
-            test = _self_test(proved, manifest, preprocessor, path, settings)
+            test = proving.self_test(proved, manifest, preprocessor, path, settings)
         for rows in warmup.batches(config, folder.path, settings):
             for worker in workers:
                 worker.instance.run([rows])
@@ -103,7 +101,7 @@ def open_version(
         manifest,
         test,
         probe,
-        _placement(proved),
+        proving.placement(proved),
         effective(config, settings, plan, model_file.relative_to(path).parts[0]),
     )
     report(
@@ -122,23 +120,11 @@ def start(opened: OpenVersion, decoders: Executor) -> Model:
     return Model(opened.info, batcher, opened.preprocessor, decoders)
 
 
-def _self_test(
-    workers: Sequence[Worker], manifest: Manifest, preprocessor: Preprocessor, path: Path, settings: Settings
-) -> SelfTest:
-    tests = []
-    for worker in workers:
-        sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
-        provider = worker.session.provider
-        run = worker.instance.run
-        tests.append(selftest.run_golden(run, manifest, preprocessor, path, sizes=sizes, provider=provider))
-    return selftest.worst(tests)
-
-
 def _preprocessor(
     config: ModelConfig | None, manifest: Manifest | None, settings: Settings, memory: MemoryBudget | None
 ) -> Preprocessor | None:
     parameters = {name: value.string_value for name, value in config.parameters.items()} if config else {}
-    options = ImageOptions.of(parameters)
+    options = image_settings.options(parameters)
     stated = image_settings.read(config, settings)
     if manifest is not None:
         if stated is not None:
@@ -148,21 +134,12 @@ def _preprocessor(
         return Preprocessor(manifest.preprocessing, manifest.input, options, memory)
     if stated is not None:
         return Preprocessor(*stated, options, memory)
-    if given := sorted(IMAGE_PARAMETERS & parameters.keys()):
+    if given := sorted(image_settings.IMAGE_PARAMETERS & parameters.keys()):
         raise ModelLoadFailed(
             f"config.pbtxt: parameter {given[0]} has no effect: without a manifest or {image_settings.PARAMETER} the "
             "model takes no images"
         )
     return None
-
-
-def _placement(workers: Sequence[Worker]) -> dict[str, int]:
-    """Nodes by provider; where several sessions have nodes on one, the most."""
-    placement: dict[str, int] = {}
-    for worker in workers:
-        for provider, count in worker.session.placement.items():
-            placement[provider] = max(count, placement.get(provider, 0))
-    return placement
 
 
 def _read_manifest(path: Path) -> Manifest | None:
@@ -175,13 +152,13 @@ def _read_manifest(path: Path) -> Manifest | None:
 def _model_file(path: Path, config: ModelConfig | None, manifest: Manifest | None) -> Path:
     if manifest is not None:
         return path / manifest.onnx.file
-    name = (config.default_model_filename if config else "") or pbtxt.DEFAULT_MODEL_FILE
+    name = (config.default_model_filename if config else "") or MODEL_FILE
     if "/" in name or name.startswith("."):
         raise ModelLoadFailed(f"default_model_filename is {name!r}; a plain file name is expected")
     file = path / name
     if file.is_dir():
         # A model of several files, in Triton's layout.
-        file /= pbtxt.DEFAULT_MODEL_FILE
+        file /= MODEL_FILE
     if not file.is_file():
         raise ModelLoadFailed(f"file {file.relative_to(path)} is missing from the version folder")
     return file
@@ -204,14 +181,3 @@ def _check_labels(model: str, labels: Sequence[str], class_count: int, manifest:
         selftest.check_labels(labels, class_count)
     elif class_count and len(labels) != class_count:
         _log.warning("model %s: there are %d labels for %d classes", model, len(labels), class_count)
-
-
-def _probe(worker: Worker, settings: Settings) -> Probe:
-    """What a model without a manifest shows. A size that neither file nor config fixes cannot be tried."""
-    output = settings.label_output
-    if -1 in settings.row_shape:
-        with contextlib.suppress(IndexError):
-            return Probe(max(0, *worker.session.outputs[output].shape[1:]), probabilities=False)
-        return Probe(0, probabilities=False)
-    sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
-    return selftest.probe(worker.instance.run, settings.row_shape, settings.input.datatype, output, sizes=sizes)

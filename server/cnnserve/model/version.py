@@ -15,17 +15,15 @@ from cnnserve.batching.batcher import BatchResult, DynamicBatcher
 from cnnserve.batching.instance import Rows
 from cnnserve.batching.statistics import Statistics
 from cnnserve.datatypes import NUMPY_TYPES, WORDS
-from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError, Unsupported
+from cnnserve.errors import InvalidInput, ServingError, Unsupported
 from cnnserve.images.preprocessing import ImageSource, Preprocessor
 from cnnserve.model import classification
+from cnnserve.model.image_rows import INLINE_IMAGES, QUICK_IMAGES, ImageRows
 from cnnserve.model.selftest import Probe, SelfTest
-from cnnserve.model_config.pbtxt import Settings
+from cnnserve.model_config.settings import Settings
 from cnnserve.repository.manifest import Manifest
 from cnnserve.wire.model_config_pb2 import ModelConfig
 
-# So many quick images are read on the event loop; more go to the decoding threads, in parts that are worth the way.
-_INLINE_IMAGES = 4
-_QUICK_IMAGES = 16
 # Softmax and sorting of so many values take a few milliseconds on the event loop; more go to a thread.
 _INLINE_VALUES = 250_000
 # Each becomes an object there, and one of the answer's: so many take 0.2 s.
@@ -167,7 +165,7 @@ class Model:
         timeout_us: int = 0,
         *,
         alone: bool = True,
-    ) -> tuple["_Decoding", BatchResult | None, int]:
+    ) -> tuple[ImageRows, BatchResult | None, int]:
         """The images' rows, what the good ones gave, and how long reading them took (ns).
 
         No result where none is good; unless an image fails `alone`, where one is not.
@@ -180,7 +178,7 @@ class Model:
         started_ns = time.monotonic_ns()
         self.check_count(len(images), "images")
         with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(images), priority) as permit:
-            work = _Decoding(self._preprocessor, images, deadline_ns)
+            work = ImageRows(self._preprocessor, images, deadline_ns)
             await self._preprocess(work)
             preprocess_ns = time.monotonic_ns() - started_ns
             rows = work.good_rows()
@@ -200,13 +198,13 @@ class Model:
             steps_ns=(result.input_ns, result.compute_ns - result.input_ns, result.output_ns),
         )
 
-    async def _preprocess(self, work: "_Decoding") -> None:
+    async def _preprocess(self, work: ImageRows) -> None:
         quick, others = work.sorted_out()
-        if not others and len(quick) <= _INLINE_IMAGES:
+        if not others and len(quick) <= INLINE_IMAGES:
             work.run(quick)
             return
         parts = [[index] for index in others]
-        parts += [quick[start : start + _QUICK_IMAGES] for start in range(0, len(quick), _QUICK_IMAGES)]
+        parts += [quick[start : start + QUICK_IMAGES] for start in range(0, len(quick), QUICK_IMAGES)]
         loop = asyncio.get_running_loop()
         jobs = [loop.run_in_executor(self._decoders, work.run, part) for part in parts]
         try:
@@ -284,38 +282,3 @@ class Model:
         # Without a batch dimension, the rows are those of the file's shape.
         rows = shape[0] if reshape is None or settings.batched else math.prod(shape) // math.prod(reshape)
         self.check_count(rows, "rows")
-
-
-class _Decoding:
-    """One request's images on their way to rows; `errors` has an image's own error by its index."""
-
-    def __init__(self, preprocessor: Preprocessor, images: Sequence[ImageSource], deadline_ns: int | None) -> None:
-        self.images = images
-        self.errors: dict[int, ServingError] = {}
-        self._preprocessor = preprocessor
-        self._deadline_ns = deadline_ns
-        self._rows = preprocessor.empty(len(images))
-
-    def sorted_out(self) -> tuple[list[int], list[int]]:
-        """Which images are quick to read, and which are not."""
-        quick: list[int] = []
-        others: list[int] = []
-        for index, image in enumerate(self.images):
-            (quick if self._preprocessor.is_quick(image) else others).append(index)
-        return quick, others
-
-    def run(self, indices: Sequence[int]) -> None:
-        """Reads some of the images; on any thread. Raises `DeadlineExceeded`."""
-        for index in indices:
-            if self._deadline_ns is not None and self._deadline_ns <= time.monotonic_ns():
-                raise DeadlineExceeded("the deadline passed before the images were read")
-            try:
-                self._rows[index] = self._preprocessor.row(self.images[index])
-            except ServingError as error:
-                self.errors[index] = error
-
-    def good_rows(self) -> Rows:
-        """The rows of the images that could be read, in order."""
-        if not self.errors:
-            return self._rows
-        return np.delete(self._rows, list(self.errors), axis=0)

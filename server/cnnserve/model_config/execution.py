@@ -16,53 +16,17 @@ from typing import Literal
 from google.protobuf.message import Message
 
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.model_config.providers import (
-    Provider,
-    RuntimeOptions,
-    cuda_options,
-    flag,
-    tensorrt_options,
-    unknown,
-    whole,
-)
+from cnnserve.model_config.parameters import check_names, flag, unknown, whole
+from cnnserve.model_config.providers import Provider, RuntimeOptions, cuda_options, tensorrt_options
 from cnnserve.wire import model_config_pb2 as pb
 
 Device = Literal["cpu", "cuda"]
 
-_PREFIX = "cnnserve."
+_FALLBACK = "cnnserve.allow_cpu_fallback"
+_BUCKETS = "cnnserve.batch_buckets"
 # Each is a thread; a GPU's has a session of its own.
 _MAX_INSTANCES = 256
-# Our own parameters. Each is read in this file, or, for those of other parts, where its comment says.
-OWN_PARAMETERS = (
-    "cnnserve.allow_cpu_fallback",
-    "cnnserve.batch_buckets",
-    # stated_image.py
-    "cnnserve.image",
-    # preprocessing.py
-    "cnnserve.max_pixels",
-    "cnnserve.preprocess",
-)
-
-# What `effective` tells of a model; of no effect where it comes back in a config.
-REPORTED_PARAMETERS = ("cnnserve.activation", "cnnserve.encoded_images", "cnnserve.verified")
-
 _GRAPH_LEVELS: dict[int, Literal["basic", "extended", "off", "all"]] = {-1: "basic", 0: "all", 1: "extended", 2: "off"}
-_RUNTIME_PARAMETERS = (
-    "enable_mem_arena",
-    "enable_mem_pattern",
-    "execution_mode",
-    "inter_op_thread_count",
-    "intra_op_thread_count",
-    "memory.enable_memory_arena_shrinkage",
-    "session.use_device_allocator_for_initializers",
-)
-_ELSEWHERE = {
-    **dict.fromkeys(
-        ("arena_extend_strategy", "cudnn_conv_algo_search", "do_copy_in_default_stream", "gpu_mem_limit"),
-        'put it into optimization { execution_accelerators { gpu_execution_accelerator { name: "cuda" } } }',
-    ),
-    "share_session_between_instances": "CPU instances always share one session, CUDA instances never do; remove it",
-}
 
 
 @dataclass(frozen=True)
@@ -95,12 +59,12 @@ def read(config: pb.ModelConfig | None, device: Device = "cpu") -> Execution:
     cpu_instances, devices = _instances(config, device, gpu.device_id)
     _check_effect(config, has_gpu=bool(devices))
     parameters = {name: value.string_value for name, value in config.parameters.items()}
-    _check_names(parameters)
+    check_names(parameters)
     return Execution(
         cpu_instances=cpu_instances,
         gpus=tuple(gpu.on_device(number) for number in devices),
-        allow_cpu_fallback=_own_flag(parameters, "allow_cpu_fallback"),
-        batch_buckets=_batch_buckets(parameters.get("cnnserve.batch_buckets")),
+        allow_cpu_fallback=flag("parameter", _FALLBACK, parameters.get(_FALLBACK, "false")),
+        batch_buckets=_batch_buckets(parameters.get(_BUCKETS)),
         pinned_input=config.optimization.input_pinned_memory.enable,
         runtime=_runtime(config.optimization.graph.level, parameters),
     )
@@ -191,23 +155,10 @@ def _check_effect(config: pb.ModelConfig, *, has_gpu: bool) -> None:
             raise ModelLoadFailed(f"config.pbtxt: optimization {name} has no effect where every group is KIND_CPU")
 
 
-def _check_names(parameters: Mapping[str, str]) -> None:
-    for name in parameters:
-        if name in _ELSEWHERE:
-            raise ModelLoadFailed(f"config.pbtxt: parameter {name}: {_ELSEWHERE[name]}")
-        if name not in (*OWN_PARAMETERS, *REPORTED_PARAMETERS, *_RUNTIME_PARAMETERS):
-            known = OWN_PARAMETERS if name.startswith(_PREFIX) else (*_RUNTIME_PARAMETERS, *OWN_PARAMETERS)
-            raise unknown("parameters", name, known)
-
-
-def _own_flag(parameters: Mapping[str, str], name: str) -> bool:
-    return flag("parameter", _PREFIX + name, parameters.get(_PREFIX + name, "false"))
-
-
 def _batch_buckets(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
-    return tuple(whole("parameter", "cnnserve.batch_buckets", size.strip(), 1) for size in text.split(","))
+    return tuple(whole("parameter", _BUCKETS, size.strip(), 1) for size in text.split(","))
 
 
 def _runtime(graph_level: int, parameters: Mapping[str, str]) -> RuntimeOptions:

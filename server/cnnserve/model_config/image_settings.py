@@ -10,15 +10,21 @@ The words are those of a manifest's `preprocessing`. The layout is the input's `
 3 channels are.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.model_config.pbtxt import Settings
+from cnnserve.images.preprocessing import DEFAULT_PIXEL_LIMIT, PIXEL_LIMIT, ImageOptions
+from cnnserve.model_config.parameters import bad_value, whole
+from cnnserve.model_config.settings import Settings
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository.manifest import Preprocessing, TensorInfo
 from cnnserve.wire import model_config_pb2 as pb
 
 PARAMETER = "cnnserve.image"
+_PREPROCESS = "cnnserve.preprocess"
+# Of no effect for a model that takes no images.
+IMAGE_PARAMETERS = frozenset((_PREPROCESS, PIXEL_LIMIT))
 _SOURCE = f"config.pbtxt: parameter {PARAMETER}"
 _NORMALIZE = {"UINT8": ("graph", "none"), "FP16": ("host", "none"), "FP32": ("host", "none")}
 
@@ -46,6 +52,15 @@ def read(config: pb.ModelConfig | None, settings: Settings) -> tuple[Preprocessi
             + (f"; it takes {' or '.join(choices)}" if choices else ", which takes no images")
         )
     return spec, TensorInfo(tensor.name, tensor.datatype, shape, layout)
+
+
+def options(parameters: Mapping[str, str]) -> ImageOptions:
+    """How a model's images are read, from config.pbtxt's `parameters`. Raises `ModelLoadFailed`."""
+    mode = parameters.get(_PREPROCESS, "exact")
+    if mode not in ("exact", "fast"):
+        raise bad_value("parameter", _PREPROCESS, mode, "exact or fast")
+    limit = whole("parameter", PIXEL_LIMIT, parameters.get(PIXEL_LIMIT, str(DEFAULT_PIXEL_LIMIT)), 1)
+    return ImageOptions(mode == "fast", limit)
 
 
 def _layout(config: pb.ModelConfig, shape: tuple[int, ...]) -> Layout:

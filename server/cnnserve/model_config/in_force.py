@@ -3,7 +3,7 @@
 from typing import Any
 
 from cnnserve.model_config.execution import Execution
-from cnnserve.model_config.pbtxt import Settings, WireTensor
+from cnnserve.model_config.settings import Settings, WireTensor
 from cnnserve.wire import model_config_pb2 as pb
 
 
@@ -30,7 +30,7 @@ def effective(config: pb.ModelConfig | None, settings: Settings, plan: Execution
 
 
 def report(config: pb.ModelConfig, **parameters: str) -> None:
-    """Adds what is told of a model: `execution.REPORTED_PARAMETERS` without their prefix."""
+    """Adds what is told of a model: `parameters.REPORTED_PARAMETERS` without their prefix."""
     for name, value in parameters.items():
         config.parameters[f"cnnserve.{name}"].string_value = value
 

@@ -4,7 +4,6 @@ The file is optional. What it leaves out comes from the ONNX file and the manife
 not do is refused by name, never ignored: a setting that has no effect would be a lie about what runs.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,13 @@ from typing import Literal
 from google.protobuf import json_format, text_format
 from google.protobuf.message import Message
 
-from cnnserve.batching.policy import BatchPolicy, QueuePolicy
-from cnnserve.datatypes import TensorSpec
-from cnnserve.errors import ModelLoadFailed
-from cnnserve.repository import manifest as manifests
-from cnnserve.repository.folders import MODEL_FILE, ModelFolder
+from cnnserve.errors import ModelLoadFailed, reason
+from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.manifest import Manifest
 from cnnserve.wire import model_config_pb2 as pb
 
 CONFIG_FILE = "config.pbtxt"
 _JSON_SOURCE = "parameter config"
-DEFAULT_MODEL_FILE = MODEL_FILE
-DEFAULT_MAX_BATCH_SIZE = 32
-# Far above what is of use, far below what memory and the config's own 32-bit fields can hold.
-_MAX_BATCH_SIZE = 65536
-_MAX_PRIORITY_LEVELS = 1024
 
 # Set fields of these names change what a model answers or how, and are not built here.
 _UNSUPPORTED = (
@@ -43,43 +34,6 @@ _UNSUPPORTED = (
 )
 # A classifier keeps no state, so its message is not even in our proto.
 _SEQUENCES = "sequence_batching"
-
-
-@dataclass(frozen=True)
-class WireTensor:
-    """A tensor as clients see it, without the batch dimension where `Settings.batched`."""
-
-    name: str
-    datatype: str
-    dims: tuple[int, ...]
-    # Declared with `reshape`: the file has the same values in another shape.
-    reshaped: bool = False
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything one version needs to be served. `max_batch_size` is at least 1."""
-
-    name: str
-    batched: bool
-    # The file's shape of one row of the input, where the config declares another one.
-    input_reshape: tuple[int, ...] | None
-    max_batch_size: int
-    # The file's batch dimension is a number: every run must have exactly this many rows.
-    fixed_batch: int | None
-    input: WireTensor
-    outputs: tuple[WireTensor, ...]
-    policy: BatchPolicy
-    label_file: str | None
-    # Which of the outputs the labels name the values of.
-    label_output: int = 0
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """The file's shape of one row of the input; -1 where neither it nor the config fixes a size."""
-        if self.input_reshape is not None:
-            return self.input_reshape
-        return self.input.dims if self.batched else self.input.dims[1:]
 
 
 @dataclass(frozen=True)
@@ -105,14 +59,14 @@ def of(folder: ModelFolder) -> pb.ModelConfig | None:
     return parse_json(folder.config, folder.name) if folder.config else read(folder.path, folder.config_file)
 
 
-def told(folder: ModelFolder, reason: str) -> str:
+def told(folder: ModelFolder, failure: str) -> str:
     """Why a load failed, with the name of what it read where that is not config.pbtxt."""
     source = CONFIG_FILE
     if folder.config:
         source = _JSON_SOURCE
     elif folder.config_file and (folder.path / folder.config_file).exists():
         source = folder.config_file
-    return source + reason.removeprefix(CONFIG_FILE) if reason.startswith(CONFIG_FILE) else reason
+    return source + failure.removeprefix(CONFIG_FILE) if failure.startswith(CONFIG_FILE) else failure
 
 
 def read(model_folder: Path, instead: str = "") -> pb.ModelConfig | None:
@@ -126,7 +80,7 @@ def read(model_folder: Path, instead: str = "") -> pb.ModelConfig | None:
         except FileNotFoundError:
             continue
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {manifests.reason(error)}") from error
+            raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {reason(error)}") from error
     return None
 
 
@@ -189,46 +143,6 @@ def version_policy(config: pb.ModelConfig | None) -> VersionPolicy:
     return VersionPolicy(count=max(1, config.version_policy.latest.num_versions))
 
 
-def resolve(
-    name: str,
-    config: pb.ModelConfig | None,
-    manifest: Manifest | None,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-) -> Settings:
-    """Puts config, manifest and ONNX file together. Raises `ModelLoadFailed` where they contradict each other."""
-    config = config or pb.ModelConfig()
-    if len(inputs) != 1:
-        names = ", ".join(spec.name for spec in inputs)
-        raise ModelLoadFailed(f"the model has {len(inputs)} inputs ({names}); this server serves one-input classifiers")
-    source = inputs[0]
-    if not source.shape:
-        raise ModelLoadFailed(f"input {source.name!r} is a scalar; a classifier takes a batch of images")
-    batched = _is_batched(config)
-    fixed = source.shape[0] if source.shape[0] > 0 else None
-    maximum = _max_batch_size(config, manifest, fixed)
-    wire_input = _wire_input(config, source, batched)
-    known = [spec.name for spec in outputs]
-    for declared in config.output:
-        if declared.name not in known:
-            raise ModelLoadFailed(
-                f'{CONFIG_FILE}: output "{declared.name}" is not in the ONNX file: {", ".join(known)}'
-            )
-    labelled = next((output for output in config.output if output.label_filename), None)
-    return Settings(
-        name=name,
-        batched=batched,
-        input_reshape=_row_shape(config.input[0], batched) if wire_input.reshaped else None,
-        max_batch_size=maximum,
-        fixed_batch=fixed,
-        input=wire_input,
-        outputs=tuple(_wire_output(config, spec, batched) for spec in outputs),
-        policy=_batch_policy(config, maximum),
-        label_file=labelled.label_filename if labelled else None,
-        label_output=known.index(labelled.name) if labelled else 0,
-    )
-
-
 def render(manifest: Manifest) -> str:
     """The config.pbtxt an export writes with a model's first version."""
     image = ", ".join(map(str, manifest.input.shape))
@@ -278,121 +192,3 @@ def _refuse_unsupported(config: pb.ModelConfig) -> None:
 
 def _unsupported(name: str) -> ModelLoadFailed:
     return ModelLoadFailed(f"{CONFIG_FILE}: {name} is not supported by this server; remove it")
-
-
-def _is_batched(config: pb.ModelConfig) -> bool:
-    # max_batch_size 0 beside declared inputs is Triton's way to say that dims hold every dimension.
-    return config.max_batch_size > 0 or not config.input
-
-
-def _max_batch_size(config: pb.ModelConfig, manifest: Manifest | None, fixed: int | None) -> int:
-    declared = config.max_batch_size or (manifest.max_batch_size if manifest else 0)
-    if (largest := max(declared, fixed or 0)) > _MAX_BATCH_SIZE:
-        raise ModelLoadFailed(f"max_batch_size is {largest}, at most {_MAX_BATCH_SIZE} is supported")
-    if fixed is None:
-        return declared or DEFAULT_MAX_BATCH_SIZE
-    if declared > fixed:
-        raise ModelLoadFailed(
-            f"max_batch_size is {declared}, but the ONNX file fixes the batch at {fixed}; "
-            f"set max_batch_size: {fixed} or export with a dynamic batch dimension"
-        )
-    return declared or fixed
-
-
-def _wire_input(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> WireTensor:
-    if config.input and (len(config.input) != 1 or config.input[0].name != spec.name):
-        names = ", ".join(f'"{item.name}"' for item in config.input)
-        raise ModelLoadFailed(f'{CONFIG_FILE}: input is {names}, the ONNX file has "{spec.name}"')
-    if not config.input:
-        return WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
-    declared = config.input[0]
-    _refuse_flags(declared, "input", "is_shape_tensor", "allow_ragged_batch", "optional", "is_non_linear_format_io")
-    # Triton's rule is three; its own examples declare [3, 224, 224] for a file of [1, 3, 224, 224], with a reshape.
-    if declared.format and len(declared.dims) not in ((3,) if batched else (3, 4)):
-        raise ModelLoadFailed(
-            f'{CONFIG_FILE}: input "{spec.name}" has format {pb.ModelInput.Format.Name(declared.format)} and dims '
-            f"{list(declared.dims)}; the format is one of three dims{'' if batched else ' behind the batch'}"
-        )
-    return _declared("input", spec, declared, batched)
-
-
-def _wire_output(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> WireTensor:
-    declared = next((item for item in config.output if item.name == spec.name), None)
-    if declared is None:
-        return WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
-    _refuse_flags(declared, "output", "is_shape_tensor", "is_non_linear_format_io")
-    return _declared("output", spec, declared, batched)
-
-
-def _refuse_flags(declared: pb.ModelInput | pb.ModelOutput, kind: str, *names: str) -> None:
-    for name in names:
-        if getattr(declared, name):
-            raise ModelLoadFailed(f'{CONFIG_FILE}: {kind} "{declared.name}" has {name}, which a classifier cannot have')
-
-
-def _declared(kind: str, spec: TensorSpec, declared: pb.ModelInput | pb.ModelOutput, batched: bool) -> WireTensor:
-    """The declared tensor where it fits the file's; a `-1` on either side fits any size."""
-    datatype = pb.DataType.Name(declared.data_type).removeprefix("TYPE_")
-    if datatype != spec.datatype:
-        raise ModelLoadFailed(
-            f'{CONFIG_FILE}: {kind} "{spec.name}" has data_type TYPE_{datatype}, the ONNX file has TYPE_{spec.datatype}'
-        )
-    own = spec.shape[1:] if batched else spec.shape
-    dims = tuple(declared.dims)
-    reshaped = declared.HasField("reshape")
-    # With reshape, `dims` is what clients see and `reshape.shape` what the file has.
-    shape = tuple(declared.reshape.shape) if reshaped else dims
-    if not _fits(shape, own) or (reshaped and not _same_count(dims, shape)):
-        raise ModelLoadFailed(
-            f'{CONFIG_FILE}: {kind} "{spec.name}" has {"reshape.shape" if reshaped else "dims"} {list(shape)}'
-            f"{f' for dims {list(dims)}' if reshaped else ''}, the ONNX file has {list(own)}; write dims: {list(own)}"
-        )
-    return WireTensor(spec.name, spec.datatype, dims, reshaped)
-
-
-def _row_shape(declared: pb.ModelInput, batched: bool) -> tuple[int, ...]:
-    return tuple(declared.reshape.shape)[0 if batched else 1 :]
-
-
-def _fits(shape: tuple[int, ...], own: tuple[int, ...]) -> bool:
-    return len(shape) == len(own) and all(a == b or -1 in (a, b) for a, b in zip(shape, own, strict=True))
-
-
-def _same_count(dims: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    # A free size on either side cannot be turned into another shape without knowing it.
-    return -1 not in dims + shape and math.prod(dims) == math.prod(shape)
-
-
-def _batch_policy(config: pb.ModelConfig, maximum: int) -> BatchPolicy:
-    dynamic = config.dynamic_batching
-    levels = max(1, dynamic.priority_levels)
-    if levels > _MAX_PRIORITY_LEVELS:
-        raise ModelLoadFailed(f"{CONFIG_FILE}: priority_levels is {levels}, expected 1 to {_MAX_PRIORITY_LEVELS}")
-    for size in dynamic.preferred_batch_size:
-        if not 1 <= size <= maximum:
-            raise ModelLoadFailed(f"{CONFIG_FILE}: preferred_batch_size {size} is not within 1 and {maximum}")
-    default = dynamic.default_priority_level
-    if dynamic.priority_levels and not 1 <= default <= levels:
-        raise ModelLoadFailed(f"{CONFIG_FILE}: default_priority_level is {default}, expected 1 to {levels}")
-    for level in dynamic.priority_queue_policy:
-        if not 1 <= level <= levels:
-            raise ModelLoadFailed(f"{CONFIG_FILE}: priority_queue_policy {level} is not a level from 1 to {levels}")
-    return BatchPolicy(
-        max_batch_size=maximum,
-        preferred_batch_sizes=tuple(sorted(dynamic.preferred_batch_size)),
-        max_queue_delay_us=dynamic.max_queue_delay_microseconds,
-        queue=_queue_policy(dynamic.default_queue_policy, maximum),
-        priority_levels=levels,
-        default_priority=max(1, default),
-        priority_queues={level: _queue_policy(q, maximum) for level, q in dynamic.priority_queue_policy.items()},
-        preserve_ordering=dynamic.preserve_ordering,
-    )
-
-
-def _queue_policy(queue: pb.ModelQueuePolicy, maximum: int) -> QueuePolicy:
-    return QueuePolicy(
-        max_queue_size=queue.max_queue_size or max(16 * maximum, 256),
-        default_timeout_us=queue.default_timeout_microseconds,
-        delay_expired=queue.timeout_action == pb.ModelQueuePolicy.DELAY,
-        timeout_override=queue.allow_timeout_override,
-    )

@@ -4,12 +4,13 @@ A name or a value that the provider would not understand is refused here, with t
 loaded with it answers with a line of C++.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from cnnserve.errors import ModelLoadFailed
+from cnnserve.model_config.parameters import bad_value, flag, unknown, whole
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -91,7 +92,6 @@ _PRECISIONS: dict[str, dict[str, str]] = {
     "BF16": {"trt_bf16_enable": "1"},
     "INT8": {"trt_int8_enable": "1"},
 }
-_BOOLEANS = {"0": "0", "false": "0", "1": "1", "true": "1"}
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def tensorrt_options(parameters: Mapping[str, str]) -> dict[str, str]:
     for name, text in parameters.items():
         if name == "precision_mode":
             if text not in _PRECISIONS:
-                raise _bad_value("tensorrt", name, text, ", ".join(_PRECISIONS))
+                raise bad_value("tensorrt", name, text, ", ".join(_PRECISIONS))
             options |= _PRECISIONS[text]
         elif name in ("trt_engine_cache_path", "trt_timing_cache_path"):
             # A model's files do not choose where the server writes.
@@ -172,25 +172,6 @@ def tensorrt_options(parameters: Mapping[str, str]) -> dict[str, str]:
             known = _TENSORRT_ALIASES.get(name, name)
             options[known] = _checked("tensorrt", _TENSORRT_RULES, known, text)
     return options
-
-
-def flag(source: str, name: str, text: str) -> bool:
-    """A yes or no as config.pbtxt spells it. Raises `ModelLoadFailed`."""
-    if text.lower() not in _BOOLEANS:
-        raise _bad_value(source, name, text, "true or false")
-    return _BOOLEANS[text.lower()] == "1"
-
-
-def whole(source: str, name: str, text: str, minimum: int) -> int:
-    """A whole number of at least `minimum`. Raises `ModelLoadFailed`."""
-    if not (text.isascii() and text.isdigit() and int(text) >= minimum):
-        raise _bad_value(source, name, text, f"a whole number of at least {minimum}")
-    return int(text)
-
-
-def unknown(source: str, name: str, known: Sequence[str]) -> ModelLoadFailed:
-    """The error for a name nobody knows, with those that are known."""
-    return ModelLoadFailed(f'config.pbtxt: {source} has no "{name}"; known: {", ".join(sorted(known))}')
 
 
 def _checked(source: str, rules: Mapping[str, _Rule], name: str, text: str) -> str:
@@ -204,9 +185,5 @@ def _checked(source: str, rules: Mapping[str, _Rule], name: str, text: str) -> s
     if rule == _FLAG:
         return "1" if flag(source, name, text) else "0"
     if text not in rule:
-        raise _bad_value(source, name, text, " or ".join(rule))
+        raise bad_value(source, name, text, " or ".join(rule))
     return text
-
-
-def _bad_value(source: str, name: str, text: str, expected: str) -> ModelLoadFailed:
-    return ModelLoadFailed(f'config.pbtxt: {source} {name} is "{text}", expected {expected}')

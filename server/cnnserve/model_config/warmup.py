@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnserve.datatypes import NUMPY_TYPES
-from cnnserve.errors import ModelLoadFailed
-from cnnserve.model_config.pbtxt import Settings
-from cnnserve.repository import manifest as manifests
+from cnnserve.errors import ModelLoadFailed, reason
+from cnnserve.model_config.settings import Settings
 from cnnserve.wire import model_config_pb2 as pb
 
 FOLDER = "warmup"
@@ -68,7 +67,7 @@ def _file(folder: Path, name: str, where: str, dims: Sequence[int], dtype: np.dt
     try:
         values = np.fromfile(path, dtype)
     except OSError as error:
-        raise ModelLoadFailed(f"{where}: input_data_file {name!r}: {manifests.reason(error)}") from error
+        raise ModelLoadFailed(f"{where}: input_data_file {name!r}: {reason(error)}") from error
     if values.size != np.prod(dims) or path.stat().st_size != values.nbytes:
         raise ModelLoadFailed(
             f"{where}: input_data_file {name!r} has {path.stat().st_size} bytes, "

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from cnnserve.errors import ModelLoadFailed
-from cnnserve.repository import manifest as manifests
+from cnnserve.errors import ModelLoadFailed, reason
 
 
 def read_labels(file: Path) -> tuple[str, ...]:
@@ -13,7 +12,7 @@ def read_labels(file: Path) -> tuple[str, ...]:
     except FileNotFoundError as error:
         raise ModelLoadFailed(f"label file {file.name} is missing") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadFailed(f"label file {file.name} cannot be read: {manifests.reason(error)}") from error
+        raise ModelLoadFailed(f"label file {file.name} cannot be read: {reason(error)}") from error
     # Not splitlines(): a label may hold a form feed or a Unicode line separator.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return tuple(lines[:-1] if lines[-1] == "" else lines)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from cnnserve import json_text
-from cnnserve.errors import ModelLoadFailed
+from cnnserve.errors import ModelLoadFailed, reason
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA = 1
@@ -236,11 +236,6 @@ def digest(path: Path) -> FileDigest:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileDigest(sha256, file.tell())
-
-
-def reason(error: OSError | UnicodeDecodeError) -> str:
-    """Why a file cannot be read, without its path: clients see these texts."""
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
 def verify_files(manifest: Manifest, folder: Path) -> None:

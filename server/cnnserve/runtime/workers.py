@@ -15,8 +15,8 @@ from cnnserve.batching import buckets as batch_buckets
 from cnnserve.batching.instance import ModelInstance
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config.execution import Execution
-from cnnserve.model_config.pbtxt import Settings
 from cnnserve.model_config.providers import Provider
+from cnnserve.model_config.settings import Settings
 from cnnserve.runtime import cuda
 from cnnserve.runtime.bound_runner import BoundRunner
 from cnnserve.runtime.session import ProviderUnavailable, Session, SessionOptions, require, runtime_version

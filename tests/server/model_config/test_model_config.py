@@ -8,7 +8,8 @@ import pytest
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config import pbtxt
-from cnnserve.model_config.pbtxt import VersionPolicy, parse, parse_json, resolve, version_policy
+from cnnserve.model_config.pbtxt import VersionPolicy, parse, parse_json, version_policy
+from cnnserve.model_config.settings import resolve
 from cnnserve.repository import manifest as manifests
 from support import write_version
 
