@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,11 @@ from PIL import Image
 
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import loader
+from cnnserve.model.loader import OpenVersion
 from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.registry import Registry
 from cnnserve.repository import manifest as manifests
+from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.manifest import Golden, Manifest, OnnxInfo, Parity, Preprocessing, Resize, TensorInfo
 from cnnserve.runtime.session import Session
 
@@ -201,9 +202,14 @@ def write_version(
     return folder
 
 
+def open_version(folder: ModelFolder, version: int, **options: Any) -> OpenVersion:
+    """`loader.open_version` for one CPU thread; a TensorRT engine, which no test should make, has no place to go."""
+    return loader.open_version(folder, version, **{"cpu_threads": 1, "engine_cache": Path(os.devnull)} | options)
+
+
 def make_registry(root: Path, decoders: Executor, **settings: Any) -> Registry:
     """A registry that loads for one CPU thread; `settings` are `VersionOpener`'s."""
-    return Registry(root, VersionOpener(partial(loader.open_version, cpu_threads=1), decoders, **settings))
+    return Registry(root, VersionOpener(open_version, decoders, **settings))
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cnnserve.model import loader
 from cnnserve.repository import folders
 from cnnserve.repository import manifest as manifests
 from exporting import Exports
+from support import open_version
 
 KILLED, STOPPED = -9, -19
 SPREAD = 8
@@ -64,7 +64,7 @@ def test_a_kill_before_any_change_of_the_disk(exports: Exports, root: Path, tmp_
         assert leftovers(root) == []
     assert kills > 80
     newest = check(root)[-1]
-    assert loader.open_version(folders.find(root, "lenet5"), newest, 1).info.self_test
+    assert open_version(folders.find(root, "lenet5"), newest).info.self_test
 
 
 def test_a_kill_at_any_time(exports: Exports, root: Path, tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from cnnserve.batching.batcher import DynamicBatcher
 from cnnserve.batching.instance import ModelInstance
-from cnnserve.config import DEFAULT_ENGINE_CACHE
-from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
+from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import proving, selftest
 from cnnserve.model.version import Model, ModelInfo
@@ -52,14 +51,15 @@ def open_version(
     version: int,
     cpu_threads: int,
     *,
+    engine_cache: Path,
     device: Device = "cpu",
-    engine_cache: Path = DEFAULT_ENGINE_CACHE,
     memory: MemoryBudget | None = None,
     on_stage: OnStage = _no_stage,
 ) -> OpenVersion:
     """Loads and proves one version. Blocks. Raises `ModelLoadFailed` with the reason.
 
-    `device` is where a model runs whose config leaves it open; `memory` counts what its images take while they are
+    `engine_cache` is the folder that keeps TensorRT's engines; `device` is where a model runs whose config leaves it
+    open; `memory` counts what its images take while they are
     decoded; `on_stage` is told, on this thread, what takes long.
     """
     path = folder.versions[version]
@@ -72,24 +72,9 @@ def open_version(
     labels = _labels(folder, path, manifest, settings)
     preprocessor = _preprocessor(config, manifest, settings, memory)
     workers = make_workers(f"{folder.name}-{version}", plan, sessions, settings)
-    # One instance of each session: those that share one compute the same.
-    proved = list({id(worker.session): worker for worker in workers}.values())
-    test, probe = None, None
-    try:
-        for worker in proved:
-            # The self-test runs every bucket as well; on a GPU the first run of a size is no proof of the later ones.
-            if manifest is None or worker.session.provider.kind != "cpu":
-                worker.warm()
-        if manifest is None or preprocessor is None:
-            probe = proving.probe(proved[0], settings)
-        else:
-            test = proving.self_test(proved, manifest, preprocessor, path, settings)
-        for rows in warmup.batches(config, folder.path, settings):
-            for worker in workers:
-                worker.instance.run([rows])
-    except (InferenceFailed, InvalidInput) as error:
-        raise ModelLoadFailed(f"self-test: {error}") from error
-    class_count = manifest.class_count if manifest else probe.class_count if probe else 0
+    warmups = warmup.batches(config, folder.path, settings)
+    proof = proving.prove(workers, settings, manifest=manifest, preprocessor=preprocessor, path=path, warmups=warmups)
+    class_count = manifest.class_count if manifest else proof.probe.class_count if proof.probe else 0
     if labels:
         _check_labels(folder.name, labels, class_count, manifest)
     info = ModelInfo(
@@ -99,14 +84,14 @@ def open_version(
         labels,
         class_count,
         manifest,
-        test,
-        probe,
-        proving.placement(proved),
+        proof.self_test,
+        proof.probe,
+        proof.placement,
         effective(config, settings, plan, model_file.relative_to(path).parts[0]),
     )
     report(
         info.config,
-        verified="true" if test else "false",
+        verified="true" if proof.self_test else "false",
         activation="softmax, applied by Classify" if info.applies_softmax else "softmax, in the model",
         encoded_images=ENCODED_IMAGES if preprocessor else "no",
     )

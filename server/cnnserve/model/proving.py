@@ -1,9 +1,12 @@
 """What a version is run for before it is READY: its self-test or probe, on every session that will serve it."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from cnnserve.batching.instance import Rows
+from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import selftest
 from cnnserve.model.selftest import Probe, SelfTest
@@ -12,10 +15,48 @@ from cnnserve.repository.manifest import Manifest
 from cnnserve.runtime.workers import Worker
 
 
-def self_test(
+@dataclass(frozen=True)
+class Proof:
+    """What the runs showed: of a version with a manifest its self-test, of another one a probe; nodes by provider."""
+
+    self_test: SelfTest | None
+    probe: Probe | None
+    placement: dict[str, int]
+
+
+def prove(
+    workers: Sequence[Worker],
+    settings: Settings,
+    *,
+    manifest: Manifest | None,
+    preprocessor: Preprocessor | None,
+    path: Path,
+    warmups: Iterable[Rows],
+) -> Proof:
+    """Warms and tests the version in folder `path`, then runs `warmups` on every worker. Raises `ModelLoadFailed`."""
+    # One instance of each session: those that share one compute the same.
+    proved = list({id(worker.session): worker for worker in workers}.values())
+    test, probe = None, None
+    try:
+        for worker in proved:
+            # The self-test runs every bucket as well; on a GPU the first run of a size is no proof of the later ones.
+            if manifest is None or worker.session.provider.kind != "cpu":
+                worker.warm()
+        if manifest is None or preprocessor is None:
+            probe = _probe(proved[0], settings)
+        else:
+            test = _self_test(proved, manifest, preprocessor, path, settings)
+        for rows in warmups:
+            for worker in workers:
+                worker.instance.run([rows])
+    except (InferenceFailed, InvalidInput) as error:
+        raise ModelLoadFailed(f"self-test: {error}") from error
+    return Proof(test, probe, _placement(proved))
+
+
+def _self_test(
     workers: Sequence[Worker], manifest: Manifest, preprocessor: Preprocessor, path: Path, settings: Settings
 ) -> SelfTest:
-    """Runs the golden image on every worker. Raises `ModelLoadFailed` on a difference."""
     tests = []
     for worker in workers:
         sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
@@ -25,7 +66,7 @@ def self_test(
     return selftest.worst(tests)
 
 
-def probe(worker: Worker, settings: Settings) -> Probe:
+def _probe(worker: Worker, settings: Settings) -> Probe:
     """What a model without a manifest shows. A size that neither file nor config fixes cannot be tried."""
     output = settings.label_output
     if -1 in settings.row_shape:
@@ -36,7 +77,7 @@ def probe(worker: Worker, settings: Settings) -> Probe:
     return selftest.probe(worker.instance.run, settings.row_shape, settings.input.datatype, output, sizes=sizes)
 
 
-def placement(workers: Sequence[Worker]) -> dict[str, int]:
+def _placement(workers: Sequence[Worker]) -> dict[str, int]:
     """Nodes by provider; where several sessions have nodes on one, the most."""
     nodes: dict[str, int] = {}
     for worker in workers:

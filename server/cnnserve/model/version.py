@@ -18,7 +18,7 @@ from cnnserve.datatypes import NUMPY_TYPES, WORDS
 from cnnserve.errors import InvalidInput, ServingError, Unsupported
 from cnnserve.images.preprocessing import ImageSource, Preprocessor
 from cnnserve.model import classification
-from cnnserve.model.image_rows import INLINE_IMAGES, QUICK_IMAGES, ImageRows
+from cnnserve.model.image_rows import ImageRows
 from cnnserve.model.selftest import Probe, SelfTest
 from cnnserve.model_config.settings import Settings
 from cnnserve.repository.manifest import Manifest
@@ -179,7 +179,7 @@ class Model:
         self.check_count(len(images), "images")
         with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(images), priority) as permit:
             work = ImageRows(self._preprocessor, images, deadline_ns)
-            await self._preprocess(work)
+            await work.read(self._decoders)
             preprocess_ns = time.monotonic_ns() - started_ns
             rows = work.good_rows()
             if not len(rows) or (work.errors and not alone):
@@ -197,22 +197,6 @@ class Model:
             preprocess_ns=preprocess_ns,
             steps_ns=(result.input_ns, result.compute_ns - result.input_ns, result.output_ns),
         )
-
-    async def _preprocess(self, work: ImageRows) -> None:
-        quick, others = work.sorted_out()
-        if not others and len(quick) <= INLINE_IMAGES:
-            work.run(quick)
-            return
-        parts = [[index] for index in others]
-        parts += [quick[start : start + QUICK_IMAGES] for start in range(0, len(quick), QUICK_IMAGES)]
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._decoders, work.run, part) for part in parts]
-        try:
-            await asyncio.gather(*jobs)
-        finally:
-            # Where it was cancelled or is too late, what has not begun is not decoded any more.
-            for job in jobs:
-                job.cancel()
 
     async def _classes(self, rows: Rows, k: int) -> Iterator[list[Class]]:
         best = partial(self._best, rows, k)

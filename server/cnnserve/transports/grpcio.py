@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from cnnserve.api import answer_size, status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.errors import InvalidInput
+from cnnserve.transports.lull import lull
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -24,9 +25,6 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
 
-# No new call for this long, or at most for that long: then grpc may stop.
-_LULL_S = 0.1
-_LULL_AT_MOST_S = 1.0
 _MAKERS = {
     Kind.UNARY: grpc.unary_unary_rpc_method_handler,
     Kind.SERVER_STREAM: grpc.unary_stream_rpc_method_handler,
@@ -78,10 +76,8 @@ class GrpcioTransport:
         # client tries again. So calls and answers are held here until no call has come for a while: nobody who waits
         # for an answer sends more. Then grpc tells every client to go elsewhere, and after that they get their answers.
         self._gate.close(loop.time())
-        lull_until = min(deadline, loop.time() + _LULL_AT_MOST_S)
         try:
-            while (wait_s := min(lull_until, self._gate.last_call + _LULL_S) - loop.time()) > 0:  # noqa: ASYNC110 - a lull has no event
-                await asyncio.sleep(wait_s)
+            await lull(lambda: self._gate.last_call, deadline)
             stopping = asyncio.create_task(self._server.stop(max(0.0, deadline - loop.time())))
             # Its first step, which sends the news, comes before anything that waits at the gate.
             await asyncio.sleep(0)

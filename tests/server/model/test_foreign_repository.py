@@ -13,13 +13,12 @@ from onnx import TensorProto, helper
 
 from cnnserve.batching.instance import ModelInstance
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
 from cnnserve.repository import folders
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, encoded, floats, strings, tensor, with_parameter
-from support import CLASSES, free_onnx, half_free_onnx, picture, png, serving, tiny_onnx
+from support import CLASSES, free_onnx, half_free_onnx, open_version, picture, png, serving, tiny_onnx
 
 GREY = {"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "graph"}
 LABELLED = 'output { name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "names.txt" }'
@@ -41,7 +40,7 @@ def write(root: Path, config: str | None = None, model: bytes | None = None, fil
 
 
 def opened(root: Path) -> OpenVersion:
-    return loader.open_version(folders.find(root, "m"), 1, 1)
+    return open_version(folders.find(root, "m"), 1)
 
 
 @pytest.mark.parametrize("softmax", [True, False])

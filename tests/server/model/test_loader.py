@@ -12,13 +12,12 @@ import pytest
 
 from cnnserve.errors import InvalidInput, ModelLoadFailed
 from cnnserve.images.preprocessing import ImageOptions
-from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
 from cnnserve.model_config.providers import CPU, Provider
 from cnnserve.repository import folders
 from cnnserve.runtime import cuda, placement, session, workers
 from cnnserve.runtime.session import Session, SessionOptions, runtime_version
-from support import png, tiny_onnx, write_version
+from support import open_version, png, tiny_onnx, write_version
 
 GPU = "instance_group { kind: KIND_GPU }"
 FALLBACK = 'parameters { key: "cnnserve.allow_cpu_fallback" value { string_value: "true" } }'
@@ -33,7 +32,7 @@ needs_cpu_wheel = pytest.mark.skipif(
 def open_with(root: Path, config: str, cpu_threads: int = 2, **options: Any) -> OpenVersion:
     (root / "m").mkdir(exist_ok=True)
     (root / "m" / "config.pbtxt").write_text(config)
-    return loader.open_version(folders.find(root, "m"), 1, cpu_threads, **options)
+    return open_version(folders.find(root, "m"), 1, cpu_threads=cpu_threads, **options)
 
 
 @pytest.fixture

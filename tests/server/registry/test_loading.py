@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady, ShuttingDown
-from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
 from cnnserve.process import heap
 from cnnserve.registry.lifecycle import State
@@ -24,7 +23,7 @@ from cnnserve.registry.registry import Registry
 from cnnserve.repository import folders
 from cnnserve.repository.folders import ModelFolder
 from cnnserve.runtime.session import Session
-from support import make_registry, picture, tiny_onnx, until, write_version
+from support import make_registry, open_version, picture, tiny_onnx, until, write_version
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ class HeldLoader:
         self.entered.release()
         self.gate.acquire()
         self._inside -= 1
-        return loader.open_version(folder, version, 1)
+        return open_version(folder, version)
 
     async def is_entered(self) -> None:
         await asyncio.to_thread(self.entered.acquire, timeout=10)

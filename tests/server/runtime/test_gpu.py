@@ -21,13 +21,13 @@ from cnnserve.batching.buckets import default_buckets, padded_size
 from cnnserve.batching.instance import ModelInstance, Rows
 from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
 from cnnserve.model_config.pbtxt import CONFIG_FILE
 from cnnserve.model_config.providers import CUDA, Provider, cuda_options
 from cnnserve.repository import folders, manifest
 from cnnserve.runtime import cuda
 from cnnserve.runtime.session import ProviderUnavailable, Session, SessionOptions, require
+from support import open_version
 
 REPOSITORY = Path(os.environ.get("CNNSERVE_GPU_REPOSITORY", Path(__file__).parents[3] / "model_repo"))
 
@@ -82,7 +82,7 @@ def open_on_gpu(root: Path, model: str, config: str) -> OpenVersion:
     path = copy / CONFIG_FILE
     path.write_text((path.read_text() if path.exists() else "") + config)
     folder = folders.find(root, model)
-    return loader.open_version(folder, max(folder.versions), os.cpu_count() or 1)
+    return open_version(folder, max(folder.versions), cpu_threads=os.cpu_count() or 1)
 
 
 def on_cpu(root: Path, model: str) -> Session:
@@ -190,8 +190,8 @@ def test_a_node_that_only_the_cpu_has_fails_the_load_unless_permitted(tmp_path: 
     )
     found = folders.find(tmp_path, "shifts")
     with pytest.raises(ModelLoadFailed, match=r"1 of 1 nodes run on CPU.* \(1 BitShift\)"):
-        loader.open_version(found, 1, 1, device="cuda")
+        open_version(found, 1, device="cuda")
     (tmp_path / "shifts" / CONFIG_FILE).write_text(
         'parameters { key: "cnnserve.allow_cpu_fallback" value { string_value: "true" } }'
     )
-    assert loader.open_version(found, 1, 1, device="cuda").info.placement == {"CPUExecutionProvider": 1}
+    assert open_version(found, 1, device="cuda").info.placement == {"CPUExecutionProvider": 1}

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from cnnserve.errors import ShuttingDown
 from cnnserve.process.admission import MemoryBudget
-
-# No new request for this long, or at most for that long: then the port may close, and nobody's request is cut off.
-_LULL_S = 0.1
-_LULL_AT_MOST_S = 1.0
+from cnnserve.transports.lull import lull
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,4 @@ class InFlight:
                 await self._idle.wait()
         # Every refusal tells its client to close the connection. One that still sends on an open connection would be
         # cut off without an answer where the port closed at once.
-        lull_until = min(deadline, loop.time() + _LULL_AT_MOST_S)
-        while (wait_s := min(lull_until, self._last_refusal + _LULL_S) - loop.time()) > 0:  # noqa: ASYNC110 - a lull has no event
-            await asyncio.sleep(wait_s)
+        await lull(lambda: self._last_refusal, deadline)

@@ -23,7 +23,6 @@ from cnnserve.errors import (
     QueueFull,
     ShuttingDown,
 )
-from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.opening import VersionOpener
@@ -35,7 +34,7 @@ from cnnserve.transports.http.exposition import write
 from cnnserve.wire import open_inference_pb2 as o
 from cnnserve_client import Client
 from oip import Oip, rows, tensor
-from support import RunningServer, picture, serving, spawn, until, write_version
+from support import RunningServer, open_version, picture, serving, spawn, until, write_version
 
 _WAITING = """
 max_batch_size: 8
@@ -278,7 +277,7 @@ async def test_a_version_that_loads_has_a_state_and_no_counts(tmp_path: Path) ->
 
     def held(folder: ModelFolder, version: int, *, on_stage: Callable[[str], None]) -> OpenVersion:
         gate.wait(20)
-        return loader.open_version(folder, version, 1, on_stage=on_stage)
+        return open_version(folder, version, on_stage=on_stage)
 
     write_version(tmp_path / "m" / "3")
     with ThreadPoolExecutor(1) as decoders:
