@@ -106,19 +106,19 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     max_message_bytes = config.max_message_mib * 2**20
     classifier = ClassifierService(registry, budget, max_message_bytes)
     repository = RepositoryService(control)
-    memory = SharedMemory(config.shared_memory_prefix)
-    regions, inspection = SharedMemoryService(memory), InspectionService(registry)
+    regions = SharedMemory(config.shared_memory_prefix)
+    shared_memory, inspection = SharedMemoryService(regions), InspectionService(registry)
     inference = InferenceService(
         registry,
-        Inference(budget, memory, max_message_bytes),
+        Inference(budget, regions, max_message_bytes),
         lambda: health.is_ready,
-        (*repository.extensions, *inspection.extensions, *regions.extensions),
+        (*repository.extensions, *inspection.extensions, *shared_memory.extensions),
         triton_status=config.triton_status_codes,
     )
     methods = [
         *inference.methods(),
         *inspection.methods(),
-        *regions.methods(),
+        *shared_memory.methods(),
         *classifier.methods(),
         *repository.methods(),
         *HealthService(health).methods(),
@@ -178,7 +178,7 @@ def _cpu_threads(config: ServerConfig) -> int:
 def _registry(config: ServerConfig, threads: int, decoders: ThreadPoolExecutor, budget: MemoryBudget) -> Registry:
     device: Device = "cuda" if config.device == "cuda" else "cpu"
     open_version = partial(
-        loader.open_version, cpu_threads=threads, device=device, engine_cache=config.engine_cache, memory=budget
+        loader.open_version, cpu_threads=threads, device=device, engine_cache=config.engine_cache, budget=budget
     )
     at_once = min(max(threads, _LOADS_AT_LEAST), _LOADS_AT_MOST)
     opener = VersionOpener(open_version, decoders, at_once=at_once, require_manifest=config.require_manifest)

@@ -40,6 +40,9 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 # The other way round.
 WORDS: dict[np.dtype[Any], str] = {dtype: word for word, dtype in NUMPY_TYPES.items()}
 
+# Rows of a tensor: the first dimension counts them.
+Rows = NDArray[Any]
+
 
 @dataclass(frozen=True)
 class TensorSpec:

@@ -53,10 +53,6 @@ class DeadlineExceeded(ServingError):
     """The request's deadline passed before its work began."""
 
 
-class Unauthenticated(ServingError):
-    """No credentials, or wrong ones."""
-
-
 class PermissionDenied(ServingError):
     """The caller is known and may not do this."""
 

@@ -10,15 +10,13 @@ from google.protobuf.message import Message
 
 from cnnserve.api import answer_size, status, streams
 from cnnserve.api.describe import describe
-from cnnserve.api.methods import CallContext, Kind, Method
+from cnnserve.api.methods import CLASSIFIER, CallContext, Kind, Method
 from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError
 from cnnserve.images.preprocessing import ImageSource, RawImage
 from cnnserve.model import version as models
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.registry import Registry
 from cnnserve.wire import classifier_pb2 as pb
-
-_SERVICE = "cnnserve.v1.Classifier"
 
 
 class ClassifierService:
@@ -33,16 +31,16 @@ class ClassifierService:
     def methods(self) -> list[Method]:
         """The service's rows of the method table."""
         return [
-            Method(f"{_SERVICE}/Classify", pb.ClassifyRequest, pb.ClassifyResponse, self.classify),
+            Method(f"{CLASSIFIER}/Classify", pb.ClassifyRequest, pb.ClassifyResponse, self.classify),
             Method(
-                f"{_SERVICE}/ClassifyStream",
+                f"{CLASSIFIER}/ClassifyStream",
                 pb.ClassifyStreamRequest,
                 pb.ClassifyStreamResponse,
                 self.classify_stream,
                 Kind.STREAM,
             ),
-            Method(f"{_SERVICE}/ListModels", pb.ListModelsRequest, pb.ListModelsResponse, self.list_models),
-            Method(f"{_SERVICE}/GetModel", pb.GetModelRequest, pb.GetModelResponse, self.get_model),
+            Method(f"{CLASSIFIER}/ListModels", pb.ListModelsRequest, pb.ListModelsResponse, self.list_models),
+            Method(f"{CLASSIFIER}/GetModel", pb.GetModelRequest, pb.GetModelResponse, self.get_model),
         ]
 
     def drain(self) -> None:
@@ -98,7 +96,7 @@ class ClassifierService:
                 answer.response.CopyFrom(await self.classify(request.request, CallContext(deadline_ns)))
             self._check_size(answer)
         except Exception as error:
-            told = status.of(error, f"{_SERVICE}/ClassifyStream")
+            told = status.of(error, f"{CLASSIFIER}/ClassifyStream")
             answer.id = request.id[: answer_size.ECHOED]
             answer.error.code, answer.error.message = told.code, told.message
             if told.retry_after_ms is not None:

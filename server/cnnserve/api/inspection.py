@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Iterator
 
-from cnnserve.api.methods import CallContext, Method
+from cnnserve.api.methods import INFERENCE, CallContext, Method
 from cnnserve.batching import statistics as s
 from cnnserve.errors import InvalidInput, Unsupported
 from cnnserve.model.version import Model
 from cnnserve.registry.registry import Registry
 from cnnserve.wire import open_inference_pb2 as pb
 
-_SERVICE = "inference.GRPCInferenceService"
 _TRACE = {"trace_level": "OFF", "trace_rate": "1000", "trace_count": "-1", "log_frequency": "0", "trace_mode": "triton"}
 
 
@@ -25,15 +24,15 @@ class InspectionService:
     def methods(self) -> list[Method]:
         """The service's rows of the method table."""
         return [
-            Method(f"{_SERVICE}/ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse, self.model_config),
+            Method(f"{INFERENCE}/ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse, self.model_config),
             Method(
-                f"{_SERVICE}/ModelStatistics",
+                f"{INFERENCE}/ModelStatistics",
                 pb.ModelStatisticsRequest,
                 pb.ModelStatisticsResponse,
                 self.model_statistics,
             ),
-            Method(f"{_SERVICE}/TraceSetting", pb.TraceSettingRequest, pb.TraceSettingResponse, self.trace_setting),
-            Method(f"{_SERVICE}/LogSettings", pb.LogSettingsRequest, pb.LogSettingsResponse, self.log_settings),
+            Method(f"{INFERENCE}/TraceSetting", pb.TraceSettingRequest, pb.TraceSettingResponse, self.trace_setting),
+            Method(f"{INFERENCE}/LogSettings", pb.LogSettingsRequest, pb.LogSettingsResponse, self.log_settings),
         ]
 
     async def model_config(self, request: pb.ModelConfigRequest, _: CallContext) -> pb.ModelConfigResponse:

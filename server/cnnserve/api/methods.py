@@ -13,6 +13,9 @@ from google.protobuf.message import Message
 
 from cnnserve.api.status import STATUS, Code
 
+CLASSIFIER = "cnnserve.v1.Classifier"
+INFERENCE = "inference.GRPCInferenceService"
+
 
 class Kind(enum.Enum):
     """How many messages travel each way."""

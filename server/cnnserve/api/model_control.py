@@ -5,15 +5,13 @@ import json
 from collections.abc import Iterator, Mapping
 
 from cnnserve.api.describe import describe
-from cnnserve.api.methods import CallContext, Method
+from cnnserve.api.methods import CLASSIFIER, INFERENCE, CallContext, Method
 from cnnserve.errors import InvalidInput, Unsupported
 from cnnserve.registry.control import ModelControl
 from cnnserve.registry.lifecycle import ModelEntry, State, VersionEntry
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 
-_CLASSIFIER = "cnnserve.v1.Classifier"
-_INFERENCE = "inference.GRPCInferenceService"
 _EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 
 
@@ -31,17 +29,17 @@ class RepositoryService:
     def methods(self) -> list[Method]:
         """The service's rows of the method table."""
         return [
-            Method(f"{_CLASSIFIER}/LoadModel", c.LoadModelRequest, c.LoadModelResponse, self.load_model),
-            Method(f"{_CLASSIFIER}/UnloadModel", c.UnloadModelRequest, c.UnloadModelResponse, self.unload_model),
-            Method(f"{_INFERENCE}/RepositoryIndex", o.RepositoryIndexRequest, o.RepositoryIndexResponse, self.index),
+            Method(f"{CLASSIFIER}/LoadModel", c.LoadModelRequest, c.LoadModelResponse, self.load_model),
+            Method(f"{CLASSIFIER}/UnloadModel", c.UnloadModelRequest, c.UnloadModelResponse, self.unload_model),
+            Method(f"{INFERENCE}/RepositoryIndex", o.RepositoryIndexRequest, o.RepositoryIndexResponse, self.index),
             Method(
-                f"{_INFERENCE}/RepositoryModelLoad",
+                f"{INFERENCE}/RepositoryModelLoad",
                 o.RepositoryModelLoadRequest,
                 o.RepositoryModelLoadResponse,
                 self.repository_load,
             ),
             Method(
-                f"{_INFERENCE}/RepositoryModelUnload",
+                f"{INFERENCE}/RepositoryModelUnload",
                 o.RepositoryModelUnloadRequest,
                 o.RepositoryModelUnloadResponse,
                 self.repository_unload,

@@ -6,14 +6,13 @@ from functools import partial
 
 import cnnserve
 from cnnserve.api import answer_size, status, streams
-from cnnserve.api.methods import CallContext, Kind, Method
+from cnnserve.api.methods import INFERENCE, CallContext, Kind, Method
 from cnnserve.api.model_infer import Inference
 from cnnserve.api.parameters import FINAL_RESPONSE, flag
 from cnnserve.model_config.settings import WireTensor
 from cnnserve.registry.registry import Registry
 from cnnserve.wire import open_inference_pb2 as pb
 
-_SERVICE = "inference.GRPCInferenceService"
 _PLATFORM = "onnxruntime_onnx"
 # With it, an error ends the stream with its status.
 _ERROR_HEADER = "triton_grpc_error"
@@ -21,7 +20,7 @@ _FINAL = "triton_final_response"
 # Only what is there. The last one is ours: images as BYTES.
 _BEFORE = ("classification",)
 _AFTER = ("schedule_policy", "binary_tensor_data", "encoded_images")
-_STREAM = f"{_SERVICE}/ModelStreamInfer"
+_STREAM = f"{INFERENCE}/ModelStreamInfer"
 
 
 class InferenceService:
@@ -51,26 +50,28 @@ class InferenceService:
         """The service's rows of the method table."""
         return [
             Method(
-                f"{_SERVICE}/ServerLive",
+                f"{INFERENCE}/ServerLive",
                 pb.ServerLiveRequest,
                 pb.ServerLiveResponse,
                 self.server_live,
                 while_draining=True,
             ),
             Method(
-                f"{_SERVICE}/ServerReady",
+                f"{INFERENCE}/ServerReady",
                 pb.ServerReadyRequest,
                 pb.ServerReadyResponse,
                 self.server_ready,
                 while_draining=True,
             ),
-            Method(f"{_SERVICE}/ModelReady", pb.ModelReadyRequest, pb.ModelReadyResponse, self.model_ready),
+            Method(f"{INFERENCE}/ModelReady", pb.ModelReadyRequest, pb.ModelReadyResponse, self.model_ready),
             Method(
-                f"{_SERVICE}/ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse, self.server_metadata
+                f"{INFERENCE}/ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse, self.server_metadata
             ),
-            Method(f"{_SERVICE}/ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse, self.model_metadata),
             Method(
-                f"{_SERVICE}/ModelInfer",
+                f"{INFERENCE}/ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse, self.model_metadata
+            ),
+            Method(
+                f"{INFERENCE}/ModelInfer",
                 pb.ModelInferRequest,
                 pb.ModelInferResponse,
                 self.model_infer,

@@ -9,13 +9,12 @@ from typing import NoReturn
 
 from google.protobuf.message import Message
 
-from cnnserve.api.methods import CallContext, Method
+from cnnserve.api.methods import INFERENCE, CallContext, Method
 from cnnserve.api.parameters import integer, text
 from cnnserve.api.regions import Region, SharedMemory
 from cnnserve.errors import InvalidInput, RegionNotFound, Unsupported
 from cnnserve.wire import open_inference_pb2 as pb
 
-_SERVICE = "inference.GRPCInferenceService"
 REGION, OFFSET, SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 
 
@@ -68,7 +67,7 @@ class SharedMemoryService:
 
     def methods(self) -> list[Method]:
         """The service's rows of the method table."""
-        prefix = f"{_SERVICE}/SystemSharedMemory"
+        prefix = f"{INFERENCE}/SystemSharedMemory"
         return [
             Method(
                 f"{prefix}Status",
@@ -90,7 +89,7 @@ class SharedMemoryService:
             ),
             *(
                 Method(
-                    f"{_SERVICE}/CudaSharedMemory{verb}",
+                    f"{INFERENCE}/CudaSharedMemory{verb}",
                     getattr(pb, f"CudaSharedMemory{verb}Request"),
                     getattr(pb, f"CudaSharedMemory{verb}Response"),
                     self.refuse_cuda,

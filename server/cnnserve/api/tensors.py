@@ -13,8 +13,8 @@ from cnnserve.errors import InvalidInput
 from cnnserve.wire import open_inference_pb2 as pb
 
 # No classifier's input has more.
-_MAX_RANK = 8
-_MAX_SIZE = 2**31 - 1
+MAX_RANK = 8
+MAX_SIZE = 2**31 - 1
 # Numbers are turned into bytes on the event loop: 32 images of 224 x 224 x 3 take 0.1 s there, raw ones nothing.
 _MAX_TYPED = 32 * 224 * 224 * 3
 BYTES = "BYTES"
@@ -43,15 +43,15 @@ Input = pb.ModelInferRequest.InferInputTensor
 def check_shape(tensor: Input) -> tuple[int, ...]:
     """The shape of a tensor whose type is known. Raises `InvalidInput` for one that no tensor can have."""
     name = tensor.name
-    if len(tensor.shape) > _MAX_RANK:
-        raise InvalidInput(f"input '{name}' has {len(tensor.shape)} dimensions, at most {_MAX_RANK} are taken")
+    if len(tensor.shape) > MAX_RANK:
+        raise InvalidInput(f"input '{name}' has {len(tensor.shape)} dimensions, at most {MAX_RANK} are taken")
     shape = tuple(tensor.shape)
     if tensor.datatype != BYTES and tensor.datatype not in NUMPY_TYPES:
         known = ", ".join((*NUMPY_TYPES, BYTES))
         raise InvalidInput(f"input '{name}' has datatype {tensor.datatype!r}, expected one of {known}")
     # Also keeps the product below small enough to be a sensible number.
-    if any(not 0 <= size <= _MAX_SIZE for size in shape):
-        raise InvalidInput(f"input '{name}' has shape {list(shape)}; every size must be from 0 to {_MAX_SIZE}")
+    if any(not 0 <= size <= MAX_SIZE for size in shape):
+        raise InvalidInput(f"input '{name}' has shape {list(shape)}; every size must be from 0 to {MAX_SIZE}")
     return shape
 
 
@@ -114,7 +114,21 @@ def write_output(response: pb.ModelInferResponse, name: str, array: NDArray[Any]
 def write_strings(response: pb.ModelInferResponse, name: str, shape: Sequence[int], elements: Iterable[bytes]) -> bytes:
     """The same for a BYTES tensor."""
     response.outputs.add(name=name, datatype=BYTES, shape=shape)
+    return pack_strings(elements)
+
+
+def pack_strings(elements: Iterable[bytes]) -> bytes:
+    """The raw contents of a BYTES tensor."""
     return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
+
+
+def unpack_strings(raw: bytes) -> Iterator[bytes]:
+    """The elements that `pack_strings` was given."""
+    start = 0
+    while start < len(raw):
+        (size,) = _LENGTH.unpack_from(raw, start)
+        start += _LENGTH.size + size
+        yield raw[start - size : start]
 
 
 def _elements(tensor: Input, raw: bytes, count: int) -> Iterator[bytes]:

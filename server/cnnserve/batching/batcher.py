@@ -14,11 +14,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from cnnserve.batching.instance import BatchOutcome, ModelInstance, Rows
+from cnnserve.batching.instance import BatchOutcome, ModelInstance
 from cnnserve.batching.policy import BatchPolicy, Dispatch, next_action
 from cnnserve.batching.request_queue import RequestQueue
 from cnnserve.batching.statistics import Statistics
 from cnnserve.batching.turnover import Turnover
+from cnnserve.datatypes import Rows
 from cnnserve.errors import DeadlineExceeded, InferenceFailed, InvalidInput, QueueFull, ShuttingDown
 
 _log = logging.getLogger(__name__)

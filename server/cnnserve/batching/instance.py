@@ -11,17 +11,15 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cnnserve.batching.buckets import padded_size
+from cnnserve.datatypes import Rows
 from cnnserve.errors import InferenceFailed
 
 _log = logging.getLogger(__name__)
-
-Rows = NDArray[Any]
 
 
 class Runner(Protocol):
@@ -81,14 +79,6 @@ class ModelInstance:
     def close(self) -> None:
         """Ends the thread after what was given to it."""
         self._end()
-
-
-def run_rows(
-    runner: Runner, parts: Sequence[Rows], buckets: Sequence[int] = (), buffers: Buffers | None = None
-) -> list[Rows]:
-    """One run over all rows of all parts; every output has as many rows. Raises `InferenceFailed`."""
-    steps = _Steps(runner, buckets, buffers)
-    return steps.run(steps.assemble(parts), sum(map(len, parts)))
 
 
 @dataclass(frozen=True)

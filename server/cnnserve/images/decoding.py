@@ -27,10 +27,9 @@ from PIL import (  # noqa: F401
 
 from cnnserve.errors import InvalidInput
 from cnnserve.images.header import ImageHeader
+from cnnserve.images.resampling import Box, Size
 
 Mode = Literal["L", "RGB"]
-Size = tuple[int, int]
-Box = tuple[float, float, float, float]
 
 # Our own limit is tighter and answers the caller; Pillow's would only warn.
 Image.MAX_IMAGE_PIXELS = None

@@ -10,10 +10,8 @@ import math
 from PIL import Image
 
 from cnnserve.images import resampling
+from cnnserve.images.resampling import Box, Size
 from cnnserve.repository.manifest import Resize
-
-Size = tuple[int, int]
-Box = tuple[float, float, float, float]
 
 _SUPPORTS = {"bilinear": 1.0, "bicubic": 2.0}
 

@@ -17,6 +17,7 @@ from cnnserve.errors import InvalidInput
 from cnnserve.images import geometry, resampling
 from cnnserve.images.decoding import Mode, decode, to_mode
 from cnnserve.images.header import FORMATS, check_structure, read_header
+from cnnserve.images.resampling import Box, Size
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.repository.manifest import Preprocessing, TensorInfo
 
@@ -61,7 +62,7 @@ class ImageOptions:
 class Preprocessor:
     """Turns images into rows for one model. Thread-safe.
 
-    `memory` counts what is being decoded; without it nothing is counted.
+    `budget` counts what is being decoded; without it nothing is counted.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class Preprocessor:
         spec: Preprocessing,
         tensor: TensorInfo,
         options: ImageOptions | None = None,
-        memory: MemoryBudget | None = None,
+        budget: MemoryBudget | None = None,
     ) -> None:
         self._spec = spec
         self._tensor = tensor
-        self._memory = memory
+        self._budget = budget
         self._mode: Mode = "L" if spec.color == "L" else "RGB"
         self.options = options or ImageOptions()
         if self.options.fast:
@@ -86,7 +87,7 @@ class Preprocessor:
 
     def exact(self) -> "Preprocessor":
         """The same one without the liberties of `fast`."""
-        return Preprocessor(self._spec, self._tensor, replace(self.options, fast=False), self._memory)
+        return Preprocessor(self._spec, self._tensor, replace(self.options, fast=False), self._budget)
 
     def row(self, image: ImageSource) -> NDArray[np.generic]:
         """One row of the model's input (the tensor's shape and type). Raises `InvalidInput`."""
@@ -133,7 +134,7 @@ class Preprocessor:
         size = (header.width, header.height)
         return max(self._most_pixels(size), self._most_pixels(size[::-1])) <= _QUICK_PIXELS
 
-    def _row(self, image: Image.Image, size: geometry.Size, box: geometry.Box) -> NDArray[np.generic]:
+    def _row(self, image: Image.Image, size: Size, box: Box) -> NDArray[np.generic]:
         """`size` is the whole picture's (width, height), also where `image` came smaller; it fills `box` of `image`."""
         spec = self._spec
         # Again: it may have been turned by a quarter.
@@ -145,20 +146,20 @@ class Preprocessor:
             image = geometry.resize_and_crop(image, self._resized(size), interpolation, spec.crop)
         return to_tensor(np.asarray(image), spec, self._tensor)
 
-    def _resized(self, size: geometry.Size) -> geometry.Size:
+    def _resized(self, size: Size) -> Size:
         return geometry.resized_size(size, self._spec.resize) if self._spec.resize else size
 
-    def _at_least(self) -> geometry.Size | None:
+    def _at_least(self) -> Size | None:
         """What a JPEG must not be decoded smaller than; None: it is decoded whole."""
         resize = self._spec.resize
         if resize is None or not self.options.fast:
             return None
         return resize.size[-1], resize.size[0]
 
-    def _most_pixels(self, size: geometry.Size) -> int:
+    def _most_pixels(self, size: Size) -> int:
         return geometry.most_pixels(size, self._resized(size))
 
-    def _check(self, size: geometry.Size) -> int:
+    def _check(self, size: Size) -> int:
         """The most pixels that a picture of this size has on its way. Raises `InvalidInput` where that is too many."""
         limit = self.options.pixel_limit
         if size[0] * size[1] > limit:
@@ -177,10 +178,10 @@ class Preprocessor:
 
     def _holding(self, decoding_bytes: int, most_pixels: int) -> contextlib.AbstractContextManager[None]:
         # Not for what is quick: that may run where nothing may wait.
-        if self._memory is None or most_pixels <= _QUICK_PIXELS:
+        if self._budget is None or most_pixels <= _QUICK_PIXELS:
             return contextlib.nullcontext()
         per_pixel = _FAST_RESIZING_BYTES if self.options.fast else _RESIZING_BYTES
-        return self._memory.decoding(max(decoding_bytes, per_pixel * most_pixels))
+        return self._budget.decoding(max(decoding_bytes, per_pixel * most_pixels))
 
 
 def to_tensor(pixels: NDArray[np.uint8], spec: Preprocessing, tensor: TensorInfo) -> NDArray[np.generic]:

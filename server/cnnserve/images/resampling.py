@@ -14,7 +14,9 @@ from types import ModuleType
 
 from PIL import Image
 
+# Width and height.
 Size = tuple[int, int]
+# Left, top, right and bottom.
 Box = tuple[float, float, float, float]
 
 PILLOW: Mapping[str, Image.Resampling] = {

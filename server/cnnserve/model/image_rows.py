@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from cnnserve.batching.instance import Rows
+from cnnserve.datatypes import Rows
 from cnnserve.errors import DeadlineExceeded, ServingError
 from cnnserve.images.preprocessing import ImageSource, Preprocessor
 

@@ -15,7 +15,8 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import proving, selftest
 from cnnserve.model.version import Model, ModelInfo
-from cnnserve.model_config import execution, image_settings, pbtxt, warmup
+from cnnserve.model_config import execution as executions
+from cnnserve.model_config import image_settings, pbtxt, warmup
 from cnnserve.model_config.execution import Device
 from cnnserve.model_config.in_force import effective, report
 from cnnserve.model_config.settings import Settings, resolve
@@ -53,25 +54,25 @@ def open_version(
     *,
     engine_cache: Path,
     device: Device = "cpu",
-    memory: MemoryBudget | None = None,
+    budget: MemoryBudget | None = None,
     on_stage: OnStage = _no_stage,
 ) -> OpenVersion:
     """Loads and proves one version. Blocks. Raises `ModelLoadFailed` with the reason.
 
     `engine_cache` is the folder that keeps TensorRT's engines; `device` is where a model runs whose config leaves it
-    open; `memory` counts what its images take while they are
+    open; `budget` counts what its images take while they are
     decoded; `on_stage` is told, on this thread, what takes long.
     """
     path = folder.versions[version]
     config = pbtxt.of(folder)
     manifest = _read_manifest(path)
-    plan = execution.read(config, device)
+    execution = executions.read(config, device)
     model_file = _model_file(path, config, manifest)
-    plan, sessions = open_sessions(model_file, plan, cpu_threads, engine_cache, on_stage)
+    execution, sessions = open_sessions(model_file, execution, cpu_threads, engine_cache, on_stage)
     settings = resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
     labels = _labels(folder, path, manifest, settings)
-    preprocessor = _preprocessor(config, manifest, settings, memory)
-    workers = make_workers(f"{folder.name}-{version}", plan, sessions, settings)
+    preprocessor = _preprocessor(config, manifest, settings, budget)
+    workers = make_workers(f"{folder.name}-{version}", execution, sessions, settings)
     warmups = warmup.batches(config, folder.path, settings)
     proof = proving.prove(workers, settings, manifest=manifest, preprocessor=preprocessor, path=path, warmups=warmups)
     class_count = manifest.class_count if manifest else proof.probe.class_count if proof.probe else 0
@@ -87,7 +88,7 @@ def open_version(
         proof.self_test,
         proof.probe,
         proof.placement,
-        effective(config, settings, plan, model_file.relative_to(path).parts[0]),
+        effective(config, settings, execution, model_file.relative_to(path).parts[0]),
     )
     report(
         info.config,
@@ -106,7 +107,7 @@ def start(opened: OpenVersion, decoders: Executor) -> Model:
 
 
 def _preprocessor(
-    config: ModelConfig | None, manifest: Manifest | None, settings: Settings, memory: MemoryBudget | None
+    config: ModelConfig | None, manifest: Manifest | None, settings: Settings, budget: MemoryBudget | None
 ) -> Preprocessor | None:
     parameters = {name: value.string_value for name, value in config.parameters.items()} if config else {}
     options = image_settings.options(parameters)
@@ -116,9 +117,9 @@ def _preprocessor(
             raise ModelLoadFailed(
                 f"config.pbtxt: parameter {image_settings.PARAMETER}: the manifest says it; remove it"
             )
-        return Preprocessor(manifest.preprocessing, manifest.input, options, memory)
+        return Preprocessor(manifest.preprocessing, manifest.input, options, budget)
     if stated is not None:
-        return Preprocessor(*stated, options, memory)
+        return Preprocessor(*stated, options, budget)
     if given := sorted(image_settings.IMAGE_PARAMETERS & parameters.keys()):
         raise ModelLoadFailed(
             f"config.pbtxt: parameter {given[0]} has no effect: without a manifest or {image_settings.PARAMETER} the "

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnserve.batching.instance import Rows
+from cnnserve.datatypes import Rows
 from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import selftest

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cnnserve.batching.instance import Rows
-from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.datatypes import NUMPY_TYPES, Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model.classification import are_probabilities, softmax

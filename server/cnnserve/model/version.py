@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnserve.batching.batcher import BatchResult, DynamicBatcher
-from cnnserve.batching.instance import Rows
 from cnnserve.batching.statistics import Statistics
-from cnnserve.datatypes import NUMPY_TYPES, WORDS
+from cnnserve.datatypes import NUMPY_TYPES, WORDS, Rows
 from cnnserve.errors import InvalidInput, ServingError, Unsupported
 from cnnserve.images.preprocessing import ImageSource, Preprocessor
 from cnnserve.model import classification

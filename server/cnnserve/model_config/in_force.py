@@ -7,7 +7,9 @@ from cnnserve.model_config.settings import Settings, WireTensor
 from cnnserve.wire import model_config_pb2 as pb
 
 
-def effective(config: pb.ModelConfig | None, settings: Settings, plan: Execution, model_file: str) -> pb.ModelConfig:
+def effective(
+    config: pb.ModelConfig | None, settings: Settings, execution: Execution, model_file: str
+) -> pb.ModelConfig:
     """The whole config, as a client of Triton expects it from ModelConfig."""
     result = pb.ModelConfig()
     result.MergeFrom(config or pb.ModelConfig())
@@ -23,7 +25,7 @@ def effective(config: pb.ModelConfig | None, settings: Settings, plan: Execution
     del result.output[:]
     result.output.extend(outputs)
     del result.instance_group[:]
-    result.instance_group.extend(_groups(settings.name, plan))
+    result.instance_group.extend(_groups(settings.name, execution))
     if settings.batched:
         _add_batching(result.dynamic_batching, settings)
     return result
@@ -39,12 +41,12 @@ def _described(tensor: WireTensor) -> dict[str, Any]:
     return {"name": tensor.name, "data_type": f"TYPE_{tensor.datatype}", "dims": tensor.dims}
 
 
-def _groups(name: str, plan: Execution) -> list[pb.ModelInstanceGroup]:
+def _groups(name: str, execution: Execution) -> list[pb.ModelInstanceGroup]:
     group = pb.ModelInstanceGroup
     groups = []
-    if plan.cpu_instances:
-        groups.append(group(kind=group.KIND_CPU, count=plan.cpu_instances))
-    devices = [gpu.device_id for gpu in plan.gpus]
+    if execution.cpu_instances:
+        groups.append(group(kind=group.KIND_CPU, count=execution.cpu_instances))
+    devices = [gpu.device_id for gpu in execution.gpus]
     groups += [
         group(kind=group.KIND_GPU, count=devices.count(device), gpus=[device]) for device in sorted(set(devices))
     ]

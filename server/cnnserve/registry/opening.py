@@ -22,10 +22,9 @@ from cnnserve.process.threads import on_thread
 from cnnserve.registry.lifecycle import State, VersionEntry
 from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.manifest import MANIFEST_FILE
+from cnnserve.runtime.workers import OnStage
 
 _log = logging.getLogger(__name__)
-
-OnStage = Callable[[str], None]
 
 
 class Open(Protocol):

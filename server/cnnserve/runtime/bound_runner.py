@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cnnserve.batching.instance import Rows
+from cnnserve.datatypes import Rows
 from cnnserve.runtime.session import Session
 
 

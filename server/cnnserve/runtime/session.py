@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cnnserve.datatypes import NUMPY_TYPES, TensorSpec, tensor_spec
+from cnnserve.datatypes import NUMPY_TYPES, Rows, TensorSpec, tensor_spec
 from cnnserve.errors import InferenceFailed, ModelLoadFailed
 from cnnserve.model_config.providers import Provider, RuntimeOptions
 from cnnserve.repository import onnx_header
@@ -37,8 +36,6 @@ ort.set_default_logger_severity(4)
 _log = logging.getLogger(__name__)
 # ONNX Runtime's allocator of device buffers is made on first use, without a lock.
 _allocating = threading.Lock()
-
-Rows = NDArray[Any]
 
 _GRAPH_LEVELS = {
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,

@@ -50,48 +50,50 @@ class Worker:
 
 
 def open_sessions(
-    model: Path, plan: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage
+    model: Path, execution: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage
 ) -> tuple[Execution, list[Session]]:
     """One session for all CPU instances (first, where there are any) and one a GPU instance; the plan that came true.
 
     It is another one only where the GPU is not there and the config permits the CPU. Blocks. Raises `ModelLoadFailed`.
     """
     try:
-        return plan, _open(model, plan, cpu_threads, engine_cache, on_stage)
+        return execution, _open(model, execution, cpu_threads, engine_cache, on_stage)
     except ProviderUnavailable as error:
-        if not plan.allow_cpu_fallback:
+        if not execution.allow_cpu_fallback:
             raise ModelLoadFailed(str(error)) from error
         _log.warning("%s runs on the CPU, as cnnserve.allow_cpu_fallback permits: %s", model.parent, error)
-    plan = plan.on_cpu()
-    return plan, _open(model, plan, cpu_threads, engine_cache, on_stage)
+    execution = execution.on_cpu()
+    return execution, _open(model, execution, cpu_threads, engine_cache, on_stage)
 
 
-def make_workers(name: str, plan: Execution, sessions: Sequence[Session], settings: Settings) -> list[Worker]:
+def make_workers(name: str, execution: Execution, sessions: Sequence[Session], settings: Settings) -> list[Worker]:
     """Instances with their threads. Raises `ModelLoadFailed` for buckets that cannot be."""
-    shared = [sessions[0]] * plan.cpu_instances if plan.cpu_instances else []
-    of_gpus = sessions[1:] if plan.cpu_instances else sessions
-    return [_worker(f"{name}-{number}", plan, session, settings) for number, session in enumerate([*shared, *of_gpus])]
+    shared = [sessions[0]] * execution.cpu_instances if execution.cpu_instances else []
+    of_gpus = sessions[1:] if execution.cpu_instances else sessions
+    return [
+        _worker(f"{name}-{number}", execution, session, settings) for number, session in enumerate([*shared, *of_gpus])
+    ]
 
 
-def _open(model: Path, plan: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage) -> list[Session]:
+def _open(model: Path, execution: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage) -> list[Session]:
     sessions = []
-    if plan.cpu_instances:
+    if execution.cpu_instances:
         # One instance owns the cores and may spin inside a run; several share them and must not. The instances' own
         # threads compute too: with them, the session's pool makes up the budget.
-        threads = plan.runtime.intra_op_threads or max(1, cpu_threads - plan.cpu_instances + 1)
-        options = SessionOptions(threads, plan.cpu_instances == 1, Provider(), runtime=plan.runtime)
+        threads = execution.runtime.intra_op_threads or max(1, cpu_threads - execution.cpu_instances + 1)
+        options = SessionOptions(threads, execution.cpu_instances == 1, Provider(), runtime=execution.runtime)
         session = Session(model, options)
-        if threads > 1 and not plan.runtime.intra_op_threads and _is_small(model, session):
+        if threads > 1 and not execution.runtime.intra_op_threads and _is_small(model, session):
             session = Session(model, replace(options, threads=1))
         sessions.append(session)
-    for gpu in plan.gpus:
+    for gpu in execution.gpus:
         provider = gpu
         if gpu.kind == "tensorrt":
             require(gpu)
             on_stage(BUILDING)
             provider = gpu.with_engines(_engine_folder(engine_cache, gpu.device_id))
         options = SessionOptions(
-            plan.runtime.intra_op_threads or 1, False, provider, plan.allow_cpu_fallback, plan.runtime
+            execution.runtime.intra_op_threads or 1, False, provider, execution.allow_cpu_fallback, execution.runtime
         )
         sessions.append(Session(model, options))
     return sessions
@@ -125,25 +127,25 @@ def _engine_folder(root: Path, device_id: int) -> Path:
     return folder
 
 
-def _worker(name: str, plan: Execution, session: Session, settings: Settings) -> Worker:
-    sizes = _buckets(plan, session, settings)
+def _worker(name: str, execution: Execution, session: Session, settings: Settings) -> Worker:
+    sizes = _buckets(execution, session, settings)
     if session.provider.kind == "cpu" or not session.bindable:
         if session.provider.graphs:
             raise ModelLoadFailed(
                 "config.pbtxt: enable_cuda_graph needs tensors whose sizes are fixed but for the batch"
             )
         return Worker(ModelInstance(session, name, sizes), session, sizes)
-    runner = BoundRunner(session, sizes, pinned=plan.pinned_input)
+    runner = BoundRunner(session, sizes, pinned=execution.pinned_input)
     return Worker(ModelInstance(runner, name, sizes, runner.buffer), session, sizes)
 
 
-def _buckets(plan: Execution, session: Session, settings: Settings) -> tuple[int, ...]:
+def _buckets(execution: Execution, session: Session, settings: Settings) -> tuple[int, ...]:
     if settings.fixed_batch is not None:
-        if plan.batch_buckets is not None:
+        if execution.batch_buckets is not None:
             raise ModelLoadFailed(f"cnnserve.batch_buckets: the ONNX file fixes the batch at {settings.fixed_batch}")
         return (settings.fixed_batch,)
-    if plan.batch_buckets is not None:
-        return batch_buckets.checked_buckets(plan.batch_buckets, settings.max_batch_size)
+    if execution.batch_buckets is not None:
+        return batch_buckets.checked_buckets(execution.batch_buckets, settings.max_batch_size)
     if session.provider.kind == "cpu":
         return ()
     return batch_buckets.default_buckets(settings.max_batch_size, settings.policy.preferred_batch_sizes)

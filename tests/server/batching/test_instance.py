@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cnnserve.batching.instance import BatchOutcome, ModelInstance, run_rows
+from cnnserve.batching.instance import BatchOutcome, ModelInstance
 from cnnserve.errors import InferenceFailed
 from fakes import FakeSession
 
@@ -25,20 +25,26 @@ class Flat:
 
 def test_a_fixed_batch_is_padded_and_cut() -> None:
     session = FakeSession()
-    outputs = run_rows(session, [np.ones((1, 2)), 2 * np.ones((2, 2))], buckets=(8,))
+    instance = ModelInstance(session, "test", buckets=(8,))
+    outputs = instance.run([np.ones((1, 2)), 2 * np.ones((2, 2))])
+    instance.close()
     assert session.sizes == [8]
     assert outputs[0].ravel().tolist() == [2, 4, 4]
 
 
 def test_an_output_without_the_batch_dimension_is_an_error() -> None:
+    instance = ModelInstance(Flat(), "test")
     with pytest.raises(InferenceFailed, match=r"output 0 has shape \(1,\) for a batch of 3"):
-        run_rows(Flat(), [np.ones((3, 2))])
+        instance.run([np.ones((3, 2))])
+    instance.close()
 
 
 def test_a_batch_is_padded_to_the_next_bucket() -> None:
     session = FakeSession()
+    instance = ModelInstance(session, "test", buckets=(1, 2, 4, 8))
     for count in (1, 2, 3, 5, 9):
-        run_rows(session, [np.ones((count, 2))], buckets=(1, 2, 4, 8))
+        instance.run([np.ones((count, 2))])
+    instance.close()
     assert session.sizes == [1, 2, 4, 8, 9]
 
 

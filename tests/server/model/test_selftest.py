@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnserve.batching.instance import Rows, run_rows
+from cnnserve.datatypes import Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import ImageOptions, Preprocessor
 from cnnserve.model import selftest
@@ -40,7 +40,7 @@ class Drifting:
         self.sizes: list[int] = []
 
     def __call__(self, parts: Sequence[Rows]) -> list[Rows]:
-        (rows,) = run_rows(self._session, parts)
+        (rows,) = self._session.run(np.concatenate(parts))
         self.sizes.append(len(rows))
         if len(rows) == self._size:
             rows[self._index, :2] += [self._by, -self._by]

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from cnnserve.batching.buckets import default_buckets, padded_size
-from cnnserve.batching.instance import ModelInstance, Rows
-from cnnserve.datatypes import NUMPY_TYPES
+from cnnserve.batching.instance import ModelInstance
+from cnnserve.datatypes import NUMPY_TYPES, Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model.loader import OpenVersion
 from cnnserve.model_config.pbtxt import CONFIG_FILE

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from cnnserve.batching.buckets import default_buckets
-from cnnserve.batching.instance import ModelInstance, Rows, run_rows
+from cnnserve.batching.instance import ModelInstance
+from cnnserve.datatypes import Rows
 from cnnserve.errors import InferenceFailed, ModelLoadFailed
 from cnnserve.model_config.providers import CPU, Provider, RuntimeOptions, cuda_options
 from cnnserve.runtime.bound_runner import BoundRunner
@@ -45,13 +46,15 @@ def images(count: int, seed: int = 0) -> Rows:
 )
 def test_bound_runs_equal_plain_runs(session: Session, sizes: list[int], buckets: list[int]) -> None:
     runner = BoundRunner(session, buckets)
+    instance = ModelInstance(runner, "bound", buckets, runner.buffer)
     answers = []
     for seed, size in enumerate(sizes):
         batch = images(size, seed)
         parts = [batch[:1], batch[1:]] if size > 1 else [batch]
-        (answer,) = run_rows(runner, parts, buckets, runner.buffer)
+        (answer,) = instance.run(parts)
         np.testing.assert_allclose(answer, session.run(batch)[0], rtol=1e-5, atol=1e-7)
         answers.append((answer, answer.copy()))
+    instance.close()
     # Later runs use the same buffers and must not change earlier answers.
     assert all(np.array_equal(answer, before) for answer, before in answers)
 

@@ -7,6 +7,7 @@ from google.protobuf import json_format
 from starlette.responses import Response
 
 from cnnserve.api import answer_size
+from cnnserve.api.methods import INFERENCE
 from cnnserve.errors import InvalidInput
 from cnnserve.transports.http import infer_json
 from cnnserve.transports.http.answers import answer
@@ -17,7 +18,7 @@ from cnnserve.transports.http.packing import packed
 from cnnserve.wire import open_inference_pb2 as pb
 
 _HALF_A_PAIR = "a text of the request has half a surrogate pair"
-MODEL_METADATA = "inference.GRPCInferenceService/ModelMetadata"
+MODEL_METADATA = f"{INFERENCE}/ModelMetadata"
 
 
 async def message(exchange: Exchange) -> Response:

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.responses import Response
 
 from cnnserve.api.shared_memory import REGION
+from cnnserve.api.tensors import MAX_RANK, MAX_SIZE
 from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import InvalidInput
 from cnnserve.transports.http import answers
@@ -20,8 +21,6 @@ from cnnserve.wire import open_inference_pb2 as pb
 HEADER_LENGTH = "Inference-Header-Content-Length"
 # Written on the event loop: this many take 0.1 to 0.2 s there, binary data nothing.
 _MAX_JSON_VALUES = 250_000
-_MAX_RANK = 8
-_MAX_SIZE = 2**31 - 1
 
 
 @dataclass
@@ -175,11 +174,11 @@ def _add_output(request: pb.ModelInferRequest, item: dict[str, Any], wanted: Wan
 
 def _shape(item: dict[str, Any], where: str) -> list[int]:
     shape = item.get("shape")
-    if not isinstance(shape, list) or len(shape) > _MAX_RANK:
-        raise InvalidInput(f"{where} has no shape; send a list of at most {_MAX_RANK} sizes")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK:
+        raise InvalidInput(f"{where} has no shape; send a list of at most {MAX_RANK} sizes")
     for size in shape:
-        if type(size) is not int or not 0 <= size <= _MAX_SIZE:
-            raise InvalidInput(f"{where} has the size {size!r:.100} in its shape, expected 0 to {_MAX_SIZE}")
+        if type(size) is not int or not 0 <= size <= MAX_SIZE:
+            raise InvalidInput(f"{where} has the size {size!r:.100} in its shape, expected 0 to {MAX_SIZE}")
     return shape
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
+from cnnserve.api.methods import CLASSIFIER, INFERENCE
 from cnnserve.transports.http import handlers
 from cnnserve.transports.http.classify import classify
 from cnnserve.transports.http.exchange import Exchange
 
-_INFERENCE = "inference.GRPCInferenceService"
-_CLASSIFY = "cnnserve.v1.Classifier/Classify"
+_CLASSIFY = f"{CLASSIFIER}/Classify"
 # On every route: malformed headers, the unforeseen, a server that stops, a time that is over.
 _ALWAYS = frozenset({400, 500, 503, 504})
 _BODY = frozenset({408, 413, 415, 429})
@@ -60,18 +60,18 @@ def scraping(handle: Callable[[Exchange], Awaitable[Response]]) -> Operation:
 
 def _server() -> Iterator[Operation]:
     yield Operation(
-        "GET", "/v2", f"{_INFERENCE}/ServerMetadata", handlers.message, "The server's name and extensions", "Server"
+        "GET", "/v2", f"{INFERENCE}/ServerMetadata", handlers.message, "The server's name and extensions", "Server"
     )
-    yield Operation("GET", "/v2/health/live", f"{_INFERENCE}/ServerLive", handlers.message, "Is it alive", "Live")
+    yield Operation("GET", "/v2/health/live", f"{INFERENCE}/ServerLive", handlers.message, "Is it alive", "Live")
     yield Operation(
-        "GET", "/v2/health/ready", f"{_INFERENCE}/ServerReady", handlers.server_ready, "Is it ready; 503: no", "Ready"
+        "GET", "/v2/health/ready", f"{INFERENCE}/ServerReady", handlers.server_ready, "Is it ready; 503: no", "Ready"
     )
 
 
 def _models() -> Iterator[Operation]:
     errors = _ALWAYS | _MODEL
     # Before the models: this is Triton's route, whatever a model is called.
-    statistics = f"{_INFERENCE}/ModelStatistics"
+    statistics = f"{INFERENCE}/ModelStatistics"
     yield Operation("GET", "/v2/models/stats", statistics, handlers.message, "Statistics of all models", "Statistics")
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         rows = [
@@ -81,13 +81,13 @@ def _models() -> Iterator[Operation]:
             ("/stats", "ModelStatistics", handlers.message, "Its statistics", "Statistics"),
         ]
         for suffix, rpc, handle, summary, answer in rows:
-            yield Operation("GET", path + suffix, f"{_INFERENCE}/{rpc}", handle, summary, answer, errors=errors)
+            yield Operation("GET", path + suffix, f"{INFERENCE}/{rpc}", handle, summary, answer, errors=errors)
     errors |= _BODY | {501}
     for path in ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer"):
         yield Operation(
             "POST",
             path,
-            f"{_INFERENCE}/ModelInfer",
+            f"{INFERENCE}/ModelInfer",
             handlers.model_infer,
             "Tensors in, tensors out",
             "Inference",
@@ -103,7 +103,7 @@ def _repository() -> Iterator[Operation]:
         yield Operation(
             "POST",
             f"{path}/index",
-            f"{_INFERENCE}/RepositoryIndex",
+            f"{INFERENCE}/RepositoryIndex",
             handlers.repository_index,
             "Every version of every model, and its state",
             "Index",
@@ -114,7 +114,7 @@ def _repository() -> Iterator[Operation]:
             yield Operation(
                 "POST",
                 f"{path}/models/{{model_name}}/{verb}",
-                f"{_INFERENCE}/RepositoryModel{verb.title()}",
+                f"{INFERENCE}/RepositoryModel{verb.title()}",
                 handlers.repository_change,
                 f"{verb.title()}s a model",
                 "Empty",
@@ -124,7 +124,7 @@ def _repository() -> Iterator[Operation]:
 
 
 def _shared_memory() -> Iterator[Operation]:
-    base, rpc = "/v2/systemsharedmemory", f"{_INFERENCE}/SystemSharedMemory"
+    base, rpc = "/v2/systemsharedmemory", f"{INFERENCE}/SystemSharedMemory"
     errors = _ALWAYS | _CONTROL
     for path in (base, f"{base}/region/{{name}}"):
         yield Operation(
@@ -146,7 +146,7 @@ def _shared_memory() -> Iterator[Operation]:
 
 
 def _cuda_shared_memory() -> Iterator[Operation]:
-    base, rpc = "/v2/cudasharedmemory", f"{_INFERENCE}/CudaSharedMemory"
+    base, rpc = "/v2/cudasharedmemory", f"{INFERENCE}/CudaSharedMemory"
     region = f"{base}/region/{{name}}"
     rows = [
         ("GET", f"{base}/status", "Status"),
@@ -171,7 +171,7 @@ def _settings() -> Iterator[Operation]:
             yield Operation(
                 method,
                 path,
-                f"{_INFERENCE}/{rpc}",
+                f"{INFERENCE}/{rpc}",
                 handlers.settings,
                 f"{verb} {what}",
                 "Object",

@@ -2,17 +2,15 @@
 
 import itertools
 import math
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from cnnserve.api.tensors import BYTES
+from cnnserve.api.tensors import BYTES, pack_strings, unpack_strings
 from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import InvalidInput
 
-_LENGTH = struct.Struct("<I")
 _PYTHON_TYPES: dict[str, tuple[set[type], str]] = {
     "b": ({bool}, "true and false"),
     "i": ({int}, "integers"),
@@ -32,8 +30,7 @@ def raw_from_json(name: str, datatype: str, shape: Sequence[int], data: object) 
     values = _flat(name, shape, data)
     if dtype is None:
         _check_types(name, datatype, values, {str}, "strings")
-        encoded = [value.encode() for value in values]
-        return b"".join(itertools.chain.from_iterable((_LENGTH.pack(len(item)), item) for item in encoded))
+        return pack_strings(value.encode() for value in values)
     types, words = _PYTHON_TYPES[dtype.kind]
     _check_types(name, datatype, values, types, words)
     if dtype.kind in "iu" and values:
@@ -56,7 +53,7 @@ def json_from_raw(name: str, datatype: str, raw: bytes) -> list[Any]:
         raise InvalidInput(f"output '{name}' of FP16 has no form in JSON; ask for it with binary_data")
     if datatype == BYTES:
         try:
-            return [item.decode() for item in _elements(raw)]
+            return [item.decode() for item in unpack_strings(raw)]
         except UnicodeDecodeError as error:
             raise InvalidInput(f"output '{name}' has bytes that are no text; ask for it with binary_data") from error
     array = np.frombuffer(raw, NUMPY_TYPES[datatype])
@@ -86,11 +83,3 @@ def _check_types(name: str, datatype: str, values: list[Any], types: set[type], 
     if set(map(type, values)) - types:
         wrong = next(value for value in values if type(value) not in types)
         raise InvalidInput(f"input '{name}' of {datatype} has the value {wrong!r:.100}, expected {words}")
-
-
-def _elements(raw: bytes) -> Iterator[bytes]:
-    start = 0
-    while start < len(raw):
-        (size,) = _LENGTH.unpack_from(raw, start)
-        start += _LENGTH.size + size
-        yield raw[start - size : start]
