@@ -1,4 +1,4 @@
-"""Mutated files never crash the decoders, hold them up or make them grow; what one gives is what Pillow gives.
+"""Mutated files never crash the decoders, hold them up or make them grow.
 
 A failure names the mutation: `python tests/fuzz.py --seed 0 --first NUMBER --count 1` repeats it.
 """

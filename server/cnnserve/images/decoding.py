@@ -1,17 +1,11 @@
-"""From a file's bytes to an upright picture in RGB or grey, with the bits that Pillow gives.
-
-JPEGs go through simplejpeg, which wraps the same libjpeg-turbo with the same settings and copies less; what it does not
-take without a complaint, Pillow decodes or refuses.
-"""
+"""From a file's bytes to an upright picture in RGB or grey, with the bits that Pillow gives."""
 
 import io
-import math
 import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import simplejpeg
 
 # Imported for what they register: Pillow would look for plugins at the first image, which takes 40 ms.
 from PIL import (  # noqa: F401
@@ -19,6 +13,7 @@ from PIL import (  # noqa: F401
     ExifTags,
     GifImagePlugin,
     Image,
+    ImageFile,
     JpegImagePlugin,
     MpoImagePlugin,
     PngImagePlugin,
@@ -49,10 +44,6 @@ _TRANSPOSES = {
 _TURNED = (5, 6, 7, 8)
 _FROM_RIGHT = (2, 3, 6, 7)
 _FROM_BELOW = (3, 4, 7, 8)
-# Smaller steps of the DCT's scaling save nothing.
-_MIN_FACTOR = 2
-# libjpeg-turbo's scales are eighths.
-_EIGHTHS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -79,16 +70,16 @@ def decode(data: bytes, header: ImageHeader, mode: Mode, *, upright: bool, at_le
                 raise InvalidInput(
                     f"the image is damaged: its size is {header.width}x{header.height} or {image.width}x{image.height}"
                 )
-            # A JPEG's pixels come from elsewhere; a PNG may tell its orientation behind the pixels.
-            picture = _jpeg(data, image, upright, at_least) if header.format == "JPEG" else None
-            if picture is None:
-                image.load()
-                picture = image
+            size, extent = image.size, _draft(image, upright, at_least)
+            image.load()
+            # Only now: a PNG may tell its orientation behind the pixels.
             orientation = _orientation(image) if upright else 1
+            picture: Image.Image = image
             if (method := _TRANSPOSES.get(orientation)) is not None:
-                picture = picture.transpose(method)
-            size = image.size[::-1] if orientation in _TURNED else image.size
-            return Decoded(to_mode(picture, mode), size, _box(picture.size, size, orientation))
+                picture = image.transpose(method)
+            if orientation in _TURNED:
+                size, extent = size[::-1], extent[::-1]
+            return Decoded(to_mode(picture, mode), size, _box(picture.size, extent, orientation))
     except InvalidInput:
         raise
     except MemoryError as error:
@@ -110,43 +101,23 @@ def to_mode(image: Image.Image, mode: Mode) -> Image.Image:
     return image.convert(mode)
 
 
-def _jpeg(data: bytes, image: Image.Image, upright: bool, at_least: Size | None) -> Image.Image | None:
-    """The picture through simplejpeg, or None where Pillow has to say what it is."""
-    if image.mode not in ("L", "RGB"):
-        return None
-    width, height = at_least or (0, 0)
-    if upright and at_least and _orientation(image) in _TURNED:
-        width, height = height, width
-    try:
-        # Four bytes a pixel, as Pillow keeps RGB: it is one plain copy then.
-        pixels = simplejpeg.decode_jpeg(
-            data,
-            "GRAY" if image.mode == "L" else "RGBX",
-            min_width=width,
-            min_height=height,
-            min_factor=_MIN_FACTOR,
-        )
-    except ValueError:
-        return None
-    size = (pixels.shape[1], pixels.shape[0])
-    return Image.frombytes(image.mode, size, pixels, "raw", "L" if image.mode == "L" else "RGBX", 0, 1)
+def _draft(image: ImageFile.ImageFile, upright: bool, at_least: Size | None) -> tuple[float, float]:
+    """Has a large JPEG decoded at 1/2, 1/4 or 1/8 of its size; returns the width and height that this gives it."""
+    if at_least is None:
+        return image.size
+    if upright and _orientation(image) in _TURNED:
+        at_least = at_least[::-1]
+    # None for every other format.
+    drafted = image.draft(image.mode, at_least)
+    return image.size if drafted is None else drafted[1][2:]
 
 
-def _box(decoded: Size, size: Size, orientation: int) -> Box:
-    """Where in `decoded` (width, height) the picture lies, both turned already; the excess was right and below."""
-    width, height = _extent(decoded, size)
+def _box(decoded: Size, extent: tuple[float, float], orientation: int) -> Box:
+    """Where in `decoded` (width, height) the picture of `extent` lies, both turned; the excess was right and below."""
+    width, height = extent
     left = decoded[0] - width if orientation in _FROM_RIGHT else 0.0
     top = decoded[1] - height if orientation in _FROM_BELOW else 0.0
     return left, top, left + width, top + height
-
-
-def _extent(decoded: Size, size: Size) -> tuple[float, float]:
-    """Width and height before they were rounded up."""
-    if decoded != size:
-        for eighths in _EIGHTHS:
-            if decoded == (math.ceil(size[0] * eighths / 8), math.ceil(size[1] * eighths / 8)):
-                return size[0] * eighths / 8, size[1] * eighths / 8
-    return decoded
 
 
 def _orientation(image: Image.Image) -> int:

@@ -13,7 +13,9 @@ from sklearn.datasets import load_sample_image
 
 from cnnserve.errors import InvalidInput
 from cnnserve.images import resampling
+from cnnserve.images.decoding import decode
 from cnnserve.images.geometry import resized_size
+from cnnserve.images.header import read_header
 from cnnserve.images.preprocessing import ImageOptions, Preprocessor, RawImage
 from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 from support import png
@@ -213,6 +215,36 @@ def test_fast_is_one_step_off_in_a_fifth_where_nothing_is_scaled(name: str, monk
     assert off().mean() < 0.005
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize(
+    ("orientation", "size", "at_least", "decoded", "box"),
+    [
+        (1, (1025, 801), (256, 200), (257, 201), (0, 0, 256.25, 200.25)),
+        (3, (1025, 801), (256, 200), (257, 201), (0.75, 0.75, 257, 201)),
+        (6, (1025, 801), (256, 200), (401, 513), (0.5, 0, 401, 512.5)),
+        (1, (1025, 801), (513, 10), (1025, 801), (0, 0, 1025, 801)),
+        (1, (9000, 800), (64, 64), (1125, 100), (0, 0, 1125, 100)),
+    ],
+)
+def test_a_large_jpeg_is_decoded_smaller_but_no_smaller_than_asked(
+    mode: str,
+    orientation: int,
+    size: tuple[int, int],
+    at_least: tuple[int, int],
+    decoded: tuple[int, int],
+    box: tuple[float, float, float, float],
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "JPEG", exif=exif)
+    data = buffer.getvalue()
+    picture = decode(data, read_header(data), "RGB", upright=True, at_least=at_least)
+    assert (picture.image.size, picture.box) == (decoded, box)
+    assert picture.size == (size if orientation < 5 else size[::-1])
+    assert decode(data, read_header(data), "RGB", upright=True).image.size == picture.size
+
+
 def test_fast_neither_stretches_nor_shifts_what_is_decoded_smaller() -> None:
     """A size that is no multiple of the scale is rounded up, and what is added is none of the picture."""
     flower = Image.fromarray(load_sample_image("flower.jpg"))
@@ -229,7 +261,7 @@ def test_fast_neither_stretches_nor_shifts_what_is_decoded_smaller() -> None:
     for orientation in range(1, 9):
         even = off(1024, 688, orientation)
         assert even < 1.5
-        # 257 rows are decoded for 256 1/8; 257 columns for 256 1/8; 256 rows, the size asked for, for 255 3/8.
+        # At half the size 342 rows are decoded for 341 1/2, and 512 columns for 511 1/2.
         for size in ((1024, 683), (683, 1024), (1023, 681)):
             assert off(*size, orientation) < 1.15 * even
 
