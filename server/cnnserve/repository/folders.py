@@ -70,7 +70,7 @@ def find(root: Path, name: str, config_name: str = "") -> ModelFolder:
     Raises `ModelNotFound`, also for a name that no model may have.
     """
     if not MODEL_NAME.fullmatch(name) or not (root / name).is_dir():
-        raise ModelNotFound(f"model {name!r} is not in the repository")
+        raise ModelNotFound(f"model {name!r} is not in the model repository")
     return model_folder(root / name, config_name)
 
 
