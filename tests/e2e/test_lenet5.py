@@ -114,7 +114,7 @@ async def test_the_async_client_in_parallel(server: RunningServer, digits: Digit
 
 
 def test_clear_errors(client: Client) -> None:
-    with pytest.raises(NotFoundError, match="'lenet6' is not in the repository; it has lenet5"):
+    with pytest.raises(NotFoundError, match="'lenet6' is not in the model repository; it has lenet5"):
         client.classify(b"x", model="lenet6")
     with pytest.raises(InvalidInputError, match="33 images, model 'lenet5' takes at most 32"):
         client.classify([b"x"] * 33, model="lenet5")

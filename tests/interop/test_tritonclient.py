@@ -45,7 +45,7 @@ def test_classes(found: Any) -> None:
 
 def test_a_stream_keeps_its_order_over_an_error(found: Any) -> None:
     assert found["stream"][:5] + found["stream"][6:] == ["0", "1", "2", "3", "4", "6", "7", "8", "9"]
-    assert "model 'nobody' is not in the repository" in found["stream"][5]
+    assert "model 'nobody' is not in the model repository" in found["stream"][5]
 
 
 def test_errors_control_and_statistics(found: Any) -> None:

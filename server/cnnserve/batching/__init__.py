@@ -1,1 +1,4 @@
-"""Many requests, one run: queue, policy, instances and counts. May import the modules on the ground floor."""
+"""Computes many requests in one run: queue, policy, instances and statistics.
+
+May import the modules directly in `cnnserve`, but no other subpackage.
+"""

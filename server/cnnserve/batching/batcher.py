@@ -1,7 +1,8 @@
 """The dynamic batcher: a bounded queue, a future per request, and dispatch to free instances.
 
-All state lives on the event loop's thread, so nothing here is locked. `batch_policy` decides, this file acts. Every
-accepted entry is answered exactly once: with its rows, with an error, or by its caller's own cancellation.
+Only the event loop's thread uses the state, so nothing is locked. `policy` decides when to run a batch and how large it
+is; this module acts on the decision. Every accepted request ends exactly once: with its rows, with an error, or because
+its caller was cancelled.
 """
 
 import asyncio
@@ -29,9 +30,10 @@ _EXPIRED = "the deadline passed while the request waited for a model instance"
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One entry's rows of every output, how long it waited and how long its batch ran (ns).
+    """One request's rows of every output, its times in ns, and the number of rows in its batch.
 
-    `input_ns` of `compute_ns` put the batch together; `output_ns` after it brought the rows to whoever waits for them.
+    `queue_ns`: from arrival to dispatch. `compute_ns`: to assemble and run the batch; its first `input_ns` assembled
+    the batch. `output_ns`: from the end of the run until the rows are handed to the caller.
     """
 
     outputs: list[Rows]
@@ -44,7 +46,10 @@ class BatchResult:
 
 @dataclass(eq=False)
 class _Entry:
-    """`deadline_ns` refuses it, `demote_ns` moves it behind all others; None: never. Its permit goes at dispatch."""
+    """A request in the queue. At `deadline_ns` it fails, at `demote_ns` it moves behind all others; None: never.
+
+    Dispatch releases the permit.
+    """
 
     rows: Rows
     arrived_ns: int
@@ -53,7 +58,7 @@ class _Entry:
     future: asyncio.Future[BatchResult]
     permit: "Permit"
     queued: bool = True
-    # Read by the policy.
+    # Read by the policy and the queue.
     size: int = field(init=False)
     level: int = field(init=False)
 
@@ -70,7 +75,10 @@ class _Batch:
 
 
 class Permit:
-    """Room for `size` images in a level of the queue, taken before decoding; given back at dispatch or by `release`."""
+    """Places for `size` images in one priority level of the queue.
+
+    They are taken before the images are decoded. Dispatch or `release` gives them back.
+    """
 
     def __init__(self, batcher: "DynamicBatcher", size: int, level: int) -> None:
         self._batcher: DynamicBatcher | None = batcher
@@ -84,22 +92,23 @@ class Permit:
         self.release()
 
     def shrink(self, size: int) -> None:
-        """Keeps room for `size` images only: the others failed before they reached the queue."""
+        """Keeps places for `size` images only, because the other images failed before they reached the queue."""
         if self._batcher is not None:
             self._batcher.give_back(self.size - size, self.level)
             self.size = size
 
     def release(self) -> None:
-        """Gives the room back; a second call does nothing."""
+        """Gives the places back. A second call does nothing."""
         if self._batcher is not None:
             self._batcher.give_back(self.size, self.level)
             self._batcher = None
 
 
 class DynamicBatcher:
-    """Merges entries of one model into batches. Use on one event loop only.
+    """Merges requests of one model into batches. Use it on one event loop only.
 
-    `free_sizes`: rows may have sizes that the model cannot run, so a run that fails is the fault of who sent them.
+    `free_sizes`: the model's input has dimensions of any size, and the network may be unable to run some sizes. If a
+    run fails, its requests then fail with `InvalidInput` instead of `InferenceFailed`.
     """
 
     def __init__(
@@ -125,7 +134,7 @@ class DynamicBatcher:
         self._drained = asyncio.Event()
         self._pump_handle: asyncio.Handle | None = None
         self._delay_timer: asyncio.TimerHandle | None = None
-        # A smoothed run time, for the hint in QueueFull.
+        # Smoothed run time, for `QueueFull.retry_after_ms`.
         self._batch_ns = 1e6
 
     def __repr__(self) -> str:
@@ -137,38 +146,48 @@ class DynamicBatcher:
 
     @property
     def waiting(self) -> int:
-        """Entries in the queue."""
+        """Number of requests in the queue."""
         return len(self._queue)
 
     def reserve(self, size: int, priority: int = 0) -> Permit:
-        """Takes room for `size` images. Raises `QueueFull` at once where there is none."""
+        """Returns a permit for `size` images in the queue of `priority` (0: the model's default).
+
+        Raises `QueueFull` if the queue has not enough free places, `InvalidInput` if it can never hold `size` images,
+        and `ShuttingDown` if the model is being unloaded.
+        """
         level = self._policy.level(priority)
         limit = self._policy.queue_policy(level).max_queue_size
         if self._closing:
-            raise ShuttingDown("the model is being unloaded")
+            raise ShuttingDown("the model is being unloaded and accepts no more requests; send the request again")
         if size > limit:
-            raise InvalidInput(f"{size} images can never fit into the model's queue of {limit}; send fewer at once")
+            raise InvalidInput(
+                f"the request has {size} images, the model's queue holds at most {limit}; send fewer images in one "
+                "request"
+            )
         if self._admitted[level] + size > limit:
             raise QueueFull(
-                f"the model's queue is full: {self._admitted[level]} images wait, {limit} may, {size} more were sent",
+                f"the model's queue is full: it holds {self._admitted[level]} of at most {limit} images, and this "
+                f"request has {size}; try again later",
                 self._retry_after_ms(),
             )
         self._admitted[level] += size
         return Permit(self, size, level)
 
     def give_back(self, size: int, level: int) -> None:
-        """Called by permits only."""
+        """Gives back `size` places in the queue of `level`. Only permits call this."""
         self._admitted[level] -= size
         self._check_drained()
 
     async def submit(
         self, rows: Rows, permit: Permit, deadline_ns: int | None = None, timeout_us: int = 0
     ) -> BatchResult:
-        """Runs `rows` (n x one image) in some batch. The permit is given back at dispatch.
+        """Runs `rows` (one per image) in a batch and returns their rows of every output. Dispatch releases the permit.
 
-        `deadline_ns` (monotonic) always refuses; `timeout_us` is the request's own queue timeout and counts only where
-        the queue policy lets it. Raises `DeadlineExceeded` where the time passes before the run begins,
-        `InferenceFailed` where the run fails. Cancelling the caller drops the entry; its batch-mates are not touched.
+        `deadline_ns` (monotonic) always applies. `timeout_us` is the request's own queue timeout; it applies only if
+        the queue policy allows it. Raises `DeadlineExceeded` if the deadline passes or the timeout ends before the run
+        begins (a policy with `delay_expired` moves the request to the end of the queue at the timeout instead),
+        `InferenceFailed` if the run fails, or `InvalidInput` if it fails and the model has `free_sizes`. If the caller
+        is cancelled, its request is dropped; the other requests of the batch are not affected.
         """
         entry = self._entry(rows, permit, deadline_ns, timeout_us)
         self._queue.put(entry)
@@ -187,9 +206,9 @@ class DynamicBatcher:
             self._withdraw(entry)
 
     async def close(self) -> None:
-        """Takes nothing new, waits until everything accepted is answered, ends the instances."""
+        """Refuses new requests, waits until all accepted requests are answered, and ends the instances."""
         self._closing = True
-        # Nothing more will come to fill a batch.
+        # No more requests arrive that could fill a batch.
         self._policy = replace(self._policy, max_queue_delay_us=0)
         self._schedule_pump()
         self._check_drained()
@@ -212,7 +231,7 @@ class DynamicBatcher:
         return _Entry(rows, now, deadline_ns, demote_ns, self._loop.create_future(), permit)
 
     def _schedule_pump(self) -> None:
-        # Once per turn of the loop, after everything that arrived in the same turn: those share a batch.
+        # Requests that arrive in one iteration of the event loop can share a batch, so the pump runs after all of them.
         if self._idle and self._pump_handle is None:
             self._pump_handle = self._loop.call_soon(self._pump)
 
@@ -243,12 +262,12 @@ class DynamicBatcher:
             self._running.append(batch)
             report = functools.partial(self._report, instance, batch)
             instance.execute([entry.rows for entry in batch.entries], report)
-        # After `_running` grew: a drain must not see the moment in between.
+        # Only after the batch is in `_running`: otherwise `close` would see neither requests nor a batch and end early.
         for entry in taken:
             entry.permit.release()
 
     def _take(self, count: int) -> list[_Entry]:
-        """Takes `count` entries off the queue, fewer where rows of another shape need a run of their own."""
+        """Takes `count` requests off the queue; fewer if one has rows of another shape, which need a separate run."""
         shape = self._queue.head().rows.shape[1:]
         taken: list[_Entry] = []
         while len(taken) < count and self._queue.head().rows.shape[1:] == shape:
@@ -258,7 +277,8 @@ class DynamicBatcher:
         return taken
 
     def _report(self, instance: ModelInstance, batch: _Batch, outcome: BatchOutcome) -> None:
-        """On the instance's thread. A loop that is closed has nobody left to tell."""
+        """Hands the outcome to the event loop. Runs on the instance's thread."""
+        # If the event loop is closed, no caller waits for the outcome any more.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._finish, instance, batch, outcome)
 
@@ -269,7 +289,7 @@ class DynamicBatcher:
         if outcome.error is None:
             size = sum(entry.size for entry in batch.entries)
             self._turnover.ran(size, run_ns, len(batch.entries), self._admitted.total(), self._clock())
-        # The next batch goes out before this one's answers are built: the instance does not wait for them.
+        # The next batch is dispatched before this batch's results are built, so the instance does not wait for them.
         self._pump()
         self._batch_ns += 0.2 * (run_ns - self._batch_ns)
         if not self._policy.preserve_ordering:
@@ -283,10 +303,11 @@ class DynamicBatcher:
 
     def _answer(self, batch: _Batch, outcome: BatchOutcome) -> None:
         if self._free_sizes and isinstance(outcome.error, InferenceFailed):
-            # Rows of another shape were in another run: these have all the same wrong sizes.
+            # Rows of different shapes never share a run, so all requests of this batch have the shape that failed.
             shape = list(batch.entries[0].rows.shape[1:])
+            text = f"the model cannot run rows of shape {shape} ({outcome.error}); send rows of another shape"
             for entry in batch.entries:
-                _fail(entry, InvalidInput(f"rows of shape {shape} do not run through the model: {outcome.error}"))
+                _fail(entry, InvalidInput(text))
             return
         if outcome.error is not None:
             _log.error("a batch of %d requests failed: %s", len(batch.entries), outcome.error)
@@ -316,12 +337,12 @@ class DynamicBatcher:
             self._queue.demote(entry)
 
     def _withdraw(self, entry: _Entry) -> None:
-        """Takes an entry out of the queue if it is still there."""
+        """Removes a request from the queue if it is still there."""
         if entry.queued:
             entry.queued = False
             self._queue.remove(entry)
             entry.permit.release()
-            # What stood behind it may make a batch now.
+            # The requests behind it may fill a batch now.
             self._schedule_pump()
 
     def _check_drained(self) -> None:

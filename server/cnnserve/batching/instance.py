@@ -1,7 +1,7 @@
-"""One worker thread that runs batches on a session.
+"""An instance: a thread that runs batches on a session, one at a time.
 
-The thread knows nothing of requests: it gets arrays, puts them into one batch, runs it and reports through a callback.
-An exception fails that one job and the thread goes on with the next.
+The thread knows nothing of requests. It takes arrays, assembles them into one batch, runs the batch and reports the
+outcome through a callback. If a run raises an exception, only its batch fails, and the thread continues with the next.
 """
 
 import logging
@@ -23,17 +23,17 @@ _log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """What an instance needs of a session."""
+    """The part of a session that an instance uses."""
 
     def run(self, batch: Rows) -> list[Rows]:
-        """All outputs for one batch."""
+        """Returns all outputs for one batch."""
 
 
 @dataclass(frozen=True)
 class BatchOutcome:
-    """What became of one batch: `outputs` hold all its rows in order, or `error` says why there are none.
+    """The outcome of one batch: all its rows of every output, in order, or the `error` because of which there are none.
 
-    `input_ns` of its time went into putting the batch together.
+    Times are in ns (monotonic). Of the time from `started_ns` to `finished_ns`, `input_ns` assembled the batch.
     """
 
     outputs: list[Rows]
@@ -44,31 +44,34 @@ class BatchOutcome:
 
 
 OnDone = Callable[[BatchOutcome], None]
-# Memory to put a batch of so many rows together in; None where there is none for that size.
+# Returns memory for a batch of the given number of rows, or None if there is none for that size.
 Buffers = Callable[[int], Rows | None]
 _Jobs = queue.SimpleQueue[tuple[Sequence[Rows], OnDone] | None]
 
 
 class ModelInstance:
-    """Runs one batch at a time, off the event loop. `buckets`: pad every batch to one of these sizes.
+    """Runs one batch at a time, off the event loop. `buckets`: sizes to which batches are padded.
 
-    Everything of one instance runs on its one thread, the warming too: CUDA handles and graphs belong to a thread.
+    CUDA handles and graphs belong to a thread, so all runs of an instance use its one thread, also the warm-up runs.
     """
 
     def __init__(self, runner: Runner, name: str, buckets: Sequence[int] = (), buffers: Buffers | None = None) -> None:
         self._jobs: _Jobs = queue.SimpleQueue()
-        # A daemon: a run that never returns must not keep the process from ending after its grace.
+        # A daemon thread: a run that never returns must not keep the process from exiting after the grace period.
         work = (self._jobs, _Steps(runner, buckets, buffers))
         threading.Thread(target=_work, args=work, name=name, daemon=True).start()
-        # One that is dropped without `close`, as by a load that fails, leaves neither thread nor session behind.
+        # If an instance is dropped without `close`, for example by a load that fails, its thread and session end too.
         self._end = weakref.finalize(self, self._jobs.put, None)
 
     def execute(self, parts: Sequence[Rows], on_done: OnDone) -> None:
-        """Runs the parts as one batch; `on_done` is called on the instance's thread."""
+        """Hands the arrays of rows in `parts` to the thread as one batch, which calls `on_done` after the run."""
         self._jobs.put((parts, on_done))
 
     def run(self, parts: Sequence[Rows]) -> list[Rows]:
-        """Runs the parts and blocks until they are done; for loading threads. Raises what the run raised."""
+        """Runs `parts` as one batch and returns all outputs. Raises what the run raises.
+
+        It blocks until the run has ended, so only loading threads call it.
+        """
         outcomes: queue.SimpleQueue[BatchOutcome] = queue.SimpleQueue()
         self.execute(parts, outcomes.put)
         outcome = outcomes.get()
@@ -77,13 +80,13 @@ class ModelInstance:
         return outcome.outputs
 
     def close(self) -> None:
-        """Ends the thread after what was given to it."""
+        """Ends the thread after it has run the batches that it was given."""
         self._end()
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """The two steps of a run: parts to a batch, batch to outputs."""
+    """The two steps of a run: assemble arrays of rows into a batch, compute the outputs of the batch."""
 
     runner: Runner
     buckets: Sequence[int]
@@ -97,7 +100,10 @@ class _Steps:
         outputs = self.runner.run(batch)
         for index, output in enumerate(outputs):
             if output.ndim == 0 or len(output) != len(batch):
-                raise InferenceFailed(f"output {index} has shape {output.shape} for a batch of {len(batch)}")
+                raise InferenceFailed(
+                    f"output {index} has shape {output.shape} for a batch of {len(batch)}, expected as many rows; "
+                    "export the model with a free batch dimension"
+                )
         return outputs if len(batch) == count else [output[:count] for output in outputs]
 
 
@@ -108,7 +114,7 @@ def _assemble(parts: Sequence[Rows], count: int, size: int, buffers: Buffers | N
     if batch is None:
         batch = np.empty((size, *parts[0].shape[1:]), parts[0].dtype)
     np.concatenate(parts, out=batch[:count])
-    # Not the rows of an earlier batch.
+    # The memory may still hold rows of an earlier batch.
     batch[count:] = 0
     return batch
 
@@ -121,7 +127,7 @@ def _work(jobs: _Jobs, steps: _Steps) -> None:
             on_done(outcome)
         except Exception:
             _log.exception("the outcome of a batch could not be reported")
-        # Do not keep the last batch alive while waiting for the next one.
+        # The memory of the last batch must be free while the thread waits for the next one.
         del job, parts, on_done, outcome
 
 
@@ -134,6 +140,7 @@ def _outcome(steps: _Steps, parts: Sequence[Rows]) -> BatchOutcome:
         assembled_ns = time.monotonic_ns()
         outputs = steps.run(batch, sum(map(len, parts)))
     except Exception as error:
-        # With its traceback it would hold this frame, which holds it and the batch, until the collector comes by.
+        # The traceback refers to this frame, and this frame refers to the exception and the batch. This cycle would
+        # keep the batch in memory until the garbage collector runs, so the traceback is removed.
         failure = error.with_traceback(None)
     return BatchOutcome(outputs, failure, started_ns, time.monotonic_ns(), assembled_ns - started_ns)

@@ -1,17 +1,18 @@
-"""When to run a batch, and how large: a pure decision over what waits and the clock.
+"""Decides when to run a batch and how many requests it takes: a pure function of the queue and the time.
 
 Rules, in this order:
 
-1. Nothing waits: nothing to do.
-2. Entries leave in order. One that does not fit into what is left of a batch closes the batch; none is split.
-3. A preferred size that can be made exactly from the front of the queue is dispatched at once, the largest first.
+1. If the queue is empty, there is nothing to run.
+2. Requests leave in order. A request that does not fit into the rest of a batch closes the batch. No request is split.
+3. If the first requests of the queue have together exactly a preferred size, they are dispatched at once; if several
+   preferred sizes match, the largest of them.
 4. A batch that cannot grow any more is dispatched at once.
-5. Otherwise the oldest entry waits at most the queue delay (default 0), counted from its arrival, or until the hold
-   ends that `turnover` puts on a model whose callers come back in bunches; none waits longer than half the time it has
-   until its deadline; then all that fits goes.
+5. Otherwise every request has a latest start: its arrival plus the queue delay (default 0), or the end of the hold that
+   `turnover` sets if that is later, but at most half the time from its arrival to its deadline. The earliest of these
+   times dispatches all requests that fit.
 
-The policy is asked only while an instance is free, so with delay 0 and no hold an idle instance never waits and batches
-form by themselves under load.
+The policy is asked only while an instance is free. With delay 0 and no hold, an idle instance therefore never waits,
+and batches form by themselves under load.
 """
 
 from collections.abc import Iterable
@@ -21,10 +22,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class QueuePolicy:
-    """How long entries of one priority may wait, and how many. Sizes count images; a timeout of 0 means none.
+    """How many images of one priority level may wait, and how long their requests may. A timeout of 0 means none.
 
-    `delay_expired`: an entry past the timeout is not refused but waits behind all others. `timeout_override`: a request
-    may bring a shorter timeout of its own.
+    `delay_expired`: at the timeout a request is not refused, but moves behind all others. `timeout_override`: a request
+    may set a shorter timeout for itself.
     """
 
     max_queue_size: int = 256
@@ -35,7 +36,7 @@ class QueuePolicy:
 
 @dataclass(frozen=True)
 class BatchPolicy:
-    """The `dynamic_batching` settings. Sizes count images; priority 1 leaves first."""
+    """The `dynamic_batching` settings of a model. Sizes count images; requests of priority 1 leave first."""
 
     max_batch_size: int
     preferred_batch_sizes: tuple[int, ...] = ()
@@ -47,16 +48,16 @@ class BatchPolicy:
     preserve_ordering: bool = False
 
     def level(self, priority: int) -> int:
-        """The queue for a request's priority; 0 and what is no level mean the default, as in Triton."""
+        """Returns the queue level for a request's priority. 0 and unknown levels mean the default, as in Triton."""
         return priority if 1 <= priority <= self.priority_levels else self.default_priority
 
     def queue_policy(self, level: int) -> QueuePolicy:
-        """What holds for one level."""
+        """Returns the queue policy of one level."""
         return self.priority_queues.get(level, self.queue)
 
 
 class Waiting(Protocol):
-    """What the policy sees of a queued entry: its images, when it arrived and when it is too late (ns)."""
+    """A queued request as the policy sees it: its number of images, its arrival and its deadline (ns)."""
 
     @property
     def size(self) -> int: ...  # noqa: D102
@@ -70,25 +71,28 @@ class Waiting(Protocol):
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Run the first `count` entries now."""
+    """Run the first `count` requests now."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Ask again at `until_ns`, or when something arrives before that; None: only then."""
+    """Ask again at `until_ns`, or earlier if a request arrives; None: only if a request arrives."""
 
     until_ns: int | None
 
 
 def next_action(policy: BatchPolicy, queue: Iterable[Waiting], now_ns: int, hold_until_ns: int = 0) -> Dispatch | Wait:
-    """The decision for the entries in leaving order, given that an instance is free; `hold_until_ns`: see rule 5."""
+    """Returns the decision for the requests of `queue`, in leaving order, if an instance is free.
+
+    Times are in ns of one clock. `hold_until_ns` is the end of the hold in rule 5; 0: no hold.
+    """
     total = count = preferred_count = 0
     due_ns: int | None = None
     full = False
     for entry in queue:
-        # One that is too large for any batch, which only admission can prevent, still goes, alone: it must not block.
+        # The policy cannot refuse requests, so a request that is larger than any batch runs alone instead of blocking.
         if count and total + entry.size > policy.max_batch_size:
             full = True
             break

@@ -1,6 +1,6 @@
-"""What a loaded version has done, counted as Triton counts: requests, images, runs and where their time went (ns).
+"""Statistics of a loaded version, counted as Triton counts: requests, images, runs and their durations (ns).
 
-Kept on the event loop, so nothing is locked. A version that is loaded again starts at zero, as in Triton.
+Only the event loop uses them, so nothing is locked. If a version is loaded again, it starts at zero, as in Triton.
 """
 
 import time
@@ -14,44 +14,49 @@ from dataclasses import dataclass, field
 from cnnserve.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 
 _MS = 1_000_000
-# Upper bounds (ns). A LeNet-5 takes a quarter of a millisecond, a ResNet-152 on a busy CPU seconds.
+# Upper bounds of the buckets (ns). LeNet-5 needs about 0.25 ms, ResNet-152 on a busy CPU several seconds.
 BOUNDS_NS = tuple(
     int(bound * _MS) for bound in (0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
 )
-# Triton's words: the queue refused it or its time there ran out; its caller left; its run failed; anything else.
+# Triton's words. REJECTED: the queue was full, the deadline or the queue timeout passed, or the model was being
+# unloaded. CANCELED: the caller was cancelled. BACKEND: the run failed. OTHER: any other error.
 REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
 
 @dataclass(slots=True)
 class Duration:
-    """How often, and how long together."""
+    """The number of events and the sum of their durations (ns)."""
 
     count: int = 0
     ns: int = 0
 
     def add(self, ns: int) -> None:
-        """Once more. A clock that was read on two threads may seem to run backwards by a little."""
+        """Counts one event."""
         self.count += 1
+        # A clock that is read on two threads may seem to run backwards by a little.
         self.ns += max(0, ns)
 
 
 @dataclass(slots=True)
 class Steps:
-    """The three steps of a run: putting its input together, the run itself, handing out its output."""
+    """Durations of the three steps of a run: assemble the input, compute, hand out the output."""
 
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
 
     def add(self, input_ns: int, infer_ns: int, output_ns: int) -> None:
-        """One pass through all three."""
+        """Counts one pass through all three steps."""
         self.compute_input.add(input_ns)
         self.compute_infer.add(infer_ns)
         self.compute_output.add(output_ns)
 
 
 class Histogram:
-    """How many durations end at or below each of `BOUNDS_NS` and above the one before; those above all come last."""
+    """Durations counted by bucket: those up to each bound of `BOUNDS_NS` and above the bound before.
+
+    The last bucket counts those above all bounds.
+    """
 
     __slots__ = ("counts", "total_ns")
 
@@ -60,14 +65,18 @@ class Histogram:
         self.total_ns = 0
 
     def add(self, ns: int) -> None:
-        """Once more. Two integers change, nothing is looked up by name: it is on every request's way."""
+        """Counts one duration."""
+        # Every request comes here, so this changes two integers and looks up no label.
         self.counts[bisect_left(BOUNDS_NS, ns)] += 1
         self.total_ns += ns
 
 
 @dataclass(slots=True)
 class Latencies:
-    """Of answered requests: all of it, in the queue, reading images (where there were any), the run of their batch."""
+    """Histograms of answered requests: total time, time in the queue, time to read images, time to compute (ns).
+
+    `preprocessing` counts only requests with images. `compute` is the time to assemble and run the batch.
+    """
 
     request: Histogram = field(default_factory=Histogram)
     queue: Histogram = field(default_factory=Histogram)
@@ -79,8 +88,9 @@ class Latencies:
 class Statistics:
     """Requests (`success`, `fail`, `queue`, `steps`), runs (`executions`, `batches` by size) and images (`inferences`).
 
-    `failures` are those of `fail` by reason. A request that was refused for what it brought is in none of them: it
-    never asked for a run.
+    `failures` are the requests of `fail` by reason. A request that is refused before it asks for places in the queue,
+    for example for a wrong shape, is not counted, and neither is a request that fails because its images cannot be
+    read. A request with more images than the whole queue holds counts as OTHER.
     """
 
     inferences: int = 0
@@ -95,7 +105,7 @@ class Statistics:
     latencies: Latencies = field(default_factory=Latencies)
 
     def ran(self, size: int, *, input_ns: int, infer_ns: int, output_ns: int) -> None:
-        """One run over `size` images, however many requests they came from."""
+        """Counts one run over `size` images, whatever number of requests they came from. Times are in ns."""
         self.executions += 1
         self.last_inference_ms = time.time_ns() // 1_000_000
         self.batches[size].add(input_ns, infer_ns, output_ns)
@@ -109,9 +119,9 @@ class Statistics:
         preprocess_ns: int | None,
         steps_ns: tuple[int, int, int],
     ) -> None:
-        """One request that got its answer.
+        """Counts one answered request. Times are in ns.
 
-        `steps_ns`: input, run and output of the batch it was in; `preprocess_ns`: None where it brought no images.
+        `steps_ns`: input, run and output of its batch; `preprocess_ns`: None if the request has a tensor, not images.
         """
         input_ns, infer_ns, output_ns = steps_ns
         self.inferences += images
@@ -127,7 +137,7 @@ class Statistics:
 
     @contextmanager
     def counting_failure(self, started_ns: int) -> Iterator[None]:
-        """Counts what is raised inside, a cancellation too, as one failed request since `started_ns` (monotonic)."""
+        """Counts an exception inside, also a cancellation, as one failed request since `started_ns` (monotonic)."""
         try:
             yield
         except BaseException as error:

@@ -1,33 +1,39 @@
-"""Who was just answered often asks again at once: how long a free instance waits for them, if at all.
+"""Decides how long a free instance waits for new requests of the clients that were just answered.
 
-A run over n images takes a fixed time (an AlexNet streams its weights through the cores once a run) and a time for each
-image. Where callers keep sending, a batch that ends answers them all, and their next requests come in a bunch a moment
-later: the first of them would run alone, and every run costs the fixed time again. Two runs made one save just that.
-So after a run a free instance waits the fixed time, only while those it answered have lately come back so fast, and not
-longer than until they are back. Each one that comes shows that the others are on their way, which take time to read: it
-lengthens the wait by half the fixed time, up to four of them. A ResNet-18 has little fixed time, and nobody waits.
+A run of n images takes a fixed time (AlexNet, for example, reads all its weights from memory once per run) and a time
+for each image. If clients send requests in a loop, the end of a batch answers them all, and their next requests arrive
+together a moment later. The first of these would run alone and the others in a second run, which costs the fixed time
+again. One run instead of two saves exactly the fixed time.
+
+So a free instance waits for the fixed time after a run. It waits only if clients lately sent new requests that fast,
+and only until as many requests have arrived as were answered. Each request that arrives shows that the others are on
+their way, but the server needs time to read them. So each request that arrives during the wait moves the end of the
+wait to at least half the fixed time after its own arrival. The whole wait is at most four times the fixed time. The
+fixed time of ResNet-18 is so small that its instances do not wait.
 """
 
 import math
 
-# Timers of the event loop go by the millisecond.
+# The timers of the event loop have a resolution of 1 ms.
 _SHORTEST_NS = 1_000_000
 _SMOOTHING = 0.2
-# Of those answered: with fewer coming back in time, waiting is not for them.
+# An instance waits only if clients followed at least this share of the answered requests with a new request in time.
+# Otherwise waiting does not pay.
 _ENOUGH_COME_BACK = 0.5
-# Of the next run's time: the fixed time from which waiting begins and below which it ends. Measured times waver, and
-# every change of habit makes some callers wait twice.
+# Shares of the next run's time: instances begin to wait if the fixed time is at least `_BEGIN` of it, and stop waiting
+# if it is less than `_END`. The two differ because measured times vary and each change makes some clients wait twice.
 _BEGIN, _END = 0.05, 0.035
-# What disturbs a run only lengthens it, so the shortest one counts; a machine that became slower shows within a while.
+# Disturbances only lengthen a run, so the shortest run of each size counts. Each further run raises the stored time by
+# at most this factor, so that a machine that has become slower is noticed after some runs.
 _DRIFT = 1.01
-# In fixed times: what each arrival adds to the wait, and the longest wait.
+# In multiples of the fixed time: how long the wait lasts at least after each arrival, and the longest whole wait.
 _FOR_EACH, _LONGEST = 0.5, 4
 
 
 class Turnover:
-    """Learns from every run; all times in ns of one clock. Use on one thread.
+    """Learns from every run until when a free instance waits. Times are in ns of one clock. Use it on one thread.
 
-    `hold_until_ns` is until when a free instance waits; 0: it does not.
+    `hold_until_ns` is the end of the wait; 0: no wait.
     """
 
     def __init__(self) -> None:
@@ -43,7 +49,7 @@ class Turnover:
         self.hold_until_ns = 0
 
     def ran(self, size: int, duration_ns: int, answered: int, waiting: int, now_ns: int) -> None:
-        """A run of `size` images has ended; `answered` requests are told so now, `waiting` images are in the queue."""
+        """Learns from a run of `size` images that answers `answered` requests; `waiting` images are in the queue."""
         self._learn(size, duration_ns)
         self._fixed_ns, image_ns = self.line()
         share_of_run = _END if self._saves else _BEGIN
@@ -57,24 +63,27 @@ class Turnover:
         self.hold_until_ns = self._window_ends_ns if waits else 0
 
     def arrived(self, now_ns: int) -> None:
-        """A request has come; with the last one that is waited for, the wait ends."""
+        """Counts a request that has arrived. The last request that the instance waits for ends the wait."""
         if now_ns > self._window_ends_ns:
             return
         self._back += 1
         longest_ns = self._answered_ns + round(_LONGEST * self._fixed_ns)
         self._window_ends_ns = min(longest_ns, max(self._window_ends_ns, now_ns + round(_FOR_EACH * self._fixed_ns)))
         if self.hold_until_ns:
-            # All of them: one that is late would run alone, in twice the time of the others.
+            # Wait for all of them: a late request would run alone and take twice as long as the others.
             self.hold_until_ns = 0 if self._back >= self._answered else self._window_ends_ns
 
     def line(self) -> tuple[float, float]:
-        """A run's fixed time and its time for each image (ns), from the smallest and the largest size seen."""
+        """Returns a run's fixed time and its time for each image (ns), from the smallest and the largest size seen.
+
+        Returns 0 for both if the two sizes are too close.
+        """
         small, large = min(self._run_ns, default=0), max(self._run_ns, default=0)
-        # Two sizes that are close tell their noise.
+        # If two sizes are close, the difference of their times is mostly noise.
         if large < 2 * small or not small:
             return 0.0, 0.0
         image_ns = (self._run_ns[large] - self._run_ns[small]) / (large - small)
-        # Where other work disturbed one of the two, neither is less than nothing.
+        # If other work disturbed one of the two runs, the difference may be too small or too large.
         image_ns = min(max(0.0, image_ns), self._run_ns[small] / small)
         return max(0.0, self._run_ns[small] - image_ns * small), image_ns
 

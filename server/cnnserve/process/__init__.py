@@ -1,4 +1,4 @@
-"""What this process may use: CPUs, heaps, threads and memory for requests.
+"""The resources of this process: CPUs, heaps, threads and memory for requests.
 
-May import the modules on the ground floor.
+May import the modules directly in `cnnserve`, but no other subpackage.
 """

@@ -1,4 +1,4 @@
-"""How much memory all requests at work may hold together: what they sent, their rows, and what is being decoded."""
+"""Limits the memory of all requests in flight together: the bytes that they sent, their rows, images being decoded."""
 
 import contextlib
 import threading
@@ -6,33 +6,34 @@ from collections.abc import Iterator
 
 from cnnserve.errors import QueueFull
 
-# A guess at when some of it is free again; requests hold it for milliseconds to a second.
+# An estimate of when memory is free again: requests hold it for milliseconds up to a second.
 _RETRY_MS = 100
 
 
 class MemoryBudget:
-    """Bytes that requests at work may hold. Thread-safe."""
+    """Limits the bytes that requests in flight hold. Thread-safe."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self._changed = threading.Condition(threading.Lock())
-        # Requests that were refused for want of it.
+        # Number of requests that were refused because of the limit.
         self.refused = 0
         self.held_bytes = 0
         self.decoding_bytes = 0
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Holds `size` bytes while inside. Raises `QueueFull` at once where they are not left.
+        """Holds `size` bytes while inside. Raises `QueueFull` at once if they exceed the limit.
 
-        A request that is alone is let in whatever its size: the message limit has bounded it already.
+        If no other request holds bytes, any size is accepted, because the message limit has already bounded it.
         """
         with self._changed:
             if self.held_bytes and not self._fits(size):
                 self.refused += 1
                 raise QueueFull(
-                    f"requests at work hold {self._total() >> 20} MiB, this one needs {size >> 20} MiB more and "
-                    f"{self.limit_bytes >> 20} MiB are the server's limit (max_pending_mib)",
+                    f"the server's memory for requests is full: requests in flight hold {self._total() >> 20} MiB, "
+                    f"this request needs {size >> 20} MiB, and the limit is {self.limit_bytes >> 20} MiB "
+                    "(max_pending_mib); try again later",
                     _RETRY_MS,
                 )
             self.held_bytes += size
@@ -45,9 +46,9 @@ class MemoryBudget:
 
     @contextlib.contextmanager
     def decoding(self, size: int) -> Iterator[None]:
-        """Holds `size` bytes while inside; blocks until they are left. For decoding threads.
+        """Holds `size` bytes while inside. Blocks until they fit into the limit, so only decoding threads call it.
 
-        An image that is decoded alone is let in whatever its size: the pixel limit has bounded it already.
+        If no other image is being decoded, any size is accepted, because the pixel limit has already bounded it.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self.decoding_bytes or self._fits(size))

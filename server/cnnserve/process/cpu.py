@@ -1,4 +1,4 @@
-"""How many CPU threads this process may really use."""
+"""The number of CPU threads that this process may use."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,9 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def cpu_budget(cgroup_root: Path = _CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> int:
-    """CPUs of the affinity mask, or fewer where the cgroup's quota allows fewer; at least 1.
+    """Returns the number of CPUs in the affinity mask, or fewer if the cgroup's quota allows fewer; at least 1.
 
-    A quota of 2.5 CPUs gives 2: a third thread would be stopped for part of every period.
+    A quota of 2.5 CPUs gives 2, because a third thread would be stopped for part of every period.
     """
     available = len(os.sched_getaffinity(0))
     quota = _quota(cgroup_root, membership)
@@ -17,7 +17,7 @@ def cpu_budget(cgroup_root: Path = _CGROUP_ROOT, membership: Path = Path("/proc/
 
 
 def _quota(root: Path, membership: Path) -> float | None:
-    """The tightest quota on the way from this process's cgroup to the root, in CPUs; None where there is none."""
+    """Returns the smallest quota from this process's cgroup up to the root, in CPUs; None if there is none."""
     quotas = [q for folder in _folders(root, membership) if (q := _read_quota(folder)) is not None]
     return min(quotas, default=None)
 
@@ -31,7 +31,8 @@ def _folders(root: Path, membership: Path) -> list[Path]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "" or "cpu" in controllers.split(","):
-            # A container may see the host's path while only its own cgroup is mounted: missing folders are skipped.
+            # A container may see the host's path although only its own cgroup is mounted, so folders may be missing.
+            # `_read_quota` returns None for them.
             base = root if controllers == "" else root / "cpu"
             parts = [part for part in path.split("/") if part not in ("", "..")]
             folders += [base.joinpath(*parts[: depth + 1]) for depth in range(len(parts))]

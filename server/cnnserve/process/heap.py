@@ -1,7 +1,7 @@
-"""Memory that models freed, back to the system.
+"""Returns memory that models have freed to the operating system.
 
-The C library keeps it: a load works on a thread of its own, whose arena stays behind with holes in it. After 60 reloads
-of a ResNet-18 a process held 250 to 550 MiB of which 115 were in use.
+The C library keeps freed memory: every load runs on a new thread, and the arena of that thread remains, partly unused.
+After 60 reloads of ResNet-18, a process held 250 to 550 MiB, of which 115 MiB were in use.
 """
 
 import asyncio
@@ -9,19 +9,19 @@ import ctypes
 
 from cnnserve.process.threads import on_thread
 
-# A model that was let go is freed when its instances' threads have ended.
+# The memory of an unloaded model is free only after the threads of its instances have ended.
 _DELAY_S = 0.2
 
 
-# mallopt's number for it, from malloc.h.
+# The number of mallopt's parameter, from malloc.h.
 _M_ARENA_MAX = -8
 
 
 def limit_arenas(count: int) -> None:
-    """Lets the C library keep at most `count` heaps (its own limit is 8 a core). Call it before threads start.
+    """Limits the C library to `count` arenas (its own limit is 8 per core). Call it before threads start.
 
-    Each load works on a new thread; 200 reloads of a LeNet-5 grew a process by 6 % with the library's limit, by nothing
-    with 2. Does nothing where the C library is not glibc.
+    Every load runs on a new thread: 200 reloads of LeNet-5 made a process 6 % larger with the library's own limit, and
+    no larger with 2 arenas. If the C library is not glibc, nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -29,12 +29,12 @@ def limit_arenas(count: int) -> None:
 
 
 def return_soon() -> None:
-    """Call it where a model was loaded, failed to load or was let go."""
+    """Calls `trim` on a thread after 0.2 s. Call it after a model was loaded, failed to load or was unloaded."""
     asyncio.get_running_loop().call_later(_DELAY_S, on_thread, trim, "trim")
 
 
 def trim() -> None:
-    """Returns what is free. Blocks for some 10 ms. Does nothing where the C library is not glibc."""
+    """Returns free memory to the operating system. Blocks for about 10 ms. Without glibc, nothing happens."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

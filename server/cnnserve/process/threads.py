@@ -1,7 +1,7 @@
-"""Blocking work off the event loop, on threads that hold nothing up.
+"""Runs blocking work on threads that do not delay the exit.
 
-`asyncio.to_thread` is not used for it: the interpreter joins the threads of a pool before it exits, so a large model
-that loads, or a file system that hangs, would keep a server from ending.
+The interpreter joins the threads of a pool before it exits. With `asyncio.to_thread`, the load of a large model or a
+file system that does not respond would therefore keep the server from exiting.
 """
 
 import asyncio
@@ -15,12 +15,16 @@ _T = TypeVar("_T")
 
 
 def on_thread(function: Callable[[], _T], name: str = "blocking") -> "asyncio.Future[_T]":
-    """Calls `function` on a daemon thread of its own. A future that is settled before drops what comes of it."""
+    """Calls `function` on a new daemon thread and returns a future of its result.
+
+    If the future is already done when `function` ends, for example because it was cancelled, the result or the
+    exception is dropped.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 
     def tell(settle: Callable[[], None]) -> None:
-        # A loop that is closed has nobody left to tell.
+        # If the event loop is closed, nobody waits for the result any more.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(lambda: None if future.done() else settle())
 
@@ -28,7 +32,7 @@ def on_thread(function: Callable[[], _T], name: str = "blocking") -> "asyncio.Fu
         try:
             result = function()
         except Exception as error:
-            # Under no name of its own: its traceback holds this frame, which would hold it.
+            # The exception must not stay in a variable: its traceback refers to this frame, which would be a cycle.
             tell(partial(future.set_exception, error))
         else:
             tell(lambda: future.set_result(result))

@@ -1,4 +1,4 @@
-"""All models: their versions, how one replaces another, who may change them, who is told and what can be measured.
+"""All models: their versions, how one version replaces another, who may change them, readiness, and measurements.
 
-May import `model` and the rooms below it.
+May import `model` and the packages below it.
 """

@@ -1,4 +1,4 @@
-"""Loading and unloading by call: who may, in which mode, and what of the repository there is to see."""
+"""Loads and unloads models for clients if the server's settings allow it, and lists the model repository."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ EXPLICIT = "explicit"
 
 
 class ModelControl:
-    """The registry's changes, for callers from the network. `allowed`: they may; `mode`: only one has calls."""
+    """Changes the registry for clients, but only if `allowed` is True and `mode` is "explicit"."""
 
     def __init__(self, registry: Registry, root: Path, *, mode: str, allowed: bool) -> None:
         self._registry = registry
@@ -22,27 +22,37 @@ class ModelControl:
         self.allowed = allowed
 
     async def load(self, name: str, config: str = "") -> ModelEntry:
-        """Loads a model, or loads again what changed. Raises `ModelNotFound`, `ModelLoadFailed` and as `check`.
+        """Loads a model, or the versions of it that changed or failed, and returns its entry.
 
-        `config` is JSON that takes config.pbtxt's place until the next load.
+        `config` is JSON that replaces config.pbtxt until the next load. Raises `ModelNotFound`, `ModelLoadFailed`,
+        `ShuttingDown`, and the errors of `check`.
         """
         self.check()
         return await self._registry.load(name, config)
 
     async def unload(self, name: str) -> ModelEntry:
-        """Unloads a model; nothing happens to one that is not loaded. Raises `ModelNotFound` and as `check`."""
+        """Unloads a model and returns its entry. If it is not loaded, nothing happens.
+
+        Raises `ModelNotFound` and the errors of `check`.
+        """
         self.check()
         return await self._registry.unload(name)
 
     async def index(self) -> list[ModelEntry]:
-        """Every model of the registry or the repository, by name."""
+        """Returns every model of the registry or the model repository, sorted by name.
+
+        Raises `ModelLoadFailed` if the model repository cannot be read.
+        """
         known = {model.name: model for model in self._registry.models}
         found = await on_thread(partial(folders.scan, self._root))
         fresh = {folder.name: ModelEntry(folder.name) for folder in found if folder.name not in known}
         return [model for _, model in sorted((known | fresh).items())]
 
     def check(self) -> None:
-        """Before anything is looked at. Raises `PermissionDenied`, `ModelControlOff` where the mode has no calls."""
+        """Raises `PermissionDenied` if clients may not change models, `ModelControlOff` if the mode is not explicit.
+
+        Call it before anything else, so that a client without permission learns nothing about the model repository.
+        """
         if not self.allowed:
             raise PermissionDenied("clients may not load or unload models; start the server with --allow-model-control")
         if self._mode != EXPLICIT:

@@ -1,25 +1,26 @@
-"""Whether the server and each model may be sent work, and who wants to hear of a change."""
+"""Readiness: whether the server and each model accept requests, and who wants to know when that changes."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
-from cnnserve.errors import ModelNotFound
+from cnnserve.errors import ModelNotFound, ModelNotReady
 from cnnserve.registry.registry import Registry
 
 
 class Health:
-    """Derived from the registry and flags of its own: once draining, nothing is SERVING any more.
+    """Derives readiness from the registry. While the server drains, nothing is SERVING.
 
-    The server is SERVING when the models of its start are settled and one is READY, with `strict` every one that is
-    still wanted. What comes later never takes readiness away while it loads. `may_be_empty`: models come by call, so a
-    server that was told to load none is SERVING without one, or no call would reach it.
+    The server is SERVING if each model to be served at start is loaded or has failed, and one model is READY. With
+    `strict`, every model to be served at start must have a READY version; models unloaded since then do not count. A
+    model that is loaded later never takes readiness away. `may_be_empty`: clients load the models. If there is no model
+    to be served at start, the server is SERVING without a READY model. Otherwise no client would send it a load.
     """
 
     def __init__(self, registry: Registry, *, strict: bool, may_be_empty: bool = False) -> None:
         self._registry = registry
         self._strict = strict
         self._may_be_empty = may_be_empty
-        # The names wanted at start; None while they load.
+        # Names of the models to be served at start; None until each of them is loaded or has failed.
         self._at_start: frozenset[str] | None = None
         self._draining = False
         self._closed = False
@@ -28,7 +29,7 @@ class Health:
 
     @property
     def is_ready(self) -> bool:
-        """SERVING as a whole."""
+        """Whether the server as a whole is SERVING."""
         if self._at_start is None or self._draining:
             return False
         models = self._registry.models
@@ -38,18 +39,21 @@ class Health:
         return any(model.ready for model in models) or (self._may_be_empty and not first)
 
     def is_serving(self, service: str) -> bool:
-        """`""` is the server, any other name a model. Raises `ModelNotFound`."""
+        """Returns whether `service` is SERVING: "" is the server, any other name a model.
+
+        Raises `ModelNotFound`, or `ModelNotReady` for a name that the server does not know yet because it starts.
+        """
         if not service:
             return self.is_ready
         return bool(self._registry.entry(service).ready) and not self._draining
 
     def started(self) -> None:
-        """The models of the start are settled."""
+        """Records that each model to be served at start is loaded or has failed."""
         self._at_start = frozenset(model.name for model in self._registry.models if model.wanted)
         self._notify()
 
     def drain(self) -> None:
-        """NOT_SERVING from now on."""
+        """Makes the server and every model NOT_SERVING from now on."""
         self._draining = True
         self._notify()
 
@@ -59,7 +63,7 @@ class Health:
         self._notify()
 
     async def watch(self, service: str) -> AsyncIterator[bool | None]:
-        """The service's state now and after each change of it; None while no model has that name."""
+        """Yields whether `service` is SERVING, now and after each change; None while no model has that name."""
         last: bool | None = None
         first = True
         while True:
@@ -77,8 +81,10 @@ class Health:
             return self.is_serving(service)
         except ModelNotFound:
             return None
+        except ModelNotReady:
+            return False
 
     def _notify(self) -> None:
-        # A new event for the next change: whoever waits on this one wakes exactly once.
+        # The next change gets a new event, so that each task that waits for this change wakes exactly once.
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

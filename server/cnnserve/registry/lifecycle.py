@@ -1,7 +1,7 @@
 """The states of a model version and the moves between them.
 
-A version's life is the table `_MOVES`; any other move is a programming error and changes nothing. A reload is not a
-move: the new load is an entry of its own, which takes the old one's place when it is READY.
+The table `_MOVES` has all legal moves. Any other move is a programming error and changes nothing. A reload is not a
+move: the new load has a separate entry, which replaces the old entry when it is READY.
 """
 
 import enum
@@ -12,10 +12,10 @@ from cnnserve.model.version import Model
 
 
 class State(enum.Enum):
-    """Where a version is in its life; the values are Triton's words, and BUILDING."""
+    """The state of a version. The values are Triton's words, and BUILDING."""
 
     LOADING = "LOADING"
-    # Loading, and the runtime compiles the model for its device, which may take minutes.
+    # ONNX Runtime compiles the model for its device during a load, which may take minutes.
     BUILDING = "BUILDING"
     READY = "READY"
     UNLOADING = "UNLOADING"
@@ -33,10 +33,10 @@ _OPENING = (State.LOADING, State.BUILDING)
 
 
 class VersionEntry:
-    """One load of one version, in one state, for a reason. `model` is set while READY and UNLOADING.
+    """One load of one version: its state and the reason for it. `model` is set while READY and UNLOADING.
 
-    `fingerprint` is what its files looked like when it was loaded, `tried` when it was last tried: they differ where a
-    reload failed and this load still serves. `load_s` is how long the load took, None while it goes on.
+    `fingerprint` describes the version's files at this load, `tried` at the last attempt to load them. They differ if a
+    reload failed and this load still serves. `load_s` is the duration of the load in s, None until the load has ended.
     """
 
     def __init__(self, version: int, fingerprint: object = None) -> None:
@@ -52,13 +52,13 @@ class VersionEntry:
         return f"<VersionEntry {self.version} {self.state.value}{f' ({self.reason})' if self.reason else ''}>"
 
     def move(self, state: State, reason: str = "", model: Model | None = None) -> None:
-        """Takes one of the legal moves. Raises `ValueError` for any other."""
+        """Makes one of the legal moves. Raises `ValueError` for any other."""
         if state not in _MOVES[self.state]:
             raise ValueError(f"version {self.version} cannot go from {self.state.value} to {state.value}")
         self.state, self.reason, self.model = state, reason, model
 
     def stage(self, text: str) -> None:
-        """What its loading does now, as the loader says it: "building ..." moves to BUILDING."""
+        """Records what the load does now. A `text` that begins with "building" moves the version to BUILDING."""
         if self.state is State.LOADING and text.startswith("building"):
             self.move(State.BUILDING, text)
         elif self.state in _OPENING:
@@ -67,20 +67,20 @@ class VersionEntry:
 
 @dataclass(frozen=True)
 class VersionLabels:
-    """Words that stand for versions; `signature` is what their file looked like when it was read."""
+    """The version of each version label. `signature` describes the labels' file when it was read."""
 
     versions: Mapping[str, int] = field(default_factory=dict)
     signature: object = None
 
     def of(self, version: int) -> list[str]:
-        """The words for one version, in order."""
-        return sorted(word for word, number in self.versions.items() if number == version)
+        """Returns the labels of one version, sorted."""
+        return sorted(label for label, number in self.versions.items() if number == version)
 
 
 class ModelEntry:
-    """One model's versions by number, ascending; `reason` says why there are none.
+    """The versions of one model by number, ascending. `reason` says why there are none.
 
-    `wanted`: it is to be served; False before it was first loaded and after it was unloaded.
+    `wanted`: whether the model is to be served; False before its first load and after it was unloaded.
     """
 
     def __init__(self, name: str, reason: str = "it is not loaded") -> None:
@@ -92,10 +92,10 @@ class ModelEntry:
 
     @property
     def ready(self) -> list[VersionEntry]:
-        """The versions that answer now, ascending."""
+        """The READY versions, ascending."""
         return [entry for entry in self.versions.values() if entry.state is State.READY]
 
     def put(self, entry: VersionEntry) -> None:
-        """Sets a version's entry and keeps the versions in order."""
+        """Adds or replaces a version's entry and keeps the versions in order."""
         self.versions[entry.version] = entry
         self.versions = dict(sorted(self.versions.items()))

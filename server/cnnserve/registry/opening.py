@@ -1,6 +1,6 @@
-"""One version from its files to READY, or to UNAVAILABLE with a reason.
+"""Opens a version: from its files to READY, or to UNAVAILABLE with a reason.
 
-What blocks runs on a thread that holds nothing up; a few versions open at once, the others wait their turn.
+Blocking work runs on threads that do not delay the exit. A few versions open at the same time, the others wait.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 
 
 class Open(Protocol):
-    """`loader.open_version` with the server's settings. Blocks, raises `ModelLoadFailed`."""
+    """The signature of `loader.open_version` with the server's settings. Blocks. Raises `ModelLoadFailed`."""
 
     def __call__(self, folder: ModelFolder, version: int, *, on_stage: OnStage) -> OpenVersion:
-        """Loads and proves one version; tells `on_stage`, on its own thread, what it does."""
+        """Loads and self-tests one version. Calls `on_stage`, on the calling thread, with what it does."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Failure:
 
 
 class VersionOpener:
-    """Opens versions, at most `at_once` at a time. `require_manifest`: a version without one fails."""
+    """Opens at most `at_once` versions at a time. `require_manifest`: a version without a manifest fails."""
 
     def __init__(
         self, open_version: Open, decoders: Executor, *, at_once: int = 2, require_manifest: bool = False
@@ -53,7 +53,7 @@ class VersionOpener:
         self._stopped = False
 
     async def open(self, folder: ModelFolder, entry: VersionEntry, changed: Callable[[], None]) -> None:
-        """Takes a LOADING entry to READY or UNAVAILABLE and raises nothing. `changed` hears what happens before."""
+        """Moves a LOADING entry to READY or UNAVAILABLE. Calls `changed` at each stage before that. Raises nothing."""
         async with self._slots:
             started = time.monotonic()
             try:
@@ -63,7 +63,7 @@ class VersionOpener:
                 else:
                     entry.move(State.READY, model=loader.start(outcome, self._decoders))
             except Exception:
-                _log.exception("model %s version %d", folder.name, entry.version)
+                _log.exception("model %s version %d could not be started", folder.name, entry.version)
                 entry.move(State.UNAVAILABLE, _INTERNAL)
             entry.load_s = time.monotonic() - started
         if entry.model is None:
@@ -72,7 +72,7 @@ class VersionOpener:
             _log.info("%s", _ready_line(entry.model, entry.load_s))
 
     def stop(self) -> None:
-        """Gives up everything that is opening, at once; its threads go on, and what they make is dropped."""
+        """Gives up all loads at once. Their threads continue, and their results are dropped."""
         self._stopped = True
         for future in self._running:
             if not future.done():
@@ -90,7 +90,7 @@ class VersionOpener:
             changed()
 
         def on_stage(text: str) -> None:
-            # A loop that is closed has nobody left to tell.
+            # If the event loop is closed, nobody waits for the load any more.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(on_loop, text)
 
@@ -103,10 +103,13 @@ class VersionOpener:
             self._running.discard(future)
 
     def _attempt(self, folder: ModelFolder, version: int, on_stage: OnStage) -> OpenVersion | _Failure:
-        # A value, not an exception: the traceback would hold the failed load's session in a cycle with the future.
+        # A failure is returned, not raised: the traceback would keep the session of the failed load in memory, in a
+        # cycle with the future.
         try:
             if self._require_manifest and not (folder.versions[version] / MANIFEST_FILE).is_file():
-                raise ModelLoadFailed(f"it has no {MANIFEST_FILE}, which --require-manifest demands")
+                raise ModelLoadFailed(
+                    f"it has no {MANIFEST_FILE}, which --require-manifest demands; export or import it with cnnserve"
+                )
             return self._open_version(folder, version, on_stage=on_stage)
         except ServingError as error:
             return _Failure(pbtxt.told(folder, str(error)))
@@ -122,5 +125,5 @@ _STOPPED = _Failure("the server is shutting down")
 def _ready_line(model: Model, seconds: float) -> str:
     info = model.info
     placement = ", ".join(f"{count} nodes on {provider}" for provider, count in info.placement.items())
-    proof = info.self_test or info.probe
-    return f"model {info.name} version {info.version} READY in {seconds:.2f} s; {placement}; {proof}"
+    tested = info.self_test or info.probe
+    return f"model {info.name} version {info.version} READY in {seconds:.2f} s; {placement}; {tested}"

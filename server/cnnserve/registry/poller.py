@@ -1,16 +1,17 @@
-"""`--model-control-mode poll`: the registry follows the files of the repository.
+"""`--model-control-mode poll`: the registry follows the files of the model repository.
 
 Rules:
 
-1. A version with a manifest is loaded as soon as all its files have the sizes the manifest says; its digests are
-   compared by the load.
-2. Any other change waits until size and time of all its files stayed the same over two polls: a version without a
-   manifest, one whose copying stopped half-way (it then fails with the reason), a changed config or label file.
-3. A version is tried once for each state of its files: one that failed is tried again when they change.
-4. A version or model whose folder is missing in two polls is unloaded.
-5. A repository that cannot be read changes nothing.
+1. A version with a manifest is loaded as soon as all its files have the sizes in the manifest. The load compares the
+   digests.
+2. Any other change waits for two more polls in which all files have the same inode, size and time. Such changes are a
+   version without a manifest, a changed config or label file, and a version whose copying has stopped half-way, which
+   then fails with the reason.
+3. A version is tried once for each state of its files. If it failed, it is tried again after its files have changed.
+4. If the folder of a version or a model is missing in two polls, the version or model is unloaded.
+5. If the model repository cannot be read, nothing changes.
 
-Models are brought up to date side by side: one that loads, builds or drains for minutes holds up no other.
+Models are updated in parallel: a model that loads, builds or drains for minutes delays no other model.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ _SETTLED_AFTER_POLLS = 2
 
 @dataclass(frozen=True)
 class Sight:
-    """One version's files, and in how many polls they have been the same since."""
+    """The files of one version, and the number of polls since then in which they were unchanged."""
 
     files: Fingerprint
     complete: bool = False
@@ -43,30 +44,33 @@ class Sight:
 
     @property
     def may_load(self) -> bool:
-        """Rules 1 and 2."""
+        """Whether rule 1 or rule 2 allows loading the version."""
         return self.complete or self.unchanged >= _SETTLED_AFTER_POLLS
 
 
 @dataclass(frozen=True)
 class ModelSight:
-    """One model's versions; `missing`: its folder was not there for the first time."""
+    """The versions of one model. `missing`: the last poll was the first one that did not find its folder."""
 
     versions: Mapping[int, Sight]
     missing: bool = False
 
     @property
     def request(self) -> tuple[tuple[int, Fingerprint, bool], ...]:
-        """What the registry is asked to make of it; another value means there is something to do."""
+        """What the registry has to bring the model to. If it differs from the last request, there is work to do."""
         return tuple((number, sight.files, sight.may_load) for number, sight in self.versions.items())
 
     @property
     def loadable(self) -> frozenset[int]:
-        """The versions that are finished."""
+        """The numbers of the versions that may be loaded."""
         return frozenset(number for number, sight in self.versions.items() if sight.may_load)
 
 
 def look(root: Path, before: Mapping[str, ModelSight], config_name: str = "") -> dict[str, ModelSight]:
-    """The repository now, compared with what was seen before. Blocks. Raises `ModelLoadFailed`: unreadable."""
+    """Returns the models found now, compared with those found before. Blocks.
+
+    Raises `ModelLoadFailed` if the model repository cannot be read.
+    """
     now = {folder.name: _look_at(folder, before.get(folder.name)) for folder in folders.scan(root, config_name)}
     gone = {name: sight for name, sight in before.items() if name not in now and not sight.missing}
     return now | {name: replace(sight, missing=True) for name, sight in gone.items()}
@@ -90,7 +94,7 @@ def _look_at_version(folder: ModelFolder, version: int, before: Sight | None) ->
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether there is a manifest and every file has the size it says."""
+    """Returns whether there is a manifest and every file has the size in it."""
     try:
         manifest = manifests.read(folder)
         return manifest is not None and all(
@@ -101,14 +105,20 @@ def _is_complete(folder: Path) -> bool:
 
 
 async def watch_labels(registry: Registry, interval_s: float = 0.5) -> None:
-    """In every mode: keeps the version labels as their files say, so that no request has to look."""
+    """Reads changed version labels every `interval_s` seconds, so that no request has to read them.
+
+    It runs in every model control mode, until it is cancelled.
+    """
     while True:
         await asyncio.sleep(interval_s)
         await registry.refresh_labels()
 
 
 class Poller:
-    """Looks at the repository every `interval_s` and tells the registry what changed; `config_name` as there."""
+    """Looks at the model repository every `interval_s` seconds and passes changes to the registry.
+
+    `config_name`: as in `Registry`.
+    """
 
     def __init__(self, registry: Registry, root: Path, interval_s: float, config_name: str = "") -> None:
         self._registry = registry
@@ -127,16 +137,16 @@ class Poller:
             try:
                 await self.poll()
             except Exception:
-                # Nothing may end the polling but the server's own end.
+                # After any error polling must continue, until the server stops.
                 _log.exception("a poll of the model repository failed")
 
     async def poll(self) -> None:
-        """One look; what it finds to do is done by tasks of its own, see `settle`."""
+        """Looks at the model repository once. Separate tasks make the changes; `settle` waits for them."""
         try:
             self._seen = await on_thread(partial(look, self._root, self._seen, self._config_name), "poll")
         except ModelLoadFailed as error:
             if self._readable:
-                _log.error("%s; the models stay as they are", error)
+                _log.error("%s; the models stay as they are until it can be read again", error)
             self._readable = False
             return
         self._readable = True
@@ -150,7 +160,7 @@ class Poller:
             self._start(name, self._remove(name))
 
     async def settle(self) -> None:
-        """Waits until everything that was found is done."""
+        """Waits until all changes that were found are made."""
         await asyncio.gather(*self._jobs.values())
 
     def _start(self, name: str, change: Coroutine[object, object, None]) -> None:
@@ -161,7 +171,7 @@ class Poller:
         try:
             await change
         except Exception:
-            _log.exception("model %s could not be brought up to date", name)
+            _log.exception("model %s could not be updated", name)
 
     async def _remove(self, name: str) -> None:
         await self._registry.remove(name)

@@ -1,8 +1,8 @@
-"""Name and version -> model: which versions are loaded, which one answers a request, and how one replaces another.
+"""The registry: which versions are loaded, which version answers a request, and how one version replaces another.
 
-A new version is loaded and proved in full before the old one is let go, so a load that fails changes nothing that
-serves. One model's changes happen one after the other, in the order they were asked for; models do not wait for each
-other, neither to load nor to drain.
+A new version is loaded and self-tested completely before the old one is unloaded, so a load that fails does not affect
+the versions that serve. The changes of one model happen one after the other, in the order in which they were asked for.
+Models do not wait for each other, neither to load nor to drain.
 """
 
 import asyncio
@@ -28,13 +28,15 @@ from cnnserve.repository.folders import ModelFolder
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_CLOSING = "the server is shutting down and loads nothing"
+_CLOSING = "the server is shutting down and loads no more models; send the request to another server"
+# Models that an error lists.
+_LISTED = 10
 
 
 class Registry:
-    """All models of one repository. Lives on the event loop; what blocks leaves it, for a thread.
+    """All models of one model repository. Use it on the event loop only; its blocking work runs on threads.
 
-    `config_name`: a model's configs/NAME.pbtxt is read in place of its config.pbtxt, where it is there.
+    `config_name`: if a model has a file configs/NAME.pbtxt, it is read instead of config.pbtxt.
     """
 
     def __init__(self, root: Path, opener: VersionOpener, config_name: str = "") -> None:
@@ -42,7 +44,7 @@ class Registry:
         self._config_name = config_name
         self._opener = opener
         self._models: dict[str, ModelEntry] = {}
-        # Weak: a lock is there while somebody holds or awaits it, so names that come and go leave nothing behind.
+        # Weak: a lock exists only while a task holds or awaits it, so names that come and go leave no locks behind.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._listeners: list[Callable[[], None]] = []
@@ -51,18 +53,19 @@ class Registry:
 
     @property
     def models(self) -> list[ModelEntry]:
-        """Every model that was found, by name."""
+        """Every known model, sorted by name."""
         return [self._models[name] for name in sorted(self._models)]
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Calls `listener` after every change of any state."""
+        """Registers `listener`, which is called after every change of a state."""
         self._listeners.append(listener)
 
     def get(self, name: str, version: str = "") -> Model:
-        """The READY model for a request. Raises `ModelNotFound`, `VersionNotFound`, `ModelNotReady`.
+        """Returns the READY model for a request: `version`, or the newest READY one if it is "".
 
-        Use it before the next await: `Model.infer` and `classify` take their room in the queue before their first one,
-        and a version drains only after all the room taken in it is given back. So no request falls into a swap.
+        Raises `ModelNotFound`, `VersionNotFound` or `ModelNotReady`. Use the model before the next await: `Model.infer`
+        and `classify` take their places in the queue before their first await, and a version ends only after all its
+        places are given back. So a version that is replaced at this moment refuses no request.
         """
         entry = self.entry(name)
         if version:
@@ -79,7 +82,7 @@ class Registry:
         return chosen.model
 
     def is_ready(self, name: str, version: str = "") -> bool:
-        """Whether `get` would answer. Raises `ModelNotFound`, `VersionNotFound`."""
+        """Returns whether `get` would return a model. Raises `ModelNotFound` or `VersionNotFound`."""
         try:
             self.get(name, version)
         except ModelNotReady:
@@ -87,17 +90,26 @@ class Registry:
         return True
 
     def entry(self, name: str) -> ModelEntry:
-        """A model in any state. Raises `ModelNotFound`; before the first look at the repository `ModelNotReady`."""
+        """Returns a model in any state.
+
+        Raises `ModelNotFound`, or `ModelNotReady` if the server has not yet listed the model repository at start.
+        """
         try:
             return self._models[name]
         except KeyError:
             if self._starting:
-                raise ModelNotReady(f"model {name!r} is not known yet: the server is starting") from None
-            known = ", ".join(sorted(self._models)[:10]) or "no model at all"
-            raise ModelNotFound(f"model {name!r} is not in the repository; it has {known}") from None
+                raise ModelNotReady(
+                    f"model {name!r} is not known yet, because the server is starting; try again later"
+                ) from None
+            known = ", ".join(sorted(self._models)[:_LISTED]) or "no model at all"
+            more = f" and {len(self._models) - _LISTED} more" if len(self._models) > _LISTED else ""
+            raise ModelNotFound(f"model {name!r} is not in the model repository; it has {known}{more}") from None
 
     async def load_all(self, names: Collection[str] | None = None) -> None:
-        """Loads every model of the repository, or those named; one that fails never stops the others."""
+        """Loads every model of the model repository, or those in `names`.
+
+        A model that fails does not stop the others. Raises `ModelLoadFailed` if the model repository cannot be read.
+        """
         self._starting = True
         try:
             scanned = await on_thread(partial(folders.scan, self._root))
@@ -106,21 +118,26 @@ class Registry:
         for folder in scanned:
             self._models.setdefault(folder.name, ModelEntry(folder.name))
         for name in await on_thread(partial(folders.misnamed, self._root)):
-            _log.warning("folder %r is no model: letters, digits, '.', '_' and '-' make a name, 128 at most", name)
+            _log.warning(
+                "folder %r is ignored: a model name has at most 128 letters, digits, '.', '_' and '-' "
+                "and begins with a letter or a digit; rename the folder",
+                name,
+            )
         found = [folder.name for folder in scanned if names is None or folder.name in names]
         for missing in sorted({*(names or ())} - {*found}):
-            # Named and not there: a model that is wanted, so that readiness and the log say what is wrong.
-            entry = self._models.setdefault(missing, ModelEntry(missing, "its folder is not in the repository"))
+            # A model that was named counts as wanted even without a folder, so that readiness shows that it is missing.
+            entry = self._models.setdefault(missing, ModelEntry(missing, "its folder is not in the model repository"))
             entry.wanted = True
             _log.error("model %s is not served: %s", missing, entry.reason)
         await asyncio.gather(*(self.sync(name) for name in found))
 
     async def load(self, name: str, config: str = "") -> ModelEntry:
-        """Brings one model to what its folder says now: new and changed versions in, versions out of the policy out.
+        """Updates one model to the state of its folder and returns its entry.
 
-        `config` is JSON that takes config.pbtxt's place until the next load. A load goes on where its caller is
-        cancelled. Raises `ModelNotFound` where the folder is not there, and `ModelLoadFailed` with the reasons where a
-        version failed; what was serving is untouched by that.
+        New, changed and failed versions are loaded; versions that the version policy did not choose are unloaded.
+        `config` is JSON that replaces config.pbtxt until the next load. If the caller is cancelled, the load continues.
+        Raises `ModelNotFound` if the folder does not exist, `ShuttingDown` if the server stops, and `ModelLoadFailed`
+        with the reasons if a version failed; versions that serve are not affected by a failure.
         """
         failures = await self._run(self._bring(name, config=config))
         if failures and self._closing:
@@ -130,9 +147,9 @@ class Registry:
         return self.entry(name)
 
     async def sync(self, name: str, only: Collection[int] | None = None) -> None:
-        """`load` that raises nothing, and tries nothing again whose files have not changed.
+        """Does the same as `load`, but logs errors instead of raising, and retries only versions whose files changed.
 
-        `only`: other versions are taken for unfinished, and for absent where they do not serve already.
+        `only`: numbers of the finished versions. Other versions are not loaded and, unless they serve, count as absent.
         """
         try:
             await self._run(self._bring(name, only, again=False))
@@ -140,34 +157,37 @@ class Registry:
             _log.warning("model %s: %s", name, error)
 
     async def unload(self, name: str) -> ModelEntry:
-        """Drains every version of a model; one that is not loaded stays so. Raises `ModelNotFound`."""
+        """Unloads every version of a model after draining it, and returns the model's entry. Raises `ModelNotFound`.
+
+        If the model is not loaded, nothing happens.
+        """
         if name not in self._models:
             await on_thread(partial(folders.find, self._root, name))
         return await self._run(self._unload(name))
 
     async def remove(self, name: str) -> None:
-        """Drains every version of a model whose folder is gone, and forgets it."""
+        """Unloads every version of a model whose folder was deleted, and forgets the model."""
         await self._run(self._unload(name, forget=True))
 
     async def refresh_labels(self) -> None:
-        """Reads the `version_labels.json` that changed."""
+        """Reads every `version_labels.json` that has changed."""
         models = [(entry, self._root / entry.name, entry.labels) for entry in self.models]
         fresh = await on_thread(lambda: [version_labels.read_labels(folder, labels) for _, folder, labels in models])
         for (entry, _, _), labels in zip(models, fresh, strict=True):
             entry.labels = labels
 
     def stop_loading(self) -> None:
-        """From now on every load fails, those under way at once."""
+        """Makes every later load fail, and loads in progress fail at once."""
         self._closing = True
         self._opener.stop()
 
     async def close(self) -> None:
-        """Drains every model and ends its instances."""
+        """Unloads every model: drains it and ends its instances."""
         self.stop_loading()
         await asyncio.gather(*(self.unload(name) for name in list(self._models)))
 
     async def _run(self, change: Coroutine[Any, Any, _T]) -> _T:
-        """A change runs to its end where its caller is cancelled: half of it would be no state at all."""
+        """Runs a change to its end even if its caller is cancelled: half a change would leave an invalid state."""
         job = asyncio.create_task(change)
         self._jobs.add(job)
         job.add_done_callback(self._forget)
@@ -175,7 +195,7 @@ class Registry:
 
     def _forget(self, job: asyncio.Task[Any]) -> None:
         self._jobs.discard(job)
-        # Asked for, so that asyncio does not complain where the caller has left.
+        # If the caller was cancelled, nobody reads the exception, and asyncio would log that. So it is read here.
         if not job.cancelled():
             job.exception()
         heap.return_soon()
@@ -186,7 +206,7 @@ class Registry:
     async def _bring(
         self, name: str, only: Collection[int] | None = None, *, again: bool = True, config: str = ""
     ) -> list[str]:
-        """What failed, by version."""
+        """Loads and unloads a model's versions and returns why each of those that failed did."""
         async with self._lock(name):
             if self._closing:
                 raise ShuttingDown(_CLOSING)
@@ -223,7 +243,7 @@ class Registry:
         self._changed()
 
     async def _load_version(self, folder: ModelFolder, entry: ModelEntry, new: VersionEntry, again: bool) -> str:
-        """Why it failed; empty where the version serves what its files say."""
+        """Loads a version and returns why it failed; "" if it serves its current files."""
         old = entry.versions.get(new.version)
         keep = old is not None and old.state is State.READY
         if old is not None and keep and old.fingerprint == new.fingerprint:
@@ -241,7 +261,7 @@ class Registry:
                 await self._retire(old)
             else:
                 old.tried = new.fingerprint
-                old.reason = f"serves what was loaded before; the reload failed: {new.reason}"
+                old.reason = f"serves the files that were loaded before, because the reload failed: {new.reason}"
         self._changed()
         return new.reason
 
@@ -263,7 +283,7 @@ class Registry:
             return entry
 
     async def _retire(self, entry: VersionEntry) -> None:
-        """Answers what a READY version accepted, then frees it."""
+        """Answers the requests that a READY version has accepted, then frees it."""
         model = entry.model
         if model is None:
             return
@@ -279,6 +299,10 @@ class Registry:
 
 
 def _outdated(entry: ModelEntry, plan: Plan) -> list[int]:
-    """Versions to let go: those without a folder, and where one of the policy's serves, all that are not."""
+    """Returns the numbers of the versions to unload.
+
+    These are versions whose folder is gone and, if a version that the version policy chose is READY, every version that
+    the version policy did not choose.
+    """
     served = any(ready.version in plan.chosen for ready in entry.ready)
     return [v for v in entry.versions if v not in plan.folder.versions or (served and v not in plan.chosen)]

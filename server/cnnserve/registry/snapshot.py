@@ -1,6 +1,6 @@
-"""What the server can be measured by, read out at one moment. `transports/http/exposition.py` gives it Prometheus' names.
+"""Reads all measurements of the server at one moment. `transports/http/exposition.py` adds Prometheus' names.
 
-Nothing is counted here: the numbers are the registry's, the statistics' and the memory budget's own.
+Nothing is counted here: the numbers come from the registry, the statistics and the memory budget.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from cnnserve.runtime.session import runtime_version
 
 @dataclass(frozen=True)
 class Distribution:
-    """A histogram as it was: how many per bucket of `statistics.BOUNDS_NS` and above, and their sum (ns)."""
+    """A copy of a `Histogram`: the count of each bucket of `statistics.BOUNDS_NS` and above, and the sum (ns)."""
 
     counts: tuple[int, ...]
     total_ns: int
@@ -25,7 +25,10 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Work:
-    """What a loaded version had done, counted as `Statistics` says; times in ns. `batches`: runs by their images."""
+    """A copy of a loaded version's `Statistics`; times in ns.
+
+    `batches`: number of runs by number of images; `waiting`: requests in the queue.
+    """
 
     success: int
     inferences: int
@@ -46,9 +49,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Version:
-    """One version, or with an empty `version` a model that is wanted and has none. `work` is None where none is loaded.
+    """One version; or, with an empty `version`, a model that is wanted but has no version.
 
-    `load_s`: how long the load took that serves, None where none does; `placement`: nodes by execution provider.
+    `work` is None if the version is not loaded. `load_s`: duration in s of the load that serves, None if none serves.
+    `placement`: number of nodes by execution provider.
     """
 
     model: str
@@ -61,7 +65,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The whole server. Bytes are those of the memory budget, `refused` the requests that it had no room for."""
+    """Measurements of the whole server. Bytes are those of the memory budget; `refused`: requests that it refused."""
 
     versions: tuple[Version, ...]
     held_bytes: int
@@ -73,7 +77,7 @@ class Snapshot:
 
 
 def snapshot(registry: Registry, budget: MemoryBudget) -> Snapshot:
-    """The server now. On the event loop, where all of it lives; a few microseconds a version."""
+    """Returns the measurements of the server now. Takes a few microseconds per version. Call it on the event loop."""
     return Snapshot(
         tuple(version for model in registry.models for version in _versions(model)),
         budget.held_bytes,
@@ -89,7 +93,7 @@ def _versions(model: ModelEntry) -> Iterator[Version]:
     if model.wanted and not model.versions:
         yield Version(model.name, "", State.UNAVAILABLE)
     for entry in model.versions.values():
-        # What was unloaded on purpose is nothing to be alarmed about.
+        # A version that was unloaded on purpose is left out, because it must not set off an alert.
         if model.wanted or entry.model is not None:
             yield _version(model.name, entry)
 

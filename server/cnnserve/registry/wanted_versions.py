@@ -1,4 +1,4 @@
-"""What a model's folder asks for: which versions its policy wants served, and which words stand for them. Blocks."""
+"""Reads from a model's folder which versions are to be served and which labels they have. Blocks."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -14,7 +14,11 @@ from cnnserve.repository.folders import Fingerprint, ModelFolder
 
 @dataclass(frozen=True)
 class Plan:
-    """`chosen`: the policy's version_labels, ascending, as their files are now; `reason` says why there are none."""
+    """The versions of a model that are to be served.
+
+    `chosen`: versions that the version policy chose, ascending, with the fingerprints of their files. `reason` says why
+    there are none.
+    """
 
     folder: ModelFolder
     labels: VersionLabels
@@ -31,27 +35,28 @@ def read(
     config: str = "",
     config_name: str = "",
 ) -> Plan:
-    """The plan for one model, of its `available` versions or of all. Raises `ModelNotFound`.
+    """Returns the plan for one model, for its `available` versions or for all of them. Raises `ModelNotFound`.
 
-    `labels` are those read before; `config` is JSON that takes the place of the config that `config_name` chooses.
+    `labels` were read before; `config` is JSON that replaces the config file that `config_name` chooses.
     """
     folder = replace(folders.find(root, name, config_name), config=config)
     present = [version for version in folder.versions if available is None or version in available]
     chosen, reason = _choose(folder, present)
-    # Taken before the files are read: what changes while they are shows as a difference the next time.
+    # Taken before the files are read, so that a change during the load shows as a difference the next time.
     files = {version: folders.fingerprint(folder, version) for version in chosen}
     return Plan(folder, version_labels.read_labels(folder.path, labels), files, reason)
 
 
 def _choose(folder: ModelFolder, present: list[int]) -> tuple[list[int], str]:
     if not folder.versions:
-        return [], "its folder holds no version folder (1, 2, 3, ...)"
+        return [], "its folder holds no version folder; add one with a number as its name (1, 2, 3, ...)"
     if not present:
         return [], f"version {max(folder.versions)} is not complete yet"
     try:
         policy = pbtxt.version_policy(pbtxt.of(folder))
     except ModelLoadFailed:
-        # The newest version fails with this reason when it loads, and stands for all.
+        # The config concerns all versions, so it is enough that the newest one fails with this reason when it loads.
         return present[-1:], ""
     chosen = policy.choose(present)
-    return chosen, "" if chosen else f"its version_policy names none of the versions {', '.join(map(str, present))}"
+    known = ", ".join(map(str, present))
+    return chosen, "" if chosen else f"its version_policy names none of the versions {known}; change version_policy"

@@ -1,4 +1,4 @@
-"""What is on disk: model folders, manifests, class names, ONNX headers, and `cnnserve show`.
+"""The files of a model repository: model folders, manifests, labels, ONNX headers; and `cnnserve show`.
 
-May import the modules on the ground floor.
+May import the modules directly in `cnnserve`, but no other subpackage.
 """

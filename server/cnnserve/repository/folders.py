@@ -1,4 +1,4 @@
-"""What is on disk: `<repository>/<model>/<version>/model.onnx`. Reads names only, never a model."""
+"""Finds models and versions on disk: `<repository>/<model>/<version>/model.onnx`. Reads names only, never a model."""
 
 import contextlib
 import re
@@ -8,23 +8,23 @@ from pathlib import Path
 
 from cnnserve.errors import ModelLoadFailed, ModelNotFound
 
-# Names travel in URLs, log lines and metric labels, and become paths.
+# Model names are used in URLs, log lines, metric labels and paths.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MAX_VERSION = 10**18 - 1
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 MODEL_FILE = "model.onnx"
 LABELS_FILE = "version_labels.json"
 
-# Name, inode, size and mtime.
+# Name, inode, size (bytes) and modification time (ns).
 FileStat = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One model's folder and its versions by number.
+    """One model's folder, and the folders of its versions by number.
 
-    `config`: JSON that a load brought, in place of any file. `config_file`: what is read in place of config.pbtxt where
-    it is there, relative to `path`.
+    `config`: JSON of a load request, which replaces any file. `config_file`: path below `path` of the file that is read
+    instead of config.pbtxt if it exists.
     """
 
     name: str
@@ -36,18 +36,19 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The files a version is made of: those of the model's folder, which its versions share, and its own."""
+    """Describes the files of a version: the `shared` ones in the model's folder, and the version's own."""
 
     shared: tuple[FileStat, ...]
     own: tuple[FileStat, ...]
-    # Of the load itself, where it brought one.
+    # JSON of the load request, if it had a config.
     config: str = ""
 
 
 def scan(root: Path, config_name: str = "") -> list[ModelFolder]:
-    """Every model of the repository, by name: each folder that is not hidden and whose name a model may have.
+    """Returns every model of the model repository, sorted by name: each folder whose name is a model name.
 
-    `config_name` chooses among their configs. Raises `ModelLoadFailed` where the repository itself cannot be read.
+    `config_name` chooses the config file of each model. Hidden folders are no models. Raises `ModelLoadFailed` if the
+    model repository cannot be read.
     """
     try:
         folders = sorted(path for path in root.iterdir() if path.is_dir())
@@ -57,7 +58,10 @@ def scan(root: Path, config_name: str = "") -> list[ModelFolder]:
 
 
 def misnamed(root: Path) -> list[str]:
-    """Folders that are no models for their names alone; hidden ones are meant to be."""
+    """Returns the names of folders that are ignored only because of their names, sorted.
+
+    Hidden folders are not among them, because they are hidden on purpose.
+    """
     with contextlib.suppress(OSError):
         folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
         return sorted(name for name in folders if not MODEL_NAME.fullmatch(name))
@@ -65,19 +69,20 @@ def misnamed(root: Path) -> list[str]:
 
 
 def find(root: Path, name: str, config_name: str = "") -> ModelFolder:
-    """One model's folder by its name, as `scan` gives it.
+    """Returns one model's folder by its name, as `scan` does.
 
-    Raises `ModelNotFound`, also for a name that no model may have.
+    Raises `ModelNotFound` if there is no such folder, or if `name` is no model name.
     """
     if not MODEL_NAME.fullmatch(name) or not (root / name).is_dir():
-        raise ModelNotFound(f"model {name!r} is not in the repository")
+        raise ModelNotFound(f"model {name!r} is not in the model repository")
     return model_folder(root / name, config_name)
 
 
 def fingerprint(folder: ModelFolder, version: int) -> Fingerprint:
-    """What one version is made of; another value means its files changed. A file that vanishes meanwhile is left out.
+    """Returns the fingerprint of one version. If it differs from an earlier one, the version's files have changed.
 
-    Hidden files and folders are none of a model's, nor are the labels, which are read by themselves.
+    A file that is deleted meanwhile is left out. Hidden files and folders do not belong to a version. Neither do the
+    version labels, which are read separately.
     """
     own = _stats(_model_files(folder.versions[version])) if version in folder.versions else ()
     named = _stats([folder.path / folder.config_file] if folder.config_file else [])
@@ -91,7 +96,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _model_files(path: Path) -> list[Path]:
-    """A version's own files, and those of the folder that is its model where that has several."""
+    """Returns a version's own files, and the files of a model that is a folder because it has several files."""
     files = _files(path)
     with contextlib.suppress(OSError):
         return [*files, *(file for folder in files if (folder / MODEL_FILE).is_file() for file in _files(folder))]
@@ -109,7 +114,7 @@ def _stats(files: Iterable[Path]) -> tuple[FileStat, ...]:
 
 
 def model_folder(path: Path, config_name: str = "") -> ModelFolder:
-    """One model's folder: subfolders named 1, 2, 3, ... are its versions. One that cannot be read has none."""
+    """Returns one model's folder. Its subfolders 1, 2, 3, ... are the versions; if it cannot be read, it has none."""
     versions = {}
     with contextlib.suppress(OSError):
         versions = {int(child.name): child for child in path.iterdir() if version_number(child.name) and child.is_dir()}
@@ -118,5 +123,5 @@ def model_folder(path: Path, config_name: str = "") -> ModelFolder:
 
 
 def version_number(text: str) -> int | None:
-    """The version that `text` is the number of; None for any other text."""
+    """Returns the version number that `text` is, or None if it is none."""
     return int(text) if _VERSION.fullmatch(text) else None

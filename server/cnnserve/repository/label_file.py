@@ -1,4 +1,4 @@
-"""A version's class names: a UTF-8 file with one name a line, in the order of the model's outputs."""
+"""Reads the labels of a model's classes: a UTF-8 file with one label per line, in the order of the output's values."""
 
 from pathlib import Path
 
@@ -6,13 +6,16 @@ from cnnserve.errors import ModelLoadFailed, reason
 
 
 def read_labels(file: Path) -> tuple[str, ...]:
-    """One label a line; line ends may be CRLF, a byte-order mark and an empty last line are ignored."""
+    """Returns the labels of a file, one per line. Raises `ModelLoadFailed` if the file is missing or unreadable.
+
+    Line ends may be CRLF. A byte-order mark and an empty last line are ignored.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise ModelLoadFailed(f"label file {file.name} is missing") from error
+        raise ModelLoadFailed(f"label file {file.name} is missing; add it or remove label_filename") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadFailed(f"label file {file.name} cannot be read: {reason(error)}") from error
-    # Not splitlines(): a label may hold a form feed or a Unicode line separator.
+    # splitlines() would also split at form feeds and Unicode line separators, which labels may have.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return tuple(lines[:-1] if lines[-1] == "" else lines)

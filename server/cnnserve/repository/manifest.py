@@ -1,7 +1,7 @@
-"""`manifest.json`: what a version folder promises, written by the exporter and held to by the server.
+"""`manifest.json` of a version: preprocessing, digests, parity and golden image. The exporter writes, the server reads.
 
-One file format, two users: `cnnserve_export.publish` writes it, the server reads it, compares the digest of every file
-it names and repeats its golden image before the version becomes READY.
+`cnnserve_export.publish` writes the file. The server compares the digest of every file that it names and repeats its
+golden image before the version becomes READY.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class FileDigest:
-    """One file of the version folder."""
+    """Digest and size of one file of the version folder."""
 
     sha256: str
     bytes: int
@@ -34,7 +34,10 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class Resize:
-    """`mode` "shorter" scales the shorter side to `size[0]`; "exact" scales to `size` = (height, width)."""
+    """How an image is resized: "shorter" scales the shorter side to `size[0]`, "exact" to `size` = (height, width).
+
+    Sizes are in pixels.
+    """
 
     mode: Literal["shorter", "exact"]
     size: tuple[int, ...]
@@ -44,11 +47,12 @@ class Resize:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a decoded image to one row of the model's input, in the order of the fields.
+    """The steps from a decoded image to one row of the model's input, in the order of the fields.
 
-    `mean` and `std` are per channel on the 0-to-1 scale. With `normalize` "graph" the network holds them and the row is
-    uint8; with "host" the server applies them and the row is float32; with "none" nobody is known to: float rows have
-    0-to-1 values, uint8 rows the pixels.
+    Only `exif_orientation` comes out of order: it turns the image upright first. `mean` and `std` are per channel, for
+    pixels of 0 to 1. With `normalize` "graph" the network applies them, and rows have the pixels as uint8. With "host"
+    the server applies them, and rows have floats. With "none" nothing is known to apply them: rows of floats have
+    values of 0 to 1, rows of uint8 have the pixels.
     """
 
     color: Literal["RGB", "BGR", "L"]
@@ -62,7 +66,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Name, Open Inference data type and shape of one image's tensor (no batch dimension)."""
+    """Name, data type (of the Open Inference Protocol) and shape of one row of a tensor, without batch dimension."""
 
     name: str
     datatype: str
@@ -72,7 +76,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class OnnxInfo:
-    """What a runtime must be able to read."""
+    """The ONNX file and what a runtime must support to run it: operator set, IR version and precision."""
 
     file: str
     opset: int
@@ -82,23 +86,23 @@ class OnnxInfo:
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest absolute difference of any probability from the reference's, by batch size, and what was allowed.
+    """Largest absolute difference of a probability from the reference, by batch size, and its tolerance.
 
-    Of a version in fp16 or int8 it is that of the fp32 file it was made from.
+    In an fp16 or int8 version it belongs to the fp32 file from which the version was made.
     """
 
     batches: dict[str, float]
     tolerance: float
     provider: str
-    # What the file was compared with: PyTorch's network, or the file that was imported.
+    # The file was compared with the network in PyTorch, or with the imported file.
     reference: Literal["PyTorch", "imported file"] = "PyTorch"
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One image and its probabilities, which the server must repeat within `tolerance`.
+    """The golden image and its probabilities, which the self-test must repeat within `tolerance`.
 
-    In fp32 they are the reference's own, in fp16 and int8 what the published file gave on the CPU.
+    In fp32 they come from the reference, in fp16 and int8 from the published file on the exporter's CPU.
     """
 
     image: str
@@ -108,7 +112,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that something was measured on: what they are called, their number, one SHA-256 over all their files'."""
+    """Images of a measurement: their name, their number, and one SHA-256 over the sorted SHA-256 of all their files."""
 
     name: str
     count: int
@@ -117,9 +121,10 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The images an int8 version took its ranges from, and the bits its weights use.
+    """The images from which the ranges of an int8 version were computed, and the number of bits of its weights.
 
-    7: no processor's sums overflow. 8: x86 processors without VNNI may answer otherwise.
+    With 7 bits, sums cannot overflow on any processor. With 8 bits, x86 processors without VNNI may compute other
+    probabilities.
     """
 
     images: ImageSet
@@ -128,10 +133,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a version in fp16 or int8 answered beside the fp32 file it was made from, on the exporter's CPU.
+    """An fp16 or int8 version compared with the fp32 file from which it was made, on the exporter's CPU.
 
-    `top1` is the share of images with the same most probable class, `needed` the least that was allowed,
-    `seen_in_calibration` how many of the images were calibrated on. The accuracies are over the `labelled` images.
+    `top1` is the share of images with the same most probable class, `needed` the smallest share allowed,
+    `seen_in_calibration` the number of these images that were also used for calibration, and `largest_difference` that
+    of any probability. The accuracies are over the `labelled` images.
     """
 
     images: ImageSet
@@ -149,8 +155,8 @@ class Agreement:
 class Manifest:
     """The contract between an exported version and the server that runs it.
 
-    `activation` is what the file's answers went through, `activation_by` who put it there: the network itself, or the
-    export behind a network that answers logits.
+    `activation`: "softmax" if the file returns probabilities, "none" if it returns logits. `activation_by`: whether the
+    network itself contains the softmax, or the export added it.
     """
 
     model: str
@@ -176,14 +182,14 @@ class Manifest:
 
 
 def to_json(manifest: Manifest) -> str:
-    """The text of manifest.json: sorted as declared, one final newline."""
+    """Returns the text of manifest.json: the fields in the order of their declaration, and one newline at the end."""
     return json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest of a version folder, or None where there is none.
+    """Returns the manifest of a version folder, or None if it has none.
 
-    Raises `ModelLoadFailed` naming the field that is wrong.
+    Raises `ModelLoadFailed` with the field that is wrong.
     """
     try:
         text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
@@ -195,13 +201,13 @@ def read(folder: Path) -> Manifest | None:
 
 
 def parse(text: str) -> Manifest:
-    """Reads a manifest from its text. Raises `ModelLoadFailed` naming the field that is wrong."""
+    """Returns the manifest that `text` contains. Raises `ModelLoadFailed` with the field that is wrong."""
     try:
         raw = json_text.loads(text)
     except ValueError as error:
         raise ModelLoadFailed(f"{MANIFEST_FILE} is not JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise ModelLoadFailed(f"{MANIFEST_FILE} holds a {type(raw).__name__}, expected an object")
+        raise ModelLoadFailed(f"{MANIFEST_FILE} holds a {type(raw).__name__}, expected a JSON object")
     if raw.get("schema") != SCHEMA:
         raise ModelLoadFailed(
             f"{MANIFEST_FILE} has schema {raw.get('schema')!r}, this server reads {SCHEMA}; export the model again"
@@ -212,41 +218,42 @@ def parse(text: str) -> Manifest:
 
 
 def parse_preprocessing(text: str, image_shape: tuple[int, ...]) -> Preprocessing:
-    """Reads JSON in the words of a manifest's `preprocessing`, for images of height, width, channels.
+    """Returns the preprocessing that JSON with the fields of a manifest's `preprocessing` describes.
 
-    Raises `ModelLoadFailed` naming the field that is wrong.
+    `image_shape`: height, width and channels of the model's input. Raises `ModelLoadFailed` with the field that is
+    wrong.
     """
     try:
         raw = json_text.loads(text)
     except ValueError as error:
         raise ModelLoadFailed(f"it is not JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise ModelLoadFailed(f"it holds a {type(raw).__name__}, expected an object")
+        raise ModelLoadFailed(f"it holds a {type(raw).__name__}, expected a JSON object")
     known = {item.name for item in dataclasses.fields(Preprocessing)}
     if unknown := sorted(raw.keys() - known):
         raise ModelLoadFailed(f"it has no field {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    # Neither is needed in a manifest: null says that there is none.
+    # In a manifest both fields are required and null means none. In this text people may leave them out.
     spec = _build(Preprocessing, {"resize": None, "crop": None} | raw, "")
     _check_preprocessing(spec, image_shape)
     return spec
 
 
 def digest(path: Path) -> FileDigest:
-    """SHA-256 and size of a file, read in pieces."""
+    """Returns SHA-256 and size of a file. Reads it in pieces, so its size does not matter."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileDigest(sha256, file.tell())
 
 
 def verify_files(manifest: Manifest, folder: Path) -> None:
-    """Compares every file with its digest. Raises `ModelLoadFailed` naming the first that differs."""
+    """Compares every file with its digest. Raises `ModelLoadFailed` with the first file that differs."""
     for name, expected in manifest.files.items():
         if problem := _problem(folder / name, expected):
-            raise ModelLoadFailed(problem)
+            raise ModelLoadFailed(f"{problem}; copy or export the version again")
 
 
 def altered_files(manifest: Manifest, folder: Path) -> dict[str, str]:
-    """The files that are not what the manifest says, by name, each with what is wrong."""
+    """Returns the files that differ from the manifest: each name with what is wrong."""
     problems = {name: _problem(folder / name, expected) for name, expected in manifest.files.items()}
     return {name: problem for name, problem in problems.items() if problem}
 
@@ -269,9 +276,11 @@ def _problem(path: Path, expected: FileDigest) -> str | None:
 def _check(manifest: Manifest) -> None:
     needed = {manifest.onnx.file, manifest.golden.image, *([manifest.labels] if manifest.labels else [])}
     for name in [*manifest.files, *needed]:
-        # A manifest must not reach outside its folder, nor name what no file can be called.
+        # A manifest must not name files outside its folder, or names that no file can have.
         if not name or name.startswith(".") or any(sign in "/\\\0" or "\ud800" <= sign <= "\udfff" for sign in name):
-            raise ModelLoadFailed(f"{MANIFEST_FILE} names the file {name!r}; plain file names only")
+            raise ModelLoadFailed(
+                f"{MANIFEST_FILE} names the file {name!r}, expected a file name without a folder or a leading dot"
+            )
     if missing := sorted(needed - manifest.files.keys()):
         raise ModelLoadFailed(f"{MANIFEST_FILE} has no digest for {', '.join(missing)}")
     if len(manifest.golden.probabilities) != manifest.class_count:
@@ -292,35 +301,40 @@ def _check(manifest: Manifest) -> None:
 def _check_preprocessing(spec: Preprocessing, image_shape: tuple[int, ...]) -> None:
     height, width, channels = image_shape
     if channels != (1 if spec.color == "L" else 3):
-        raise ModelLoadFailed(f"{MANIFEST_FILE}: preprocessing.color {spec.color} does not give {channels} channels")
+        raise ModelLoadFailed(
+            f"{MANIFEST_FILE}: preprocessing.color is {spec.color}, which does not give the {channels} channels of the "
+            "input"
+        )
     for name, values in (("mean", spec.mean), ("std", spec.std)):
         if len(values) != channels:
             raise ModelLoadFailed(
-                f"{MANIFEST_FILE}: preprocessing.{name} has {len(values)} values for {channels} channels"
+                f"{MANIFEST_FILE}: preprocessing.{name} has {len(values)} values, expected one for each of {channels} "
+                "channels"
             )
     if not all(value > 0 for value in spec.std):
-        raise ModelLoadFailed(f"{MANIFEST_FILE}: preprocessing.std must be positive, got {list(spec.std)}")
+        raise ModelLoadFailed(f"{MANIFEST_FILE}: preprocessing.std is {list(spec.std)}, expected positive values")
     if spec.resize is not None:
         expected = 1 if spec.resize.mode == "shorter" else 2
         if len(spec.resize.size) != expected or any(size < 1 for size in spec.resize.size):
             raise ModelLoadFailed(
-                f"{MANIFEST_FILE}: preprocessing.resize.size {list(spec.resize.size)} does not fit "
-                f"mode {spec.resize.mode}, expected {expected} positive size(s)"
+                f"{MANIFEST_FILE}: preprocessing.resize.size is {list(spec.resize.size)}, "
+                f"mode {spec.resize.mode} needs {expected} positive size(s)"
             )
         if not spec.resize.antialias:
             raise ModelLoadFailed(
-                f"{MANIFEST_FILE}: preprocessing.resize.antialias is false; this server resizes as torchvision does "
-                "PIL images, always antialiased"
+                f"{MANIFEST_FILE}: preprocessing.resize.antialias is false, expected true: the server resizes as "
+                "torchvision resizes PIL images, always with antialiasing"
             )
     result = spec.crop or (spec.resize.size if spec.resize is not None and spec.resize.mode == "exact" else None)
     if result != (height, width):
+        gives = f"gives images of size {list(result)}" if result else "gives images of no fixed size"
         raise ModelLoadFailed(
-            f"{MANIFEST_FILE}: preprocessing ends at size {result and list(result)}, the input needs {[height, width]}"
+            f"{MANIFEST_FILE}: preprocessing {gives}, the input needs {[height, width]}; change crop or resize"
         )
 
 
 def _build(cls: type[_T], raw: Mapping[str, Any], where: str) -> _T:
-    """Makes a dataclass from parsed JSON, field by field, strict about types."""
+    """Returns a dataclass built from parsed JSON, field by field. Raises `ModelLoadFailed` for a wrong type."""
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Which ONNX a file is written in: IR version and operator sets, read without the onnx package or the graph.
+"""Reads the IR version and the operator sets of an ONNX file, without the onnx package and without the graph.
 
-A file is a protobuf message (`onnx.proto`, ModelProto): field 1 is `ir_version`, field 8 `opset_import`, each entry of
-it a domain (field 1) and a version (field 2). Everything else, the graph first of all, is passed over.
+An ONNX file is a protobuf message (ModelProto in `onnx.proto`). Field 1 is `ir_version`. Field 8 is `opset_import`;
+each of its entries has a domain (field 1) and a version (field 2). All other fields, such as the graph, are skipped.
 """
 
 import io
@@ -13,16 +13,16 @@ from typing import BinaryIO
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _IR_VERSION, _OPSET_IMPORT = 1, 8
 _DOMAIN, _VERSION = 1, 2
-# Of an entry of opset_import: a damaged length must not be taken for so much memory.
+# Longest entry of opset_import that is read, in bytes: a damaged length must not lead to a read of that size.
 _LONGEST = 4096
 
-# What ONNX Runtime 1.18 (May 2024) and everything after it reads.
+# ONNX Runtime 1.18 (May 2024) and all later versions read this operator set.
 PORTABLE_OPSET = 18
 
 
 @dataclass(frozen=True)
 class OnnxHeader:
-    """`opsets` by domain; ONNX's own is "ai.onnx". What a file does not say is 0 or not there."""
+    """IR version and operator sets by domain; ONNX's own domain is "ai.onnx". Missing values are 0 or left out."""
 
     ir_version: int
     opsets: dict[str, int]
@@ -33,7 +33,7 @@ class OnnxHeader:
 
 
 def read(path: Path) -> OnnxHeader | None:
-    """The header of an ONNX file; None where it is none, or cannot be read."""
+    """Returns the header of an ONNX file, or None if it is no ONNX file or cannot be read."""
     try:
         with path.open("rb") as file:
             header = _read(file)
@@ -56,7 +56,10 @@ def _read(file: BinaryIO) -> OnnxHeader:
 
 
 def _fields(file: BinaryIO, wanted: frozenset[int]) -> Iterator[tuple[int, int | bytes]]:
-    """Numbers, and the bytes of the fields `wanted`; other fields are skipped. Raises `ValueError`: no protobuf."""
+    """Yields integers, and the bytes of the fields in `wanted`, by field number; skips other fields.
+
+    Raises `ValueError` if the file is not protobuf.
+    """
     while (key := _varint(file)) is not None:
         field, kind = key >> 3, key & 7
         if kind == _VARINT:
@@ -70,11 +73,11 @@ def _fields(file: BinaryIO, wanted: frozenset[int]) -> Iterator[tuple[int, int |
         elif kind in (_FIXED64, _FIXED32):
             file.seek(8 if kind == _FIXED64 else 4, io.SEEK_CUR)
         else:
-            raise ValueError(f"no protobuf: wire type {kind}")
+            raise ValueError(f"not protobuf: unknown wire type {kind}")
 
 
 def _varint(file: BinaryIO) -> int | None:
-    """None at the end of the file."""
+    """Returns the next variable-length integer, or None at the end of the file."""
     value = 0
     for shift in range(0, 70, 7):
         byte = file.read(1)
@@ -83,10 +86,10 @@ def _varint(file: BinaryIO) -> int | None:
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value
-    raise ValueError("no protobuf: a number of more than ten bytes")
+    raise ValueError("not protobuf: an integer has more than ten bytes")
 
 
 def _needed(value: int | None) -> int:
     if value is None:
-        raise ValueError("no protobuf: it ends too early")
+        raise ValueError("not protobuf: the file ends inside a field")
     return value

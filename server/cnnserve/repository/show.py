@@ -1,6 +1,6 @@
-"""`cnnserve show`: what a repository's manifests say, for a person or a program, with the digests compared.
+"""`cnnserve show`: prints manifests of a model repository as text or JSON, and compares the files with their digests.
 
-Needs nothing that is not in the base install: no runtime, no torch, no running server.
+It needs only the base install: neither ONNX Runtime nor torch nor a running server.
 """
 
 import argparse
@@ -22,22 +22,23 @@ from cnnserve.repository.show_text import Entry
 
 
 class _NothingToShow(Exception):
-    """There is no version; the text says why."""
+    """There is no version to show. The text gives the reason."""
 
 
 def show(argv: Sequence[str]) -> int:
-    """Runs `cnnserve show`. Returns 0; 1 where a file is not what its manifest says, or nothing is there to show.
+    """Runs `cnnserve show` and returns its exit status.
 
-    141 where the reader of the output went away.
+    The status is 1 if a file differs from its manifest, a manifest is broken, or there is nothing to show; 141 if the
+    reader of the output has closed it; otherwise 0.
     """
     arguments = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Labels may have letters that the terminal has not.
+        # Labels may have characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _show(arguments.path, arguments.version, as_json=arguments.json)
     except BrokenPipeError:
-        # The interpreter flushes once more on its way out and must not fail there.
+        # The interpreter flushes standard output again at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (_NothingToShow, ModelLoadFailed, OSError) as error:
@@ -62,47 +63,56 @@ def _show(path: Path, version: int | None, *, as_json: bool) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cnnserve show",
-        description="Shows what a model's manifest says and compares every file with its digest.",
+        description="Print the manifest of a version and compare the version's files with their digests.",
         epilog="Example: cnnserve show models/resnet50",
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="a version's folder, a model's, or a whole repository")
-    parser.add_argument("--version", type=int, metavar="N", help="of a model's folder (default: the newest)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a version or a model, or a model repository")
+    parser.add_argument(
+        "--version",
+        type=int,
+        metavar="N",
+        help="number of the version to show, if PATH is a model folder (default: the newest version)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document (default: text)")
     return parser
 
 
 def _find(path: Path, version: int | None) -> tuple[list[tuple[ModelFolder, int]], bool]:
-    """The versions asked for: one of a version's or a model's folder, all of a repository; whether it is one."""
+    """Returns the versions that `path` names, and whether `path` is a model repository.
+
+    A version folder or a model folder gives one version, a model repository gives all its versions. Raises
+    `_NothingToShow` if there are none.
+    """
     if not path.is_dir():
-        raise _NothingToShow(f"{path} is {'a file' if path.exists() else 'not there'}, expected a folder")
-    # Names matter here, so a link keeps its own, but ".." is none.
+        raise _NothingToShow(f"{path} {'is a file' if path.exists() else 'does not exist'}, expected a folder")
+    # The folder's name is the name of the model or version, so a link is not resolved; but ".." is not a name.
     folder = path.resolve() if ".." in path.parts else path.absolute()
     number = version_number(folder.name)
     if number and ((folder / MANIFEST_FILE).is_file() or any(folder.glob("*.onnx"))):
         if version not in (None, number):
-            raise _NothingToShow(f"{path} is the folder of version {number}; --version is for a model's folder")
+            raise _NothingToShow(f"{path} is the folder of version {number}; use --version with a model folder only")
         return [(model_folder(folder.parent), number)], False
     model = model_folder(folder)
-    # A model may have a number for its name; its folder then holds versions, not a version's files.
+    # The name of a model may be a number. Its folder then holds version folders, not the files of a version.
     if any(not model_folder(child).versions for child in model.versions.values()):
         return [(model, _chosen(model, version))], False
     models = [model for model in scan(folder) if model.versions]
     if not models:
-        raise _NothingToShow(f"{path} holds no versions, neither of one model nor of several")
+        raise _NothingToShow(f"{path} holds no versions, expected a version, a model or a model repository")
     if version is not None:
-        raise _NothingToShow(f"{path} is a whole repository; --version is for a model's folder")
+        raise _NothingToShow(f"{path} is a model repository; use --version with a model folder only")
     return [(model, number) for model in models for number in model.versions], True
 
 
 def _chosen(model: ModelFolder, version: int | None) -> int:
     if version is not None and version not in model.versions:
         there = ", ".join(map(str, model.versions))
-        raise _NothingToShow(f"{model.path} has no version {version}; it has {there}")
+        raise _NothingToShow(f"{model.path} has no version {version}; its versions are {there}")
     return max(model.versions) if version is None else version
 
 
 def _look(model: ModelFolder, version: int) -> Entry:
-    """What is shown of a version; the keys are documented and stable, `manifest` is `manifest.json` as it was read."""
+    """Returns what is shown of a version. The keys are documented and stable; `manifest` is `manifest.json` as read."""
     folder = model.versions[version]
     entry: Entry = {
         "model": model.name,

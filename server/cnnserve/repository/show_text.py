@@ -1,6 +1,6 @@
-"""What `cnnserve show` found, as aligned text. Returns text, prints nothing.
+"""Turns what `cnnserve show` found into aligned text. Prints nothing.
 
-Works on the same documents that `--json` prints, so the two cannot say different things.
+It works on the same documents that `--json` prints, so the text and the JSON always agree.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,26 +13,26 @@ _LABELS_SHOWN = 10
 
 
 def version(entry: Entry) -> str:
-    """One version: a name on the left, one or more lines for it on the right."""
+    """Returns the text of one version: names on the left, one or more lines for each name on the right."""
     rows = [("state", _state(entry))]
     manifest = entry["manifest"]
     if manifest:
         rows += [(name, list(lines)) for name, lines in _facts(entry, manifest)]
     if entry["other_versions"]:
-        rows.append(("other versions", [f"{', '.join(map(str, entry['other_versions']))}; --version N shows one"]))
+        rows.append(("other versions", [f"{', '.join(map(str, entry['other_versions']))}; show one with --version N"]))
     cells = [("" if line else name, text) for name, lines in rows for line, text in enumerate(lines)]
     title = f"{entry['model']} version {entry['version']}, {entry['folder']}"
     return printable(title) + "\n\n" + aligned(cells)
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """One line per version."""
+    """Returns a table with one line per version."""
     header = ("MODEL", "VERSION", "ARCHITECTURE", "PARAMETERS", "PRECISION", "INPUT", "CLASSES", "PARITY", "AGREEMENT")
     return aligned([(*header, "STATE"), *map(_row, entries)], right=(1, 3, 6, 7, 8))
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Columns two spaces apart; those in `right` flush right."""
+    """Returns `rows` as lines with columns two spaces apart; the columns in `right` are aligned to the right."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -43,15 +43,15 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with what could drive a terminal escaped."""
+    """Returns `text` with all characters escaped that could control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _state(entry: Entry) -> list[str]:
     if entry["state"] == "intact":
-        return [f"intact: {len(entry['manifest']['files'])} files have the manifest's digests"]
+        return [f"intact: {len(entry['manifest']['files'])} files match the digests in the manifest"]
     if entry["state"] == "no manifest":
-        return ["no manifest: nothing is known of this version, and nothing was compared"]
+        return ["no manifest: nothing is known about this version, and nothing was compared"]
     return [f"{entry['state']}: {problem}" for problem in entry["problems"].values()]
 
 
@@ -61,7 +61,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     if not manifest:
         return (*start, *["-"] * 7, entry["state"])
     agreement = manifest.get("agreement")
-    # That of a version with an agreement is of another file.
+    # If a version has an agreement, its parity belongs to another file.
     batches = () if agreement else manifest["parity"]["batches"].values()
     return (
         *start,
@@ -95,29 +95,29 @@ def _facts(entry: Entry, manifest: dict[str, Any]) -> Iterator[tuple[str, Iterat
 
 
 def _preprocessing(spec: dict[str, Any]) -> Iterator[str]:
-    yield f"color: {spec['color']}" + ("" if spec["exif_orientation"] else ", the EXIF orientation ignored")
+    yield f"color: {spec['color']}" + ("" if spec["exif_orientation"] else ", EXIF orientation ignored")
     if resize := spec["resize"]:
         size = f"shorter side to {resize['size'][0]}" if resize["mode"] == "shorter" else _by(resize["size"])
         yield f"resized: {size}, {resize['interpolation']}, antialiased"
     if spec["crop"]:
         yield f"cropped: {_by(spec['crop'])}, the centre"
-    by = {"graph": "in the graph", "host": "by the server", "none": "by nobody"}[spec["normalize"]]
+    by = {"graph": "in the graph", "host": "by the server", "none": "not applied by the server"}[spec["normalize"]]
     yield f"normalised: mean {_values(spec['mean'])}, standard deviation {_values(spec['std'])}, {by}"
 
 
 def _labels(names: list[str] | None, manifest: dict[str, Any]) -> str:
     count = manifest["class_count"]
     if names is None:
-        return f"{manifest['labels']} is unreadable" if manifest["labels"] else f"none, {count} classes"
+        return f"{manifest['labels']} cannot be read" if manifest["labels"] else f"none, {count} classes"
     more = f" and {len(names) - _LABELS_SHOWN} more" if len(names) > _LABELS_SHOWN else ""
     return f"{manifest['labels']}, {len(names)}: {', '.join(names[:_LABELS_SHOWN])}{more}"
 
 
 def _golden(golden: dict[str, Any], names: list[str] | None) -> str:
-    best = max(golden["probabilities"], default=0.0)
-    index = golden["probabilities"].index(best) if golden["probabilities"] else 0
+    highest = max(golden["probabilities"], default=0.0)
+    index = golden["probabilities"].index(highest) if golden["probabilities"] else 0
     label = names[index] if names and index < len(names) else f"class {index}"
-    return f"{golden['image']}: {label!r} with probability {best:.4f}, to be repeated within {golden['tolerance']:.0e}"
+    return f"{golden['image']}: {label!r} with probability {highest:.4f}, tolerance {golden['tolerance']:.0e}"
 
 
 def _weights(origin: dict[str, str]) -> Iterator[str]:
@@ -127,30 +127,30 @@ def _weights(origin: dict[str, str]) -> Iterator[str]:
 
 
 def _parity(parity: dict[str, Any], *, lowered: bool) -> list[str]:
-    # Of a version with an agreement, it is that of the fp32 file it was made from.
-    what = "largest difference of the fp32 file from" if lowered else "largest difference from"
+    # If a version has an agreement, its parity belongs to the fp32 file from which it was made.
+    of = "a probability of the fp32 file" if lowered else "a probability"
     measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in parity["batches"].items())
     reference = parity.get("reference", "PyTorch")
     return [
-        f"{what} {'PyTorch' if reference == 'PyTorch' else f'the {reference}'}",
-        f"{measured}; allowed {parity['tolerance']:.0e}, on {parity['provider']}",
+        f"largest difference of {of} from {'PyTorch' if reference == 'PyTorch' else f'the {reference}'}",
+        f"{measured}; tolerance {parity['tolerance']:.0e}, on {parity['provider']}",
     ]
 
 
 def _agreement(agreement: dict[str, Any]) -> Iterator[str]:
     images = agreement["images"]
     yield f"with fp32 on {images['count']} images ({images['name']}, SHA-256 {images['sha256']})"
-    yield f"{agreement['top1']:.2%} in the same class, {agreement['needed']:.2%} needed"
-    yield f"largest difference of a probability {agreement['largest_difference']:.4f}"
+    yield f"{agreement['top1']:.2%} have the same most probable class, at least {agreement['needed']:.2%} required"
+    yield f"largest difference of a probability: {agreement['largest_difference']:.4f}"
     if agreement["accuracy"] is not None and agreement["fp32_accuracy"] is not None:
         accuracies = f"accuracy {agreement['accuracy']:.2%}, in fp32 {agreement['fp32_accuracy']:.2%}"
         yield f"{accuracies}, on {agreement['labelled']} labelled images"
     if calibration := agreement["calibration"]:
         images = calibration["images"]
-        weights = f"weights of {calibration['weight_bits']} bits"
+        weights = f"{calibration['weight_bits']}-bit weights"
         yield f"calibrated on {images['count']} images ({images['name']}, SHA-256 {images['sha256']}), {weights}"
         if agreement["seen_in_calibration"]:
-            yield f"{agreement['seen_in_calibration']} of the compared images were calibrated on"
+            yield f"{agreement['seen_in_calibration']} of the compared images were also used for calibration"
 
 
 def _files(entry: Entry, manifest: dict[str, Any]) -> list[str]:

@@ -93,7 +93,7 @@ def test_an_error_fits_beside_any_id_and_name(oip: Oip) -> None:
         tensor(rows(1)),
     ]
     answers = list(oip.stream(iter(requests)))
-    assert ["is not in the repository" in answer.error_message for answer in answers[:1]] == [True]
+    assert ["is not in the model repository" in answer.error_message for answer in answers[:1]] == [True]
     assert [bool(answer.error_message) for answer in answers] == [True, True, False]
     assert len(answers[0].infer_response.id) == len(answers[1].infer_response.model_name) == 10_000
     stream = oip.channel.stream_stream(

@@ -102,10 +102,10 @@ def region(**parameters: object) -> o.ModelInferRequest:
 
 ONE = {"int64_param": 1}
 REFUSED = [
-    ("ModelInfer", infer("nobody"), Code.NOT_FOUND, "model 'nobody' is not in the repository"),
+    ("ModelInfer", infer("nobody"), Code.NOT_FOUND, "model 'nobody' is not in the model repository"),
     ("ModelInfer", infer(version="2"), Code.NOT_FOUND, "has no version 2; it has 3"),
-    ("ModelInfer", infer(version="1st"), Code.NOT_FOUND, "neither a version's number nor a label"),
-    ("ModelInfer", infer(version="-1"), Code.NOT_FOUND, "neither a version's number nor a label"),
+    ("ModelInfer", infer(version="1st"), Code.NOT_FOUND, "neither a version number nor a label"),
+    ("ModelInfer", infer(version="-1"), Code.NOT_FOUND, "neither a version number nor a label"),
     ("ModelInfer", infer("empty"), Code.UNAVAILABLE, "model 'empty' has no version to serve"),
     ("ModelInfer", infer("altered"), Code.UNAVAILABLE, "version 1 is UNAVAILABLE: file labels.txt was altered"),
     ("ModelReady", o.ModelReadyRequest(name="nobody"), Code.NOT_FOUND, "nobody"),
@@ -287,7 +287,7 @@ def test_a_stream_answers_in_order_and_goes_on_after_errors(oip: Oip) -> None:
     assert [answer.infer_response.id for answer in answers] == [str(index) for index in range(200)]
     for index, answer in enumerate(answers):
         if index % 7 == 3:
-            assert "model 'nobody' is not in the repository" in answer.error_message
+            assert "model 'nobody' is not in the model repository" in answer.error_message
             assert not answer.infer_response.outputs
         else:
             assert not answer.error_message

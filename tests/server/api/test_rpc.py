@@ -410,7 +410,7 @@ def test_reflection_names_and_describes_every_service(call: Caller) -> None:
         ("/v2/models/tiny/versions/1", 200, '"versions":["1"]'),
         ("/v2/models/tiny/ready", 200, '"ready":true'),
         ("/v2/models/altered/ready", 503, '"ready":false'),
-        ("/v2/models/nobody", 404, "'nobody' is not in the repository"),
+        ("/v2/models/nobody", 404, "'nobody' is not in the model repository"),
         ("/v2/models/tiny/versions/9/ready", 404, "no version 9"),
         ("/nothing", 404, ""),
     ],

@@ -186,7 +186,7 @@ async def test_full_queue_refuses_at_once_and_recovers(make_batcher: MakeBatcher
 
 async def test_more_than_the_queue_can_ever_hold_is_invalid(make_batcher: MakeBatcher) -> None:
     batcher = make_batcher(FakeSession(), queue=QueuePolicy(max_queue_size=3))
-    with pytest.raises(InvalidInput, match="4 images can never fit"):
+    with pytest.raises(InvalidInput, match="the request has 4 images, the model's queue holds at most 3"):
         batcher.reserve(4)
 
 

@@ -20,7 +20,7 @@ def test_the_default_is_powers_of_two_and_what_is_preferred(
 
 def test_configured_sizes_are_sorted_and_reach_the_maximum() -> None:
     assert checked_buckets((4, 1, 4), 16) == (1, 4, 16)
-    with pytest.raises(ModelLoadFailed, match="32 is not within 1 and max_batch_size 16"):
+    with pytest.raises(ModelLoadFailed, match="size 32, expected sizes from 1 to the max_batch_size of 16"):
         checked_buckets((32,), 16)
 
 

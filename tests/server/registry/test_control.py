@@ -191,7 +191,7 @@ def test_what_control_calls_refuse(tmp_path: Path) -> None:
             for name, request in control_requests(model).items():
                 code, details = refused(call, name, request)
                 assert (name, model, code) == (name, model, grpc.StatusCode.NOT_FOUND)
-                assert f"model {model!r} is not in the repository" in details
+                assert f"model {model!r} is not in the model repository" in details
         for parameter, code in {
             "config": grpc.StatusCode.INVALID_ARGUMENT,
             "file:1/model.onnx": grpc.StatusCode.UNIMPLEMENTED,
@@ -226,7 +226,7 @@ def test_the_start_can_load_all_and_names_what_is_missing(tmp_path: Path) -> Non
     with serving(tmp_path / "log", tmp_path / "r", *explicit, "*") as server:
         assert " ready; models: a (1), b (1)\n" in server.log
     with serving(tmp_path / "log", tmp_path / "r", *explicit, "a,gone", "--strict-readiness") as server:
-        assert "model gone is not served: its folder is not in the repository" in server.log
+        assert "model gone is not served: its folder is not in the model repository" in server.log
         assert " NOT ready; models: a (1)\n" in server.log
 
 
@@ -240,8 +240,8 @@ def test_labels_choose_the_version_of_a_request(tmp_path: Path) -> None:
         for word, version in {"stable": "1", "canary": "2", "1": "1", "": "2"}.items():
             assert call(f"{CLASSIFIER}/Classify", classify("m", word)).version == version
         for text, said in {
-            "beta": "neither a version's number nor a label; it has 1, 2 (labels: canary, lost, stable)",
-            "lost": "version 7, which the label 'lost' names",
+            "beta": "neither a version number nor a label; it has 1, 2 (labels: canary, lost, stable)",
+            "lost": "version 7, for which the label 'lost' stands",
             "01": "'01', which is neither",
         }.items():
             code, details = refused(call, f"{CLASSIFIER}/Classify", classify("m", text))
@@ -377,5 +377,6 @@ def test_the_end_comes_in_the_middle_of_a_load(tmp_path: Path, slow_repository: 
             assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "model 'slow' version 1 is LOADING")
         assert server.terminate(20) == 0
         load.join()
-    assert told == [(grpc.StatusCode.UNAVAILABLE, "the server is shutting down and loads nothing")]
+    reason = "the server is shutting down and loads no more models; send the request to another server"
+    assert told == [(grpc.StatusCode.UNAVAILABLE, reason)]
     assert "Traceback" not in server.log

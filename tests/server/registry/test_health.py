@@ -1,13 +1,19 @@
 """When the server is SERVING."""
 
+import asyncio
 import shutil
+import threading
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.registry.health import Health
 from cnnserve.registry.registry import Registry
+from cnnserve.repository import folders
+from cnnserve.repository.folders import ModelFolder
 from support import write_version
 
 
@@ -74,3 +80,25 @@ async def test_a_start_that_was_to_load_and_did_not_is_not_ready(tmp_path: Path,
     health = Health(registry, strict=False, may_be_empty=True)
     health.started()
     assert not health.is_ready
+
+
+async def test_a_watch_may_begin_before_the_model_repository_is_listed(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_version(tmp_path / "m" / "1")
+    scan, looked, gate = folders.scan, threading.Event(), threading.Event()
+
+    def held(*arguments: Any) -> list[ModelFolder]:
+        looked.set()
+        gate.wait(10)
+        return scan(*arguments)
+
+    monkeypatch.setattr(folders, "scan", held)
+    health = Health(registry, strict=False)
+    start = asyncio.create_task(registry.load_all())
+    await asyncio.to_thread(looked.wait, 10)
+    async with aclosing(health.watch("m")) as known, aclosing(health.watch("nobody")) as unknown:
+        assert (await anext(known), await anext(unknown)) == (False, False)
+        gate.set()
+        assert (await anext(known), await anext(unknown)) == (True, None)
+    await start

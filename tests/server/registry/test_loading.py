@@ -490,7 +490,7 @@ def test_start_with_names(tmp_path: Path, decoders: ThreadPoolExecutor) -> None:
         ]
         with pytest.raises(ModelNotReady, match="'a' has no version to serve: it is not loaded"):
             registry.get("a")
-        with pytest.raises(ModelNotReady, match="'gone' has no version to serve: its folder is not in the repository"):
+        with pytest.raises(ModelNotReady, match="'gone' has no version to serve: its folder is not in the model"):
             registry.get("gone")
         await registry.close()
 

@@ -27,11 +27,11 @@ def test_labels_by_word() -> None:
         ('{"stable": null}', "stands for None"),
         ('{"stable": [3]}', "stands for"),
         ("[" * 200_000, "nested too deeply"),
-        ('{"3": 3}', "'3' is not a word"),
-        ('{"+3": 3}', "is not a word"),
-        ('{"٣": 3}', "is not a word"),
-        ('{"": 3}', "is not a word"),
-        ('{"a b": 3}', "is not a word"),
+        ('{"3": 3}', "'3' is not a label"),
+        ('{"+3": 3}', "is not a label"),
+        ('{"٣": 3}', "is not a label"),
+        ('{"": 3}', "is not a label"),
+        ('{"a b": 3}', "is not a label"),
     ],
 )
 def test_a_broken_file_says_what_is_wrong(text: str, said: str) -> None:
@@ -47,8 +47,8 @@ def test_resolve() -> None:
     assert [resolve(entry, text) for text in ("3", "10", "stable")] == [3, 10, 3]
     for text, said in {
         "4": "model 'm' has no version 4; it has 3, 10 (labels: stable, old)",
-        "old": "model 'm' has no version 2, which the label 'old' names; it has 3, 10 (labels: stable, old)",
-        "03": "model 'm' has no version '03', which is neither a version's number nor a label; "
+        "old": "model 'm' has no version 2, for which the label 'old' stands; it has 3, 10 (labels: stable, old)",
+        "03": "model 'm' has no version '03', which is neither a version number nor a label; "
         "it has 3, 10 (labels: stable, old)",
     }.items():
         with pytest.raises(VersionNotFound) as caught:

@@ -43,7 +43,7 @@ def test_the_trained_lenet5(capsys: Output) -> None:
     facts = {name: text.strip() for name, text in lines.items()}
     assert err == ""
     assert out.startswith("lenet5 version 1, ")
-    assert facts["state"] == "intact: 3 files have the manifest's digests"
+    assert facts["state"] == "intact: 3 files match the digests in the manifest"
     assert facts["architecture"] == "lenet5, 61,706 parameters"
     assert facts["precision"] == "fp32, opset 18, IR version 10"
     assert facts["input"] == "image, 28 x 28 x 1 UINT8 NHWC, batches of 1 to 32"
@@ -145,7 +145,7 @@ def test_every_altered_file_is_named(root: Path, capsys: Output) -> None:
 
 def test_a_version_without_a_manifest_is_shown_as_such(root: Path, capsys: Output) -> None:
     assert show([str(root / "plain")]) == 0
-    assert "no manifest: nothing is known of this version" in capsys.readouterr().out
+    assert "no manifest: nothing is known about this version" in capsys.readouterr().out
 
 
 def test_a_broken_manifest_is_told(root: Path, capsys: Output) -> None:
@@ -161,12 +161,12 @@ def test_a_broken_manifest_is_told(root: Path, capsys: Output) -> None:
 @pytest.mark.parametrize(
     ("path", "flags", "message"),
     [
-        ("none", [], "none is not there, expected a folder"),
+        ("none", [], "none does not exist, expected a folder"),
         ("tiny/1/model.onnx", [], "model.onnx is a file, expected a folder"),
-        ("empty", [], "empty holds no versions, neither of one model nor of several"),
-        ("tiny", ["--version", "2"], "tiny has no version 2; it has 1, 3"),
-        ("tiny/3", ["--version", "1"], "tiny/3 is the folder of version 3; --version is for"),
-        (".", ["--version", "1"], "is a whole repository; --version is for a model's folder"),
+        ("empty", [], "empty holds no versions, expected a version, a model or a model repository"),
+        ("tiny", ["--version", "2"], "tiny has no version 2; its versions are 1, 3"),
+        ("tiny/3", ["--version", "1"], "tiny/3 is the folder of version 3; use --version with a model folder only"),
+        (".", ["--version", "1"], "is a model repository; use --version with a model folder only"),
     ],
 )
 def test_nothing_to_show(path: str, flags: list[str], message: str, root: Path, capsys: Output) -> None:
@@ -199,11 +199,11 @@ def test_the_ways_to_preprocess(root: Path, capsys: Output) -> None:
     assert show([str(root / "tiny")]) == 0
     out = capsys.readouterr().out
     for text in (
-        "color: RGB, the EXIF orientation ignored",
+        "color: RGB, EXIF orientation ignored",
         "resized: shorter side to 256, bicubic, antialiased",
         "cropped: 224 x 224, the centre",
         "normalised: mean 0.485 0.456 0.406, standard deviation 0.2 0.2 0.2, by the server",
-        "other versions  1, 3; --version N shows one",
+        "other versions  1, 3; show one with --version N",
     ):
         assert text in out
 
@@ -211,7 +211,7 @@ def test_the_ways_to_preprocess(root: Path, capsys: Output) -> None:
 def test_an_imported_file_was_compared_with_itself(root: Path, capsys: Output) -> None:
     parity = Parity({"1": 0.0}, 1e-4, "CPUExecutionProvider", "imported file")
     assert show([str(write_version(root / "tiny" / "4", parity=parity))]) == 0
-    assert "parity          largest difference from the imported file\n" in capsys.readouterr().out
+    assert "parity          largest difference of a probability from the imported file\n" in capsys.readouterr().out
 
 
 def test_agreement_with_fp32(root: Path, capsys: Output) -> None:
@@ -229,14 +229,14 @@ def test_agreement_with_fp32(root: Path, capsys: Output) -> None:
     }
     text = show_text.version(entry)
     for line in (
-        "parity          largest difference of the fp32 file from PyTorch",
+        "parity          largest difference of a probability of the fp32 file from PyTorch",
         "agreement       with fp32 on 250 images (photos, SHA-256 abab",
-        "99.60% in the same class, 99.00% needed",
-        "largest difference of a probability 0.0312",
+        "99.60% have the same most probable class, at least 99.00% required",
+        "largest difference of a probability: 0.0312",
         "accuracy 98.10%, in fp32 98.35%, on 200 labelled images",
         "calibrated on 100 images (photos",
-        "weights of 7 bits",
-        "4 of the compared images were calibrated on",
+        "7-bit weights",
+        "4 of the compared images were also used for calibration",
     ):
         assert line in text
     # The parity is another file's.

@@ -50,7 +50,7 @@ def with_binary(header: dict[str, Any], *tensors: bytes) -> dict[str, Any]:
         ("POST", "/v2", 405, "POST is not answered here"),
         ("GET", INFER, 405, "GET is not answered here"),
         ("GET", "/v2/models/a%20b%2Fc", 404, ""),
-        ("GET", "/v2/models/n%C3%B6", 404, "model 'nö' is not in the repository"),
+        ("GET", "/v2/models/n%C3%B6", 404, "model 'nö' is not in the model repository"),
         ("POST", "/v2/models/nobody/infer", 404, "model 'nobody'"),
         ("POST", "/v2/repository/models/tiny/load", 403, "--allow-model-control"),
         ("POST", "/v2/repository/other/index", 501, "this server has one repository"),

@@ -55,7 +55,7 @@ def test_an_only_image_that_is_bad_is_a_bad_request(http: httpx.Client, argument
 @pytest.mark.parametrize(
     ("path", "code", "said"),
     [
-        ("/v1/models/nobody:classify", 404, "model 'nobody' is not in the repository"),
+        ("/v1/models/nobody:classify", 404, "model 'nobody' is not in the model repository"),
         ("/v1/models/n%C3%B6:classify", 404, "model 'nö'"),
         ("/v1/models/tiny/versions/stable:classify", 404, "stable"),
         ("/v1/models/altered:classify", 503, "labels.txt"),
