@@ -1,4 +1,4 @@
-"""The golden image: the one the server repeats before it serves a version, and the pictures parity is proved on."""
+"""Makes golden images, which the server repeats before it serves a version, and images to compare networks with."""
 
 import io
 from pathlib import Path
@@ -13,8 +13,8 @@ from cnnserve_export.errors import ExportError
 
 GOLDEN_FILE = "golden.png"
 
-# A three, scanned for NIST from a person's handwriting and reduced to 8 x 8 counts of ink from 0 to 16: one of the
-# held-out images of scikit-learn's `load_digits`, kept here so that an export does not need scikit-learn.
+# A handwritten three, scanned for NIST and reduced to 8 x 8 counts of ink from 0 to 16. It is one of the held-out
+# images of scikit-learn's `load_digits`, repeated here so that an export does not need scikit-learn.
 _DIGIT = (
     (0, 0, 6, 14, 16, 16, 2, 0),
     (0, 5, 16, 13, 11, 16, 0, 0),
@@ -28,19 +28,21 @@ _DIGIT = (
 
 
 def photograph() -> bytes:
-    """PNG of the standard picture, 500 x 375 (width x height) in RGB: gradients, texture and shapes."""
+    """Returns a generated image with gradients, texture and shapes as PNG: RGB, width 500 and height 375 pixels."""
     return encode_png(picture(0, 375, 500))
 
 
 def digit() -> bytes:
-    """PNG of a real scanned digit, 8 x 8 grey."""
+    """Returns a real scanned digit as PNG: grey, 8 x 8 pixels."""
     return encode_png(ink_to_pixels(np.array(_DIGIT)))
 
 
 def from_file(path: Path) -> bytes:
-    """A person's own image as PNG: a PNG as it is, anything else decoded now and turned upright.
+    """Returns the user's image as PNG.
 
-    A JPEG's pixels depend on who decodes it; a golden image has to be the same everywhere. Raises `ExportError`.
+    A PNG file is returned unchanged. Any other image is decoded now and turned upright, because the pixels of a JPEG
+    depend on its decoder and a golden image must be the same everywhere.
+    Raises `ExportError` if the file cannot be read.
     """
     files.check_plain(path, f"the golden image {path}")
     try:
@@ -51,12 +53,12 @@ def from_file(path: Path) -> bytes:
             upright = ImageOps.exif_transpose(image)
             return _png(upright if upright.mode in ("L", "RGB") else upright.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        # Pillow's decoders raise all three on damaged files.
+        # Pillow's decoders raise all three if a file is damaged.
         raise ExportError(f"the golden image {path} cannot be read: {error}") from error
 
 
 def picture(seed: int, height: int, width: int) -> NDArray[np.uint8]:
-    """An RGB picture (height, width, 3) that `seed` determines: no two alike in colour, texture or shapes."""
+    """Returns a generated RGB image (height, width, 3); each `seed` gives another colour, texture and shapes."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j][..., np.newaxis]
     corners = random.uniform(0, 255, (4, 3))
@@ -71,12 +73,12 @@ def picture(seed: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def ink_to_pixels(ink: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """scikit-learn's counts of ink, 0 to 16, as grey values, 0 to 255."""
+    """Returns grey values from 0 to 255 for scikit-learn's counts of ink from 0 to 16."""
     return np.rint(ink.astype(np.float64) * (255 / 16)).astype(np.uint8)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """PNG of (height, width) grey or (height, width, 3) RGB pixels."""
+    """Returns grey pixels (height, width) or RGB pixels (height, width, 3) as PNG."""
     return _png(Image.fromarray(pixels))
 
 

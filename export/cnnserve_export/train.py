@@ -1,4 +1,4 @@
-"""LeNet-5 on scikit-learn's scanned digits: a real trained model in under a minute, the same one every time."""
+"""Trains LeNet-5 on the scanned digits of scikit-learn, in less than a minute."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,35 +22,37 @@ LABELS = tuple("0123456789")
 _BATCH = 32
 _PEAK_RATE = 3e-3
 _WEIGHT_DECAY = 1e-2
-# Of the image: three pixels of 28, a tenth of the size, 9 degrees.
+# Largest shift (share of the side: 3 of 28 pixels), largest zoom (share of the size) and largest turn (radians: 9
+# degrees) of a varied image.
 _SHIFT, _ZOOM, _TURN = 3 / 28, 0.1, 0.16
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The network in eval mode, its accuracy (0 to 1) on the held-out digits, and the manifest's account of it."""
+    """The network in eval mode, its accuracy (0 to 1) on the held-out digits, and its origin for the manifest."""
 
     network: nn.Module
     accuracy: float
     origin: dict[str, str]
 
 
-# Told each epoch's number and mean loss.
+# Called after each epoch with its number, from 1, and its mean loss.
 Report = Callable[[int, float], None]
 
 
 def _no_report(_epoch: int, _loss: float) -> None:
-    """Nobody listens."""
+    """Does nothing."""
 
 
 def train_lenet5(epochs: int, seed: int = 0, report: Report = _no_report) -> Trained:
-    """Trains on the 1,437 training digits; `report` gets each epoch's number and mean loss.
+    """Returns a LeNet-5 that is trained on the 1,437 training digits.
 
     The same seed gives the same weights on the same machine.
     """
     images, labels = rows(training_digits())
     network = checkpoints.build(ARCHITECTURES["lenet5"], len(LABELS), seed)
-    # Sums split over threads depend on their number; images this small gain nothing from a second one.
+    # Sums over several threads depend on the number of threads, and images this small gain nothing from a second
+    # thread.
     with _one_thread():
         fit(network, images, labels, epochs=epochs, peak_rate=_PEAK_RATE, seed=seed, report=report)
         reached = accuracy(network, *rows(held_out_digits()))
@@ -67,7 +69,7 @@ def fit(
     seed: int = 0,
     report: Report = _no_report,
 ) -> None:
-    """Trains `network` in place on images (N, C, H, W), each varied a little every time, with labels (N)."""
+    """Trains `network` in place on images (N, C, H, W) with labels (N); each image is varied a little every time."""
     network.train()
     steps = epochs * -(-len(images) // _BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), lr=peak_rate, weight_decay=_WEIGHT_DECAY)
@@ -82,7 +84,7 @@ def fit(
 
 
 def rows(digits: Sequence[tuple[bytes, int]], preprocessing: Preprocessing = DIGITS) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W), normalised by the server's own preprocessing, and labels (N)."""
+    """Returns images (N, C, H, W), made by the server's own preprocessing, and labels (N)."""
     trained_on = contract(preprocessing, "float32", len(LABELS))
     preprocessor = Preprocessor(trained_on.preprocessing, trained_on.input)
     images = torch.from_numpy(np.stack([preprocessor.encoded(png) for png, _ in digits]))
@@ -90,7 +92,7 @@ def rows(digits: Sequence[tuple[bytes, int]], preprocessing: Preprocessing = DIG
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The fraction of images (N, C, H, W) whose largest logit is the label's; sets the network to eval mode."""
+    """Returns the share of images (N, C, H, W) whose largest logit is that of the label; sets eval mode."""
     with torch.inference_mode():
         return float((network.eval()(images).argmax(dim=1) == labels).float().mean())
 
@@ -114,12 +116,12 @@ def _step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, 
 
 
 def _vary(images: Tensor, random: torch.Generator) -> Tensor:
-    """Each image (N, 1, H, W) shifted, turned and scaled a little, its border continued."""
+    """Returns the images (N, 1, H, W), each shifted, turned and scaled a little; border pixels continue outside."""
     count = len(images)
     turn, zoom, shift_x, shift_y = torch.rand((4, count), generator=random) * 2 - 1
     angle, scale = turn * _TURN, 1 + zoom * _ZOOM
     cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
-    # affine_grid measures in half images, hence twice the shift.
+    # affine_grid measures in halves of the image, so the shift is doubled.
     top = torch.stack([cosine, -sine, shift_x * 2 * _SHIFT], dim=1)
     bottom = torch.stack([sine, cosine, shift_y * 2 * _SHIFT], dim=1)
     grid = functional.affine_grid(torch.stack([top, bottom], dim=1), list(images.shape), align_corners=False)

@@ -1,4 +1,4 @@
-"""What can be exported by name: each architecture with its paper, its classes and its preprocessing."""
+"""The architectures that can be exported by name, each with its paper, its number of classes and its preprocessing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from cnnserve_export.architectures.googlenet import googlenet
 from cnnserve_export.architectures.lenet import lenet5
 from cnnserve_export.architectures.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 
-# Both are in the form the network was trained with; `--input` decides where the normalisation is done.
+# Both describe the images that training used. `normalize` is replaced later, because `--input` decides whether the ONNX
+# graph or the server normalises.
 IMAGENET = Preprocessing(
     color="RGB",
     resize=Resize("shorter", (256,)),
@@ -21,7 +22,7 @@ IMAGENET = Preprocessing(
     std=(0.229, 0.224, 0.225),
     normalize="graph",
 )
-# Mean and deviation of the training digits' pixels after the resize.
+# `mean` and `std` are those of the pixels (0 to 1) of the training digits after the resize.
 DIGITS = Preprocessing(
     color="L", resize=Resize("exact", (28, 28)), crop=None, mean=(0.306,), std=(0.325,), normalize="graph"
 )
@@ -29,10 +30,12 @@ DIGITS = Preprocessing(
 
 @dataclass(frozen=True)
 class Architecture:
-    """`factory(classes)` builds the network with random weights: normalised images (N, C, H, W) to logits (N, classes).
+    """An architecture that can be exported.
 
-    `class_count` is the default number, 0 where only a run tells. `golden` makes the default golden image, a PNG.
-    `training_only` are prefixes of checkpoint keys for parts that only training needs; an export drops them.
+    `factory(classes)` returns the network with random weights: normalised images (N, C, H, W) to logits (N, classes).
+    `class_count` is the default number of classes; 0 means that only a run of the network shows the number. `golden`
+    returns the default golden image as PNG. `training_only` holds prefixes of checkpoint keys; keys with such a prefix
+    belong to parts that only training needs, and an export drops them.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """AlexNet: Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014.
 
-https://arxiv.org/abs/1404.5997, the single-column network of the footnote on page 5. 61,100,840 parameters at 1000
-classes. Parameter names are torchvision's, so its checkpoints load.
+https://arxiv.org/abs/1404.5997: the single-column network of the footnote on page 5. With 1,000 classes it has
+61,100,840 parameters. They have the names that torchvision uses, so torchvision's checkpoints load.
 """
 
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from cnnserve_export.architectures.initialisation import he_initialise
 
 
 class AlexNet(nn.Module):
-    """RGB images (N, 3, 224, 224) to logits (N, classes).
+    """AlexNet: normalised RGB images (N, 3, 224, 224) to logits (N, classes).
 
-    Deviations from the paper, all of them torchvision's:
-    - No local response normalisation.
-    - 64, 192, 384, 256, 256 filters; the paper's fourth layer has 384.
-    - Dropout stands before the first two linear layers instead of after them.
+    Differences from the paper, all as in torchvision:
+    - There is no local response normalisation.
+    - The convolutions have 64, 192, 384, 256 and 256 filters; the fourth has 384 in the paper.
+    - Dropout comes before the first two linear layers; in the paper it comes after them.
     """
 
     def __init__(self, num_classes: int = 1000) -> None:
@@ -35,7 +35,7 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(kernel_size=3, stride=2),  # N, 256, 6, 6
         )
-        # Changes nothing at 224 x 224; other sizes are brought to the classifier's 6 x 6.
+        # Does nothing for images of 224 x 224. For other sizes it gives the 6 x 6 that the classifier needs.
         self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
         self.classifier = nn.Sequential(
             nn.Dropout(0.5),
@@ -49,7 +49,7 @@ class AlexNet(nn.Module):
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of images (N, 3, 224, 224)."""
+        """Returns logits (N, classes) for images (N, 3, 224, 224)."""
         x = self.features(x)  # N, 256, 6, 6
         x = self.avgpool(x)  # N, 256, 6, 6
         x = x.flatten(1)  # N, 9216
@@ -58,5 +58,5 @@ class AlexNet(nn.Module):
 
 
 def alexnet(num_classes: int = 1000) -> nn.Module:
-    """AlexNet with random weights."""
+    """Returns AlexNet with random weights."""
     return AlexNet(num_classes)

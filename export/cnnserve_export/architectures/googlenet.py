@@ -1,7 +1,7 @@
 """GoogLeNet: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
 
-https://arxiv.org/abs/1409.4842, table 1. 6,624,904 parameters at 1000 classes, without the auxiliary heads. Parameter
-names are torchvision's, so its checkpoints load.
+https://arxiv.org/abs/1409.4842, table 1. With 1,000 classes and without the auxiliary heads it has 6,624,904
+parameters. They have the names that torchvision uses, so torchvision's checkpoints load.
 """
 
 import torch
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from cnnserve_export.architectures.initialisation import he_initialise
 
-# ImageNet's statistics, and those the weights ported from TensorFlow were trained with: values from -1 to 1.
+# Mean and standard deviation of ImageNet. Weights ported from TensorFlow were trained with 0.5 for both instead, which
+# gives values from -1 to 1.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = 0.5
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch normalisation, ReLU. The paper has a bias where this has the normalisation."""
+    """Convolution, batch normalisation and ReLU; the paper has a bias in place of the normalisation."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
         super().__init__()
@@ -24,17 +25,19 @@ class ConvBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, outputs, H', W')."""
+        """Returns (N, outputs, H', W') for (N, inputs, H, W)."""
         output: Tensor = self.relu(self.bn(self.conv(x)))
         return output
 
 
 class Inception(nn.Module):
-    """Figure 2b: four branches side by side, (N, inputs, H, W) to (N, n1 + n3 + n5 + pool, H, W).
+    """Four branches side by side (figure 2b): (N, inputs, H, W) to (N, n1 + n3[1] + n5[1] + pool, H, W).
 
-    `n3` and `n5` are the channels after the 1 x 1 reduction and after the branch.
+    `n1` and `pool` are the channels after the first and the fourth branch. `n3` and `n5` each hold the channels after
+    the 1 x 1 reduction and after the branch.
 
-    Deviation, torchvision's: the branch the paper calls 5 x 5 has a 3 x 3 kernel, as the published weights do.
+    Difference from the paper, as in torchvision: the branch that the paper calls 5 x 5 has a 3 x 3 kernel, because the
+    published weights have one.
     """
 
     def __init__(self, inputs: int, n1: int, n3: tuple[int, int], n5: tuple[int, int], pool: int) -> None:
@@ -45,12 +48,12 @@ class Inception(nn.Module):
         self.branch4 = nn.Sequential(_pool(3, stride=1, padding=1), ConvBlock(inputs, pool, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The four branches along the channels."""
+        """Returns the outputs of the four branches, joined along the channels."""
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], dim=1)
 
 
 class AuxiliaryHead(nn.Module):
-    """A classifier half-way up, section 5, for training only: (N, inputs, 14, 14) to logits (N, classes)."""
+    """A classifier half-way through the network (section 5), for training only: (N, inputs, 14, 14) to logits."""
 
     def __init__(self, inputs: int, num_classes: int) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class AuxiliaryHead(nn.Module):
         self.fc2 = nn.Linear(1024, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, classes)."""
+        """Returns logits (N, classes)."""
         x = self.conv(self.pool(x))  # N, 128, 4, 4
         x = self.dropout(self.relu(self.fc1(x.flatten(1))))  # N, 1024
         logits: Tensor = self.fc2(x)  # N, classes
@@ -70,14 +73,17 @@ class AuxiliaryHead(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """RGB images (N, 3, 224, 224), normalised with ImageNet's mean and deviation, to logits (N, classes).
+    """GoogLeNet: RGB images (N, 3, 224, 224), normalised as for ImageNet, to logits (N, classes).
 
-    Deviations from the paper: batch normalisation instead of local response normalisation, global average pooling
-    before a dropout of 0.2 instead of 0.4 (both torchvision's), and one return type: `forward` gives the main logits
-    alone, in training too; `forward_with_auxiliary` gives all three heads of a network made with `aux_logits`.
+    Differences from the paper, both as in torchvision:
+    - Batch normalisation replaces local response normalisation.
+    - The dropout after the global average pooling is 0.2 instead of 0.4.
 
-    `transform_input` first takes the values from ImageNet's normalisation to the range -1 to 1. torchvision's published
-    weights need it, though nothing in their file says so.
+    `forward` returns the main logits alone, in training too. If the network was made with `aux_logits`,
+    `forward_with_auxiliary` returns the logits of all three heads.
+
+    If `transform_input` is true, the network first changes the values from ImageNet's normalisation to the range -1 to
+    1. The weights that torchvision publishes need this, although their file does not say so.
     """
 
     def __init__(self, num_classes: int = 1000, *, aux_logits: bool = False, transform_input: bool = False) -> None:
@@ -107,13 +113,16 @@ class GoogLeNet(nn.Module):
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of images (N, 3, 224, 224)."""
+        """Returns the main logits (N, classes) for images (N, 3, 224, 224)."""
         x = self._after_4a(x)
         x = self._after_4d(x)
         return self._head(x)
 
     def forward_with_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Main logits and those of the lower and the upper auxiliary head, each (N, classes)."""
+        """Returns the main logits and those of the lower and the upper auxiliary head, each (N, classes).
+
+        Raises `ValueError` if the network was made without auxiliary heads.
+        """
         if self.aux1 is None or self.aux2 is None:
             raise ValueError("this GoogLeNet was made without auxiliary heads; pass aux_logits=True")
         x = self._after_4a(x)
@@ -152,16 +161,16 @@ class GoogLeNet(nn.Module):
 
 
 def _pool(kernel: int, stride: int, padding: int = 0) -> nn.MaxPool2d:
-    # Rounding up gives table 1's sizes without padding.
+    # Rounding up gives the sizes of table 1 without padding.
     return nn.MaxPool2d(kernel, stride=stride, padding=padding, ceil_mode=True)
 
 
 def _to_half_range(x: Tensor) -> Tensor:
-    """Undoes ImageNet's normalisation and applies mean 0.5, deviation 0.5, in one step."""
+    """Returns `x` with mean 0.5 and standard deviation 0.5 in place of ImageNet's normalisation, in one step."""
     mean, std = (torch.tensor(values, dtype=x.dtype).view(1, 3, 1, 1) for values in _IMAGENET)
     return x * (std / _HALF) + (mean - _HALF) / _HALF
 
 
 def googlenet(num_classes: int = 1000) -> nn.Module:
-    """GoogLeNet with random weights and without auxiliary heads."""
+    """Returns GoogLeNet with random weights and without auxiliary heads."""
     return GoogLeNet(num_classes)

@@ -1,6 +1,6 @@
 """LeNet-5: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998.
 
-http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf, section II.B. 61,706 parameters.
+http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf, section II.B. With 10 classes it has 61,706 parameters.
 """
 
 from torch import Tensor, nn
@@ -9,14 +9,14 @@ from cnnserve_export.architectures.initialisation import he_initialise
 
 
 class LeNet5(nn.Module):
-    """Grey 28 x 28 images (N, 1, 28, 28) to logits (N, classes).
+    """LeNet-5: normalised grey images (N, 1, 28, 28) to logits (N, classes).
 
-    Deviations from the paper:
-    - 28 x 28 input and a padding of 2 in the first convolution stand for the paper's 32 x 32 input.
-    - The sub-sampling layers S2 and S4 are plain 2 x 2 maxima without the trained coefficient and bias.
-    - C3 sees all six maps of S2; the paper's table I left connections out to save work and break symmetry.
-    - ReLU instead of the scaled tanh: it trains in a fraction of the epochs.
-    - The output layer is linear and meets a softmax, where the paper has Euclidean RBF units.
+    Differences from the paper:
+    - The input has 28 x 28 pixels and the first convolution a padding of 2; the input of the paper has 32 x 32 pixels.
+    - The sub-sampling layers S2 and S4 are 2 x 2 maximum pooling, without the trained coefficient and bias.
+    - C3 uses all six maps of S2; table I of the paper leaves connections out to save computation and break symmetry.
+    - ReLU replaces the scaled tanh, because training then needs a fraction of the epochs.
+    - The output layer is linear and its values are logits; the paper has Euclidean RBF units.
     """
 
     def __init__(self, num_classes: int = 10) -> None:
@@ -31,7 +31,7 @@ class LeNet5(nn.Module):
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of images (N, 1, 28, 28)."""
+        """Returns logits (N, classes) for images (N, 1, 28, 28)."""
         x = self.relu(self.conv1(x))  # C1: N, 6, 28, 28
         x = self.pool(x)  # S2: N, 6, 14, 14
         x = self.relu(self.conv2(x))  # C3: N, 16, 10, 10
@@ -43,5 +43,5 @@ class LeNet5(nn.Module):
 
 
 def lenet5(num_classes: int = 10) -> nn.Module:
-    """LeNet-5 with random weights."""
+    """Returns LeNet-5 with random weights."""
     return LeNet5(num_classes)

@@ -1,7 +1,8 @@
 """ResNet: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
 
-https://arxiv.org/abs/1512.03385, table 1. Parameters at 1000 classes: ResNet-18 11,689,512; -34 21,797,672;
--50 25,557,032; -101 44,549,160; -152 60,192,808. Parameter names are torchvision's, so its checkpoints load.
+https://arxiv.org/abs/1512.03385, table 1. Parameters with 1,000 classes: ResNet-18 11,689,512; ResNet-34 21,797,672;
+ResNet-50 25,557,032; ResNet-101 44,549,160; ResNet-152 60,192,808. They have the names that torchvision uses, so
+torchvision's checkpoints load.
 """
 
 import math
@@ -12,19 +13,19 @@ from cnnserve_export.architectures.initialisation import he_initialise
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    # Batch normalisation follows every convolution and holds the bias.
+    # There is no bias, because the batch normalisation after every convolution has one.
     return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """Option B of the paper: a projection only where the shape changes."""
+    """Returns a projection if the block changes the shape, else None (option B of the paper)."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions, figure 5 left: (N, inputs, H, W) to (N, width, H/stride, W/stride)."""
+    """Two 3 x 3 convolutions (figure 5, left): (N, inputs, H, W) to (N, width, H/stride, W/stride)."""
 
     expansion = 1
 
@@ -38,7 +39,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output (N, width, H/stride, W/stride)."""
+        """Returns the output of the block (N, width, H/stride, W/stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.relu(self.bn1(self.conv1(x)))  # N, width, H/stride, W/stride
         y = self.bn2(self.conv2(y))  # N, width, H/stride, W/stride
@@ -47,14 +48,15 @@ class BasicBlock(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
-        """The normalisation just before the addition."""
+        """The batch normalisation just before the addition."""
         return self.bn2
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3, 1 x 1, figure 5 right: (N, inputs, H, W) to (N, 4 width, H/stride, W/stride).
+    """1 x 1, 3 x 3 and 1 x 1 convolutions (figure 5, right): (N, inputs, H, W) to (N, 4 width, H/stride, W/stride).
 
-    Deviation, torchvision's ("ResNet v1.5"): the stride is in the 3 x 3 convolution, not in the first 1 x 1.
+    Difference from the paper, as in torchvision ("ResNet v1.5"): the 3 x 3 convolution has the stride, not the first
+    1 x 1 convolution.
     """
 
     expansion = 4
@@ -71,7 +73,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output (N, 4 width, H/stride, W/stride)."""
+        """Returns the output of the block (N, 4 width, H/stride, W/stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.relu(self.bn1(self.conv1(x)))  # N, width, H, W
         y = self.relu(self.bn2(self.conv2(y)))  # N, width, H/stride, W/stride
@@ -81,12 +83,15 @@ class Bottleneck(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
-        """The normalisation just before the addition."""
+        """The batch normalisation just before the addition."""
         return self.bn3
 
 
 class ResNet(nn.Module):
-    """RGB images (N, 3, 224, 224) to logits (N, classes); `depths` counts the blocks of the four stages."""
+    """ResNet: normalised RGB images (N, 3, 224, 224) to logits (N, classes).
+
+    `depths` holds the number of blocks of each of the four stages.
+    """
 
     def __init__(
         self, block: type[BasicBlock | Bottleneck], depths: tuple[int, int, int, int], num_classes: int
@@ -107,7 +112,8 @@ class ResNet(nn.Module):
         _damp_residuals(self, sum(depths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of images (N, 3, 224, 224); e below is 1 (basic) or 4 (bottleneck)."""
+        """Returns logits (N, classes) for images (N, 3, 224, 224)."""
+        # In the shapes, e is the expansion of the block: 1 (basic) or 4 (bottleneck).
         x = self.relu(self.bn1(self.conv1(x)))  # N, 64, 112, 112
         x = self.maxpool(x)  # N, 64, 56, 56
         x = self.layer1(x)  # N, 64e, 56, 56
@@ -125,33 +131,34 @@ def _stage(block: type[BasicBlock | Bottleneck], inputs: int, width: int, depth:
 
 
 def _damp_residuals(network: ResNet, blocks: int) -> None:
-    # Untrained, batch normalisation passes its input through and every addition doubles the signal's power: after the
-    # fifty blocks of ResNet-152 logits would reach 1e7. With 1/sqrt(blocks) they all together multiply it by at most e.
+    # Untrained batch normalisation passes its input through, so every addition doubles the power of the signal. After
+    # the fifty blocks of ResNet-152, logits would reach 1e7. With weights of 1/sqrt(blocks), all blocks together
+    # multiply the power by at most e = 2.718.
     for module in network.modules():
         if isinstance(module, BasicBlock | Bottleneck):
             nn.init.constant_(module.last_norm.weight, 1 / math.sqrt(blocks))
 
 
 def resnet18(num_classes: int = 1000) -> nn.Module:
-    """ResNet-18 with random weights."""
+    """Returns ResNet-18 with random weights."""
     return ResNet(BasicBlock, (2, 2, 2, 2), num_classes)
 
 
 def resnet34(num_classes: int = 1000) -> nn.Module:
-    """ResNet-34 with random weights."""
+    """Returns ResNet-34 with random weights."""
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes)
 
 
 def resnet50(num_classes: int = 1000) -> nn.Module:
-    """ResNet-50 with random weights."""
+    """Returns ResNet-50 with random weights."""
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes)
 
 
 def resnet101(num_classes: int = 1000) -> nn.Module:
-    """ResNet-101 with random weights."""
+    """Returns ResNet-101 with random weights."""
     return ResNet(Bottleneck, (3, 4, 23, 3), num_classes)
 
 
 def resnet152(num_classes: int = 1000) -> nn.Module:
-    """ResNet-152 with random weights."""
+    """Returns ResNet-152 with random weights."""
     return ResNet(Bottleneck, (3, 8, 36, 3), num_classes)
