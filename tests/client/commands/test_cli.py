@@ -287,7 +287,7 @@ def test_a_model_that_is_not_ready_says_why(peer, files, capsys):
 
 def test_an_unknown_version_is_one_line(peer, files, capsys):
     argv = ["0.png", "--model", "digits", "--version", "9", "--address", peer.address]
-    assert run(capsys, cli.classify, *argv) == (1, "", "error: model digits has no version 9\n")
+    assert run(capsys, cli.classify, *argv) == (1, "", "error: model digits has no version 9: use one of 1\n")
     assert peer.of("Classify") == []
 
 
@@ -405,8 +405,8 @@ def test_a_token_comes_from_a_file_or_a_variable(peer, files, capsys, monkeypatc
     [
         (["--token-file", "gone"], "token-file: cannot read 'gone': No such file or directory"),
         (["--root-certificates", "gone"], "root_certificates: cannot read 'gone': No such file or directory"),
-        (["--key", "gone"], "certificate is missing: a client certificate and its key go together"),
-        (["--token-file", "0.png", "--address", "example.com:1"], "token holds characters that no token has"),
+        (["--key", "gone"], "certificate is missing: certificate and key must be given together"),
+        (["--token-file", "0.png", "--address", "example.com:1"], "token has characters that a header cannot carry"),
     ],
 )
 def test_unusable_credentials_are_one_line(files, capsys, flags, expected):
