@@ -59,6 +59,6 @@ class Lane:
         return self.has_responded or not self.requests
 
     def rest(self, now: float, factor: int = 1) -> None:
-        """Records a failure and closes the connection for `factor` times the usual back-off."""
+        """Records a failure. The connection gets no request during `factor` times the usual back-off."""
         self.failures += 1
         self.opens = now + back_off_s(self.failures) * factor
