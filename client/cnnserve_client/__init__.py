@@ -1,23 +1,26 @@
-"""The cnnserve client: images in, labels and probabilities out.
+"""The cnnserve client sends images to a server and returns labels and probabilities.
 
     from cnnserve_client import Client
 
     with Client("127.0.0.1:8001") as client:
-        answer = client.classify(["cat.jpg", "dog.png"], model="resnet50")
-        print(answer.results[0].top.label)
+        response = client.classify(["cat.jpg", "dog.png"], model="resnet50")
+        print(response.results[0].top.label)
 
-Parts:
+Modules:
 
-    client, aio          Client and AsyncClient: sending, and nothing that both could decide alike
-    calls, rpc           what each RPC asks and how its answer reads; the method table
-    target, security     addresses, limits, gRPC status -> exception; TLS and tokens; `channels` makes them gRPC's
-    connecting           why no connection came about, in words that help
-    retry                whether a call is tried again, when and where
-    pipeline             `classify_many` without I/O; `streams` and `aio_streams` carry it out
-    images, batching     path, bytes, PIL image or array -> protobuf; what one request may hold, `limits` of a model
-    arguments            arguments of the wrong type, told by name and value
-    results, errors      what a call returns and raises
-    commands             `cnnserve classify`, `models`, `labels`, `load`, `unload` and `health`
+    client, aio              `Client` and `AsyncClient`: send calls; they share everything that needs no I/O
+    calls, rpc               build the request of each RPC and read its response; the table of the RPCs
+    target, security         addresses, limits, exceptions for gRPC statuses; TLS and tokens
+    channels                 creates the gRPC channels
+    connecting               explains why a connection failed
+    retry                    decides whether, when and on which connection a call is tried again
+    pipeline, in_flight      `classify_many` as a state machine without I/O
+    streams, aio_streams     run the pipeline on blocking and on asyncio streams
+    images                   converts paths, bytes, PIL images and arrays to protobuf
+    batching, limits         how much one request may hold, in general and for a model
+    arguments                checks the type and range of arguments
+    results, errors          what a call returns and raises
+    commands                 `cnnserve classify`, `models`, `labels`, `load`, `unload` and `health`
 """
 
 from importlib import import_module
@@ -72,11 +75,11 @@ __all__ = [
 
 _HOMES = {"AsyncClient": "aio", "Client": "client", "Tls": "security"}
 
-# Hidden from type checkers, which would take any name for an attribute.
+# Type checkers must not see this function: with it they would accept any name as an attribute of the package.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """Import on first use: the command line must answer --help before grpc and numpy are read."""
+        """Returns a public name and imports its module, so that `--help` does not wait for grpc and numpy."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         home = _HOMES.get(name) or ("errors" if name.endswith("Error") else "results")

@@ -22,7 +22,10 @@ Result = TypeVar("Result")
 
 
 class AsyncClient:
-    """`Client` for asyncio: the same arguments, results and errors. Create and use it inside one running event loop."""
+    """`Client` for asyncio, with the same arguments, results and errors.
+
+    Create and use it inside one running event loop. Without one, the constructor raises `RuntimeError`.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,7 @@ class AsyncClient:
         token: str = "",
         token_over_plain_text: bool = False,
     ) -> None:
-        asyncio.get_running_loop()  # grpc.aio would bind itself to another loop and fail at the first call
+        asyncio.get_running_loop()  # without a running loop, grpc.aio would take another one and fail at the first call
         self._target = Target(
             address, timeout_s, max_message_mib, retries, connections, tls, token, token_over_plain_text
         )
@@ -54,11 +57,14 @@ class AsyncClient:
         top_k: int = 0,
         timeout_s: float | None = None,
     ) -> Classification:
-        """As `Client.classify`. Files are read on a thread, so the event loop goes on; the deadline starts after."""
+        """Classifies one or many images in one request, like `Client.classify`.
+
+        A thread reads files and decodes PIL images, so that they do not block the event loop. The timeout starts then.
+        """
         build = partial(
             calls.classify, images, self._target.max_message_bytes, model=model, version=version, top_k=top_k
         )
-        # Bytes and arrays need microseconds, a thread ten times as many.
+        # Bytes and arrays take microseconds; handing them to a thread would take ten times as long.
         call = await asyncio.to_thread(build) if take_time(images) else build()
         return await self._run(call, timeout_s)
 
@@ -71,11 +77,14 @@ class AsyncClient:
         top_k: int = 0,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[ImageResult]:
-        """As `Client.classify_many`; `images` may be asynchronous.
+        """Classifies any number of images over a stream, like `Client.classify_many`.
 
-        Then results are handed out while the next image is waited for; a task of its own reads them, and is cancelled
-        at the end. Where they are not, the event loop waits while the next one is made. Leave early with `aclose`, or
-        with `contextlib.aclosing`: a `break` alone lets the stream go on until Python collects the generator.
+        `images` may also be an asynchronous iterable. Then a task reads it, so that results are handed out while the
+        next image is awaited; the task is cancelled at the end. If `images` is a plain iterable, it blocks the event
+        loop while it produces its next image.
+
+        To end early, use `aclose` or `contextlib.aclosing`. After a mere `break`, the stream would continue until
+        Python collects the generator.
         """
         refuse_one(images, asynchronous=True)
         timeout_s = self._target.timeout(timeout_s)
@@ -93,29 +102,29 @@ class AsyncClient:
         return results()
 
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
-        """As `Client.list_models`."""
+        """Returns all models of the server, like `Client.list_models`."""
         return await self._run(calls.list_models(), timeout_s)
 
     async def get_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
-        """As `Client.get_model`."""
+        """Returns one model with labels and limits, like `Client.get_model`."""
         return await self._run(calls.get_model(name), timeout_s)
 
     async def load_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
-        """As `Client.load_model`."""
+        """Loads a model and returns it, like `Client.load_model`."""
         self._target.one_server("load_model")
         return await self._run(calls.load_model(name), timeout_s)
 
     async def unload_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
-        """As `Client.unload_model`."""
+        """Unloads a model and returns it, like `Client.unload_model`."""
         self._target.one_server("unload_model")
         return await self._run(calls.unload_model(name), timeout_s)
 
     async def is_healthy(self, service: str = "", *, timeout_s: float | None = None) -> bool:
-        """As `Client.is_healthy`."""
+        """Returns whether the server or a model is SERVING, like `Client.is_healthy`."""
         return await self._run(calls.is_healthy(service), timeout_s)
 
     async def close(self) -> None:
-        """Close the connections; calls still running fail."""
+        """Closes the connections. Calls that still run fail."""
         self._closed = True
         for channel in self._channels:
             await channel.close()
@@ -142,8 +151,8 @@ class AsyncClient:
         while True:
             number = attempts.begin()
             try:
-                ask = self._stubs[number][method.path]
-                answer = await ask(call.request, timeout=attempts.try_s, metadata=target.metadata)
+                stub = self._stubs[number][method.path]
+                response = await stub(call.request, timeout=attempts.try_s, metadata=target.metadata)
             except grpc.aio.AioRpcError as failure:
                 error = self._error(failure, number, about=call.about, timeout_s=timeout_s)
                 wait_s = attempts.wait_s(error)
@@ -152,7 +161,7 @@ class AsyncClient:
                 await asyncio.sleep(wait_s)
             else:
                 self._rotation.worked(number)
-                return call.result(answer)
+                return call.result(response)
 
     def _stream(self, number: int, requests: AsyncIterator[bytes]) -> Any:
         self._check()
@@ -164,4 +173,4 @@ class AsyncClient:
 
     def _check(self) -> None:
         if self._closed:
-            raise RuntimeError("this AsyncClient is closed")
+            raise RuntimeError("this AsyncClient is closed: create a new one")

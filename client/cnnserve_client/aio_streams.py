@@ -1,4 +1,4 @@
-"""A pipeline over asyncio's streams: `streams` with tasks in place of threads."""
+"""Runs a pipeline on asyncio gRPC streams: like `streams`, but with tasks instead of threads."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from .pipeline import Abandon, Deliver, Pipeline, Send, Step, Wait
 from .results import ImageResult
 from .target import Failure
 
-# What grpc.aio says in place of the status where a stream ends while it writes.
+# The text of grpc.aio, instead of the status, if a stream ends while grpc.aio writes to it.
 _LOST_REASON = "Internal error from Core"
 
 Open = Callable[[int, AsyncIterator[bytes]], Any]
@@ -24,7 +24,7 @@ Source = AsyncIterable[Image | ImageResult] | Iterable[Image | ImageResult]
 
 
 async def run(pipeline: Pipeline, source: Source, open_stream: Open, explain: Explain) -> AsyncGenerator[ImageResult]:
-    """Results in order. Closing the generator cancels what is under way."""
+    """Yields the results in order. Closing the generator cancels the requests in flight."""
     async with aclosing(_Streams(open_stream, explain, source)) as streams:
         while True:
             await streams.tell(pipeline)
@@ -47,13 +47,13 @@ async def run(pipeline: Pipeline, source: Source, open_stream: Open, explain: Ex
 async def _awaitable(images: Iterable[Image | ImageResult]) -> AsyncIterator[Image | ImageResult]:
     for image in images:
         yield image
-        # Others on the loop, our own streams among them, get their turn.
+        # Lets other tasks run, among them the tasks of the streams.
         await asyncio.sleep(0)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """The source's next image."""
+    """Event: the next image of the source."""
 
     image: Image | ImageResult
 
@@ -66,13 +66,13 @@ class _Read:
 
 @dataclass(frozen=True)
 class _End:
-    """The source's end; `error` is what it raised."""
+    """Event: the source has ended, or it raised `error`."""
 
     error: BaseException | None = None
 
 
 class _Reader:
-    """The source, and the one task that reads it: an image each time it is asked, so that results need not wait."""
+    """Reads the source in a task of its own, so that results need not wait for it. Each `ask` reads one image."""
 
     def __init__(self, source: Source, events: "asyncio.Queue[_Event]") -> None:
         self._images = source if isinstance(source, AsyncIterable) else _awaitable(source)
@@ -93,14 +93,14 @@ class _Reader:
             async for image in self._images:
                 self._events.put_nowait(_Read(image))
                 await self._asked.acquire()
-        except (Exception, asyncio.CancelledError) as error:  # the caller's own, told after the results before it
+        except (Exception, asyncio.CancelledError) as error:  # raised again after the results before it
             self._events.put_nowait(_End(error))
         else:
             self._events.put_nowait(_End())
 
 
 class _Stream:
-    """One call and the task that takes its answers."""
+    """One streaming call and the task that reads its responses."""
 
     def __init__(self, lane: int, open_stream: Open, events: "asyncio.Queue[_Event]") -> None:
         self.lane = lane
@@ -128,7 +128,7 @@ class _Stream:
         except grpc.aio.AioRpcError as error:
             self._events.put_nowait((self, error))
         except asyncio.CancelledError:
-            # How grpc.aio says that we cancelled the call; a cancelled task is not swallowed.
+            # grpc.aio raises this after `close` has cancelled the call. A cancellation of this task must go on.
             if not self._call.cancelled():
                 raise
 
@@ -137,7 +137,7 @@ _Event = tuple[_Stream, "bytes | grpc.aio.AioRpcError | None"] | _Read | _End
 
 
 class _Streams:
-    """The open stream of each connection, the source, and what came from them."""
+    """The open streams by connection, the source, and the events from them."""
 
     def __init__(self, open_stream: Open, explain: Explain, source: Source) -> None:
         self._open = open_stream
@@ -157,14 +157,14 @@ class _Streams:
         self._streams[lane].send(data)
 
     async def wait(self, seconds: float) -> None:
-        """Until something came."""
-        # Not wait_for: up to Python 3.11 it loses a cancellation that comes together with an event.
+        """Waits for an event, at most `seconds`."""
+        # Not wait_for: up to Python 3.11 it loses a cancellation that arrives together with an event.
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 self._first = await self._events.get()
 
     async def tell(self, pipeline: Pipeline) -> None:
-        """Hands on what came."""
+        """Reports all events to the pipeline."""
         while (event := self._next()) is not None:
             if isinstance(event, _Read):
                 await event.tell(pipeline)
@@ -172,14 +172,14 @@ class _Streams:
             if isinstance(event, _End):
                 pipeline.exhausted(event.error)
                 continue
-            stream, said = event
+            stream, outcome = event
             if self._streams.get(stream.lane) is not stream:
-                continue  # of a stream that was given up
-            if isinstance(said, bytes):
-                pipeline.answered(stream.lane, said, time.monotonic())
+                continue  # the stream was cancelled
+            if isinstance(outcome, bytes):
+                pipeline.answered(stream.lane, outcome, time.monotonic())
             else:
                 self.abandon(stream.lane)
-                pipeline.broke(stream.lane, self._reason(said, stream.lane), time.monotonic())
+                pipeline.broke(stream.lane, self._reason(outcome, stream.lane), time.monotonic())
 
     def abandon(self, lane: int) -> None:
         task = asyncio.create_task(self._streams.pop(lane).close())
@@ -204,5 +204,5 @@ class _Streams:
         if error is None:
             return UnavailableError("the server ended the stream")
         if error.details() == _LOST_REASON:
-            return UnavailableError("the stream ended while a request was sent")
+            return UnavailableError("the server ended the stream while a request was being sent")
         return self._explain(error, lane)

@@ -1,4 +1,4 @@
-"""Arguments of the wrong type, told by name and value before they fail somewhere deep inside."""
+"""Checks arguments early, so that an error names the argument and its value and not a line deep inside gRPC."""
 
 import numbers
 import operator
@@ -7,20 +7,23 @@ from typing import SupportsIndex, cast
 from .errors import InvalidInputError
 
 
-def text(name: str, value: object, what: str) -> str:
-    """`value` if it can travel as text, else `InvalidInputError`."""
+def text(name: str, value: object, expected: str) -> str:
+    """Returns `value`. Raises `InvalidInputError` if it is no `str`, or if UTF-8 cannot encode it."""
     if not isinstance(value, str):
-        raise wrong(name, value, f"text, {what}")
+        raise wrong(name, value, f"{expected}, as text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise InvalidInputError(f"{name} is {value!r}: not valid Unicode text") from error
+        raise wrong(name, value, f"{expected}, as valid Unicode text") from error
     return value
 
 
 def positive(name: str, value: object, most: float, expected: str) -> float:
-    """`value` as a float if it is a number, one of numpy's perhaps, above 0 to `most`, else `InvalidInputError`."""
-    # True is a number to Python, and a slip to everybody else.
+    """Returns `value`, a real number of Python or NumPy, as a float.
+
+    Raises `InvalidInputError` unless `value` is a number above 0 and at most `most`.
+    """
+    # Python counts True as 1, but a caller who passes it here has made a mistake.
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise wrong(name, value, expected)
     real = cast("float", value)
@@ -30,14 +33,14 @@ def positive(name: str, value: object, most: float, expected: str) -> float:
 
 
 def whole(name: str, value: object, least: int, most: int, expected: str) -> int:
-    """`value` as an int from `least` to `most`, else `InvalidInputError`."""
+    """Returns `value` as an int. Raises `InvalidInputError` unless it is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not least <= operator.index(value) <= most:
         raise wrong(name, value, expected)
     return operator.index(value)
 
 
 def wrong(name: str, value: object, expected: str) -> InvalidInputError:
-    """The error for a value that is not what was expected; of a long one its beginning is shown."""
+    """Returns the error for a wrong argument. It shows at most the first 100 characters of `repr(value)`."""
     shown = repr(value)
     if len(shown) > 100:
         shown = f"{shown[:100]}..."

@@ -1,40 +1,43 @@
-"""What one request may hold. Pure arithmetic."""
+"""Decides how many images fit into one request. Pure arithmetic."""
 
 from dataclasses import dataclass
 from typing import Final
 
-# The field tags and lengths around one image, and those around all of them with id and timeout, never take more bytes.
+# Upper limits for the protobuf bytes around one image (tags and lengths), and around all images (those of the request
+# with its id and timeout).
 _IMAGE_OVERHEAD: Final = 32
 _REQUEST_OVERHEAD: Final = 96
 
-# More would only make the first answer later: 64 images cost each other next to nothing of a message's price.
+# With 64 images the cost of a message is already negligible for each image. More images would only delay the first
+# response.
 _MOST_IMAGES: Final = 64
 _USUAL_BYTES: Final = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The most images of one request, and the most bytes of one message."""
+    """The maximum number of images in one request, and the maximum size of one message in bytes."""
 
     images: int
     message_bytes: int
     name_bytes: int = 0
-    """UTF-8 length of the model's name and version, which travel in the same message."""
+    """UTF-8 length of the model's name and version, which are sent in the same message."""
 
     @property
     def largest_image(self) -> int:
-        """The most bytes an image can have and still be sent, alone in its request."""
+        """The maximum size in bytes of an image that is alone in its request."""
         return self.message_bytes - self.name_bytes - _REQUEST_OVERHEAD - _IMAGE_OVERHEAD
 
     @property
     def batch(self) -> int:
-        """Images of a full request."""
+        """The number of images in a full request."""
         return min(self.images, _MOST_IMAGES)
 
     def fits(self, images: int, image_bytes: int, size: int) -> bool:
-        """Whether an image of `size` bytes goes into a request that holds `images` of `image_bytes` together.
+        """Returns whether an image of `size` bytes fits into a request with `images` images of `image_bytes` in total.
 
-        A request takes several images up to some MiB, and one of any size.
+        Several images may have at most 4 MiB together, or `largest_image` if that is less. The first image of a request
+        always fits, because it is not loaded if it has more than `largest_image` bytes.
         """
         if not images:
             return True

@@ -1,4 +1,4 @@
-"""What each call asks, and how its answer reads. Decided here once, sent by `Client` and `AsyncClient` alike."""
+"""Builds the request of each call and reads its response. `Client` and `AsyncClient` both send these calls."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,31 +20,41 @@ from .rpc import CLASSIFY, GET_MODEL, HEALTH, LIST_MODELS, LOAD_MODEL, UNLOAD_MO
 Result = TypeVar("Result")
 
 _CODE_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
-_SERVING = 1  # grpc.health.v1.HealthCheckResponse.ServingStatus
+_SERVING = 1  # grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING
 
 
 @dataclass(frozen=True)
 class Call(Generic[Result]):
-    """A request ready to send, and how its answer reads."""
+    """A request that is ready to send, and the function that reads its response.
+
+    `about` names the call in errors for which the server gave no text.
+    """
 
     method: Method
     about: str
     request: Message
     read: Callable[[Any], Result]
 
-    def result(self, answer: bytes) -> Result:
-        """The answer's value. Decoded here because grpc.aio makes None of what it cannot decode."""
+    def result(self, data: bytes) -> Result:
+        """Returns the result that a response contains. Raises `InternalError` if the response cannot be decoded."""
+        # Not decoded by grpc: grpc.aio returns None for a response that it cannot decode.
         try:
-            message = self.method.answer.FromString(answer)
+            message = self.method.response.FromString(data)
         except DecodeError as error:
-            raise InternalError(f"{self.about}: the answer is no {self.method.answer.__name__}") from error
+            raise InternalError(
+                f"{self.about}: the response is no valid {self.method.response.__name__}: check that the server is "
+                "cnnserve, in a version that fits this client"
+            ) from error
         return self.read(message)
 
 
 def classify(
     images: image_input.Image | Sequence[image_input.Image], limit: int, *, model: str, version: str, top_k: int
 ) -> Call[Classification]:
-    """One Classify request for one or many images. Reads the files among them, and none above `limit` bytes."""
+    """Returns the call that classifies one or many images. Reads the images that are files.
+
+    Raises `InvalidInputError` if an argument is wrong, a file cannot be read, or an image has more than `limit` bytes.
+    """
     request = empty_request(model=model, version=version, top_k=top_k)
     for name, image in image_input.each(images):
         image_input.fill(request.images.add(), image, name, limit)
@@ -54,28 +64,28 @@ def classify(
 
 
 def empty_request(*, model: str, version: str, top_k: int) -> pb.ClassifyRequest:
-    """A request without images. Raises `InvalidInputError` for what cannot be sent."""
+    """Returns a request without images. Raises `InvalidInputError` if an argument is wrong."""
     return pb.ClassifyRequest(
         model=text("model", model, "the model's name"),
-        version=text("version", version, "a version's number or label, or an empty one"),
-        top_k=whole("top_k", top_k, 0, 2**32 - 1, "0 for the default, or a number of classes"),
+        version=text("version", version, "a version's number or label, or empty"),
+        top_k=whole("top_k", top_k, 0, 2**32 - 1, "a number of classes, or 0 for the default of 5"),
     )
 
 
 def list_models() -> Call[tuple[ModelInfo, ...]]:
-    """All models, without labels."""
+    """Returns the call that lists all models without their labels."""
     return Call(LIST_MODELS, "list of models", pb.ListModelsRequest(), _models)
 
 
 def get_model(name: str) -> Call[ModelInfo]:
-    """One model in full."""
+    """Returns the call that describes one model, with labels and limits."""
     return Call(
         GET_MODEL, f"model {name!r}", pb.GetModelRequest(model=text("name", name, "the model's name")), _one_model
     )
 
 
 def load_model(name: str) -> Call[ModelInfo]:
-    """Load a model, or load again what changed."""
+    """Returns the call that loads a model, or loads the versions again whose files changed."""
     return Call(
         LOAD_MODEL,
         f"load of model {name!r}",
@@ -85,36 +95,36 @@ def load_model(name: str) -> Call[ModelInfo]:
 
 
 def unload_model(name: str) -> Call[ModelInfo]:
-    """Unload a model."""
+    """Returns the call that unloads a model."""
     request = pb.UnloadModelRequest(model=text("name", name, "the model's name"))
     return Call(UNLOAD_MODEL, f"unload of model {name!r}", request, _changed_model)
 
 
 def is_healthy(service: str) -> Call[bool]:
-    """One health check; an empty service means the whole server."""
+    """Returns the call that checks the health of a model, or of the whole server if `service` is empty."""
     return Call(
         HEALTH,
-        f"health of {service!r}",
-        StringValue(value=text("service", service, "a model's name, or an empty one for the server")),
+        f"health of model {service!r}" if service else "health of the server",
+        StringValue(value=text("service", service, "a model's name, or empty for the server")),
         _serving,
     )
 
 
-def _classification(answer: pb.ClassifyResponse, *, images: int) -> Classification:
-    if len(answer.results) != images:
-        raise InternalError(f"the server answered {len(answer.results)} results for {images} images")
-    timings = answer.timings
+def _classification(response: pb.ClassifyResponse, *, images: int) -> Classification:
+    if len(response.results) != images:
+        raise InternalError(f"the server returned {len(response.results)} results for {images} images")
+    timings = response.timings
     return Classification(
-        model=answer.model,
-        version=answer.version,
-        results=image_results(answer),
+        model=response.model,
+        version=response.version,
+        results=image_results(response),
         timings=Timings(timings.queue_us, timings.preprocess_us, timings.compute_us, timings.total_us),
     )
 
 
-def image_results(answer: pb.ClassifyResponse) -> tuple[ImageResult, ...]:
-    """Each image's classes or error."""
-    return tuple([_image_result(result, answer.version) for result in answer.results])
+def image_results(response: pb.ClassifyResponse) -> tuple[ImageResult, ...]:
+    """Returns the classes or the error of each image."""
+    return tuple([_image_result(result, response.version) for result in response.results])
 
 
 def _image_result(result: pb.ImageResult, version: str) -> ImageResult:
@@ -122,27 +132,27 @@ def _image_result(result: pb.ImageResult, version: str) -> ImageResult:
         return ImageResult(tuple([Class(c.index, c.label, c.probability) for c in classes]), version=version)
     if result.HasField("error"):
         return ImageResult(error=error_of(result.error), version=version)
-    return ImageResult(error=InternalError("the server answered neither classes nor an error for this image"))
+    return ImageResult(error=InternalError("the server returned neither classes nor an error for this image"))
 
 
 def error_of(error: pb.Error) -> CnnserveError:
-    """The exception for an error that came inside an answer."""
+    """Returns the exception for an error inside a response."""
     code = _CODE_NAMES.get(error.code, "UNKNOWN")
     if code == "RESOURCE_EXHAUSTED" and error.HasField("retry_after_ms"):
         return QueueFullError(error.message, retry_after_s=error.retry_after_ms / 1000)
     return from_status(code, error.message)
 
 
-def _models(answer: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
-    return tuple(_model(model) for model in answer.models)
+def _models(response: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
+    return tuple(_model(model) for model in response.models)
 
 
-def _one_model(answer: pb.GetModelResponse) -> ModelInfo:
-    return _model(answer.model, answer.max_message_bytes or None)
+def _one_model(response: pb.GetModelResponse) -> ModelInfo:
+    return _model(response.model, response.max_message_bytes or None)
 
 
-def _changed_model(answer: pb.LoadModelResponse | pb.UnloadModelResponse) -> ModelInfo:
-    return _model(answer.model)
+def _changed_model(response: pb.LoadModelResponse | pb.UnloadModelResponse) -> ModelInfo:
+    return _model(response.model)
 
 
 def _model(model: pb.Model, max_message_bytes: int | None = None) -> ModelInfo:
@@ -169,7 +179,7 @@ def _version(version: pb.ModelVersion) -> VersionInfo:
 
 
 def _state(state: pb.ModelState) -> str:
-    if state not in pb.ModelState.values():  # a state that a newer server has
+    if state not in pb.ModelState.values():  # a newer server may have states that this client does not know
         return f"STATE_{state}"
     return pb.ModelState.Name(state).removeprefix("MODEL_STATE_")
 
@@ -178,5 +188,5 @@ def _tensor(spec: pb.TensorSpec) -> TensorInfo:
     return TensorInfo(spec.name, spec.datatype, tuple(spec.shape))
 
 
-def _serving(answer: Int32Value) -> bool:
-    return answer.value == _SERVING
+def _serving(response: Int32Value) -> bool:
+    return response.value == _SERVING

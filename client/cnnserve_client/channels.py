@@ -1,4 +1,4 @@
-"""gRPC channels to a client's servers: one per address and connection, blocking or for asyncio."""
+"""Creates the gRPC channels of a client, blocking or for asyncio: as many for each address as it has `connections`."""
 
 import grpc
 
@@ -7,7 +7,7 @@ from .target import Target
 
 
 def blocking(target: Target) -> list[grpc.Channel]:
-    """Channels for threads; nothing connects before the first call."""
+    """Returns blocking channels. They connect at their first call."""
     credentials = _credentials(target)
     if credentials is None:
         return [grpc.insecure_channel(address, target.options) for address in target.channels]
@@ -15,7 +15,7 @@ def blocking(target: Target) -> list[grpc.Channel]:
 
 
 def asyncio(target: Target) -> list[grpc.aio.Channel]:
-    """Channels for the running event loop."""
+    """Returns channels for the running event loop. They connect at their first call."""
     credentials = _credentials(target)
     if credentials is None:
         return [grpc.aio.insecure_channel(address, target.options) for address in target.channels]

@@ -22,27 +22,33 @@ Result = TypeVar("Result")
 
 
 class Client:
-    """Connections to one cnnserve server or several. Close it, or use it in a `with` statement.
+    """Calls one or several cnnserve servers. Close the client, or use it in a `with` statement.
 
-    Nothing is connected before the first call. Every call raises a `CnnserveError`, see `cnnserve_client.errors`.
+    The client connects at its first call. If a call fails, it raises a `CnnserveError`; `cnnserve_client.errors` lists
+    the classes.
 
-    Threads may share a client. Processes may not: gRPC does not survive a fork, so a client refuses to work in a
-    process that was forked after it was made; make one there.
+    Threads may share a client. Processes may not, because gRPC connections do not survive a fork: in a process that was
+    forked after the client was created, every call raises `RuntimeError`. Create a client in each process.
 
-    A call that changes nothing on the server is tried again where the server is UNAVAILABLE, after waits that double
-    from 0.1 s, and where it is full, after the time it names. `load_model` and `unload_model` are tried again only
-    where nothing was reached. No try begins after the call's deadline.
+    `load_model` and `unload_model` change the server, so the client tries them again only if no connection was
+    established. It tries all other calls again in two cases. If a server is UNAVAILABLE, it tries the other connections
+    at once, then waits, first 50 to 100 ms and later up to 5 s. If the queue of a model is full, it waits for the time
+    that the server names. No try starts after the deadline of the call.
 
     Args:
-        address: HOST:PORT of the server's gRPC port. Several, in a list or with commas between them, are asked in turn;
-            one that does not answer rests a while.
-        timeout_s: seconds that a call may take unless it says otherwise, all its tries together.
-        max_message_mib: the largest message to send or accept; the server has a limit of its own.
-        retries: how often a call is tried again; 0: never.
-        connections: connections to each address. One carries thousands of small answers a second.
-        tls: True, or a `Tls` with certificates: the connections are encrypted.
-        token: sent as `authorization: Bearer TOKEN` with every call.
-        token_over_plain_text: allows that without TLS to another machine, too.
+        address: HOST:PORT of the server's gRPC port. Several addresses, in a list or separated by commas, are used in
+            turn. An address that failed is avoided for 0.5 to 30 s.
+        timeout_s: default timeout of a call in seconds, for all its tries together.
+        max_message_mib: maximum size in MiB of a message that the client sends or accepts. The server has its own
+            limit.
+        retries: how many times a call may wait and be tried again. 0: a call is sent only once.
+        connections: number of connections to each address. One connection carries thousands of small responses/s.
+        tls: True for TLS with gRPC's root certificates, or a `Tls` with certificate files.
+        token: the client sends `authorization: Bearer TOKEN` with every call. Empty: no token.
+        token_over_plain_text: allow sending the token to other machines without TLS.
+
+    Raises:
+        InvalidInputError: an argument is wrong, or a file of `tls` cannot be read.
     """
 
     def __init__(
@@ -75,19 +81,24 @@ class Client:
         top_k: int = 0,
         timeout_s: float | None = None,
     ) -> Classification:
-        """Classify one or many images in one request.
+        """Classifies one or many images in one request.
 
         Args:
-            images: a path, a file's bytes, a PIL image, a uint8 array (HxW, HxWx1, HxWx3, HxWx4), or a sequence of
-                these, at most as many as the model's maximum batch.
-            model: the model's name.
-            version: one version; empty lets the server choose.
-            top_k: classes wanted per image: 0 means 5, more than the model has means all.
-            timeout_s: this call's deadline in seconds; None means the client's.
+            images: a path, the bytes of a file, a PIL image, a uint8 array (HxW, HxWx1, HxWx3 or HxWx4), or a sequence
+                of these. A sequence may have at most as many images as the model's maximum batch.
+            model: name of the model.
+            version: number or label of a version. Empty: the newest READY version.
+            top_k: number of classes for each image. 0 means 5; if the model has fewer classes, the result has all.
+            timeout_s: timeout of this call in seconds. None: the timeout of the client.
 
         Returns:
-            One result per image, in order. An image that the server could not decode has its error in its result and
-            raises nothing; an image that cannot be sent at all raises `InvalidInputError` before anything is sent.
+            One result for each image, in the order of the images. If the server cannot decode an image, its result has
+            the error, and the call does not raise.
+
+        Raises:
+            InvalidInputError: an argument is wrong, an image cannot be read, or the server refuses the request, for
+                example because it has too many images.
+            CnnserveError: the request as a whole failed.
         """
         return self._run(
             calls.classify(images, self.max_message_bytes, model=model, version=version, top_k=top_k), timeout_s
@@ -102,29 +113,30 @@ class Client:
         top_k: int = 0,
         timeout_s: float | None = None,
     ) -> Generator[ImageResult]:
-        """Classify any number of images, even without end, over a stream; one result per image, in order.
+        """Classifies any number of images, even without end, over a stream. Yields one result for each image, in order.
 
-        The images are read as results are taken, about 128 ahead, from a list or a generator; requests are cut to fit
-        the model's maximum batch and the message limits. What a server that restarts, or falls silent while another
-        answers, had not answered is sent again.
-        Close the generator to end early. While `images` makes its next image no result is handed out: read a slow
-        source with `AsyncClient`.
+        The client reads images only as results are taken, at most 256 images and about 32 MiB ahead for each
+        connection. It puts them into requests that fit the model's maximum batch and the message limits. If a server
+        restarts, or is silent while another server responds, the client sends the requests in flight again.
+
+        To end early, close the generator. While `images` produces its next image, no result is handed out. If the
+        source is slow, use `AsyncClient`.
 
         Args:
-            images: as for `classify`. An `ImageResult` among them comes out again in its place.
-            model: the model's name.
-            version: one version; empty lets the server choose.
-            top_k: as for `classify`.
-            timeout_s: seconds that one request of the stream may take, and that servers may be away; None means the
-                client's.
+            images: the images, as for `classify`. An `ImageResult` among them is yielded unchanged in its place.
+            model: name of the model.
+            version: number or label of a version. Empty: the newest READY version.
+            top_k: number of classes for each image, as for `classify`.
+            timeout_s: seconds that one request of the stream may take, and that no server may be available. None: the
+                timeout of the client.
 
         Yields:
-            Each image's classes or its own error, a file that cannot be read among them.
+            The classes or the error of each image. An image that cannot be read also has an error.
 
         Raises:
-            InvalidInputError: at the call: `images` is one image, or another argument is wrong.
-            CnnserveError: no such model, no ready version, or no server for `timeout_s`. Results come first, and an
-                exception of `images` after those of the images before it.
+            InvalidInputError: `images` is a single image, or another argument is wrong. The call itself raises this.
+            CnnserveError: the model does not exist, it has no READY version, or no server responded. Results that have
+                arrived come first. An exception that `images` raises comes after the results of the images before it.
         """
         refuse_one(images)
         timeout_s = self._target.timeout(timeout_s)
@@ -140,45 +152,50 @@ class Client:
         return results()
 
     def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
-        """Every model of the server's repository, without labels."""
+        """Returns all models of the server, without their labels."""
         return self._run(calls.list_models(), timeout_s)
 
     def get_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
-        """One model in full: versions, labels and limits. Raises `NotFoundError` for an unknown name."""
+        """Returns a model with versions, labels and limits. Raises `NotFoundError` if the name is unknown."""
         return self._run(calls.get_model(name), timeout_s)
 
     def load_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
-        """Load a model of the server's repository, or load again what changed there; the model as it is then.
+        """Loads a model of the server's repository, or loads the versions again whose files changed.
 
-        Raises `FailedPreconditionError` with the reason where that fails (what served before still does) or where the
-        server's mode has no such calls, `PermissionDeniedError` where clients may not, `NotFoundError` for an unknown
-        name, `InvalidInputError` where the client has several addresses. A load goes on where the call's time is over.
+        Returns the model as it is after the load. If the call times out, the server continues the load.
+
+        Raises:
+            FailedPreconditionError: the load failed; the text has the reason, and the versions that were READY before
+                still are. Or the server's model control mode does not allow loads.
+            PermissionDeniedError: the server does not allow clients to load models.
+            NotFoundError: the repository has no model with this name.
+            InvalidInputError: the client has several addresses.
         """
         self._target.one_server("load_model")
         return self._run(calls.load_model(name), timeout_s)
 
     def unload_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
-        """Unload a model after its requests in flight are answered; the model as it is then.
+        """Unloads a model after its requests in flight have ended. Returns the model as it is then.
 
-        One that is not loaded is no error. Raises as `load_model`.
+        If the model is not loaded, nothing happens. Raises the same errors as `load_model`.
         """
         self._target.one_server("unload_model")
         return self._run(calls.unload_model(name), timeout_s)
 
     def is_healthy(self, service: str = "", *, timeout_s: float | None = None) -> bool:
-        """Whether the server, or the model called `service`, answers requests.
+        """Returns whether the server, or the model with the name `service`, is SERVING.
 
-        False is the server's own word. A server that cannot be reached and an unknown name raise.
+        Raises `NotFoundError` if the server has no such model, and `ConnectionFailedError` if it cannot be reached.
         """
         return self._run(calls.is_healthy(service), timeout_s)
 
     @property
     def max_message_bytes(self) -> int:
-        """The largest message this client sends or accepts."""
+        """The maximum size in bytes of a message that this client sends or accepts."""
         return self._target.max_message_bytes
 
     def close(self) -> None:
-        """Close the connections; calls still running in other threads fail."""
+        """Closes the connections. Calls that still run in other threads fail."""
         self._closed = True
         for channel in self._channels:
             channel.close()
@@ -205,8 +222,8 @@ class Client:
         while True:
             number = attempts.begin()
             try:
-                ask = self._stubs[number][method.path]
-                answer = ask(call.request, timeout=attempts.try_s, metadata=target.metadata)
+                stub = self._stubs[number][method.path]
+                response = stub(call.request, timeout=attempts.try_s, metadata=target.metadata)
             except grpc.RpcError as failure:
                 error = self._error(cast("Failure", failure), number, about=call.about, timeout_s=timeout_s)
                 wait_s = attempts.wait_s(error)
@@ -215,7 +232,7 @@ class Client:
                 time.sleep(wait_s)
             else:
                 self._rotation.worked(number)
-                return call.result(answer)
+                return call.result(response)
 
     def _stream(self, number: int, requests: Iterator[bytes]) -> Any:
         self._check()
@@ -227,6 +244,6 @@ class Client:
 
     def _check(self) -> None:
         if self._closed:
-            raise RuntimeError("this Client is closed")
+            raise RuntimeError("this Client is closed: create a new one")
         if self._process != os.getpid():
-            raise RuntimeError("this Client was made before the process forked: make one in each process")
+            raise RuntimeError("this Client was created before the process forked: create a Client in each process")

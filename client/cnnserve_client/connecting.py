@@ -1,7 +1,8 @@
-"""Why no connection came about, in words that help. Imports neither grpc nor protobuf.
+"""Explains why a connection failed. Imports neither grpc nor protobuf.
 
-gRPC has one status for all of it, the one a loading model has too; the rest is its text. Should the words change, the
-error stays an UnavailableError that names the address and has gRPC's text.
+gRPC uses the status UNAVAILABLE for every such failure, and servers use it for a model that is loading. Only gRPC's
+text shows the difference. If a later version of gRPC changes its text, the error is still an `UnavailableError` with
+the address and that text.
 """
 
 import re
@@ -9,7 +10,7 @@ from typing import Final
 
 from . import errors
 
-# gRPC 1.63 to 1.85.
+# The texts of gRPC 1.63 to 1.85, in lower case.
 _NOT_CONNECTED: Final = (
     "connections to all backends failing",
     "failed to connect to all addresses",
@@ -25,53 +26,59 @@ _CLOSED: Final = ("socket closed", "connection reset")
 
 
 def unavailable(address: str, details: str, *, encrypted: bool) -> errors.UnavailableError:
-    """The error for a server that was not there or not ready, or that no TLS connection came about with."""
-    words = details.lower()
-    if not any(known in words for known in _NOT_CONNECTED):
+    """Returns the error for the gRPC status UNAVAILABLE.
+
+    Args:
+        address: the address of the connection.
+        details: gRPC's text.
+        encrypted: whether the client uses TLS.
+    """
+    text = details.lower()
+    if not any(known in text for known in _NOT_CONNECTED):
         return errors.UnavailableError(f"{address}: {details}")
-    if _UNUSABLE in words:
+    if _UNUSABLE in text:
         return errors.ConnectionFailedError(
-            "TLS cannot use the files it was given: root_certificates and certificate have to hold whole certificates "
-            f"in PEM, key the key of that certificate ({details})"
+            "TLS cannot use the given files: root_certificates and certificate must contain complete PEM certificates, "
+            f"and key must contain the private key of certificate ({details})"
         )
-    explain = _encrypted if encrypted else _plain
-    return errors.ConnectionFailedError(f"{explain(address, words)} ({details})")
+    explain = _with_tls if encrypted else _without_tls
+    return errors.ConnectionFailedError(f"{explain(address, text)} ({details})")
 
 
-def _encrypted(address: str, words: str) -> str:
-    if any(known in words for known in _OTHER_NAME):
+def _with_tls(address: str, text: str) -> str:
+    if any(known in text for known in _OTHER_NAME):
         return (
-            f"the TLS certificate of the server at {address} is for another name: use the address that it names, or "
-            "give the server a certificate for this one"
+            f"the TLS certificate of the server at {address} is for another host name: use a host name from the "
+            "certificate in the address, or give the server a certificate for this address"
         )
-    if untrusted := _UNTRUSTED.search(words):
+    if untrusted := _UNTRUSTED.search(text):
         reason = (untrusted["reason"] or "unknown reason").strip()
-        fix = "root_certificates has to name the PEM file of the authority that issued it"
+        fix = "set root_certificates to the PEM file of the authority that issued the certificate"
         if any(known in reason for known in _OUT_OF_DATE):
-            fix = "the server needs another, or one of the two clocks is wrong"
+            fix = "give the server a new certificate, or correct the clock of this machine or of the server"
         return f"the TLS certificate of the server at {address} is not trusted ({reason}): {fix}"
-    if "wrong_version_number" in words:
-        return f"the server at {address} does not speak TLS: connect without it, or to the port that does"
-    if _HANDSHAKE in words:
-        return f"no TLS connection came about with the server at {address}"
-    if any(known in words for known in _CLOSED):
+    if "wrong_version_number" in text:
+        return f"the server at {address} does not use TLS: connect without TLS, or to a port with TLS"
+    if _HANDSHAKE in text:
+        return f"the TLS handshake with the server at {address} failed: compare the TLS settings of client and server"
+    if any(known in text for known in _CLOSED):
         return (
-            f"the server at {address} closed the TLS connection: it may want a certificate of this client that it "
-            "trusts (certificate and key)"
+            f"the server at {address} closed the TLS connection: if it requires a client certificate, set certificate "
+            "and key to a certificate that it trusts"
         )
-    return _missing(address)
+    return _unreachable(address)
 
 
-def _plain(address: str, words: str) -> str:
-    if any(known in words for known in _CLOSED):
+def _without_tls(address: str, text: str) -> str:
+    if any(known in text for known in _CLOSED):
         return (
-            f"what listens at {address} closed the connection: it may speak TLS only (tls, root_certificates), or be "
-            "no gRPC port"
+            f"the server at {address} closed the connection: if it requires TLS, set tls or root_certificates; else "
+            "check that this is a gRPC port"
         )
-    return _missing(address)
+    return _unreachable(address)
 
 
-def _missing(address: str) -> str:
+def _unreachable(address: str) -> str:
     return (
         f"cannot reach a server at {address}: check that `cnnserve serve` runs there and that this is its gRPC port, "
         "not its HTTP port"

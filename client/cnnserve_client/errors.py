@@ -1,12 +1,12 @@
-"""What a call raises. Every error carries `code`, the name of its gRPC status. This module imports nothing heavy.
+"""The exceptions that calls raise. Every exception has `code`, the name of its gRPC status.
 
-Where Python has a builtin for the same thing the error is that too: `except TimeoutError` catches a passed deadline,
-`except ConnectionError` a server that cannot be reached, `except ValueError` bad input.
+Some are also built-in exceptions of Python: `except TimeoutError` catches a passed deadline, `except ConnectionError`
+a server that cannot be reached, `except ValueError` invalid input. This module imports nothing.
 """
 
 
 class CnnserveError(Exception):
-    """Root of all errors of this client; also any status that has no class of its own."""
+    """The base class of all errors of this client, and the class of every status that has no class of its own."""
 
     code: str = "UNKNOWN"
 
@@ -17,41 +17,47 @@ class CnnserveError(Exception):
 
 
 class InvalidInputError(CnnserveError, ValueError):
-    """An image or parameter that cannot be sent, or that the model cannot take."""
+    """An image or an argument cannot be sent, or the model does not accept it."""
 
     code = "INVALID_ARGUMENT"
 
 
 class NotFoundError(CnnserveError):
-    """No model, version or health service of that name."""
+    """The server has no model, version or health service with this name."""
 
     code = "NOT_FOUND"
 
 
 class FailedPreconditionError(CnnserveError):
-    """The server cannot do it as things stand: a model does not load, for instance. The text says what to change."""
+    """The server cannot do this in its present state, for example because a model does not load.
+
+    The text says what to change.
+    """
 
     code = "FAILED_PRECONDITION"
 
 
 class UnavailableError(CnnserveError):
-    """The model is not ready, the server is draining or the connection broke: worth another try later."""
+    """The model is not ready, the server is stopping, or the connection broke. Try again later."""
 
     code = "UNAVAILABLE"
 
 
 class ConnectionFailedError(UnavailableError, ConnectionError):
-    """Nothing that speaks gRPC, or TLS as the client does, was reached at the address; the request was not sent."""
+    """No connection to the address was established, so the request was not sent.
+
+    Possible causes: no server listens there, the port is no gRPC port, or the TLS settings of client and server differ.
+    """
 
 
 class ResourceExhaustedError(CnnserveError):
-    """A limit was met, the message size for instance: the same request will fail again."""
+    """The request exceeds a limit, for example the message size. The same request will fail again."""
 
     code = "RESOURCE_EXHAUSTED"
 
 
 class QueueFullError(ResourceExhaustedError):
-    """The model's queue is full: try again after `retry_after_s` seconds."""
+    """The model's queue or the server's memory budget is full. Try again after `retry_after_s` seconds."""
 
     def __init__(self, message: str, *, code: str | None = None, retry_after_s: float = 0.0) -> None:
         super().__init__(message, code=code)
@@ -59,31 +65,31 @@ class QueueFullError(ResourceExhaustedError):
 
 
 class DeadlineExceededError(CnnserveError, TimeoutError):
-    """No answer within the call's timeout."""
+    """No response arrived within the timeout of the call."""
 
     code = "DEADLINE_EXCEEDED"
 
 
 class UnauthenticatedError(CnnserveError):
-    """No credentials, or wrong ones."""
+    """The credentials are missing or wrong."""
 
     code = "UNAUTHENTICATED"
 
 
 class PermissionDeniedError(CnnserveError):
-    """The caller is known and may not do this."""
+    """The server does not allow this caller to do this."""
 
     code = "PERMISSION_DENIED"
 
 
 class UnsupportedError(CnnserveError):
-    """The server or the model does not have what was asked for."""
+    """The server or the model does not support the request."""
 
     code = "UNIMPLEMENTED"
 
 
 class InternalError(CnnserveError):
-    """The server failed, or its answer cannot be understood."""
+    """The server failed, or its response is invalid."""
 
     code = "INTERNAL"
 
@@ -105,6 +111,13 @@ _BY_CODE: dict[str, type[CnnserveError]] = {
 }
 
 
+def no_response(address: str, timeout_s: float, details: str = "") -> DeadlineExceededError:
+    """Returns the error for a server that did not respond within `timeout_s` seconds. `details` begins with a space."""
+    return DeadlineExceededError(
+        f"no response from {address} within {timeout_s:g} s{details}: check the server, or use a longer timeout"
+    )
+
+
 def from_status(code: str, message: str) -> CnnserveError:
-    """The error for a gRPC status name such as "NOT_FOUND"; `CnnserveError` itself where none is made for it."""
+    """Returns the error for a gRPC status name such as "NOT_FOUND". A name without a class gives `CnnserveError`."""
     return _BY_CODE.get(code, CnnserveError)(message, code=code)

@@ -1,7 +1,7 @@
-"""Images as a caller has them -> `cnnserve.v1.Image`.
+"""Converts the images that callers pass to the protobuf message `cnnserve.v1.Image`.
 
-Files and bytes travel as they are: the server decodes them exactly as the model's manifest says. PIL images and arrays
-travel as uint8 pixels, row by row, channels last.
+The client sends files and bytes unchanged, so the server decodes them as the model's manifest says. It sends PIL images
+and arrays as uint8 pixels, row by row, channels last.
 """
 
 import os
@@ -14,7 +14,8 @@ from cnnserve.wire import classifier_pb2 as pb
 from .arguments import wrong
 from .errors import InvalidInputError
 
-# Importing numpy costs as much as all else together. Who sends arrays has it; who sends files needs none.
+# Importing numpy takes as long as all other imports together. A caller who sends arrays has imported numpy already; a
+# caller who sends files does not need it.
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -25,22 +26,22 @@ else:
 
 
 class PilImage(Protocol):
-    """What is used of a `PIL.Image.Image`; the client does not import Pillow."""
+    """The part of `PIL.Image.Image` that the client uses, so that it need not import Pillow."""
 
     @property
     def mode(self) -> str:
-        """The pixel format, "RGB" for instance."""
+        """The pixel format, for example "RGB"."""
 
     def convert(self, mode: str) -> "PilImage":
-        """A copy in another pixel format."""
+        """Returns a copy in another pixel format."""
 
 
 Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Pixels | PilImage
-"""A path, a file's bytes, a uint8 array (HxW, HxWx1, HxWx3, HxWx4) or a PIL image.
+"""A path, the bytes of a file, a uint8 array (HxW, HxWx1, HxWx3 or HxWx4) or a PIL image.
 
-PIL images are taken as they are in memory: EXIF orientation is not applied, and modes other than L, RGB and RGBA are
-converted to RGB by Pillow, which makes 16-bit grey white. Send the file itself where the model's own rules should
-decide.
+The client sends the pixels of a PIL image as they are in memory. It does not apply the EXIF orientation, and Pillow
+converts modes other than L, RGB and RGBA to RGB, which turns nearly all 16-bit grey pixels white. To apply the
+preprocessing of the model's manifest from the start, pass the file itself.
 """
 
 _PATH = (str, os.PathLike)
@@ -50,8 +51,8 @@ _RAW_MODES = ("L", "RGB", "RGBA")
 
 
 def each(images: Image | Sequence[Image]) -> Iterator[tuple[str, Image]]:
-    """One image or several, each with the name that an error calls it: `images` or `images[3]`."""
-    # A path and bytes are sequences too, of characters and of numbers.
+    """Yields each image with its name for errors: `images` for a single image, else for example `images[3]`."""
+    # A path and bytes are sequences too: of characters and of numbers.
     if isinstance(images, (*_PATH, *_BYTES)) or not isinstance(images, Sequence):
         yield "images", images
         return
@@ -60,39 +61,44 @@ def each(images: Image | Sequence[Image]) -> Iterator[tuple[str, Image]]:
 
 
 def refuse_one(images: object, *, asynchronous: bool = False) -> None:
-    """`InvalidInputError` where `images` is no iterable, or a single image, whose parts would be taken for many.
+    """Raises `InvalidInputError` if `images` is not iterable, or is a single image.
+
+    Without this check, the rows of a single array or the bytes of a file would count as images.
 
     Args:
-        images: what `classify_many` was given.
-        asynchronous: an asynchronous iterable will do, too.
+        images: the argument of `classify_many`.
+        asynchronous: if True, an asynchronous iterable is accepted, too.
     """
     one = isinstance(images, (*_PATH, *_BYTES)) or (hasattr(images, "mode") and hasattr(images, "convert"))
     if one or (_is_array(images) and images.ndim < 4):
-        raise InvalidInputError(f"a {type(images).__name__} is one image: expected an iterable of images; use classify")
-    # Where there are items by number, Python iterates over them: a torch Dataset.
+        raise InvalidInputError(
+            f"images is a single image of type {type(images).__name__}: expected an iterable of images; use classify "
+            "for one image"
+        )
+    # Python also iterates over objects that have only __getitem__, such as a torch Dataset.
     if isinstance(images, Iterable) or hasattr(type(images), "__getitem__"):
         return
     if not isinstance(images, AsyncIterable):
         raise wrong("images", images, "an iterable of images")
     if not asynchronous:
-        raise wrong("images", images, "an iterable of images; AsyncClient takes asynchronous ones")
+        raise wrong("images", images, "an iterable of images; only AsyncClient accepts asynchronous iterables")
 
 
 def take_time(images: Image | Sequence[Image]) -> bool:
-    """True where an image must be read from disk or decoded by Pillow before it can be sent."""
+    """Returns whether one of the images must be read from disk or decoded by Pillow before it can be sent."""
     return any(not isinstance(image, _BYTES) and not _is_array(image) for _, image in each(images))
 
 
 def load(image: Image, name: str, limit: int | None = None) -> bytes | Pixels:
-    """An image as it will travel: a file's bytes, or pixels.
+    """Returns the data of an image to send: the bytes of a file, or pixels with shape HxWxC.
 
     Args:
-        image: in any form a caller may have it.
-        name: what an error calls it.
-        limit: the most bytes; of a file, no more than these are read. None: as many as there are.
+        image: the image in any of the forms of `Image`.
+        name: the name of the image in error messages.
+        limit: maximum size in bytes, or None for no limit. Of a larger file, only `limit` + 1 bytes are read.
 
     Raises:
-        InvalidInputError: the image is missing, unreadable, too large or of the wrong type, dtype or shape.
+        InvalidInputError: the image is missing, unreadable, too large or has the wrong type, dtype or shape.
     """
     data: bytes | Pixels
     if isinstance(image, _PATH):
@@ -105,21 +111,27 @@ def load(image: Image, name: str, limit: int | None = None) -> bytes | Pixels:
         data = _checked(_pixels(image, name), name)
     else:
         raise InvalidInputError(
-            f"{name} is a {type(image).__name__}: expected a path, a file's bytes, a PIL image, a numpy uint8 array "
-            "or a sequence of these"
+            f"{name} has type {type(image).__name__}: expected a path, the bytes of a file, a PIL image, a numpy uint8 "
+            "array or a sequence of these"
         )
     if limit is not None and size(data) > limit:
-        raise InvalidInputError(f"{name} is larger than the {limit} bytes that one request may hold")
+        raise InvalidInputError(
+            f"{name} is larger than the {limit} bytes that one request may hold: send a smaller image, or raise "
+            "max_message_mib of the client and of the server"
+        )
     return data
 
 
 def size(data: bytes | Pixels) -> int:
-    """Bytes of a loaded image."""
+    """Returns the number of bytes of a loaded image."""
     return len(data) if isinstance(data, bytes) else data.nbytes
 
 
 def put(message: pb.Image, data: bytes | Pixels) -> None:
-    """A loaded image into `message`, in place: protobuf copies a finished message once more when it is added."""
+    """Puts a loaded image into `message`.
+
+    `message` should be part of its request already, because protobuf copies a finished message when it is added.
+    """
     if isinstance(data, bytes):
         message.encoded = data
         return
@@ -129,7 +141,7 @@ def put(message: pb.Image, data: bytes | Pixels) -> None:
 
 
 def fill(message: pb.Image, image: Image, name: str, limit: int | None = None) -> None:
-    """Put `image` into `message`. Raises as `load`."""
+    """Loads `image` and puts it into `message`. Raises the same errors as `load`."""
     put(message, load(image, name, limit))
 
 
@@ -142,8 +154,8 @@ def _read(path: str | os.PathLike[str], name: str, limit: int | None) -> bytes:
 
 
 def read_file(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
-    """A file's bytes, of one that is longer `limit` + 1: the path may be a device without an end."""
-    # By descriptor: a file object costs as much again as opening and reading a small file.
+    """Returns the bytes of a file, at most the first `limit` + 1, because `path` may be a device without an end."""
+    # A file descriptor, because creating a file object takes as long as opening and reading a small file.
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         left = sys.maxsize if limit is None else limit + 1
@@ -163,31 +175,31 @@ def _is_array(image: object) -> "TypeGuard[Pixels]":
 
 
 def _pixels(image: PilImage, name: str) -> Pixels:
-    import numpy  # noqa: ICN001, PLC0415 - see above
+    import numpy  # noqa: ICN001, PLC0415 - only callers who pass PIL images should wait for this import
 
     try:
         return numpy.asarray(image if image.mode in _RAW_MODES else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes here, and a broken PNG is a SyntaxError
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes here; a broken PNG is a SyntaxError
         raise InvalidInputError(f"{name}: Pillow cannot decode the image: {error}") from error
 
 
 def _checked(array: Pixels, name: str) -> Pixels:
-    """The array as HxWxC."""
+    """Returns the array with shape HxWxC."""
     if array.dtype != "uint8":
-        raise InvalidInputError(f"{name} has dtype {array.dtype}: expected uint8, values 0 to 255")
+        raise InvalidInputError(f"{name} has dtype {array.dtype}: expected uint8 with values from 0 to 255")
     shape = array.shape if array.ndim == 3 else (*array.shape, 1)
     if len(shape) != 3 or shape[2] not in (1, 3, 4):
         raise InvalidInputError(
             f"{name} has shape {array.shape}: expected HxW, HxWx1, HxWx3 or HxWx4{_shape_hint(array.shape)}"
         )
     if array.size == 0:
-        raise InvalidInputError(f"{name} has shape {array.shape}: it holds no pixels")
+        raise InvalidInputError(f"{name} has shape {array.shape} and so no pixels: expected at least one pixel")
     return array.reshape(shape)
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str:
     if len(shape) == 3 and shape[0] in (1, 3, 4):
-        return "; this looks like channels first: use array.transpose(1, 2, 0)"
+        return "; if the channels come first, send array.transpose(1, 2, 0)"
     if len(shape) == 4:
-        return "; send a batch as a list: list(array)"
+        return "; to send a batch, use list(array)"
     return ""

@@ -1,4 +1,4 @@
-"""What a model's own description says of requests to it."""
+"""Derives the limits of requests to a model from the description that the server sends."""
 
 from typing import Final
 
@@ -6,41 +6,47 @@ from .batching import Limits
 from .errors import NotFoundError, UnavailableError
 from .results import ModelInfo, VersionInfo
 
-# A server refuses to answer more classes at once, those of all images together.
+# The server refuses requests for more classes, counted over all images.
 _MOST_CLASSES: Final = 100_000
 _DEFAULT_TOP_K: Final = 5
 
 
 def of(model: ModelInfo, version: str, client_bytes: int, top_k: int = 0) -> Limits:
-    """The limits of requests for `top_k` classes of `version` of `model` (empty: the server chooses).
+    """Returns the limits of requests to a model.
 
-    From a `get_model` answer.
+    Args:
+        model: the model as `get_model` returns it.
+        version: the version or version label of the requests; empty if the server chooses the version.
+        client_bytes: maximum size in bytes of a message that the client sends.
+        top_k: number of classes for each image; 0 means the server's default of 5.
 
     Raises:
-        NotFoundError: the model has no such version.
-        UnavailableError: no version that was asked for is ready.
+        NotFoundError: the model does not have the version.
+        UnavailableError: none of the requested versions is READY.
     """
-    # The server chooses the version, so every one that it may choose must take the batch.
+    # If the server chooses, the requests must fit each version that it may choose.
     return Limits(
-        images=max(1, min(min(v.max_batch_size, _answered(v, top_k)) for v in ready_versions(model, version))),
+        images=max(1, min(min(v.max_batch_size, _most_images(v, top_k)) for v in ready_versions(model, version))),
         message_bytes=min(client_bytes, model.max_message_bytes or client_bytes),
         name_bytes=len(model.name.encode()) + len(version.encode()),
     )
 
 
-def _answered(version: VersionInfo, top_k: int) -> int:
-    """The most images whose classes one answer may hold."""
+def _most_images(version: VersionInfo, top_k: int) -> int:
+    """Returns the maximum number of images whose classes fit into one response."""
     return _MOST_CLASSES // max(1, min(top_k or _DEFAULT_TOP_K, version.class_count))
 
 
 def ready_versions(model: ModelInfo, version: str) -> list[VersionInfo]:
-    """The versions that may answer a request for `version`. Raises as `of`."""
-    asked = [v for v in model.versions if version in ("", v.version, *v.version_labels)]
-    ready = [v for v in asked if v.ready]
+    """Returns the READY versions that may serve a request for `version`. Raises the same errors as `of`."""
+    requested = [v for v in model.versions if version in ("", v.version, *v.version_labels)]
+    ready = [v for v in requested if v.ready]
     if ready:
         return ready
-    if not asked:
-        what = f"no version {version}" if version else f"no versions{f': {model.reason}' if model.reason else ''}"
-        raise NotFoundError(f"model {model.name} has {what}")
-    states = "; ".join(f"version {v.version} is {v.state}{f' ({v.reason})' if v.reason else ''}" for v in asked)
+    if not model.versions:
+        raise NotFoundError(f"model {model.name} has no versions{f': {model.reason}' if model.reason else ''}")
+    if not requested:
+        known = ", ".join(name for v in model.versions for name in (v.version, *v.version_labels))
+        raise NotFoundError(f"model {model.name} has no version {version}: use one of {known}")
+    states = "; ".join(f"version {v.version} is {v.state}{f' ({v.reason})' if v.reason else ''}" for v in requested)
     raise UnavailableError(f"model {model.name} is not ready: {states}")

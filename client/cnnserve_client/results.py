@@ -1,4 +1,4 @@
-"""What a call returns. Plain frozen values: no protobuf leaves this package."""
+"""The results of calls, as frozen dataclasses. No protobuf message leaves this package."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from .errors import CnnserveError
 
 @dataclass(frozen=True)
 class Class:
-    """One class of a model and its probability, 0 to 1. `label` is empty where the model has no labels."""
+    """One class of a model with its probability, 0 to 1. `label` is empty if the model has no label for the class."""
 
     index: int
     label: str
@@ -17,31 +17,35 @@ class Class:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where a request's time went on the server, in microseconds. Several images count as their slowest."""
+    """How long the server worked on a request, in microseconds. Each time ends with the last image of the request."""
 
     queue_us: int = 0
+    """Time in the queue."""
     preprocess_us: int = 0
+    """Time to decode, resize and crop the images, including the wait for a decoding thread."""
     compute_us: int = 0
+    """Time to assemble the batch and to run it."""
     total_us: int = 0
+    """Time from the arrival of the request until its response is complete."""
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image's answer: its classes, most probable first, or the error that befell this image alone."""
+    """The result of one image: its classes, most probable first, or the error of this image."""
 
     classes: tuple[Class, ...] = ()
     error: CnnserveError | None = None
     version: str = ""
-    """The model's version that answered; empty where none did."""
+    """The version of the model that processed the image. Empty if no version did."""
 
     @property
     def ok(self) -> bool:
-        """True where the image was classified."""
+        """True if the image was classified, False if it has an error."""
         return self.error is None
 
     @property
     def top(self) -> Class:
-        """The most probable class. Raises this image's own error where it failed."""
+        """The most probable class. Raises `error` if this image has one."""
         if self.error is not None:
             raise self.error
         return self.classes[0]
@@ -49,7 +53,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Classification:
-    """One request's answer: one result per image, in the order asked."""
+    """The response to one request: one result for each image, in the order of the images."""
 
     model: str
     version: str
@@ -59,7 +63,11 @@ class Classification:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A model's input. `datatype` is an Open Inference Protocol word; `shape` is batch first, -1 where free."""
+    """The input tensor of a model.
+
+    `datatype` is a name of the Open Inference Protocol, such as UINT8. `shape` begins with the batch dimension; -1
+    stands for a dimension of any size.
+    """
 
     name: str
     datatype: str
@@ -68,34 +76,38 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class VersionInfo:
-    """One version of a model. What follows `reason` is known of a READY version only."""
+    """One version of a model. The fields from `input` to `self_test` are filled only while it is READY or UNLOADING."""
 
     version: str
     state: str
-    """LOADING, BUILDING, READY, UNLOADING or UNAVAILABLE."""
+    """LOADING, BUILDING (ONNX Runtime compiles the model for its device), READY, UNLOADING or UNAVAILABLE.
+
+    STATE_N if a newer server sends a state with the number N that this client does not know.
+    """
     reason: str = ""
-    """Why the version is in this state, for a person."""
+    """Why the version is in this state, as text for people."""
     input: TensorInfo | None = None
     class_count: int = 0
     labels: tuple[str, ...] = ()
-    """Label i names class i. Filled by `get_model` only."""
+    """`labels[i]` is the label of class i. `list_models` leaves this empty."""
     max_batch_size: int = 0
-    """The most images one request may carry."""
+    """The maximum number of images in one request."""
     verified: bool = False
-    """A manifest vouched for the files, and the golden image was answered right."""
+    """True if the files have the digests in the manifest and the self-test with the golden image passed."""
     placement: Mapping[str, int] = field(default_factory=dict)
-    """Graph nodes by execution provider."""
+    """The number of graph nodes on each execution provider."""
     accepts_images: bool = False
+    """True if the server knows how to preprocess images for this version, so that `classify` works."""
     architecture: str = ""
     precision: str = ""
     self_test: str = ""
-    """What the server's test before READY found; empty where there is nothing to test against."""
+    """The result of the self-test. Without a manifest: whether the output rows of test runs are probabilities."""
     version_labels: tuple[str, ...] = ()
-    """Words that a request may say for this version. Known in every state."""
+    """Names that a request may use instead of the version number. Filled in every state."""
 
     @property
     def ready(self) -> bool:
-        """True where the version answers requests."""
+        """True if the version accepts requests."""
         return self.state == "READY"
 
 
@@ -106,11 +118,11 @@ class ModelInfo:
     name: str
     versions: tuple[VersionInfo, ...]
     reason: str = ""
-    """Why no version is served, where the model has none to serve."""
+    """Why the model has no version to serve. Empty if it has one."""
     max_message_bytes: int | None = None
-    """The largest message the server reads. Filled by `get_model` only."""
+    """The maximum size in bytes of a message to the server. Only `get_model` fills this."""
 
     @property
     def ready(self) -> bool:
-        """True where a version answers requests."""
+        """True if a version accepts requests."""
         return any(version.ready for version in self.versions)

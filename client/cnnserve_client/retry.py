@@ -1,4 +1,4 @@
-"""When a failed call is tried again, and on which connection. Decides only: sleeping and sending are the clients'."""
+"""Decides whether, when and on which connection a failed call is tried again. The clients wait and send."""
 
 import random
 import threading
@@ -18,13 +18,19 @@ Clock = Callable[[], float]
 
 
 def back_off_s(tries: int) -> float:
-    """Seconds before the next try after `tries` vain ones: doubling from 0.1 to 5, a random half of it taken off."""
+    """Returns the seconds to wait after `tries` failed tries: 0.1 s, doubled with each try up to 5 s.
+
+    A random part of at most half is subtracted, so that clients which failed together do not return together.
+    """
     longest = min(_LONGEST_S, _FIRST_S * 2.0 ** min(tries - 1, 10))
-    return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads clients out, keeps no secret
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - not for cryptography
 
 
 class Rotation:
-    """Whose turn it is among a client's connections. One that fails rests, longer each time; threads may share it."""
+    """Chooses the connection of each try in turn. A connection that failed is avoided for a time. Thread-safe.
+
+    This time is 0.5 s after the first failure and doubles with each further failure in a row, up to 30 s.
+    """
 
     def __init__(self, count: int, clock: Clock = time.monotonic) -> None:
         self._count = count
@@ -38,7 +44,10 @@ class Rotation:
         return self._count
 
     def take(self, tried: Collection[int] = ()) -> int:
-        """The next connection: one not `tried` and not resting if there is any, else the one that rests least."""
+        """Returns the number of the connection for the next try, if possible one that is not in `tried`.
+
+        Among these it prefers a connection that is not avoided, else the one that is avoided for the shortest time.
+        """
         with self._lock:
             now = self._clock()
             order = ((self._turn + step) % self._count for step in range(self._count))
@@ -47,25 +56,32 @@ class Rotation:
             return number
 
     def failed(self, number: int) -> None:
-        """The server behind it was not there, not ready or silent."""
+        """Records that a server could not be reached, was not ready or did not respond in time."""
         with self._lock:
             rest_s = min(_LONGEST_REST_S, _FIRST_REST_S * 2.0 ** min(self._failures[number], 10))
             self._failures[number] += 1
             self._rests_until[number] = self._clock() + rest_s
 
     def worked(self, number: int) -> None:
-        """The server behind it answered."""
+        """Records a response, so that the connection is no longer avoided."""
         if self._failures[number]:
             with self._lock:
                 self._failures[number], self._rests_until[number] = 0, 0.0
 
 
 class Attempts:
-    """One call's tries within its deadline.
+    """Decides about the tries of one call within its timeout.
 
-    Only what a try cannot make worse is tried again: a call without effects where the server was UNAVAILABLE or said
-    when to come back, any other call where it never left this machine. A `light` one, which costs a server nothing,
-    gives each connection its share of the time, so that one silent server is not all that is asked.
+    Args:
+        rotation: chooses the connections.
+        safe: the call changes nothing on the server. Such a call is tried again if the server was UNAVAILABLE or named
+            a time after which to try again. Any other call is tried again only if no connection was established.
+        retries: how many times the client may wait and try again. Tries on another connection, which need no wait, are
+            not counted. If `retries` is 0, the call is sent only once.
+        timeout_s: seconds for all tries and waits together.
+        light: the call takes a server almost no time. Each connection that has not been tried gets an equal share of
+            the remaining time, so that one silent server does not use all of it.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -89,21 +105,21 @@ class Attempts:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds that are left of the call's time."""
+        """The seconds until the deadline of the call, at least 0."""
         return max(0.0, self._ends - self._clock())
 
     @property
     def try_s(self) -> float:
-        """Seconds for the try that was begun."""
+        """The timeout in seconds of the try that `begin` started."""
         return self.remaining_s / (1 + self._untried) if self._light else self.remaining_s
 
     def begin(self) -> int:
-        """The connection for the next try."""
+        """Starts the next try and returns the number of its connection."""
         self._tried.append(self._rotation.take(self._tried))
         return self._tried[-1]
 
     def wait_s(self, error: CnnserveError) -> float | None:
-        """Seconds to wait before the next try after this failure; None: it was the last one."""
+        """Returns the seconds to wait before the next try, or None if `error` is final."""
         if isinstance(error, UnavailableError | DeadlineExceededError):
             self._rotation.failed(self._tried[-1])
         if self._light and isinstance(error, DeadlineExceededError) and self._untried:
@@ -117,12 +133,12 @@ class Attempts:
         self._waits += 1
         wait_s = error.retry_after_s if isinstance(error, QueueFullError) else back_off_s(self._waits)
         self._tried.clear()
-        # An answer that would come too late is not worth the wait: the caller hears now what is wrong.
+        # If the wait would pass the deadline, the caller gets the error now instead of at the deadline.
         return wait_s if wait_s < self.remaining_s else None
 
     @property
     def _untried(self) -> int:
-        """Connections that were not asked yet."""
+        """The number of connections that have not been tried since the last wait."""
         return len(self._rotation) - len(set(self._tried))
 
     def _may_repeat(self, error: CnnserveError) -> bool:

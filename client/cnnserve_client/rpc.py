@@ -1,6 +1,7 @@
-"""The method table: each RPC's full name and message classes, for the blocking and the asyncio channel alike.
+"""The table of the RPCs: full name and message types of each, for blocking and asyncio channels.
 
-Ten lines instead of generated service stubs, which exist twice and tie themselves to one version of grpcio.
+The table replaces the service stubs that grpcio-tools generates, because generated stubs require a minimum version of
+grpcio.
 """
 
 from collections.abc import Callable
@@ -16,15 +17,18 @@ from cnnserve.wire import classifier_pb2 as pb
 
 @dataclass(frozen=True)
 class Method:
-    """One RPC."""
+    """One RPC: its full name and the types of its messages."""
 
     path: str
     request: type[Message]
-    answer: type[Message]
+    response: type[Message]
     safe: bool = True
-    """It changes nothing on the server, so it may be sent twice."""
+    """True if the RPC changes nothing on the server, so that the client may send a request twice."""
     light: bool = False
-    """It takes a server no time, so one that does not answer soon is not waited for where there are others."""
+    """True if a server needs almost no time for the RPC.
+
+    If a client has several connections, it then gives each a share of the timeout and goes on to the next.
+    """
 
 
 CLASSIFY: Final = Method("/cnnserve.v1.Classifier/Classify", pb.ClassifyRequest, pb.ClassifyResponse)
@@ -40,19 +44,25 @@ UNLOAD_MODEL: Final = Method(
     "/cnnserve.v1.Classifier/UnloadModel", pb.UnloadModelRequest, pb.UnloadModelResponse, safe=False
 )
 
-# protobuf refuses a second file that defines grpc.health.v1, so defining it here would break programs that also import
-# grpcio-health-checking. HealthCheckRequest is one string in field 1 and HealthCheckResponse one enum in field 1, which
-# are StringValue and Int32Value byte for byte.
+# If the client defined grpc.health.v1 itself, programs that also import grpcio-health-checking would fail: protobuf
+# refuses a second file with the same definitions. HealthCheckRequest has one string in field 1 and HealthCheckResponse
+# one enum in field 1, so StringValue and Int32Value have the same encoding.
 HEALTH: Final = Method("/grpc.health.v1.Health/Check", StringValue, Int32Value, light=True)
 
 METHODS: Final = (CLASSIFY, LIST_MODELS, GET_MODEL, LOAD_MODEL, UNLOAD_MODEL, HEALTH)
 
 
 def stubs(channel: grpc.Channel | grpc.aio.Channel) -> dict[str, Callable[..., Any]]:
-    """A callable per path of the method table; awaitable on an aio channel. Answers are bytes, see `calls.Call`."""
+    """Returns a function that sends each RPC of the table, by path. On an asyncio channel its result is awaitable.
+
+    The functions return the response as bytes; `calls.Call.result` decodes it.
+    """
     return {method.path: channel.unary_unary(method.path, method.request.SerializeToString) for method in METHODS}
 
 
 def stream(channel: grpc.Channel | grpc.aio.Channel) -> Callable[..., Any]:
-    """Opens a ClassifyStream; requests and answers are bytes, so a request that is sent again is not made again."""
+    """Returns a function that opens a ClassifyStream.
+
+    Its requests and responses are bytes, so that a request which is sent again need not be encoded again.
+    """
     return channel.stream_stream(CLASSIFY_STREAM.path)

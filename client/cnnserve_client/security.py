@@ -1,4 +1,4 @@
-"""TLS and tokens: what is read, and where a token may go. Imports nothing heavy."""
+"""Reads the files of TLS and decides to which addresses a token may be sent. Imports neither grpc nor numpy."""
 
 import ipaddress
 import os
@@ -14,10 +14,16 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Tls:
-    """An encrypted connection; the paths are of PEM files.
+    """The PEM files of TLS connections.
 
-    `root_certificates` vouch for the server (None: those that gRPC brings along). `certificate` and `key` prove to the
-    server who asks, where it wants to know.
+    Args:
+        root_certificates: certificates of the authorities that may issue the server's certificate. None: the ones that
+            come with gRPC.
+        certificate: certificate of this client, for servers that require one.
+        key: private key of `certificate`.
+
+    Raises:
+        InvalidInputError: only one of `certificate` and `key` is given.
     """
 
     root_certificates: PathLike | None = None
@@ -27,12 +33,13 @@ class Tls:
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             missing = "key" if self.key is None else "certificate"
-            raise InvalidInputError(f"{missing} is missing: a client certificate and its key go together")
+            raise InvalidInputError(f"{missing} is missing: certificate and key must be given together")
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Root certificates, key and certificate chain, in the order of gRPC's function.
+        """Returns root certificates, key and certificate chain: the arguments of `grpc.ssl_channel_credentials`.
 
-        Raises `InvalidInputError` for a file that cannot be read or is no PEM: gRPC would only never connect.
+        Raises `InvalidInputError` if a file cannot be read or is no PEM file. gRPC would give no such reason; its
+        connections would just fail.
         """
         return (
             _pem("root_certificates", self.root_certificates, "CERTIFICATE"),
@@ -42,29 +49,30 @@ class Tls:
 
 
 def bearer(token: str, addresses: Iterable[str], *, encrypted: bool, over_plain_text: bool) -> tuple[str, str] | None:
-    """The header that carries a token; None without one.
+    """Returns the gRPC metadata that carries the token, or None if `token` is empty.
 
     Raises:
-        InvalidInputError: the token cannot be a header, or everybody on the network could read it.
+        InvalidInputError: the token has characters that a header cannot carry, or it would go to another machine
+            without TLS although `over_plain_text` is False.
     """
     if not isinstance(token, str):
-        raise InvalidInputError(f"token is a {type(token).__name__}: expected text, or an empty one for none")
+        raise InvalidInputError(f"token has type {type(token).__name__}: expected text, or empty text for no token")
     if not token:
         return None
     if not (token.isascii() and token.isprintable()) or " " in token:
-        raise InvalidInputError("token holds characters that no token has: expected printable ASCII without spaces")
+        raise InvalidInputError("token has characters that a header cannot carry: use printable ASCII, no spaces")
     if not (encrypted or over_plain_text):
         for address in addresses:
             if not is_local(address):
                 raise InvalidInputError(
-                    f"a token would go to {address} in plain text: use TLS, or say that the network is safe "
-                    "(token_over_plain_text)"
+                    f"the token would go to {address} without TLS: use TLS, or set token_over_plain_text if the "
+                    "network is safe"
                 )
     return "authorization", f"Bearer {token}"
 
 
 def is_local(address: str) -> bool:
-    """Whether nothing leaves this machine on the way to the address."""
+    """Returns whether traffic to the address stays on this machine: a Unix socket, localhost or a loopback IP."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
     host = address.rpartition(":")[0] if address.count(":") == 1 or "]:" in address else address
@@ -88,5 +96,5 @@ def _pem(name: str, path: PathLike | None, kind: str) -> bytes | None:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidInputError(f"{name}: cannot read {os.fspath(path)!r}: {reason}") from error
     if f"{kind}-----".encode() not in data:
-        raise InvalidInputError(f"{name}: {os.fspath(path)!r} holds no PEM {kind.lower()}")
+        raise InvalidInputError(f"{name}: {os.fspath(path)!r} contains no PEM {kind.lower()}")
     return data

@@ -1,4 +1,4 @@
-"""A pipeline over blocking streams."""
+"""Runs a pipeline on blocking gRPC streams."""
 
 import contextlib
 import queue
@@ -16,14 +16,15 @@ from .results import ImageResult
 from .target import Failure
 
 Open = Callable[[int, Iterator[bytes]], Any]
-"""(connection, requests) -> the call, which yields answers."""
+"""(connection, requests) -> the gRPC call, which yields responses."""
 Explain = Callable[[Failure, int], CnnserveError]
+"""(error of gRPC, connection) -> the exception to raise."""
 
 
 def run(
     pipeline: Pipeline, source: Iterable[Image | ImageResult], open_stream: Open, explain: Explain
 ) -> Generator[ImageResult]:
-    """Results in order. Closing the generator cancels what is under way."""
+    """Yields the results in order. Closing the generator cancels the requests in flight."""
     images = iter(source)
     streams = _Streams(open_stream, explain)
     with contextlib.closing(streams):
@@ -49,21 +50,21 @@ def _read(images: Iterator[Image | ImageResult], pipeline: Pipeline) -> None:
         image = next(images)
     except StopIteration:
         pipeline.exhausted()
-    except Exception as error:  # the caller's own, told after the results of the images before it
+    except Exception as error:  # raised again after the results of the images before it
         pipeline.exhausted(error)
     else:
         pipeline.add(image, time.monotonic())
 
 
 class _Stream:
-    """One call. A thread takes its answers, so that looking for one never blocks; it ends with the call."""
+    """One streaming call. A thread reads its responses, so that checking for events never blocks, and ends with it."""
 
     def __init__(self, lane: int, open_stream: Open, events: "queue.SimpleQueue[_Event]") -> None:
         self.lane = lane
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._events = events
         self._call = open_stream(lane, iter(self._requests.get, None))
-        self._reader = threading.Thread(target=self._listen, name="cnnserve-answers", daemon=True)
+        self._reader = threading.Thread(target=self._listen, name="cnnserve-responses", daemon=True)
         self._reader.start()
 
     def send(self, data: bytes) -> None:
@@ -71,7 +72,7 @@ class _Stream:
 
     def close(self) -> None:
         self._call.cancel()
-        self._requests.put(None)  # wakes the thread of grpc that waits for requests
+        self._requests.put(None)  # ends the iterator in which a thread of grpc waits for requests
 
     def _listen(self) -> None:
         try:
@@ -86,7 +87,7 @@ _Event = tuple[_Stream, "bytes | grpc.RpcError | None"]
 
 
 class _Streams:
-    """The open stream of each connection, and what came from them."""
+    """The open streams by connection, and the events from them."""
 
     def __init__(self, open_stream: Open, explain: Explain) -> None:
         self._open = open_stream
@@ -101,21 +102,21 @@ class _Streams:
         self._streams[lane].send(data)
 
     def wait(self, seconds: float) -> None:
-        """Until something came."""
+        """Waits for an event, at most `seconds`."""
         with contextlib.suppress(queue.Empty):
             self._first = self._events.get(timeout=seconds)
 
     def tell(self, pipeline: Pipeline) -> None:
-        """Hands on what came."""
+        """Reports all events to the pipeline."""
         while (event := self._next()) is not None:
-            stream, said = event
+            stream, outcome = event
             if self._streams.get(stream.lane) is not stream:
-                continue  # of a stream that was given up
-            if isinstance(said, bytes):
-                pipeline.answered(stream.lane, said, time.monotonic())
+                continue  # the stream was cancelled
+            if isinstance(outcome, bytes):
+                pipeline.answered(stream.lane, outcome, time.monotonic())
             else:
                 self.abandon(stream.lane)
-                pipeline.broke(stream.lane, self._reason(said, stream.lane), time.monotonic())
+                pipeline.broke(stream.lane, self._reason(outcome, stream.lane), time.monotonic())
 
     def abandon(self, lane: int) -> None:
         self._streams.pop(lane).close()

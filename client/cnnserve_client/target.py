@@ -1,4 +1,4 @@
-"""Where a client calls, within which limits, and what its failures mean. Imports neither grpc nor protobuf."""
+"""The addresses and limits of a client, and the exceptions for gRPC's statuses. Imports neither grpc nor protobuf."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,49 +12,48 @@ from .security import Tls, bearer
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 
-# gRPC's own names for targets, which it checks itself.
+# Name schemes of gRPC. gRPC checks these addresses itself.
 _SCHEMES: Final = ("dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")
 _HOST_PORT: Final = re.compile(r"(?:\[[^\[\]/]+\]|[^:/\[\]\s]+):(?P<port>[0-9]{1,5})")
 
 _RANGES: Final = (("max_message_mib", 1, 2047), ("retries", 0, 1000), ("connections", 1, 100))
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
-_LONGEST_TIMEOUT_S: Final = 1e9  # gRPC takes what its clock cannot hold for a deadline in the past
+_LONGEST_TIMEOUT_S: Final = 1e9  # For timeouts beyond the range of its clock, gRPC computes a deadline in the past.
 
 
 class Status(Protocol):
-    """A `grpc.StatusCode`."""
+    """The part of `grpc.StatusCode` that the client uses."""
 
     @property
     def name(self) -> str:
-        """NOT_FOUND, for instance."""
+        """The name of the status, for example NOT_FOUND."""
 
 
 class Failure(Protocol):
-    """What the errors of `grpc` and of `grpc.aio` have in common; their base class declares none of it."""
+    """The methods that the errors of `grpc` and of `grpc.aio` share. Their base class does not declare them."""
 
     def code(self) -> Status:
-        """The status."""
+        """Returns the status."""
 
     def details(self) -> str | None:
-        """The status's text."""
+        """Returns the text of the status."""
 
     def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
-        """What the server sent with the status."""
+        """Returns the metadata that the server sent with the status."""
 
 
 def checked_timeout(timeout_s: object) -> float:
-    """`timeout_s` if it is a time that a call can have, else `InvalidInputError`."""
-    expected = "a number of seconds, more than 0 and at most 1e9"
+    """Returns `timeout_s`, in seconds, as a float. Raises `InvalidInputError` unless it is above 0 and at most 1e9."""
+    expected = "a number of seconds above 0, at most 1e9"
     return arguments.positive("timeout_s", timeout_s, _LONGEST_TIMEOUT_S, expected)
 
 
 @dataclass(frozen=True)
 class Target:
-    """The servers a client calls, and its limits.
+    """The servers of a client, and its limits. `Client` describes the arguments.
 
     Raises:
-        InvalidInputError: there is no address or a malformed one, a limit is out of range, or a token cannot or must
-            not be sent.
+        InvalidInputError: the address is missing or malformed, a limit is out of range, or the token may not be sent.
     """
 
     address: str | Sequence[str]
@@ -67,14 +66,14 @@ class Target:
     token_over_plain_text: bool
     addresses: tuple[str, ...] = field(init=False)
     metadata: tuple[tuple[str, str], ...] = field(init=False, repr=False)
-    """What goes with every call."""
+    """gRPC metadata that every call sends."""
 
     def __post_init__(self) -> None:
-        # A frozen dataclass sets what it derives in this way.
+        # A frozen dataclass can set derived fields only in this way.
         put = partial(object.__setattr__, self)
         put("timeout_s", checked_timeout(self.timeout_s))
         for name, least, most in _RANGES:
-            put(name, arguments.whole(name, getattr(self, name), least, most, f"a whole number, {least} to {most}"))
+            put(name, arguments.whole(name, getattr(self, name), least, most, f"a whole number from {least} to {most}"))
         if not isinstance(self.tls, bool | Tls):
             raise arguments.wrong("tls", self.tls, "True, False or Tls(root_certificates=...)")
         addresses = _addresses(self.address)
@@ -87,44 +86,53 @@ class Target:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """One address per connection, in the order of their turns."""
+        """The address of each connection, in the order in which they take turns."""
         return self.addresses * self.connections
 
     @property
     def max_message_bytes(self) -> int:
-        """The largest message sent or read."""
+        """The maximum size in bytes of a message that the client sends or accepts."""
         return self.max_message_mib * 1024 * 1024
 
     @property
     def options(self) -> list[tuple[str, Any]]:
-        """gRPC channel arguments."""
+        """The arguments of the gRPC channels."""
         return [
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_receive_message_length", self.max_message_bytes),
-            # All addresses of a name, a Kubernetes headless service, are used; gRPC alone would stick to the first.
+            # Use all IP addresses of a host name, for example of a headless service in Kubernetes. By default, gRPC
+            # uses only the first.
             ("grpc.lb_policy_name", "round_robin"),
-            # Channels to one address would otherwise share one connection.
+            # By default, channels to the same address share one connection.
             ("grpc.use_local_subchannel_pool", int(self.connections > 1)),
-            # By itself gRPC waits a second before it connects again, in the end two minutes; an address that does not
-            # answer at all would hold a call for 20 seconds.
+            # By default, gRPC waits 1 s before it connects again, later up to 2 minutes, and an address that does not
+            # respond delays a call for 20 s.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 5000),
             ("grpc.min_reconnect_backoff_ms", 5000),
         ]
 
-    def one_server(self, what: str) -> None:
-        """Refuses what would change one of several servers and leave the others as they are."""
+    def one_server(self, method: str) -> None:
+        """Raises `InvalidInputError` if there are several servers, because `method` would change only one of them."""
         if len(self.addresses) > 1:
             raise errors.InvalidInputError(
-                f"{what} with {len(self.addresses)} addresses: make a client for each server"
+                f"{method} changes one server, but this client has {len(self.addresses)} addresses: create a client "
+                "for each server"
             )
 
     def timeout(self, timeout_s: float | None) -> float:
-        """A call's timeout in seconds; None is the client's own."""
+        """Returns the timeout of a call in seconds. None gives the timeout of the client."""
         return self.timeout_s if timeout_s is None else checked_timeout(timeout_s)
 
     def error(self, failure: Failure, about: str, timeout_s: float, connection: int) -> errors.CnnserveError:
-        """The exception for a failed call. `about` says what was asked, where the server gave no text of its own."""
+        """Returns the exception for a failed call.
+
+        Args:
+            failure: the error that gRPC raised.
+            about: names the call, for the case that the server gave no text.
+            timeout_s: the timeout of the call in seconds.
+            connection: the number of the connection.
+        """
         address = self.channels[connection]
         code = failure.code().name
         details = failure.details() or f"{about}: {code}"
@@ -132,10 +140,11 @@ class Target:
             case "UNAVAILABLE":
                 return unavailable(address, details, encrypted=bool(self.tls))
             case "CANCELLED":
-                # Nobody here cancels a call: a server that stops cut it off before it was looked at.
-                return errors.UnavailableError(f"{address}: the server cut the call off ({details})")
+                # The client cancels only calls whose errors nobody reads. A stopping server cancels calls that it has
+                # not begun, so such a call may be tried again.
+                return errors.UnavailableError(f"{address}: the server cancelled the call ({details}); try again later")
             case "DEADLINE_EXCEEDED":
-                return errors.DeadlineExceededError(f"no answer from {address} within {timeout_s:g} s ({details})")
+                return errors.no_response(address, timeout_s, f" ({details})")
             case "RESOURCE_EXHAUSTED":
                 return _exhausted(details, failure)
             case _:
@@ -143,34 +152,34 @@ class Target:
 
 
 def _addresses(address: str | Sequence[str]) -> tuple[str, ...]:
-    """Each address of a list, or of a text with commas."""
+    """Returns the addresses of a list, or of a text in which commas separate them."""
     if not isinstance(address, Iterable) or not all(isinstance(text, str) for text in address):
-        raise arguments.wrong("address", address, "HOST:PORT, or several in a list or with commas between them")
+        raise arguments.wrong("address", address, "HOST:PORT, or several in a list or separated by commas")
     if isinstance(address, str):
-        # gRPC's own lists of numbers have commas too.
+        # One address of the schemes ipv4: and ipv6: may contain commas.
         address = [address] if address.startswith(("ipv4:", "ipv6:")) else address.split(",")
     stripped = tuple(text.strip() for text in address)
     if not all(stripped) or not stripped:
-        raise errors.InvalidInputError("address is empty: expected HOST:PORT, or several with commas between them")
+        raise errors.InvalidInputError("address is empty: expected HOST:PORT, or several separated by commas")
     for text in stripped:
         _check_address(text)
     return stripped
 
 
 def _check_address(address: str) -> None:
-    """gRPC alone takes 65537 for port 1, and 443 where there is none."""
+    # gRPC would accept port 65537 as port 1, and use port 443 if there is none.
     if address.startswith(_SCHEMES):
         return
     match = _HOST_PORT.fullmatch(address)
     if match is None or not 1 <= int(match["port"]) <= 65535:
-        raise errors.InvalidInputError(f"address is {address!r}: expected HOST:PORT, port 1 to 65535")
+        raise errors.InvalidInputError(f"address is {address!r}: expected HOST:PORT with a port from 1 to 65535")
 
 
 def _exhausted(details: str, failure: Failure) -> errors.ResourceExhaustedError:
-    # Pair by pair: dict() trips over the metadata class of grpc.aio.
+    # Not through dict(), which fails with the metadata class of grpc.aio.
     pushback = next((value for key, value in failure.trailing_metadata() or () if key == _PUSHBACK), None)
-    if isinstance(pushback, str) and pushback.isdecimal():  # gRPC: a negative or other value means never retry
+    if isinstance(pushback, str) and pushback.isdecimal():  # gRPC: any other value forbids a retry
         return errors.QueueFullError(details, retry_after_s=int(pushback) / 1000)
     if "larger than max" in details:
-        details += "; send fewer images in one request, or raise the limit on the side that is named"
+        details += "; send fewer images in one request, or raise max_message_mib of the side that this text names"
     return errors.ResourceExhaustedError(details)

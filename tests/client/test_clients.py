@@ -66,15 +66,15 @@ def test_a_file_that_no_message_holds_is_not_read_whole(peer, ask, tmp_path):
     [
         ([], {}, "images is empty"),
         ([b"x", "gone.png"], {}, r"images\[1\]: cannot read 'gone.png'"),
-        ((b"x" for _ in range(2)), {}, "images is a generator"),
+        ((b"x" for _ in range(2)), {}, "images has type generator"),
         (b"x", {"top_k": -1}, "top_k is -1"),
-        (b"x", {"model": "\udcff"}, "model is .* not valid Unicode"),
-        (5, {}, "images is a int: expected a path"),
-        ([None], {}, r"images\[0\] is a NoneType: expected a path"),
-        (b"x", {"model": 7}, "model is 7: expected text, the model's name"),
-        (b"x", {"version": 1}, "version is 1: expected text, a version's number"),
-        (b"x", {"top_k": "3"}, "top_k is '3': expected 0 for the default, or a number"),
-        (b"x", {"top_k": None}, "top_k is None: expected 0"),
+        (b"x", {"model": "\udcff"}, "model is .*: expected the model's name, as valid Unicode text"),
+        (5, {}, "images has type int: expected a path"),
+        ([None], {}, r"images\[0\] has type NoneType: expected a path"),
+        (b"x", {"model": 7}, "model is 7: expected the model's name, as text"),
+        (b"x", {"version": 1}, "version is 1: expected a version's number or label, or empty, as text"),
+        (b"x", {"top_k": "3"}, "top_k is '3': expected a number of classes, or 0 for the default of 5"),
+        (b"x", {"top_k": None}, "top_k is None: expected a number"),
         (b"x", {"timeout_s": "5"}, "timeout_s is '5': expected a number of seconds"),
         (b"x", {"timeout_s": 0}, "timeout_s is 0"),
         (b"x", {"timeout_s": float("inf")}, "timeout_s is inf"),
@@ -91,10 +91,10 @@ def test_bad_input_is_refused_before_anything_is_sent(peer, ask, images, paramet
     ("limits", "expected"),
     [
         ({"timeout_s": -1}, "timeout_s is -1"),
-        ({"max_message_mib": 0}, "max_message_mib is 0: expected a whole number, 1 to 2047"),
+        ({"max_message_mib": 0}, "max_message_mib is 0: expected a whole number from 1 to 2047"),
         ({"max_message_mib": 2048}, "max_message_mib is 2048"),
-        ({"retries": -1}, "retries is -1: expected a whole number, 0 to 1000"),
-        ({"connections": 0}, "connections is 0: expected a whole number, 1 to 100"),
+        ({"retries": -1}, "retries is -1: expected a whole number from 0 to 1000"),
+        ({"connections": 0}, "connections is 0: expected a whole number from 1 to 100"),
         ({"timeout_s": "5"}, "timeout_s is '5': expected a number of seconds"),
         ({"timeout_s": None}, "timeout_s is None: expected a number of seconds"),
         ({"timeout_s": True}, "timeout_s is True: expected a number of seconds"),
@@ -104,7 +104,7 @@ def test_bad_input_is_refused_before_anything_is_sent(peer, ask, images, paramet
         ({"connections": None}, "connections is None: expected a whole number"),
         ({"tls": "ca.pem"}, r"tls is 'ca\.pem': expected True, False or Tls\(root_certificates="),
         ({"tls": cc.Tls(5)}, "root_certificates is 5: expected the path of a PEM file"),
-        ({"token": None}, "token is a NoneType: expected text"),
+        ({"token": None}, "token has type NoneType: expected text"),
     ],
 )
 def test_limits_that_are_none_are_refused(ask, limits, expected):
@@ -140,7 +140,7 @@ def test_numbers_of_numpy_are_numbers(peer, ask):
     ["a", "a:", "a:x", "a:0", "a:65536", "a:-1", ":1", "http://a:1", "::1:1", "[::1]", "a b:1", "a:1/x", "a:١"],
 )
 def test_a_malformed_address_is_refused(ask, address):
-    expected = re.escape(f"address is {address!r}: expected HOST:PORT, port 1 to 65535")
+    expected = re.escape(f"address is {address!r}: expected HOST:PORT with a port from 1 to 65535")
     with pytest.raises(cc.InvalidInputError, match=expected):
         ask(["127.0.0.1:1", address], "list_models")
 
@@ -222,7 +222,7 @@ def test_health_speaks_the_standard_protocol(peer, ask, service, status, healthy
 
 
 def test_health_of_an_unknown_name_is_not_found(peer, ask):
-    with pytest.raises(cc.NotFoundError, match="health of 'nothing': NOT_FOUND"):
+    with pytest.raises(cc.NotFoundError, match="health of model 'nothing': NOT_FOUND"):
         ask(peer.address, "is_healthy", "nothing")
 
 
@@ -256,7 +256,7 @@ def test_every_status_has_its_error(peer, ask, status, error):
 
 def test_a_call_cut_off_by_a_stopping_server_is_unavailable(peer, ask):
     peer.refuse("Classify", grpc.StatusCode.CANCELLED, "stopping")
-    with pytest.raises(cc.UnavailableError, match=r"the server cut the call off \(stopping\)"):
+    with pytest.raises(cc.UnavailableError, match=r"the server cancelled the call \(stopping\)"):
         ask(peer.address, "classify", b"x", model="digits", limits={"retries": 0})
 
 
@@ -298,7 +298,7 @@ def test_the_deadline_reaches_the_server(peer, ask):
 def test_a_passed_deadline_is_a_timeout(peer, ask):
     peer.hang("Classify")
     started = time.monotonic()
-    with pytest.raises(TimeoutError, match=rf"no answer from {peer.address} within 0\.1 s") as caught:
+    with pytest.raises(TimeoutError, match=rf"no response from {peer.address} within 0\.1 s") as caught:
         ask(peer.address, "classify", b"x", model="digits", timeout_s=0.1)
     assert time.monotonic() - started < 5
     assert isinstance(caught.value, cc.DeadlineExceededError)
@@ -369,7 +369,7 @@ def test_an_image_error_with_an_unknown_code_is_kept(peer, ask):
 
 def test_an_answer_that_is_no_protobuf_is_internal(peer, ask):
     peer.scripts["ListModels"] = lambda request, context: b"\xff\xff\xff"
-    with pytest.raises(cc.InternalError, match="list of models: the answer is no ListModelsResponse"):
+    with pytest.raises(cc.InternalError, match="list of models: the response is no valid ListModelsResponse"):
         ask(peer.address, "list_models")
 
 

@@ -127,7 +127,7 @@ def test_leaving_early_cancels_the_stream_and_its_threads(peer):
         assert client.classify(b"x", model="digits").results[0].ok
     # The thread that took answers ends with its call.
     for thread in threading.enumerate():
-        if thread.name == "cnnserve-answers":
+        if thread.name == "cnnserve-responses":
             thread.join(5)
             assert not thread.is_alive()
 
@@ -306,7 +306,7 @@ def test_wrong_parameters_are_told_at_the_call(wrong, expected):
     ids=lambda image: type(image).__name__,
 )
 def test_one_image_is_not_taken_for_many(many, image):
-    expected = f"a {type(image).__name__} is one image: expected an iterable of images; use classify"
+    expected = f"images is a single image of type {type(image).__name__}: expected an iterable of images; use classify"
     with pytest.raises(cc.InvalidInputError, match=expected):
         many("127.0.0.1:1", image)
 
@@ -321,7 +321,7 @@ def test_an_asynchronous_source_belongs_to_the_other_client():
     async def frames():
         yield b"x"
 
-    with cc.Client("127.0.0.1:1") as client, pytest.raises(cc.InvalidInputError, match="AsyncClient takes"):
+    with cc.Client("127.0.0.1:1") as client, pytest.raises(cc.InvalidInputError, match="only AsyncClient accepts"):
         client.classify_many(frames(), model="digits")
 
 
@@ -347,7 +347,7 @@ def test_a_version_label_finds_its_version(peer, many):
     many(peer.address, numbers(5), version="stable")
     assert [len(request.images) for request in peer.of("Classify")] == [2, 2, 1]
     assert {request.version for request in peer.of("Classify")} == {"stable"}
-    with pytest.raises(cc.NotFoundError, match="no version canary"):
+    with pytest.raises(cc.NotFoundError, match="no version canary: use one of 2, stable, 3"):
         many(peer.address, numbers(5), version="canary")
 
 
@@ -408,7 +408,7 @@ def test_a_server_that_falls_silent_for_good_ends_the_run(peer):
     results, started = [], time.monotonic()
     with cc.Client(peer.address) as client:
         running_on = client.classify_many(itertools.repeat(b"1"), model="digits", timeout_s=1)
-        with pytest.raises(TimeoutError, match=f"no answer from {peer.address} within 1 s"):
+        with pytest.raises(TimeoutError, match=f"no response from {peer.address} within 1 s"):
             results.extend(running_on)
     assert [result.ok for result in results[:6]] == [True] * 6
     assert 6 < len(results) < 200

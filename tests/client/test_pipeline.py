@@ -30,7 +30,7 @@ def pipeline(limits: Limits | None = None, lanes: int = 1, *, proved: bool = Tru
         TEMPLATE, limits or Limits(4, 2**20, len(NAME)), [f"server-{number}:1" for number in range(lanes)], TIMEOUT_S
     )
     for lane in made._lanes:
-        lane.is_proved = proved
+        lane.has_responded = proved
     return made
 
 
@@ -207,7 +207,7 @@ def test_an_image_that_cannot_be_read_fails_alone():
     texts = [str(result.error or result.top.index) for result in run.results]
     assert texts[0::2] == ["1", "3", "mine"]
     assert "images[1]: cannot read 'gone.png'" in texts[1]
-    assert "images[3] is a int" in texts[3]
+    assert "images[3] has type int" in texts[3]
 
 
 def test_failures_alone_are_handed_out_and_never_sent():
@@ -357,7 +357,7 @@ def test_a_server_that_stays_silent_ends_the_run():
             run.now += run.waited
             run.until_wait()
 
-    with pytest.raises(DeadlineExceededError, match="no answer from server-0:1 within 30 s"):
+    with pytest.raises(DeadlineExceededError, match="no response from server-0:1 within 30 s"):
         stay_silent()
     assert 1000 + 2 * TIMEOUT_S < run.now < 1000 + 2 * TIMEOUT_S + 6
     # What was under way; the rest was never sent.
@@ -458,5 +458,5 @@ def test_an_answer_that_fits_nothing_is_the_servers_fault(wrong):
     run = Run(pipeline(), [b"a"])
     run.until_wait()
     run.pipeline.answered(0, wrong.SerializeToString(), run.now)
-    with pytest.raises(InternalError, match=r"not under way|0 results for 1 images"):
+    with pytest.raises(InternalError, match=r"no request with this id is in flight|0 results for 1 images"):
         run.until_wait()

@@ -104,7 +104,7 @@ def test_what_is_light_is_asked_of_another_where_one_is_silent(ask, method):
 
 
 def test_a_change_of_one_of_several_servers_is_refused(peer, ask):
-    with pytest.raises(cc.InvalidInputError, match="load_model with 2 addresses: make a client for each server"):
+    with pytest.raises(cc.InvalidInputError, match="load_model changes one server, but this client has 2 addresses"):
         ask(f"{peer.address},{peer.address}", "load_model", "digits")
     assert peer.asked == []
 
@@ -127,4 +127,4 @@ def test_a_client_does_not_cross_a_fork(peer):
     done = subprocess.run(
         [sys.executable, "-c", code, peer.address], capture_output=True, text=True, timeout=30, check=True
     )
-    assert done.stdout == "this Client was made before the process forked: make one in each process\n2\n"
+    assert done.stdout == "this Client was created before the process forked: create a Client in each process\n2\n"

@@ -71,7 +71,7 @@ def refused(ask, peer: Peer, **settings: object) -> str:
 
 def test_a_server_that_nothing_vouches_for_is_not_spoken_to(secure, ask, files, tmp_path):
     for tls in (True, stranger(tmp_path)):
-        assert re.search(r"not trusted \([a-z ]+\): root_certificates has to name", refused(ask, secure, tls=tls))
+        assert re.search(r"not trusted \([a-z ]+\): set root_certificates to", refused(ask, secure, tls=tls))
 
 
 def stranger(folder: Path) -> cc.Tls:
@@ -82,30 +82,30 @@ def stranger(folder: Path) -> cc.Tls:
 
 def test_a_certificate_for_another_name_is_told_as_that(authority, ask, files):
     with behind(authority.issue_cert("elsewhere.example")) as peer:
-        assert "is for another name" in refused(ask, peer, tls=cc.Tls(files / "root.pem"))
+        assert "is for another host name" in refused(ask, peer, tls=cc.Tls(files / "root.pem"))
 
 
 def test_a_certificate_that_has_expired_is_told_as_that(authority, ask, files):
     old = authority.issue_cert("127.0.0.1", not_after=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
     with behind(old) as peer:
-        assert "(certificate has expired): the server needs another" in refused(
+        assert "(certificate has expired): give the server a new certificate" in refused(
             ask, peer, tls=cc.Tls(files / "root.pem")
         )
 
 
 def test_tls_to_a_server_without_it_is_told_as_that(peer, ask):
-    assert "does not speak TLS: connect without it" in refused(ask, peer, tls=True)
+    assert "does not use TLS: connect without TLS" in refused(ask, peer, tls=True)
 
 
 def test_plain_text_to_a_server_with_tls_is_told_as_that(authority, ask):
     with behind(authority.issue_cert("127.0.0.1")) as peer:
-        assert "it may speak TLS only (tls, root_certificates)" in refused(ask, peer)
+        assert "if it requires TLS, set tls or root_certificates" in refused(ask, peer)
 
 
 def test_files_that_tls_cannot_use_are_told_as_that(secure, ask, files, tmp_path):
     hollow = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
     (tmp_path / "hollow.pem").write_text(hollow)
-    with pytest.raises(cc.ConnectionFailedError, match="TLS cannot use the files it was given"):
+    with pytest.raises(cc.ConnectionFailedError, match="TLS cannot use the given files"):
         ask(
             secure.address,
             "classify",
@@ -118,7 +118,9 @@ def test_files_that_tls_cannot_use_are_told_as_that(secure, ask, files, tmp_path
 def test_a_missing_client_certificate_is_told_as_that(authority, ask, files):
     certificate = authority.issue_cert("127.0.0.1")
     with behind(certificate, root_certificates=authority.cert_pem.bytes(), require_client_auth=True) as peer:
-        assert "may want a certificate of this client" in refused(ask, peer, tls=cc.Tls(files / "root.pem"))
+        assert "if it requires a client certificate, set certificate and key" in refused(
+            ask, peer, tls=cc.Tls(files / "root.pem")
+        )
 
 
 @pytest.mark.parametrize(
@@ -126,11 +128,11 @@ def test_a_missing_client_certificate_is_told_as_that(authority, ask, files):
     [
         (
             "failed to connect to all addresses; last error: UNKNOWN: Ssl handshake failed",
-            "no TLS connection came about",
+            "the TLS handshake with the server at a:1 failed",
         ),
         (
             "failed to connect to all addresses; last error: UNKNOWN: Peer name a is not in peer certificate",
-            "is for another name",
+            "is for another host name",
         ),
         ("connections to all backends failing; last error: Connection refused", "check that `cnnserve serve` runs"),
         ("connections to all backends failing; CERTIFICATE_VERIFY_FAILED", "not trusted (unknown reason)"),
@@ -155,7 +157,7 @@ def test_a_token_goes_to_this_machine_in_plain_text(peer, ask):
 
 @pytest.mark.parametrize("address", ["example.com:8001", "127.0.0.1:1,10.0.0.1:8001", "dns:///localhost:1"])
 def test_a_token_goes_nowhere_else_in_plain_text(ask, address):
-    with pytest.raises(cc.InvalidInputError, match=r"a token would go to .* in plain text: use TLS"):
+    with pytest.raises(cc.InvalidInputError, match=r"the token would go to .* without TLS: use TLS"):
         ask(address, "list_models", limits={"token": "s3cret"})
 
 
@@ -166,7 +168,7 @@ def test_unless_that_is_said_to_be_safe():
 
 @pytest.mark.parametrize("token", ["two words", "Größe", "line\nbreak"])
 def test_a_token_that_is_no_header_is_refused(ask, token):
-    with pytest.raises(cc.InvalidInputError, match="token holds characters") as caught:
+    with pytest.raises(cc.InvalidInputError, match="token has characters") as caught:
         ask("localhost:1", "list_models", limits={"token": token})
     assert token not in str(caught.value)
 
@@ -195,7 +197,7 @@ def test_what_is_this_machine(address, local):
     ("tls", "expected"),
     [
         (lambda folder: cc.Tls(folder / "gone.pem"), "root_certificates: cannot read .*gone.pem': No such file"),
-        (lambda folder: cc.Tls(folder / "key.pem"), "root_certificates: .*key.pem' holds no PEM certificate"),
+        (lambda folder: cc.Tls(folder / "key.pem"), "root_certificates: .*key.pem' contains no PEM certificate"),
         (lambda folder: cc.Tls(certificate=folder / "certificate.pem"), "key is missing"),
         (lambda folder: cc.Tls(key=folder / "key.pem"), "certificate is missing"),
     ],

@@ -1,4 +1,4 @@
 """The client's commands: `classify`, `models`, `labels`, `load`, `unload` and `health`.
 
-May import the client library.
+They use the client library.
 """

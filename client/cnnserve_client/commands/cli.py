@@ -1,7 +1,7 @@
-"""The client's commands: flags, exit codes and what is printed.
+"""The commands of the client: flags, output and exit status.
 
-Exit codes: 0 all well; 1 something failed, said on standard error; 2 wrong usage; 130 interrupted; 141 the reader of
-our output went away. grpc and numpy are imported by the command that runs, so `--help` answers at once.
+Exit status: 0 success; 1 an error, named on standard error; 2 wrong usage; 130 interrupted with Ctrl-C; 141 the reader
+of standard output has closed it. A command imports grpc only when it runs, so that `--help` does not wait for it.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from .flags import client_parser, connect
 
 
 def classify(argv: list[str]) -> int:
-    """Classify images and print a table, JSON lines or CSV. Exits 1 if an image failed."""
-    parser = client_parser("classify", "Classify images with a served model.", timeout_s=30.0)
+    """Classifies images and prints a table, JSON lines or CSV. Returns the exit status: 1 if an image failed."""
+    parser = client_parser("classify", "Classify images with a model of a running server.", timeout_s=30.0)
     classifying.add_flags(parser)
     args = parser.parse_args(argv)
     classifying.check_flags(parser, args)
@@ -24,44 +24,44 @@ def classify(argv: list[str]) -> int:
 
 
 def health(argv: list[str]) -> int:
-    """Exit 0 if the server, or one model, is ready for requests, else 1 with a line that says why not."""
-    parser = client_parser("health", "Check that a server, or one of its models, is ready for requests.", timeout_s=5.0)
-    parser.add_argument("--model", default="", help="check this model (default: the server as a whole)")
+    """Returns exit status 0 if the server or one model is SERVING, else 1 with a line on standard error."""
+    parser = client_parser("health", "Check that a server, or one of its models, accepts requests.", timeout_s=5.0)
+    parser.add_argument("--model", default="", help="name of the model to check (default: the whole server)")
     args = parser.parse_args(argv)
     return guard(lambda: _health(args))
 
 
 def models(argv: list[str]) -> int:
-    """List the server's models and their versions as a table or JSON."""
-    parser = client_parser("models", "List a server's models and their versions.", timeout_s=5.0)
+    """Prints the server's models and their versions as a table or JSON. Returns the exit status."""
+    parser = client_parser("models", "List the models of a server and their versions.", timeout_s=5.0)
     _add_json(parser)
     args = parser.parse_args(argv)
     return guard(lambda: _models(args))
 
 
 def labels(argv: list[str]) -> int:
-    """List a model's classes, index and label."""
-    parser = client_parser("labels", "List the classes of a model: index and label.", timeout_s=5.0)
-    parser.add_argument("model", metavar="MODEL", help="the model's name")
-    parser.add_argument("--version", default="", help="a version of the model (default: the newest that is ready)")
+    """Prints the index and the label of each class of a model. Returns the exit status."""
+    parser = client_parser("labels", "List the index and the label of each class of a model.", timeout_s=5.0)
+    parser.add_argument("model", metavar="MODEL", help="name of the model")
+    parser.add_argument("--version", default="", help="number or label of the version (default: the newest READY one)")
     _add_json(parser)
     args = parser.parse_args(argv)
     return guard(lambda: _labels(args))
 
 
 def load(argv: list[str]) -> int:
-    """Load a model of the server's repository and print it as `models` does."""
-    return _change("load", "Load a model of the server's repository, or load again what changed there.", argv)
+    """Loads a model of the server's repository and prints its versions. Returns the exit status."""
+    return _change("load", "Load a model of the server's repository, or load its changed versions again.", argv)
 
 
 def unload(argv: list[str]) -> int:
-    """Unload a model and print what is left of it."""
-    return _change("unload", "Unload a model after its requests in flight are answered.", argv)
+    """Unloads a model and prints its versions. Returns the exit status."""
+    return _change("unload", "Unload a model after its requests in flight have ended.", argv)
 
 
 def _change(command: Literal["load", "unload"], description: str, argv: list[str]) -> int:
     parser = client_parser(command, description, timeout_s=600.0)
-    parser.add_argument("model", metavar="MODEL", help="the model's name")
+    parser.add_argument("model", metavar="MODEL", help="name of the model")
     _add_json(parser)
     args = parser.parse_args(argv)
     return guard(lambda: _changed(args, command))
@@ -75,7 +75,8 @@ def _health(args: argparse.Namespace) -> int:
     with connect(args, retries=0) as client:
         serving = client.is_healthy(args.model)
     if not serving:
-        complain(f"{f'model {args.model} at ' if args.model else ''}{args.address} is NOT_SERVING")
+        name = f"model {args.model} at {args.address}" if args.model else args.address
+        complain(f"{name} is NOT_SERVING: run `cnnserve models` to see why")
         return 1
     say("SERVING")
     return 0
@@ -93,7 +94,8 @@ def _labels(args: argparse.Namespace) -> int:
         versions = ready_versions(client.get_model(args.model), args.version)
     newest = max(versions, key=lambda version: int(version.version) if version.version.isdecimal() else 0)
     if not newest.labels:
-        complain(f"model {args.model} version {newest.version} has no labels, only {newest.class_count} classes")
+        where = f"model {args.model} version {newest.version}"
+        complain(f"{where} has {newest.class_count} classes without labels: add a label file to the model")
         return 1
     say(report.labels_json(newest.labels) if args.json else report.labels_table(newest.labels))
     return 0

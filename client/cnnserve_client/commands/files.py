@@ -1,4 +1,4 @@
-"""Many files through one model: each with its result, in order, as many in memory as the stream has under way."""
+"""Classifies many files with one model. Only the files that the stream needs next are in memory."""
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -16,10 +16,10 @@ from . import sources
 def classify_files(
     client: Client, entries: Iterable[sources.Entry], *, model: str, version: str, top_k: int
 ) -> Generator[tuple[str, ImageResult]]:
-    """Each file's name and result. A file that cannot be read or decoded fails alone.
+    """Yields the name and the result of each file, in order. If a file cannot be read or decoded, its result says so.
 
     Raises:
-        CnnserveError: no such model, no ready version, or no server any more.
+        CnnserveError: the model does not exist, it has no READY version, or no server responded.
     """
     largest = limits.of(client.get_model(model), version, client.max_message_bytes).largest_image
     names: deque[str] = deque()

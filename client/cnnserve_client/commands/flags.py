@@ -1,4 +1,4 @@
-"""The flags that all of the client's commands share, and the client that they ask for."""
+"""The flags that all client commands share, and the `Client` that they describe."""
 
 import argparse
 import os
@@ -16,34 +16,48 @@ _TOKEN_VARIABLE = "CNNSERVE_TOKEN"  # noqa: S105 - the variable's name
 
 
 def client_parser(command: str, description: str, *, timeout_s: float) -> argparse.ArgumentParser:
-    """A parser that knows where the server is and how to speak to it."""
+    """Returns a parser with the flags for the address, TLS and token. `timeout_s` is the default of `--timeout-s`."""
     parser = argparse.ArgumentParser(prog=f"cnnserve {command}", description=description, allow_abbrev=False)
     parser.add_argument(
         "--address",
         default=DEFAULT_ADDRESS,
         metavar="HOST:PORT",
-        help="the server's gRPC port; several with commas between them (default: %(default)s)",
+        help="address of the server's gRPC port, or several addresses separated by commas (default: %(default)s)",
     )
     parser.add_argument(
-        "--timeout-s", type=_seconds, default=timeout_s, metavar="S", help="seconds per request (default: %(default)g)"
+        "--timeout-s",
+        type=_seconds,
+        default=timeout_s,
+        metavar="S",
+        help="timeout of a request in seconds (default: %(default)g)",
     )
-    secure = parser.add_argument_group("encryption and identity")
-    secure.add_argument("--tls", action="store_true", help="encrypt; the flags below with a certificate do so, too")
-    secure.add_argument("--root-certificates", metavar="FILE", help="PEM file that vouches for the server")
-    secure.add_argument("--certificate", metavar="FILE", help="this client's certificate, PEM")
-    secure.add_argument("--key", metavar="FILE", help="its key, PEM")
+    secure = parser.add_argument_group("TLS and token")
     secure.add_argument(
-        "--token-file", metavar="FILE", help=f"holds the token to send (default: the variable {_TOKEN_VARIABLE})"
+        "--tls", action="store_true", help="use TLS; --root-certificates and --certificate also switch TLS on"
     )
     secure.add_argument(
-        "--token-over-plain-text", action="store_true", help="send it to other machines without encryption, too"
+        "--root-certificates",
+        metavar="FILE",
+        help="PEM file with the certificates of the authorities to trust (default: the ones that come with gRPC)",
+    )
+    secure.add_argument("--certificate", metavar="FILE", help="PEM file with the certificate of this client")
+    secure.add_argument("--key", metavar="FILE", help="PEM file with the private key of --certificate")
+    secure.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help=f"file with the token to send (default: the token in the environment variable {_TOKEN_VARIABLE})",
+    )
+    secure.add_argument(
+        "--token-over-plain-text",
+        action="store_true",
+        help="allow sending the token to other machines without TLS (default: only to this machine)",
     )
     return parser
 
 
 def connect(args: argparse.Namespace, *, retries: int = 4) -> "Client":
-    """A client as the flags ask for it. Raises `InvalidInputError` for those that cannot be."""
-    from cnnserve_client.client import Client  # noqa: PLC0415 - brings grpc along, which --help does without
+    """Returns a client with the settings of the flags. Raises `InvalidInputError` if they are wrong."""
+    from cnnserve_client.client import Client  # noqa: PLC0415 - imports grpc, which --help does not need
 
     tls = Tls(args.root_certificates, args.certificate, args.key) if _names_tls(args) else args.tls
     return Client(
@@ -61,18 +75,18 @@ def _names_tls(args: argparse.Namespace) -> bool:
 
 
 def _token(args: argparse.Namespace) -> str:
-    # Never a flag: other users of the machine see the flags of a process.
+    # No flag takes the token itself, because other users of the machine can see the flags of a process.
     if args.token_file is None:
         return os.environ.get(_TOKEN_VARIABLE, "")
     try:
         return Path(args.token_file).read_text().strip()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not text"
-        raise InvalidInputError(f"token-file: cannot read {args.token_file!r}: {reason}") from error
+        raise InvalidInputError(f"--token-file: cannot read {args.token_file!r}: {reason}") from error
 
 
 def _seconds(text: str) -> float:
     try:
         return checked_timeout(float(text))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0 seconds") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is no timeout: use seconds, above 0 and at most 1e9") from error

@@ -1,4 +1,4 @@
-"""How classified images read: an aligned table for people, lines of JSON or CSV for programs. Returns text only."""
+"""Formats results as an aligned table for people, or as JSON lines or CSV for programs. Prints nothing."""
 
 import csv
 import io
@@ -10,47 +10,47 @@ from cnnserve_client.results import Class, ImageResult
 
 from . import report, terminal
 
-# Enough rows to know how wide the columns will be, and no longer than a person waits gladly.
+# The table waits for this many rows, but at most for this many seconds, and then sets the width of its columns.
 _SAMPLE_ROWS: Final = 200
 _SAMPLE_S: Final = 0.5
 _SLACK: Final = 4
 
 
 class Format(Protocol):
-    """Turns results into text, record by record."""
+    """Turns results into text, one record for each image."""
 
     def head(self) -> str:
-        """What comes before all records."""
+        """Returns the text before all records."""
 
     def record(self, name: str, result: ImageResult) -> str:
-        """One image."""
+        """Returns the text for one image. May hold it back."""
 
     def rest(self) -> str:
-        """What was held back."""
+        """Returns the text that was held back."""
 
 
 class JsonLines:
-    """One JSON object a line."""
+    """Formats results as JSON, one object a line."""
 
     def __init__(self, model: str) -> None:
         self._model = model
 
     def head(self) -> str:
-        """Nothing."""
+        """Returns nothing."""
         return ""
 
     def record(self, name: str, result: ImageResult) -> str:
-        """One line."""
-        # ASCII: file names may hold bytes that are no text, and terminals codes that are no letters.
+        """Returns one line."""
+        # ASCII, because file names may contain bytes that are not UTF-8, and text may contain control characters.
         return json.dumps({"file": name, "model": self._model, **_document(result)}) + "\n"
 
     def rest(self) -> str:
-        """Nothing."""
+        """Returns nothing."""
         return ""
 
 
 class Csv:
-    """A header, then a row for each class of each image; a failed image's row has its error."""
+    """Formats results as CSV: a header, then one row for each class of each image, or one row with its error."""
 
     HEADER: Final = ("file", "version", "rank", "index", "label", "probability", "error")
 
@@ -59,23 +59,23 @@ class Csv:
         self._writer = csv.writer(self._buffer, lineterminator="\n")
 
     def head(self) -> str:
-        """The columns' names."""
+        """Returns the names of the columns."""
         return self._text([self.HEADER])
 
     def record(self, name: str, result: ImageResult) -> str:
-        """As many rows as classes."""
+        """Returns one row for each class, or one row with the error."""
         if result.error is not None:
             return self._text([(name, result.version, "", "", "", "", str(result.error))])
         return self._text(
             [
-                # 9 digits are what a 32-bit float has.
+                # 9 significant digits identify every 32-bit float.
                 (name, result.version, rank, top.index, top.label, f"{top.probability:.9g}", "")
                 for rank, top in enumerate(result.classes, start=1)
             ]
         )
 
     def rest(self) -> str:
-        """Nothing."""
+        """Returns nothing."""
         return ""
 
     def _text(self, rows: list[tuple[Any, ...]]) -> str:
@@ -87,11 +87,14 @@ class Csv:
 
 
 class Table:
-    """One line per class, the file named on its first.
+    """Formats results as a table with one line for each class. The first line of an image has the file's name.
 
-    Columns are as wide as the first rows need. `room` is the terminal's width, to which names and labels are cut;
-    None: nothing is cut. A failed image has its error in place of a label, unless `with_failures` is off because the
-    same terminal is told anyway.
+    The first rows decide the width of the columns.
+
+    Args:
+        room: width of the terminal in columns; names and labels are cut to fit. None: nothing is cut.
+        colours: print the header in bold.
+        with_failures: add a line with the error for each failed image. False if the terminal shows errors anyway.
     """
 
     _HEADER: Final = ("FILE", "RANK", "PROBABILITY", "LABEL")
@@ -105,11 +108,11 @@ class Table:
         self._widths: tuple[int, int] | None = None
 
     def head(self) -> str:
-        """Nothing yet: the header is as wide as the columns."""
+        """Returns nothing. The header follows as soon as the width of the columns is known."""
         return ""
 
     def record(self, name: str, result: ImageResult) -> str:
-        """An image's lines; nothing while the first ones are looked at."""
+        """Returns the lines of an image, or nothing while the first rows are collected."""
         rows = self._rows(name, result)
         if self._widths is not None:
             return self._text(rows, self._widths)
@@ -120,7 +123,7 @@ class Table:
         return ""
 
     def rest(self) -> str:
-        """The lines of a short table."""
+        """Returns the lines that are still collected, if the table is short."""
         return self._first(slack=0) if self._widths is None and self._sample else ""
 
     def _first(self, slack: int) -> str:
@@ -129,7 +132,7 @@ class Table:
         return (terminal.bold(head[:-1]) + "\n" if self._colours else head) + self._text(rows, self._widths)
 
     def _fitted(self, slack: int) -> tuple[int, int]:
-        """Widths of the file and the label column."""
+        """Returns the widths of the columns for file and label."""
         rows = [self._HEADER, *self._sample]
         file, label = (max(terminal.width(row[column]) for row in rows) for column in (0, 3))
         if self._room is None:

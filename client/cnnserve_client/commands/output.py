@@ -1,4 +1,4 @@
-"""Where records go: standard output or a file, whole records only, whatever interrupts."""
+"""Writes records to standard output or a file. Each record is written whole, even after Ctrl-C or on a full disk."""
 
 import contextlib
 import os
@@ -19,21 +19,21 @@ _FLUSH_CHARACTERS: Final = 2**16
 
 
 class Sink(Protocol):
-    """Takes text; what it was given it writes whole, or raises `OSError`."""
+    """Writes text as a whole, or raises `OSError`."""
 
     def write(self, text: str) -> None:
-        """All of it."""
+        """Writes all of `text`."""
 
 
 class Stream:
-    """Standard output."""
+    """Writes to standard output. `before` is called before each write, for example to clear the progress bar."""
 
     def __init__(self, stream: TextIO, before: Callable[[], None] | None = None) -> None:
         self._stream = stream
         self._before = before
 
     def write(self, text: str) -> None:
-        """All of it, at once; `before` clears the line."""
+        """Writes and flushes all of `text`. Characters that the stream cannot encode are escaped."""
         if self._before is not None:
             self._before()
         encoding = self._stream.encoding or "utf-8"
@@ -41,38 +41,38 @@ class Stream:
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing: the stream is not ours."""
+        """Does nothing, because others still use the stream."""
 
 
 class File:
-    """A file, UTF-8, written over from its start."""
+    """Writes a file in UTF-8. The contents of an existing file are replaced."""
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._whole = 0
 
     def write(self, text: str) -> None:
-        """In one go, so that even a killed process leaves no half record."""
+        """Writes `text` with one system call if possible, so that even a killed process leaves no part of a record."""
         encoded = text.encode("utf-8", errors="backslashreplace")
         data = memoryview(encoded)
         try:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError:
-            # A full disk: back to the last whole record. What is no file cannot be cut.
+            # If the disk is full, cut the file after its last whole record. A device cannot be cut.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._whole)
             raise
         self._whole += len(encoded)
 
     def close(self) -> None:
-        """Where the disk says what it kept to itself so far."""
+        """Closes the file. Raises `OSError` if the disk reports an error of an earlier write only now."""
         os.close(self._file)
 
 
 @dataclass
 class Records:
-    """Records on their way out, a few at a time: each is written whole or, where that fails, told."""
+    """Collects records and writes several at a time. A record is written whole, or an `OSError` is raised."""
 
     format: Format
     sink: Sink
@@ -84,7 +84,7 @@ class Records:
         self._flushed = time.monotonic()
 
     def add(self, name: str, result: ImageResult) -> None:
-        """One image's."""
+        """Adds the record of one image."""
         text = self.format.record(name, result)
         self._pending.append(text)
         self._length += len(text)
@@ -92,7 +92,7 @@ class Records:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what there is; an interrupt waits for its end."""
+        """Writes all records that were added. Ctrl-C takes effect after the write."""
         with self.interrupts.held():
             text = "".join(self._pending)
             self._pending.clear()
@@ -102,13 +102,13 @@ class Records:
             self._flushed = time.monotonic()
 
     def finish(self) -> None:
-        """Writes what was held back, too."""
+        """Writes all records, also those that the format held back."""
         self._pending.append(self.format.rest())
         self.flush()
 
 
 class Interrupts:
-    """Ctrl-C: a `KeyboardInterrupt`, but not while something is held."""
+    """Turns Ctrl-C into `KeyboardInterrupt`, but not inside `held`."""
 
     def __init__(self) -> None:
         self._holds = 0
@@ -126,7 +126,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, an interrupt waits."""
+        """Delays a `KeyboardInterrupt` until the end of this context."""
         self._holds += 1
         try:
             yield

@@ -1,4 +1,4 @@
-"""Models as a person or a program reads them: aligned tables and JSON. Returns text, prints nothing."""
+"""Formats models and labels as tables for people and as JSON for programs. Prints nothing."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -11,28 +11,28 @@ from . import terminal
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, line breaks and text-direction marks escaped: it cannot drive a terminal."""
+    """Returns `text` with control characters, line breaks and text-direction marks escaped, safe for a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Aligned columns, two spaces apart; those in `right` flush right, the last one never padded on its right."""
+    """Returns a table whose columns are two spaces apart. The columns in `right` are aligned right, the others left."""
     lines = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(terminal.width, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(_pad, line, widths, _aligned(line, right))).rstrip() for line in lines)
 
 
 def models_table(models: Sequence[ModelInfo]) -> str:
-    """One line per version; a model without versions has one too."""
+    """Returns a table with one line for each version. A model without versions also has one line."""
     header = ("NAME", "VERSION", "STATE", "INPUT", "CLASSES", "MAX BATCH", "VERIFIED", "REASON")
     rows = [_version_row(model, version) for model in models for version in model.versions or (None,)]
     return table(header, rows, right=(4, 5))
 
 
 def models_json(models: Sequence[ModelInfo]) -> str:
-    """A list of models, each with its versions."""
+    """Returns a JSON list of the models with their versions."""
     return _json(
         [
             {"name": model.name, "reason": model.reason, "versions": [asdict(v) for v in model.versions]}
@@ -42,17 +42,17 @@ def models_json(models: Sequence[ModelInfo]) -> str:
 
 
 def labels_table(labels: Sequence[str]) -> str:
-    """Each class's index and label."""
+    """Returns a table with the index and the label of each class."""
     return table(("INDEX", "LABEL"), [(str(index), label) for index, label in enumerate(labels)], right=(0,))
 
 
 def labels_json(labels: Sequence[str]) -> str:
-    """A list of indices with their labels."""
+    """Returns a JSON list with the index and the label of each class."""
     return _json([{"index": index, "label": label} for index, label in enumerate(labels)])
 
 
 def _json(document: Any) -> str:
-    # ASCII: file names may hold bytes that are no text, and terminals codes that are no letters.
+    # ASCII, because names and reasons may contain control characters.
     return json.dumps(document, indent=2)
 
 

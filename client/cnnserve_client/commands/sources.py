@@ -1,4 +1,4 @@
-"""Paths, folders, patterns and lists of paths -> one image after the other. Reads names, and files one at a time."""
+"""Finds and reads the images that paths, folders, patterns and lists of paths name, one at a time."""
 
 import os
 import stat
@@ -13,24 +13,24 @@ from cnnserve_client.errors import InvalidInputError
 STANDARD_INPUT: Final = "-"
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
-_NOT_REGULAR: Final = "not a regular file; pipe an image into -, or a list into --files-from -"
+_NOT_REGULAR: Final = "not a regular file; to read an image from a pipe, use -, and to read a list, use --files-from -"
 _MAGIC: Final = frozenset("*?[")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An image to be: a path, `-` for standard input, or what was wrong instead."""
+    """The path of an image, `-` for standard input, or a name with the error that belongs to it."""
 
     name: str
     error: InvalidInputError | None = None
 
 
 def find(arguments: Iterable[str]) -> Iterator[Entry]:
-    """The images that a command line names, in its order; a folder's sorted by name.
+    """Yields the images that a command line names, in its order.
 
-    A folder gives the files in it and below whose names end as images do, without hidden ones; links to folders are not
-    followed, so there is no going round in circles. A pattern that the shell left alone is filled in here. What leads
-    to no image is an entry with the reason.
+    A folder gives the files in it and in its subfolders whose names end in one of `SUFFIXES`, sorted by name, without
+    hidden ones. Links to folders are not followed, because they may form a cycle. A pattern that the shell has not
+    expanded is expanded here. An argument that leads to no image gives one entry with the error.
     """
     for argument in arguments:
         if argument == STANDARD_INPUT:
@@ -42,7 +42,9 @@ def find(arguments: Iterable[str]) -> Iterator[Entry]:
 
 
 def listed(file: str) -> Iterator[Entry]:
-    """The images that the lines of a text file name (`-`: of standard input): paths of files and folders.
+    """Yields the images that a list names: a text file, or standard input if `file` is `-`, with one path on each line.
+
+    The paths may be files or folders, but not patterns.
 
     Raises:
         InvalidInputError: the file cannot be read.
@@ -57,7 +59,7 @@ def listed(file: str) -> Iterator[Entry]:
 
 
 def read(entry: Entry, limit: int, read_file: Callable[[str, int], bytes]) -> bytes:
-    """An entry's bytes. Raises `InvalidInputError` where there are none, or more than `limit`."""
+    """Returns the bytes of an entry. Raises `InvalidInputError` if it cannot be read or has more than `limit` bytes."""
     if entry.error is not None:
         raise entry.error
     try:
@@ -65,18 +67,18 @@ def read(entry: Entry, limit: int, read_file: Callable[[str, int], bytes]) -> by
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise InvalidInputError(_reason(error)) from error
     if len(data) > limit:
-        raise InvalidInputError(f"larger than the {limit} bytes that one request may hold")
+        raise InvalidInputError(f"larger than the {limit} bytes that one request may hold: use a smaller image")
     return data
 
 
 def _at(path: str) -> Iterator[Entry]:
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116 - half the price of Path's
+        mode = os.stat(path).st_mode  # noqa: PTH116 - takes half the time of Path.stat
     except (OSError, ValueError) as error:
         yield Entry(path, InvalidInputError(_reason(error)))
         return
     if not stat.S_ISDIR(mode):
-        # A pipe that nobody writes to would be waited for without end.
+        # Reading a pipe to which nobody writes would never end.
         yield Entry(path, None if stat.S_ISREG(mode) else InvalidInputError(_NOT_REGULAR))
         return
     count = 0
@@ -101,7 +103,7 @@ def _below(folder: str) -> Iterator[Entry]:
         return
     names.sort()
     for name, is_folder in names:
-        path = os.path.join(folder, name)  # noqa: PTH118 - keeps ./ and // as they were given
+        path = os.path.join(folder, name)  # noqa: PTH118 - keeps ./ and // as given
         if is_folder:
             yield from _below(path)
         else:
@@ -111,7 +113,7 @@ def _below(folder: str) -> Iterator[Entry]:
 def _is_image(item: "os.DirEntry[str]") -> bool:
     if not item.name.lower().endswith(SUFFIXES):
         return False
-    # A link that leads nowhere is told when it is read; a pipe would hold everything up.
+    # Reading reports a link whose target is missing. A pipe is no image, because reading one might never end.
     try:
         return item.is_file() or (item.is_symlink() and not os.path.exists(item.path))  # noqa: PTH110 - as above
     except OSError:
@@ -131,12 +133,12 @@ def _matching(pattern: str) -> Iterator[Entry]:
         return
     count = 0
     for path in found:
-        # ** brings the files of folders along by itself.
+        # ** itself matches the files in the folders that it matches.
         if not (recursive and Path(path).is_dir()):
             count += 1
             yield from _at(path)
     if not count:
-        yield Entry(pattern, InvalidInputError("no file matches"))
+        yield Entry(pattern, InvalidInputError("no file matches this pattern"))
 
 
 def _hidden(path: Path, pattern: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a terminal can show: width, colours, the line of a progress bar."""
+"""Text for terminals: widths, colours and the progress bar."""
 
 import os
 import shutil
@@ -21,51 +21,51 @@ _CYAN: Final = "36"
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a person watches, on something that can move its cursor."""
+    """Returns whether the stream is a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def has_colours(stream: TextIO) -> bool:
-    """Whether colours are shown and wanted; https://no-color.org."""
+    """Returns whether to use colours: on a terminal, unless NO_COLOR is set (https://no-color.org)."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
 def columns() -> int:
-    """The terminal's width, 80 where it is unknown."""
+    """Returns the width of the terminal in columns, at least 20. 80 if the width is unknown."""
     return max(shutil.get_terminal_size().columns, 20)
 
 
 def red(text: str) -> str:
-    """For errors."""
+    """Returns `text` in red, for errors."""
     return _painted(text, _RED)
 
 
 def bold(text: str) -> str:
-    """For headings."""
+    """Returns `text` in bold, for headings."""
     return _painted(text, _BOLD)
 
 
 def width(text: str) -> int:
-    """Terminal columns: East Asian wide characters take two, combining marks none."""
+    """Returns the columns that `text` takes: two for each wide East Asian character, none for combining marks."""
     if text.isascii():
         return len(text)
     return sum((unicodedata.east_asian_width(c) in "WF") + (not unicodedata.combining(c)) for c in text)
 
 
 def cut_start(text: str, most: int) -> str:
-    """`text` in at most so many columns, its end kept: paths differ there."""
+    """Returns `text` in at most `most` columns. Keeps its end, because paths differ there."""
     return text if width(text) <= most else "…" + _cut(text[::-1], most - 1)[::-1]
 
 
 def cut_end(text: str, most: int) -> str:
-    """`text` in at most so many columns, its start kept."""
+    """Returns `text` in at most `most` columns. Keeps its start."""
     return text if width(text) <= most else _cut(text, most - 1) + "…"
 
 
 class Progress:
-    """A line that is drawn over and over: how much is done, how fast, how long it will take. For long work only.
+    """Draws a progress line again and again: images done, images/s, time left. Appears after 1 s.
 
-    `total` may become known later.
+    `total` may be set later. Until then the line has no bar.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -81,7 +81,7 @@ class Progress:
         self._bar = _BAR if _can_show(stream, "".join(_BAR)) else _PLAIN_BAR
 
     def update(self, done: int, failed: int) -> None:
-        """Draws the line if it is time."""
+        """Draws the line if the last drawing was at least 0.1 s ago."""
         if not self.is_wanted or (now := time.monotonic()) < self._drawn + _REDRAW_S:
             return
         self._drawn = now
@@ -94,15 +94,15 @@ class Progress:
         self._is_shown = self.was_shown = True
 
     def clear(self) -> None:
-        """Takes the line away, for what is printed next."""
+        """Removes the line, so that other text can be printed."""
         if self._is_shown:
             self._stream.write(_CLEAR_LINE)
             self._stream.flush()
             self._is_shown = False
-            self._drawn = 0.0  # it comes back with the next image
+            self._drawn = 0.0  # the next update draws the line again
 
     def summary(self, done: int, failed: int) -> str:
-        """What was done, in one line."""
+        """Returns one line about the finished work."""
         took_s = time.monotonic() - self._started
         text = f"{done:,} images in {duration(took_s)}, {done / max(took_s, 1e-3):,.0f}/s"
         return text + (f", {failed:,} failed" if failed else "")
@@ -117,7 +117,7 @@ class Progress:
             return f"{done:,} images  {rate:,.0f}/s{failures}"[:room]
         total = max(self.total, done)
         left = f"{duration((total - done) / rate)} left" if rate else "-"
-        figures = f"  {done:,}/{total:,}  {rate:,.0f}/s  {left}"
+        figures = f"  {done:,}/{total:,} images  {rate:,.0f}/s  {left}"
         share = done / max(total, 1)
         space = min(40, room - 4 - 1 - len(figures) - len(failures))
         bar = self._drawing(share, space) + figures if space >= 8 else figures[1:]
@@ -138,7 +138,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """2.3 s, 1:05, 2:03:04."""
+    """Returns a duration as text: 2.3 s, 1:05 (minutes and seconds), 2:03:04 (with hours)."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -114,7 +114,7 @@ def test_no_input_is_written_over(peer, files, capsys, images):
     (files / "linked").mkdir()
     (files / "linked" / "2.png").symlink_to("../0.csv")
     argv = [*images, "--output", "0.csv", "--address", peer.address]
-    assert run(capsys, cli.classify, *argv) == (1, "", "error: --output 0.csv is an input, too: name another file\n")
+    assert run(capsys, cli.classify, *argv) == (1, "", "error: --output 0.csv is also an input: name another file\n")
     assert (files / "0.csv").read_text() == "1.png\n"
 
 
@@ -140,7 +140,10 @@ def test_folders_patterns_and_lists(peer, files, capsys):
 
 @pytest.mark.parametrize(
     ("argument", "reason"),
-    [("none*.png", "no file matches"), ("empty", "the folder has no images (jpg, jpeg, png, webp, bmp, gif)")],
+    [
+        ("none*.png", "no file matches this pattern"),
+        ("empty", "the folder has no images (jpg, jpeg, png, webp, bmp, gif)"),
+    ],
 )
 def test_what_leads_to_no_image_is_named(peer, files, capsys, argument, reason):
     (files / "empty").mkdir()
@@ -151,7 +154,7 @@ def test_what_leads_to_no_image_is_named(peer, files, capsys, argument, reason):
 def test_an_empty_list_is_told(peer, files, capsys):
     (files / "list").write_text("\n")
     argv = ["--files-from", "list", "--address", peer.address]
-    assert run(capsys, cli.classify, *argv) == (1, "", "error: list names no images\n")
+    assert run(capsys, cli.classify, *argv) == (1, "", "error: list contains no paths: write one path on each line\n")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,7 @@ def test_requests_stay_below_the_servers_message_limit(peer, files, capsys):
         capsys, cli.classify, *(f"{n}.png" for n in range(7)), "--model", "digits", "--address", peer.address
     )
     assert status == 1
-    assert err == "error: 5.png: larger than the 866 bytes that one request may hold\n"
+    assert err == "error: 5.png: larger than the 866 bytes that one request may hold: use a smaller image\n"
     assert [len(request.images) for request in peer.of("Classify")] == [2, 2, 2]
     assert all(request.ByteSize() <= 1000 for request in peer.of("Classify"))
 
@@ -265,14 +268,14 @@ def test_one_of_several_models_must_be_named(peer, files, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.classify(["0.png", "--address", peer.address])
     assert stop.value.code == 2
-    assert f"error: --model is needed: {peer.address} serves a, b\\x1b" in capsys.readouterr().err
+    assert f"error: --model is missing: {peer.address} serves a, b\\x1b; choose one" in capsys.readouterr().err
 
 
 def test_no_ready_model_is_an_error(peer, files, capsys):
     peer.scripts["ListModels"] = lambda request, context: pb.ListModelsResponse()
     status, out, err = run(capsys, cli.classify, "0.png", "--address", peer.address)
     assert (status, out) == (1, "")
-    assert "has no ready model" in err
+    assert "has no READY model: run `cnnserve models`" in err
 
 
 def test_a_model_that_is_not_ready_says_why(peer, files, capsys):
@@ -287,7 +290,7 @@ def test_a_model_that_is_not_ready_says_why(peer, files, capsys):
 
 def test_an_unknown_version_is_one_line(peer, files, capsys):
     argv = ["0.png", "--model", "digits", "--version", "9", "--address", peer.address]
-    assert run(capsys, cli.classify, *argv) == (1, "", "error: model digits has no version 9\n")
+    assert run(capsys, cli.classify, *argv) == (1, "", "error: model digits has no version 9: use one of 1\n")
     assert peer.of("Classify") == []
 
 
@@ -350,7 +353,7 @@ def test_health(peer, capsys):
     assert run(capsys, cli.health, *at, "--model", "digits") == (
         1,
         "",
-        f"error: model digits at {peer.address} is NOT_SERVING\n",
+        f"error: model digits at {peer.address} is NOT_SERVING: run `cnnserve models` to see why\n",
     )
     status, _, err = run(capsys, cli.health, *at, "--model", "nothing")
     assert status == 1
@@ -383,7 +386,7 @@ def test_labels(peer, capsys):
     assert "one" in run(capsys, cli.labels, *at, "--version", "stable")[1]
     assert run(capsys, cli.labels, *at, "--version", "3")[::2] == (
         1,
-        "error: model digits version 3 has no labels, only 2 classes\n",
+        "error: model digits version 3 has 2 classes without labels: add a label file to the model\n",
     )
     assert run(capsys, cli.labels, *at, "--version", "11")[::2] == (
         1,
@@ -403,10 +406,10 @@ def test_a_token_comes_from_a_file_or_a_variable(peer, files, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--token-file", "gone"], "token-file: cannot read 'gone': No such file or directory"),
+        (["--token-file", "gone"], "--token-file: cannot read 'gone': No such file or directory"),
         (["--root-certificates", "gone"], "root_certificates: cannot read 'gone': No such file or directory"),
-        (["--key", "gone"], "certificate is missing: a client certificate and its key go together"),
-        (["--token-file", "0.png", "--address", "example.com:1"], "token holds characters that no token has"),
+        (["--key", "gone"], "certificate is missing: certificate and key must be given together"),
+        (["--token-file", "0.png", "--address", "example.com:1"], "token has characters that a header cannot carry"),
     ],
 )
 def test_unusable_credentials_are_one_line(files, capsys, flags, expected):
@@ -528,7 +531,7 @@ def test_a_full_disk_is_one_line(peer):
     with Path("/dev/full").open("w") as full:
         process = started("models", "--address", peer.address, stdout=full)
         _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (1, b"error: cannot write the output: No space left on device\n")
+    assert (process.returncode, err) == (1, b"error: cannot write to standard output: No space left on device\n")
 
 
 def test_text_the_terminal_cannot_show_is_escaped(peer, files):

@@ -46,7 +46,7 @@ ALL = ["photos/a.jpg", "photos/b.PNG", "photos/deep/c.webp"]
         ("photos/**", ["photos/a.jpg", "photos/b.PNG", "photos/deep/c.webp", "photos/notes.txt"]),
         ("-", ["-"]),
         ("gone.png", ["gone.png: No such file or directory"]),
-        ("*.tiff", ["*.tiff: no file matches"]),
+        ("*.tiff", ["*.tiff: no file matches this pattern"]),
         ("empty", ["empty: the folder has no images (jpg, jpeg, png, webp, bmp, gif)"]),
         ("", [": No such file or directory"]),
     ],
@@ -93,7 +93,7 @@ def test_a_pipe_that_is_named_is_refused(tree):
     os.mkfifo(tree / "pipe.png")
     (tree / "list.txt").write_text("pipe.png\n/dev/zero")
     for entry in (*find(["pipe.png", "pipe.*"]), *listed("list.txt")):
-        with pytest.raises(InvalidInputError, match="not a regular file; pipe an image into -"):
+        with pytest.raises(InvalidInputError, match="not a regular file; to read an image from a pipe, use -"):
             read(entry, 10, read_file)
 
 

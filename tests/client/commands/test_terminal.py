@@ -52,13 +52,13 @@ def test_long_work_shows_share_rate_and_time_left(clock):
     progress.total = 10_000
     clock[0] += 2
     progress.update(2_500, 0)
-    assert drawn(screen) == " 25% " + "━" * 9 + "╸" + "─" * 29 + "  2,500/10,000  1,250/s  6.0 s left"
+    assert drawn(screen) == " 25% " + "━" * 8 + "╸" + "─" * 23 + "  2,500/10,000 images  1,250/s  6.0 s left"
     clock[0] += 0.05
     progress.update(2_600, 0)
     assert "2,600" not in screen.getvalue()  # not more often than ten times a second
     clock[0] += 1
     progress.update(5_000, 3)
-    assert drawn(screen).endswith("  5,000/10,000  1,639/s  3.0 s left  3 failed")
+    assert drawn(screen).endswith("  5,000/10,000 images  1,639/s  3.0 s left  3 failed")
     progress.clear()
     assert screen.getvalue().endswith("\r\x1b[K")
 
