@@ -94,13 +94,13 @@ def test_head_and_options(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("path", "settings", "code", "said"),
     [
-        ("/v2/logging", {"log_info": False}, 501, "can be read, not changed"),
+        ("/v2/logging", {"log_info": False}, 501, "log_info cannot be changed"),
         ("/v2/logging", {"log_info": [[]]}, 400, "a value that it cannot have"),
         ("/v2/logging", {"log_verbose_level": 2**40}, 400, "a value that it cannot have"),
-        ("/v2/trace/setting", {"trace_level": ["TIMESTAMPS"]}, 501, "can be read, not changed"),
+        ("/v2/trace/setting", {"trace_level": ["TIMESTAMPS"]}, 501, "trace_level cannot be changed"),
         # One value may stand without its list, and null takes a setting back, as Triton's client sends both.
-        ("/v2/trace/setting", {"trace_level": "TIMESTAMPS"}, 501, "can be read, not changed"),
-        ("/v2/models/tiny/trace/setting", {"trace_level": None}, 501, "can be read, not changed"),
+        ("/v2/trace/setting", {"trace_level": "TIMESTAMPS"}, 501, "trace_level cannot be changed"),
+        ("/v2/models/tiny/trace/setting", {"trace_level": None}, 501, "trace_level cannot be changed"),
         ("/v2/trace/setting", {"trace_rate": 1000}, 400, "a value that it cannot have"),
         ("/v2/trace/setting", {"trace_level": [None]}, 400, "a value that it cannot have"),
     ],
@@ -258,7 +258,7 @@ def test_packed_bodies(http: httpx.Client, coding: str, pack: Any) -> None:
         (body() | {"parameters": {"priority": 2**64}}, "parameter 'priority' is 18446744073709551616"),
         (body() | {"parameters": {"priority": "high"}}, "parameter 'priority' is 'high'"),
         (body() | {"parameters": {"binary_data_output": 1}}, "'binary_data_output' of the request is 1"),
-        (body() | {"outputs": [{"name": "x"}]}, "wants output 'x'"),
+        (body() | {"outputs": [{"name": "x"}]}, "asks for output 'x'"),
         (body() | {"outputs": [{"name": "probabilities", "parameters": {"odd": 1}}]}, "has parameter 'odd'"),
         (body(name="x"), "has input 'x'"),
         (body(name=5), "name of an input is 5"),
