@@ -144,7 +144,7 @@ def test_draining_ends_watches_and_streams(tmp_path: Path) -> None:
         # Both would have been open for ever; the grace of 30 s was not needed.
         assert time.monotonic() - started < 15
         statuses += [item.status for item in watch]
-        with pytest.raises(grpc.RpcError, match="send what is unanswered to another one"):
+        with pytest.raises(grpc.RpcError, match="send the requests without a response to another server"):
             next(stream)
         hold.set()
     assert statuses == [1, 2]

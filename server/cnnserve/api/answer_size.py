@@ -1,18 +1,23 @@
-"""How large an answer may be. What gRPC itself refuses to send ends a call, or a stream, with a status of its own."""
+"""The size limit of responses.
+
+The handlers check it themselves, because gRPC ends a whole call or stream if it has to send a response that is too
+large.
+"""
 
 from cnnserve.errors import InvalidInput
 
-# What a stream may put around an answer: a marker, tags and lengths.
+# A stream adds at most this many bytes to a response: the parameter of the final response, tags and lengths.
 AROUND = 128
-# So much of an id or a name is echoed beside an error: both may be as large as a message, which has to hold them all.
+# Beside an error, at most this many characters of an id or a name are returned. Each of them may be as large as a
+# message, and the response has to hold all of them.
 ECHOED = 10_000
 
 
 def check(size: int, limit: int, fix: str = "") -> None:
-    """Raises `InvalidInput` for an answer of `size` bytes where `limit` are sent; `fix` is what the caller can do."""
+    """Raises `InvalidInput` if a response of `size` bytes exceeds `limit` bytes; `fix`: what the client can do."""
     if size > limit:
         fix = f"{fix}, or " if fix else ""
         raise InvalidInput(
-            f"the answer has {size} bytes, at most {limit} are sent; {fix}start the server with a larger "
+            f"the response has {size} bytes, the limit is {limit} bytes; {fix}start the server with a larger "
             "--max-message-mib"
         )

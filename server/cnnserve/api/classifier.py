@@ -1,4 +1,4 @@
-"""`cnnserve.v1.Classifier` handlers: images in, labels out."""
+"""Handlers of `cnnserve.v1.Classifier`: classify images and describe models."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from cnnserve.wire import classifier_pb2 as pb
 
 
 class ClassifierService:
-    """`cnnserve.v1.Classifier`. `drain` ends its streams after what they had sent is answered."""
+    """Handlers of Classify, ClassifyStream, ListModels and GetModel."""
 
     def __init__(self, registry: Registry, budget: MemoryBudget, max_message_bytes: int) -> None:
         self._registry = registry
@@ -29,7 +29,7 @@ class ClassifierService:
         self._draining = asyncio.Event()
 
     def methods(self) -> list[Method]:
-        """The service's rows of the method table."""
+        """Returns the service's rows of the method table."""
         return [
             Method(f"{CLASSIFIER}/Classify", pb.ClassifyRequest, pb.ClassifyResponse, self.classify),
             Method(
@@ -44,14 +44,14 @@ class ClassifierService:
         ]
 
     def drain(self) -> None:
-        """No stream reads another request."""
+        """Makes every stream stop reading: it returns the responses to the requests it has read, then it ends."""
         self._draining.set()
 
     async def classify(self, request: pb.ClassifyRequest, context: CallContext) -> pb.ClassifyResponse:
-        """Classifies the images of one request."""
+        """Returns the most probable classes of each image. Raises `ServingError`s."""
         started = time.monotonic_ns()
         model = self._registry.get(request.model, request.version)
-        # Before millions of images become as many objects.
+        # A message may hold millions of images, so the count is checked before each image becomes an object.
         model.check_count(len(request.images), "images")
         images = [_image(image, index) for index, image in enumerate(request.images)]
         with self._budget.hold(sum(map(_size, images)) + len(images) * model.row_bytes):
@@ -70,20 +70,20 @@ class ClassifierService:
     def classify_stream(
         self, requests: AsyncIterator[pb.ClassifyStreamRequest], context: CallContext
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
-        """Answers each request of the stream as it finishes; at most `streams.STREAM_LIMIT` are at work."""
+        """Yields the response to each request as soon as it is complete; `streams.STREAM_LIMIT` may be in flight."""
         return streams.answers(requests, partial(self._answer, context), self._draining, in_order=False)
 
     async def list_models(self, _: pb.ListModelsRequest, __: CallContext) -> pb.ListModelsResponse:
-        """Every model, without labels."""
+        """Returns every model, without labels."""
         return pb.ListModelsResponse(models=[describe(entry, labels=False) for entry in self._registry.models])
 
     async def get_model(self, request: pb.GetModelRequest, _: CallContext) -> pb.GetModelResponse:
-        """One model with its labels."""
+        """Returns one model with its labels, and the largest message in bytes. Raises as `Registry.entry`."""
         entry = self._registry.entry(request.model)
         return pb.GetModelResponse(model=describe(entry, labels=True), max_message_bytes=self._max_message_bytes)
 
     def _check_size(self, answer: Message) -> None:
-        answer_size.check(answer.ByteSize(), self._max_message_bytes, "ask for a smaller top_k or send fewer images")
+        answer_size.check(answer.ByteSize(), self._max_message_bytes, "ask for a smaller top_k, send fewer images")
 
     async def _answer(self, context: CallContext, request: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
         answer = pb.ClassifyStreamResponse(id=request.id)
@@ -106,13 +106,13 @@ class ClassifierService:
 
 @contextlib.asynccontextmanager
 async def _until_ns(deadline_ns: int | None) -> AsyncIterator[None]:
-    """Ends what is inside at a time of the monotonic clock with `DeadlineExceeded`."""
+    """Cancels the block at `deadline_ns` (monotonic clock, None: never) and raises `DeadlineExceeded`."""
     delay_s = None if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / 1e9
     try:
         async with asyncio.timeout(delay_s):
             yield
     except TimeoutError as error:
-        raise DeadlineExceeded("the request's time is over") from error
+        raise DeadlineExceeded("the deadline passed before the response was complete; allow more time") from error
 
 
 def _image(image: pb.Image, index: int) -> ImageSource:
@@ -122,7 +122,7 @@ def _image(image: pb.Image, index: int) -> ImageSource:
     if content == "raw":
         raw = image.raw
         return RawImage(raw.data, raw.height, raw.width, raw.channels)
-    raise InvalidInput(f"image {index} is empty; set encoded or raw")
+    raise InvalidInput(f"image {index} has no content; set encoded or raw")
 
 
 def _size(image: ImageSource) -> int:

@@ -1,11 +1,11 @@
-"""A registry's entry as `cnnserve.v1.Model`."""
+"""Describes a model of the registry as a `cnnserve.v1.Model` message."""
 
 from cnnserve.registry.lifecycle import ModelEntry, VersionEntry
 from cnnserve.wire import classifier_pb2 as pb
 
 
 def describe(entry: ModelEntry, *, labels: bool) -> pb.Model:
-    """The message for a model; `labels`: with the names of its classes."""
+    """Returns the message for a model; `labels`: include the labels of the classes."""
     versions = [_version(version, labels=labels) for version in entry.versions.values()]
     for message, number in zip(versions, entry.versions, strict=True):
         message.version_labels.extend(entry.labels.of(number))

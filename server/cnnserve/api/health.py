@@ -1,4 +1,4 @@
-"""`grpc.health.v1.Health`: Check and Watch, for the server ("") and for each model by name."""
+"""Handlers of `grpc.health.v1.Health`: readiness of the server ("") and of each model, by name."""
 
 from collections.abc import AsyncIterator
 
@@ -11,13 +11,13 @@ _SERVICE = "grpc.health.v1.Health"
 
 
 class HealthService:
-    """The standard health protocol over `Health`."""
+    """Handlers of Check and Watch."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
 
     def methods(self) -> list[Method]:
-        """The service's rows of the method table."""
+        """Returns the service's rows of the method table."""
         request, response = pb.HealthCheckRequest, pb.HealthCheckResponse
         return [
             Method(f"{_SERVICE}/Check", request, response, self.check, while_draining=True),
@@ -25,11 +25,14 @@ class HealthService:
         ]
 
     async def check(self, request: pb.HealthCheckRequest, _: CallContext) -> pb.HealthCheckResponse:
-        """Raises `ModelNotFound` for a name that is no model."""
+        """Returns SERVING or NOT_SERVING. Raises as `Registry.entry` if `service` is neither "" nor a model's name."""
         return _response(self._health.is_serving(request.service))
 
     async def watch(self, request: pb.HealthCheckRequest, _: CallContext) -> AsyncIterator[pb.HealthCheckResponse]:
-        """The state now and after every change; the protocol wants SERVICE_UNKNOWN, not an error, for no such name."""
+        """Yields the state now and after every change.
+
+        While there is no such name, the state is SERVICE_UNKNOWN: the protocol demands this instead of an error.
+        """
         async for serving in self._health.watch(request.service):
             yield _response(serving)
 

@@ -1,7 +1,7 @@
-"""What Triton's clients ask of a running server: config in force, statistics, trace and log settings."""
+"""Handlers for what Triton's clients read from a running server: config, statistics, trace and log settings."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from cnnserve.api.methods import INFERENCE, CallContext, Method
 from cnnserve.batching import statistics as s
@@ -14,7 +14,7 @@ _TRACE = {"trace_level": "OFF", "trace_rate": "1000", "trace_count": "-1", "log_
 
 
 class InspectionService:
-    """ModelConfig, ModelStatistics, TraceSetting, LogSettings. Settings can be read, not changed."""
+    """Handlers of ModelConfig, ModelStatistics, TraceSetting and LogSettings. Clients cannot change settings."""
 
     extensions = ("model_configuration", "statistics")
 
@@ -22,7 +22,7 @@ class InspectionService:
         self._registry = registry
 
     def methods(self) -> list[Method]:
-        """The service's rows of the method table."""
+        """Returns the service's rows of the method table."""
         return [
             Method(f"{INFERENCE}/ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse, self.model_config),
             Method(
@@ -36,16 +36,22 @@ class InspectionService:
         ]
 
     async def model_config(self, request: pb.ModelConfigRequest, _: CallContext) -> pb.ModelConfigResponse:
-        """The config in force, what was derived included. Raises as `Registry.get`."""
+        """Returns the config in force, including the derived values. Raises as `Registry.get`."""
         return pb.ModelConfigResponse(config=self._registry.get(request.name, request.version).info.config)
 
     async def model_statistics(self, request: pb.ModelStatisticsRequest, _: CallContext) -> pb.ModelStatisticsResponse:
-        """One row a READY version: of one version, of one model, of all. Raises as `Registry.get`."""
+        """Returns one row for each READY version: the one asked for, those of one model, or all.
+
+        Raises as `Registry.get`, and `InvalidInput` if the request has a version but no model.
+        """
         return pb.ModelStatisticsResponse(model_stats=map(_statistics, self._models(request)))
 
     async def trace_setting(self, request: pb.TraceSettingRequest, _: CallContext) -> pb.TraceSettingResponse:
-        """That nothing is traced. Raises `ModelNotFound`, and `Unsupported` for a change."""
-        _refuse_change("trace", request.settings)
+        """Returns Triton's settings for "nothing is traced".
+
+        Raises `Unsupported` if the request has settings to change, and as `Registry.entry`.
+        """
+        _refuse_change(request.settings, "this server does not trace; send no settings")
         if request.model_name:
             self._registry.entry(request.model_name)
         response = pb.TraceSettingResponse()
@@ -54,8 +60,8 @@ class InspectionService:
         return response
 
     async def log_settings(self, request: pb.LogSettingsRequest, _: CallContext) -> pb.LogSettingsResponse:
-        """What is logged, in Triton's words. Raises `Unsupported` for a change."""
-        _refuse_change("log", request.settings)
+        """Returns Triton's log settings for the log level in force. Raises `Unsupported` if there are any to change."""
+        _refuse_change(request.settings, "only the server's --log-level sets what is logged; send no settings")
         level = logging.getLogger(__package__).getEffectiveLevel()
         response = pb.LogSettingsResponse()
         for name, own in (("log_error", logging.ERROR), ("log_warning", logging.WARNING), ("log_info", logging.INFO)):
@@ -67,12 +73,12 @@ class InspectionService:
 
     def _models(self, request: pb.ModelStatisticsRequest) -> Iterator[Model]:
         if request.version and not request.name:
-            raise InvalidInput(f"version {request.version!r} is given without a model's name")
+            raise InvalidInput(f"the request has version {request.version!r} but no model; set the model's name, too")
         if request.version:
             yield self._registry.get(request.name, request.version)
             return
         if request.name:
-            # Says why where none is READY.
+            # If no version is READY, this raises an error with the reason.
             self._registry.get(request.name)
         entries = [self._registry.entry(request.name)] if request.name else self._registry.models
         for entry in entries:
@@ -81,9 +87,9 @@ class InspectionService:
                     yield version.model
 
 
-def _refuse_change(what: str, settings: object) -> None:
+def _refuse_change(settings: Collection[str], reason: str) -> None:
     if settings:
-        raise Unsupported(f"{what} settings can be read, not changed; the server's own flags set them")
+        raise Unsupported(f"{', '.join(sorted(settings))} cannot be changed by a call: {reason}")
 
 
 def _statistics(model: Model) -> pb.ModelStatistics:

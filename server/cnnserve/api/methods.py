@@ -1,7 +1,7 @@
-"""The method table: every RPC by its full name, with its types and its handler. Knows no transport.
+"""The method table: every RPC by its full name, with its message types and its handler. Knows no transport.
 
-A handler takes plain protobuf messages and a `CallContext`, returns messages and raises `ServingError`s; a transport
-brings the bytes in and carries the status out (`status.of`).
+A handler takes protobuf messages and a `CallContext`, returns protobuf messages and raises `ServingError`s. A transport
+parses the bytes of requests, and sends the responses, or the status of an error (`status.of`).
 """
 
 import enum
@@ -18,7 +18,7 @@ INFERENCE = "inference.GRPCInferenceService"
 
 
 class Kind(enum.Enum):
-    """How many messages travel each way."""
+    """How many messages a call has in each direction."""
 
     UNARY = "unary"
     SERVER_STREAM = "server stream"
@@ -27,16 +27,16 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class CallContext:
-    """What a handler may know of a call: its deadline on the monotonic clock in ns, None where it has none.
+    """What a handler may know of a call: its deadline in ns on the monotonic clock (None: it has none), its metadata.
 
-    `metadata` is what the caller sent beside its messages; filled for streams only.
+    `metadata` is what the client sent beside its messages. gRPC's streams fill it, nothing else does.
     """
 
     deadline_ns: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-# Messages differ by method, so these are Any; the table's test calls every handler with its own types.
+# Every method has other message types, so these are Any; the tests call every handler with its own types.
 Unary = Callable[[Any, CallContext], Coroutine[Any, Any, Message]]
 ServerStream = Callable[[Any, CallContext], AsyncIterator[Message]]
 Stream = Callable[[AsyncIterator[Any], CallContext], AsyncIterator[Message]]
@@ -51,16 +51,17 @@ class Method:
     response: type[Message]
     handler: Unary | ServerStream | Stream
     kind: Kind = Kind.UNARY
-    # Answered while the server drains, too: who asks whether it is ready wants a no, not an error.
+    # Also served while the server drains: a client that asks whether the server is ready needs the response "not
+    # ready", not an error.
     while_draining: bool = False
     statuses: Mapping[type[Exception], Code] = field(default_factory=lambda: STATUS)
 
     @property
     def service(self) -> str:
-        """The full name of the service."""
+        """The full name of the service, "package.Service"."""
         return self.name.rpartition("/")[0]
 
     @property
     def rpc(self) -> str:
-        """The method's own name."""
+        """The name of the method without its service."""
         return self.name.rpartition("/")[2]

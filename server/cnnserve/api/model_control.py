@@ -1,4 +1,4 @@
-"""Loading, unloading and listing models: `cnnserve.v1.Classifier` and its Open Inference twins."""
+"""Handlers that load, unload and list models, for `cnnserve.v1.Classifier` and the Open Inference Protocol."""
 
 import contextlib
 import json
@@ -16,18 +16,18 @@ _EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 
 
 class RepositoryService:
-    """The model control RPCs of both protocols, on the same use cases."""
+    """Handlers of the model control RPCs of both protocols, over one `ModelControl`."""
 
     def __init__(self, control: ModelControl) -> None:
         self._control = control
 
     @property
     def extensions(self) -> tuple[str, ...]:
-        """What the server's metadata may promise."""
+        """The extensions for the server's metadata: none if clients may not load models."""
         return _EXTENSIONS if self._control.allowed else ()
 
     def methods(self) -> list[Method]:
-        """The service's rows of the method table."""
+        """Returns the service's rows of the method table."""
         return [
             Method(f"{CLASSIFIER}/LoadModel", c.LoadModelRequest, c.LoadModelResponse, self.load_model),
             Method(f"{CLASSIFIER}/UnloadModel", c.UnloadModelRequest, c.UnloadModelResponse, self.unload_model),
@@ -47,15 +47,18 @@ class RepositoryService:
         ]
 
     async def load_model(self, request: c.LoadModelRequest, _: CallContext) -> c.LoadModelResponse:
-        """The model as it is after the load."""
+        """Loads a model and returns its state after the load. Raises as `ModelControl.load`."""
         return c.LoadModelResponse(model=describe(await self._control.load(request.model), labels=True))
 
     async def unload_model(self, request: c.UnloadModelRequest, _: CallContext) -> c.UnloadModelResponse:
-        """The model as it is after the unload."""
+        """Unloads a model and returns its state after the unload. Raises as `ModelControl.unload`."""
         return c.UnloadModelResponse(model=describe(await self._control.unload(request.model), labels=True))
 
     async def index(self, request: o.RepositoryIndexRequest, _: CallContext) -> o.RepositoryIndexResponse:
-        """One row a version; a model that was never loaded has one row, with its name only."""
+        """Returns one row for each version. A model without versions has one row; if it is not wanted, only its name.
+
+        Raises `Unsupported` if the request names a repository.
+        """
         _check_repository(request.repository_name)
         rows = [row for model in await self._control.index() for row in _rows(model)]
         return o.RepositoryIndexResponse(
@@ -65,7 +68,11 @@ class RepositoryService:
     async def repository_load(
         self, request: o.RepositoryModelLoadRequest, _: CallContext
     ) -> o.RepositoryModelLoadResponse:
-        """As `load_model`, with the parameter `config`: JSON that takes config.pbtxt's place until the next load."""
+        """Loads a model. The parameter `config` is JSON that replaces config.pbtxt until the next load.
+
+        Raises as `ModelControl.load`, `InvalidInput` for other parameters, and `Unsupported` for files as parameters
+        or if the request names a repository.
+        """
         self._control.check()
         _check_repository(request.repository_name)
         await self._control.load(request.model_name, _config(request.parameters))
@@ -74,34 +81,44 @@ class RepositoryService:
     async def repository_unload(
         self, request: o.RepositoryModelUnloadRequest, _: CallContext
     ) -> o.RepositoryModelUnloadResponse:
-        """As `unload_model`; no model here depends on another, so `unload_dependents` is no work."""
+        """Unloads a model. `unload_dependents` changes nothing, because no model here depends on another.
+
+        Raises as `ModelControl.unload`, `InvalidInput` for other parameters, and `Unsupported` if the request names a
+        repository.
+        """
         self._control.check()
         _check_repository(request.repository_name)
         for name, value in request.parameters.items():
             if name != "unload_dependents" or value.WhichOneof("parameter_choice") != "bool_param":
-                raise InvalidInput(f"parameter '{name}' of an unload is not known; unload_dependents is, a bool_param")
+                raise InvalidInput(
+                    f"an unload has parameter '{name}' ({value.WhichOneof('parameter_choice')}), which is not "
+                    "supported; send unload_dependents as a bool_param, or no parameter"
+                )
         await self._control.unload(request.model_name)
         return o.RepositoryModelUnloadResponse()
 
 
 def _check_repository(name: str) -> None:
     if name:
-        raise Unsupported("repository_name is not supported: this server has one repository; leave it empty")
+        raise Unsupported(f"repository_name is {name!r}, but this server has one model repository; leave it empty")
 
 
 def _config(parameters: Mapping[str, o.ModelRepositoryParameter]) -> str:
     for name in parameters:
         if name.startswith("file:"):
-            raise Unsupported(f"parameter '{name}' of a load is not supported: models load from the repository's files")
+            raise Unsupported(
+                f"a load has parameter '{name}', but this server loads models only from files of the model repository; "
+                "put the file there"
+            )
         if name != "config":
-            raise InvalidInput(f"parameter '{name}' of a load is not known; config is")
+            raise InvalidInput(f"a load has parameter '{name}', which is not supported; send config or no parameter")
     if "config" not in parameters:
         return ""
     config = parameters["config"].string_param
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(json.loads(config), dict):
             return config
-    raise InvalidInput("parameter 'config' of a load is no string_param with a ModelConfig as JSON")
+    raise InvalidInput("parameter 'config' of a load must be a string_param that holds a ModelConfig as a JSON object")
 
 
 def _rows(model: ModelEntry) -> Iterator[o.RepositoryIndexResponse.ModelIndex]:
@@ -110,7 +127,7 @@ def _rows(model: ModelEntry) -> Iterator[o.RepositoryIndexResponse.ModelIndex]:
         known = model.wanted
         yield row(name=model.name, state=State.UNAVAILABLE.value if known else "", reason=model.reason if known else "")
     for entry in model.versions.values():
-        # Triton's clients know no BUILDING; the reason says it.
+        # Triton's clients do not know the state BUILDING. The reason tells that the version is building.
         state = State.LOADING if entry.state is State.BUILDING else entry.state
         yield row(name=model.name, version=str(entry.version), state=state.value, reason=entry.reason or _doubt(entry))
 

@@ -1,4 +1,4 @@
-"""ModelInfer's request -> a model's input, and the model's outputs -> the response."""
+"""Turns a ModelInfer request into a model's input, and the model's outputs into the response."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,11 @@ _OUTPUT_PARAMETERS = (_CLASSIFICATION, REGION, OFFSET, SIZE)
 
 @dataclass(frozen=True)
 class _Wanted:
-    """An output by its index, as its `k` best classes where that is not 0, in the message or in a `place`."""
+    """One output that the request asks for, by its index.
+
+    If `k` is not 0, the response has the `k` largest values as classes. If `place` is set, the values are written
+    there, otherwise into the message.
+    """
 
     index: int
     k: int = 0
@@ -31,15 +35,15 @@ class _Wanted:
 
     @property
     def sends_values(self) -> bool:
-        """Whether the values themselves go into the message."""
+        """Whether the message contains the values themselves."""
         return not self.k and self.place is None
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What requests share: the memory that they may hold, the regions they may name, the largest message.
+    """What all requests share: the memory budget, the shared memory regions and the largest message in bytes.
 
-    A tensor in a region may be as large as one.
+    A tensor in shared memory may be as large as the largest message.
     """
 
     budget: MemoryBudget
@@ -47,8 +51,8 @@ class Inference:
     max_message_bytes: int
 
     async def run(self, request: pb.ModelInferRequest, model: Model, deadline_ns: int | None) -> pb.ModelInferResponse:
-        """The response of a model to a request. Raises `ServingError`s."""
-        # Everything that is cheap to check comes before anything that costs time on the event loop.
+        """Returns the response of a model to a request. Raises `ServingError`s."""
+        # Cheap checks come first, so that a request which fails them takes no more time of the event loop.
         _check_input_name(request, model)
         check_reserved(request.parameters)
         wanted = _wanted_outputs(request, model, self.memory)
@@ -58,14 +62,14 @@ class Inference:
         self._check_size(sum(output.nbytes for item, output in zip(wanted, outputs, strict=True) if item.sends_values))
         response = pb.ModelInferResponse(model_name=info.name, model_version=str(info.version), id=request.id)
         contents = [_write(response, item, output, model) for item, output in zip(wanted, outputs, strict=True)]
-        # Each with its tag and its length.
+        # In the message, each content also has a tag (1 byte) and a length (at most 5 bytes).
         self._check_size(response.ByteSize() + sum(map(len, contents)) + 6 * len(contents))
         response.raw_output_contents.extend(contents)
         return response
 
     def _check_size(self, size: int) -> None:
         answer_size.check(
-            size, self.max_message_bytes - answer_size.AROUND, "send fewer rows or ask for fewer outputs or classes"
+            size, self.max_message_bytes - answer_size.AROUND, "send fewer rows, ask for fewer outputs or classes"
         )
 
     async def _infer(
@@ -95,16 +99,24 @@ class Inference:
             return raw
         name = request.inputs[0].name
         if raw is not None or tensors.has_contents(request.inputs[0]):
-            raise InvalidInput(f"input '{name}' is in shared memory and in the message; send one of the two")
+            raise InvalidInput(f"input '{name}' is both in shared memory and in the message; send only one of them")
         if place.size > self.max_message_bytes:
-            raise InvalidInput(f"input '{name}' has {place.size} bytes, a tensor may have {self.max_message_bytes}")
+            raise InvalidInput(
+                f"input '{name}' has {place.size} bytes in shared memory, the limit is {self.max_message_bytes} bytes; "
+                "send fewer rows, or start the server with a larger --max-message-mib"
+            )
         if expected and place.size != expected:
-            raise InvalidInput(f"input '{name}' has {SIZE} {place.size}, expected {expected} for its type and shape")
+            raise InvalidInput(
+                f"input '{name}' has {SIZE} {place.size}, expected {expected} for its data type and shape"
+            )
         return place.read()
 
 
 def _held_bytes(request: pb.ModelInferRequest, place: Place | None, rows: int) -> int:
-    """What a request keeps in memory; a tensor of numbers is about as large as its message."""
+    """Returns the bytes that a request holds: its message, its shared memory and the `rows` decoded from its images.
+
+    A tensor of numbers is about as large as its message and not counted again.
+    """
     return request.ByteSize() + (place.size if place else 0) + rows
 
 
@@ -113,18 +125,21 @@ def _check_input_name(request: pb.ModelInferRequest, model: Model) -> None:
         raise InvalidInput(f"the request has {len(request.inputs)} inputs, model '{model.info.name}' takes 1")
     name, own = request.inputs[0].name, model.info.settings.input.name
     if name != own:
-        raise InvalidInput(f"the request has input '{name}', model '{model.info.name}' takes '{own}'")
+        raise InvalidInput(f"the request has input '{name}', but the input of model '{model.info.name}' is '{own}'")
 
 
 def _check_images_shape(name: str, shape: tuple[int, ...], model: Model) -> None:
     if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
-        raise InvalidInput(f"input '{name}' of BYTES has shape {list(shape)}; images are sent as [n] or [n, 1]")
-    # Before millions of images become as many objects.
+        raise InvalidInput(f"input '{name}' of type BYTES has shape {list(shape)}; send n images as [n] or [n, 1]")
+    # A tensor may hold millions of images, so the count is checked before each image becomes an object.
     model.check_count(shape[0], "images")
 
 
 def _check_classes(wanted: list[_Wanted], rows: int, model: Model) -> None:
-    """Where the model says how many classes it has; the others are counted when they are there."""
+    """Raises `InvalidInput` if the classes of outputs of known size are too many.
+
+    `classification_output.classes` checks the other outputs after the run.
+    """
     settings = model.info.settings
     for item in wanted:
         output = settings.outputs[item.index]
@@ -135,7 +150,7 @@ def _check_classes(wanted: list[_Wanted], rows: int, model: Model) -> None:
 
 
 def _sent_bytes(wanted: list[_Wanted], rows: int, model: Model) -> int:
-    """The values in the answer to so many rows, as far as the model says how many there are."""
+    """Returns the bytes of the values in the response to `rows` rows. Outputs of unknown size count as 0 bytes."""
     settings = model.info.settings
     outputs = [settings.outputs[item.index] for item in wanted if item.sends_values]
     return sum(
@@ -152,9 +167,9 @@ def _wanted_outputs(request: pb.ModelInferRequest, model: Model, memory: SharedM
     wanted: dict[str, _Wanted] = {}
     for output in request.outputs:
         if output.name not in names:
-            raise InvalidInput(f"the request wants output '{output.name}', the model has {', '.join(names)}")
+            raise InvalidInput(f"the request asks for output '{output.name}', but the model has {', '.join(names)}")
         if output.name in wanted:
-            raise InvalidInput(f"the request wants output '{output.name}' twice")
+            raise InvalidInput(f"the request asks for output '{output.name}' twice; ask for it once")
         wanted[output.name] = _wanted(names.index(output.name), output, model, memory)
     return list(wanted.values())
 
@@ -164,8 +179,11 @@ def _wanted(
 ) -> _Wanted:
     for parameter in output.parameters:
         if parameter not in _OUTPUT_PARAMETERS:
-            # Ignoring one would answer something else than was asked for.
-            raise InvalidInput(f"output '{output.name}' has parameter '{parameter}', which this server does not know")
+            # If the server ignored the parameter, the response would not be what the client asked for.
+            raise InvalidInput(
+                f"output '{output.name}' has the unknown parameter '{parameter}'; leave it out, or send one of "
+                f"{', '.join(_OUTPUT_PARAMETERS)}"
+            )
     place = place_of(output.parameters, output.name, memory)
     if _CLASSIFICATION not in output.parameters:
         return _Wanted(index, place=place)
@@ -173,13 +191,13 @@ def _wanted(
     if k == 0:
         raise InvalidInput(f"parameter '{_CLASSIFICATION}' of output '{output.name}' is 0, expected 1 or more")
     if place is not None:
-        raise InvalidInput(f"output '{output.name}': classification and shared memory exclude each other")
+        raise InvalidInput(f"output '{output.name}' has both classification and shared memory; ask for only one")
     classification_output.check(model.info.settings.outputs[index].datatype, output.name)
     return _Wanted(index, k)
 
 
 def _write(response: pb.ModelInferResponse, wanted: _Wanted, output: NDArray[Any], model: Model) -> bytes:
-    """Adds an output's description, and gives its raw contents: none of one that is written to its place."""
+    """Adds an output's description to the response and returns its raw contents, b"" if they went to shared memory."""
     settings = model.info.settings
     name = settings.outputs[wanted.index].name
     if wanted.k:
@@ -195,5 +213,5 @@ def _write(response: pb.ModelInferResponse, wanted: _Wanted, output: NDArray[Any
     parameters[REGION].string_param = wanted.place.region.name
     parameters[OFFSET].int64_param = wanted.place.offset
     parameters[SIZE].int64_param = len(data)
-    # So that entries and outputs still go together by their index.
+    # The empty content keeps the indices of raw contents and outputs equal.
     return b""

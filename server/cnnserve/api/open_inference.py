@@ -1,4 +1,4 @@
-"""Open Inference Protocol handlers: protobuf <-> plain values."""
+"""Handlers of the Open Inference Protocol: inference, readiness and metadata."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,20 +14,20 @@ from cnnserve.registry.registry import Registry
 from cnnserve.wire import open_inference_pb2 as pb
 
 _PLATFORM = "onnxruntime_onnx"
-# With it, an error ends the stream with its status.
+# If a stream's metadata has this key with the value "true", an error ends the stream with the error's status.
 _ERROR_HEADER = "triton_grpc_error"
 _FINAL = "triton_final_response"
-# Only what is there. The last one is ours: images as BYTES.
+# Only extensions that this server has. Triton does not have the last one: images in a BYTES tensor.
 _BEFORE = ("classification",)
 _AFTER = ("schedule_policy", "binary_tensor_data", "encoded_images")
 _STREAM = f"{INFERENCE}/ModelStreamInfer"
 
 
 class InferenceService:
-    """`inference.GRPCInferenceService`: the core six and the stream. `is_ready` is the server's own readiness.
+    """Handlers of the six RPCs of the Open Inference Protocol, and of Triton's ModelStreamInfer.
 
-    `extensions`: what other services add to those named in the metadata. `drain` ends its streams after what they had
-    sent is answered. `triton_status`: full queues and timeouts are UNAVAILABLE.
+    `is_ready` returns the readiness of the whole server. `extensions`: the extensions that other services add to the
+    metadata. `triton_status`: full queues and timeouts have the status UNAVAILABLE.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class InferenceService:
         self._draining = asyncio.Event()
 
     def methods(self) -> list[Method]:
-        """The service's rows of the method table."""
+        """Returns the service's rows of the method table."""
         return [
             Method(
                 f"{INFERENCE}/ServerLive",
@@ -88,27 +88,27 @@ class InferenceService:
         ]
 
     def drain(self) -> None:
-        """No stream reads another request."""
+        """Makes every stream stop reading: it returns the responses to the requests it has read, then it ends."""
         self._draining.set()
 
     async def server_live(self, _: pb.ServerLiveRequest, __: CallContext) -> pb.ServerLiveResponse:
-        """It answers, so it lives."""
+        """Returns that the server is live: a server that responds is live."""
         return pb.ServerLiveResponse(live=True)
 
     async def server_ready(self, _: pb.ServerReadyRequest, __: CallContext) -> pb.ServerReadyResponse:
-        """Whether the server as a whole is SERVING."""
+        """Returns whether the server as a whole is ready."""
         return pb.ServerReadyResponse(ready=self._is_ready())
 
     async def model_ready(self, request: pb.ModelReadyRequest, _: CallContext) -> pb.ModelReadyResponse:
-        """Whether a version answers. Raises `ModelNotFound` and `VersionNotFound` for what is not there."""
+        """Returns whether a version is READY. Raises as `Registry.is_ready`."""
         return pb.ModelReadyResponse(ready=self._registry.is_ready(request.name, request.version))
 
     async def server_metadata(self, _: pb.ServerMetadataRequest, __: CallContext) -> pb.ServerMetadataResponse:
-        """Name, version, extensions."""
+        """Returns the server's name, version and extensions."""
         return pb.ServerMetadataResponse(name="cnnserve", version=cnnserve.__version__, extensions=self._extensions)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, _: CallContext) -> pb.ModelMetadataResponse:
-        """Versions, inputs and outputs of a READY model."""
+        """Returns the READY versions, the input and the outputs of a model. Raises as `Registry.get`."""
         model = self._registry.get(request.name, request.version)
         settings = model.info.settings
         return pb.ModelMetadataResponse(
@@ -120,14 +120,14 @@ class InferenceService:
         )
 
     async def model_infer(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
-        """Runs one tensor, or the images of a BYTES one, through a model."""
+        """Runs a tensor, or the images of a BYTES tensor, through a model. Raises `ServingError`s."""
         model = self._registry.get(request.model_name, request.model_version)
         return await self._inference.run(request, model, context.deadline_ns)
 
     def model_stream_infer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: CallContext
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """Answers each request of the stream, in order; at most `streams.STREAM_LIMIT` are at work."""
+        """Yields the response to each request, in their order; `streams.STREAM_LIMIT` requests may be in flight."""
         return streams.answers(requests, partial(self._answer, context), self._draining, in_order=True)
 
     async def _answer(self, context: CallContext, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:

@@ -1,4 +1,4 @@
-"""Open Inference parameters: values by name, each of one of a few types."""
+"""Reads parameters of the Open Inference Protocol: values by name, each of one of a few types."""
 
 from collections.abc import Mapping
 
@@ -12,14 +12,14 @@ _RESERVED = "triton_"
 
 
 def check_reserved(parameters: Parameters) -> None:
-    """Raises `InvalidInput` for a name that the protocol keeps for itself."""
+    """Raises `InvalidInput` if a parameter has a name that the protocol reserves."""
     for name in parameters:
         if name.startswith(_RESERVED) and name != FINAL_RESPONSE:
-            raise InvalidInput(f"parameter '{name}': names that begin with {_RESERVED} are reserved")
+            raise InvalidInput(f"parameter '{name}' has a reserved name; names must not begin with {_RESERVED}")
 
 
 def integer(parameters: Parameters, name: str, *, kinds: tuple[str, ...] = ("int64_param", "uint64_param")) -> int:
-    """An integer of 0 or more; 0 where it is not there. Raises `InvalidInput`."""
+    """Returns an integer of 0 or more; 0 if it is absent. Raises `InvalidInput` for other values."""
     if name not in parameters:
         return 0
     choice, value = _value(parameters[name])
@@ -29,7 +29,7 @@ def integer(parameters: Parameters, name: str, *, kinds: tuple[str, ...] = ("int
 
 
 def flag(parameters: Parameters, name: str) -> bool:
-    """False where it is not there. Raises `InvalidInput`."""
+    """Returns a boolean; False if it is absent. Raises `InvalidInput` for other values."""
     if name not in parameters:
         return False
     choice, value = _value(parameters[name])
@@ -39,10 +39,10 @@ def flag(parameters: Parameters, name: str) -> bool:
 
 
 def text(parameters: Parameters, name: str) -> str:
-    """A text that has to be there. Raises `InvalidInput`."""
+    """Returns a string, which must be present. Raises `InvalidInput` for an empty string and other values."""
     choice, value = _value(parameters[name])
     if not isinstance(value, str) or not value:
-        raise InvalidInput(f"parameter '{name}' is {value!r} ({choice}), expected a string_param")
+        raise InvalidInput(f"parameter '{name}' is {value!r} ({choice}), expected a string_param that is not empty")
     return value
 
 

@@ -1,6 +1,6 @@
-"""System shared memory: its three RPCs, and the parameters by which a tensor says that it lies there.
+"""System shared memory: its three RPCs, and the parameters with which a tensor names its place there.
 
-CUDA's three RPCs are there to be refused by name.
+The three RPCs for CUDA shared memory exist to be refused with a text that says what to do instead.
 """
 
 from collections.abc import Mapping
@@ -20,34 +20,38 @@ REGION, OFFSET, SIZE = "shared_memory_region", "shared_memory_offset", "shared_m
 
 @dataclass(frozen=True)
 class Place:
-    """`size` bytes of a region."""
+    """`size` bytes from `offset` of a region."""
 
     region: Region
     offset: int
     size: int
 
     def read(self) -> bytes:
-        """A copy of the bytes. Raises `InvalidInput`."""
+        """Returns a copy of the bytes. Raises as `Region.read`."""
         return self.region.read(self.offset, self.size)
 
     def write(self, data: bytes) -> None:
-        """Raises `InvalidInput` where they do not fit."""
+        """Writes `data` to the place. Raises `InvalidInput` if it does not fit, and as `Region.write`."""
         if len(data) > self.size:
             raise InvalidInput(
-                f"the output has {len(data)} bytes, {SIZE} for it in region '{self.region.name}' is {self.size}"
+                f"the output has {len(data)} bytes, but its {SIZE} in region '{self.region.name}' is {self.size}; "
+                f"send a larger {SIZE}"
             )
         self.region.write(self.offset, data)
 
 
 def place_of(parameters: Mapping[str, pb.InferParameter], tensor: str, memory: SharedMemory) -> Place | None:
-    """Where a tensor's parameters say its bytes are; None: in the message. Raises as `SharedMemory.get`."""
+    """Returns the place in shared memory that a tensor's parameters name; None: the tensor is in the message.
+
+    Raises `InvalidInput` if the parameters name no valid place, and as `SharedMemory.get`.
+    """
     if REGION not in parameters:
         for name in (OFFSET, SIZE):
             if name in parameters:
-                raise InvalidInput(f"tensor '{tensor}' has {name} without {REGION}")
+                raise InvalidInput(f"tensor '{tensor}' has {name} without {REGION}; send both")
         return None
     if SIZE not in parameters:
-        raise InvalidInput(f"tensor '{tensor}' has {REGION} without {SIZE}")
+        raise InvalidInput(f"tensor '{tensor}' has {REGION} without {SIZE}; send both")
     region = memory.get(text(parameters, REGION))
     place = Place(region, integer(parameters, OFFSET), integer(parameters, SIZE))
     region.check(place.offset, place.size)
@@ -55,18 +59,18 @@ def place_of(parameters: Mapping[str, pb.InferParameter], tensor: str, memory: S
 
 
 class SharedMemoryService:
-    """SystemSharedMemoryStatus, Register and Unregister; CUDA's by the same names are refused."""
+    """Handlers of SystemSharedMemoryStatus, -Register and -Unregister, and of CUDA's RPCs, which are refused."""
 
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory
 
     @property
     def extensions(self) -> tuple[str, ...]:
-        """What the server's metadata may promise."""
+        """The extensions for the server's metadata: none if shared memory is off."""
         return ("system_shared_memory",) if self._memory.enabled else ()
 
     def methods(self) -> list[Method]:
-        """The service's rows of the method table."""
+        """Returns the service's rows of the method table."""
         prefix = f"{INFERENCE}/SystemSharedMemory"
         return [
             Method(
@@ -101,10 +105,10 @@ class SharedMemoryService:
     async def status(
         self, request: pb.SystemSharedMemoryStatusRequest, _: CallContext
     ) -> pb.SystemSharedMemoryStatusResponse:
-        """One region, or all. Raises `RegionNotFound`, `Unsupported`."""
+        """Returns one region, or all. Raises `RegionNotFound`, and `Unsupported` if shared memory is off."""
         regions = [region for region in self._memory.all() if request.name in ("", region.name)]
         if request.name and not regions:
-            raise RegionNotFound(f"shared memory region '{request.name}' is not registered")
+            raise RegionNotFound(f"shared memory region '{request.name}' is not registered; register it first")
         response = pb.SystemSharedMemoryStatusResponse()
         for region in regions:
             row = response.regions[region.name]
@@ -114,17 +118,17 @@ class SharedMemoryService:
     async def register(
         self, request: pb.SystemSharedMemoryRegisterRequest, _: CallContext
     ) -> pb.SystemSharedMemoryRegisterResponse:
-        """Raises `InvalidInput`, `AlreadyExists`, `LimitReached`, `Unsupported`."""
+        """Registers a region. Raises as `SharedMemory.register`."""
         self._memory.register(request.name, request.key, request.offset, request.byte_size)
         return pb.SystemSharedMemoryRegisterResponse()
 
     async def unregister(
         self, request: pb.SystemSharedMemoryUnregisterRequest, _: CallContext
     ) -> pb.SystemSharedMemoryUnregisterResponse:
-        """One region, or all; requests at work keep theirs."""
+        """Removes a region, or all. Raises as `SharedMemory.unregister`."""
         self._memory.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def refuse_cuda(self, _: Message, __: CallContext) -> NoReturn:
-        """Raises `Unsupported`: a name says more than a method that is not there."""
-        raise Unsupported("CUDA shared memory is not supported; use system shared memory, or send tensors")
+        """Raises `Unsupported`. Its text says what to do; the status of an unknown method would not."""
+        raise Unsupported("CUDA shared memory is not supported; use system shared memory, or send tensors in messages")

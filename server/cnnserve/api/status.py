@@ -1,4 +1,4 @@
-"""One table from error to gRPC status. Every RPC's errors leave through here, on any transport."""
+"""The table of errors and their gRPC status codes. Every transport turns the errors of RPCs into statuses here."""
 
 import enum
 import logging
@@ -49,31 +49,34 @@ STATUS: dict[type[Exception], Code] = {
     errors.PermissionDenied: Code.PERMISSION_DENIED,
     errors.Unsupported: Code.UNIMPLEMENTED,
     errors.ModelLoadFailed: Code.FAILED_PRECONDITION,
-    # Not UNAVAILABLE as in Triton: trying again cannot help.
+    # Triton's code is UNAVAILABLE, which asks clients to retry, but a retry cannot help.
     errors.ModelControlOff: Code.FAILED_PRECONDITION,
     errors.InferenceFailed: Code.INTERNAL,
 }
-# For clients of Triton that wait and try again on its code only.
+# For clients of Triton that retry only after Triton's own code.
 TRITON_STATUS = STATUS | {errors.QueueFull: Code.UNAVAILABLE, errors.DeadlineExceeded: Code.UNAVAILABLE}
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a client is told."""
+    """The status that a client receives."""
 
     code: Code
     message: str
-    # Where the same request may be sent again: after this many milliseconds.
+    # If a retry can help: the time after which the client may send the same request again.
     retry_after_ms: int | None = None
 
     @property
     def trailers(self) -> dict[str, str]:
-        """What a call that ends with this status carries beside it."""
+        """The trailing metadata of a call that ends with this status."""
         return {} if self.retry_after_ms is None else {"grpc-retry-pushback-ms": str(self.retry_after_ms)}
 
 
 def of(error: Exception, request: str, table: Mapping[type[Exception], Code] = STATUS) -> Status:
-    """The status of an error. What nobody foresaw is logged with the request's name and told as a fixed text."""
+    """Returns the status of an error. `request` names the request in the log.
+
+    The text of internal errors, and of errors that are not in `table`, is only logged; the client gets a fixed text.
+    """
     code = table.get(type(error), Code.INTERNAL)
     if code is Code.INTERNAL:
         _log.error("%s failed", request, exc_info=error)
@@ -83,5 +86,5 @@ def of(error: Exception, request: str, table: Mapping[type[Exception], Code] = S
 
 
 def _short(text: str) -> str:
-    # Texts name the caller's own values, of any length; a client refuses headers of more than 8 to 16 KiB.
+    # Texts quote the client's values, which may have any length, but clients refuse headers above 8 KiB to 16 KiB.
     return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}… ({len(text)} characters)"

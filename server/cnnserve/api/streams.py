@@ -1,4 +1,4 @@
-"""A stream of requests, several at work at once, on any service."""
+"""Streams of requests with several requests in flight, for any service."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from cnnserve.errors import ShuttingDown
 
-# Requests of one stream at work at once; the transport's flow control holds back the rest.
+# At most this many requests of one stream are in flight. The transport's flow control holds back the others.
 STREAM_LIMIT = 64
 
 Request = TypeVar("Request")
@@ -20,24 +20,25 @@ async def answers(
     *,
     in_order: bool,
 ) -> AsyncIterator[Answer]:
-    """Each request's answer, in their order or as they are done. One that raises ends the stream.
+    """Yields the response to each request: in the order of the requests, or as soon as it is complete.
 
-    Once `draining` is set nothing more is read; what was read is answered, and the stream ends with `ShuttingDown`.
+    An error that `answer` raises ends the stream. As soon as `draining` is set, no more requests are read; the stream
+    yields the responses to those that were read, then raises `ShuttingDown`.
     """
     slots = asyncio.Semaphore(STREAM_LIMIT)
     tasks: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue()
     reader = asyncio.create_task(_read(_until(requests, draining), answer, slots, tasks, in_order=in_order))
-    # Asked for, so that asyncio does not complain where the client has left.
+    # If the client has disconnected, nobody else retrieves the exception, and asyncio would log an error.
     reader.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
         while (task := await tasks.get()) is not None:
             yield await task
-            # Only now: an answer the client does not take keeps its slot.
+            # Not earlier: a response that the client has not taken yet counts towards the limit.
             slots.release()
         await reader
         if draining.is_set():
-            # So that the client knows: what has no answer was not looked at.
-            raise ShuttingDown("the server is shutting down; send what is unanswered to another one")
+            # From this error the client knows that the server has not begun the requests without a response.
+            raise ShuttingDown("the server is shutting down; send the requests without a response to another server")
     finally:
         reader.cancel()
 
@@ -66,13 +67,13 @@ async def _read(
             task.cancel()
         raise
     finally:
-        # Also where the stream broke: what came before is answered.
+        # Also if reading failed: the requests that were read before get their responses.
         await asyncio.gather(*running, return_exceptions=True)
         tasks.put_nowait(None)
 
 
 async def _until(requests: AsyncIterator[Request], stop: asyncio.Event) -> AsyncIterator[Request]:
-    """The stream's requests until it ends or `stop` is set."""
+    """Yields the stream's requests until the stream ends or `stop` is set."""
     stopped = asyncio.ensure_future(stop.wait())
     pending: asyncio.Future[Request] | None = None
     try:

@@ -16,7 +16,7 @@ from support import CLASSES, WIDE_IMAGE, RunningServer, picture, serving, wide_o
 LIMIT = 2**20
 # One row of theirs fits into a message of 1 MiB, two do not.
 WIDE = 140_000
-FULL = "the answer has 1120"
+FULL = "the response has 1120"
 CLASSIFIER = "cnnserve.v1.Classifier"
 
 
@@ -50,7 +50,7 @@ def test_infer_says_size_limit_and_fix(oip: Oip, model: str, runs: int) -> None:
     code, details = oip.fails("ModelInfer", tensor(rows(2), model))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert FULL in details
-    assert "at most 10484" in details
+    assert "the limit is 10484" in details
     assert "send fewer rows" in details
     assert "--max-message-mib" in details
     # Where the file says how large rows are, nothing was run for it.
@@ -68,12 +68,12 @@ def test_classes_with_long_names_do_not(oip: Oip) -> None:
     request = tensor(rows(3), "named", outputs=[{"name": "scores"}])
     with_parameter(request.outputs[0], "classification", int64_param=5)
     code, details = oip.fails("ModelInfer", request)
-    assert (code, "the answer has 1200" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
+    assert (code, "the response has 1200" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
 
 
 def test_an_id_counts(oip: Oip) -> None:
     code, details = oip.fails("ModelInfer", tensor(rows(1), "fixed", id="x" * 500_000))
-    assert (code, "the answer has 1060" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
+    assert (code, "the response has 1060" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
 
 
 def test_a_stream_goes_on(oip: Oip) -> None:
@@ -158,8 +158,8 @@ def test_classify_over_grpc_and_its_stream(oip: Oip) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         classify(images(3), timeout=30)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "the answer has 1200" in caught.value.details()
-    assert "ask for a smaller top_k or send fewer images" in caught.value.details()
+    assert "the response has 1200" in caught.value.details()
+    assert "ask for a smaller top_k, send fewer images" in caught.value.details()
     assert len(classify(images(3, top_k=1), timeout=30).results) == 3
     stream = oip.channel.stream_stream(
         f"/{CLASSIFIER}/ClassifyStream",
@@ -174,7 +174,7 @@ def test_classify_over_grpc_and_its_stream(oip: Oip) -> None:
         "2": "response",
     }
     assert answers["3"].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-    assert "the answer has 1200" in answers["3"].error.message
+    assert "the response has 1200" in answers["3"].error.message
 
 
 def test_classify_over_http(server: RunningServer) -> None:
@@ -183,7 +183,7 @@ def test_classify_over_http(server: RunningServer) -> None:
             http.post("/v1/models/named:classify", files=[("image", picture("left"))] * count) for count in (3, 2)
         ]
     assert [answer.status_code for answer in answers] == [400, 200]
-    assert "the answer has 1200" in answers[0].json()["error"]
+    assert "the response has 1200" in answers[0].json()["error"]
 
 
 def test_any_other_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -205,6 +205,6 @@ def test_any_other_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             get_model(c.GetModelRequest(model="tiny"), timeout=30)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "the answer has 1200" in caught.value.details()
-        assert "at most 1048576 are sent; start the server with a larger --max-message-mib" in caught.value.details()
+        assert "the response has 1200" in caught.value.details()
+        assert "the limit is 1048576 bytes; start the server with a larger --max-message-mib" in caught.value.details()
         assert "Traceback" not in server.log

@@ -39,7 +39,7 @@ def test_too_many_classes_as_texts(server: RunningServer, model: str, runs: int)
     with Oip(server.address) as oip:
         code, details = oip.fails("ModelInfer", best(model, SIDE * SIDE))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
-        assert "160000 classes as texts, at most 100000 are written" in details
+        assert "160000 classes as texts, the limit is 100000" in details
         # Where the file says how many there are, nothing was run for it.
         [row] = oip("ModelStatistics", o.ModelStatisticsRequest(name=model)).model_stats
         assert row.execution_count == runs
@@ -51,9 +51,9 @@ def test_limits_count_rows() -> None:
     classification_output.check_size(128, 21_841, 5, "y")
     with pytest.raises(InvalidInput, match="output 'y': 101000 classes as texts"):
         classification_output.check_size(101, 1000, 2000, "y")
-    with pytest.raises(InvalidInput, match="output 'y': 1000001 values, at most 1000000"):
+    with pytest.raises(InvalidInput, match="output 'y': a row has 1000001 values, the limit is 1000000"):
         classification_output.check_size(1, 1_000_001, 1, "y")
-    with pytest.raises(InvalidInput, match="output 'y': 5 rows of 1000000 values, at most 4000000"):
+    with pytest.raises(InvalidInput, match="output 'y': 5 rows of 1000000 values, the limit is 4000000"):
         classification_output.check_size(5, 1_000_000, 1, "y")
 
 

@@ -155,7 +155,7 @@ def test_raw_pixels(call: Caller) -> None:
     [
         (c.ClassifyRequest(model="tiny"), "has no images; send 1 to 8"),
         (c.ClassifyRequest(model="tiny", images=images(*[b"x"] * 9)), "9 images, model 'tiny' takes at most 8"),
-        (c.ClassifyRequest(model="tiny", images=[c.Image()]), "image 0 is empty"),
+        (c.ClassifyRequest(model="tiny", images=[c.Image()]), "image 0 has no content"),
         (c.ClassifyRequest(model="tiny", version="one", images=images(b"x")), "version 'one'"),
     ],
 )
@@ -292,14 +292,14 @@ ROW = np.zeros((1, SIDE, SIDE, 1), np.uint8)
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (tensor_request(ROW, name="pixels"), "input 'pixels', model 'tiny' takes 'image'"),
+        (tensor_request(ROW, name="pixels"), "input 'pixels', but the input of model 'tiny' is 'image'"),
         (tensor_request(ROW.astype(np.float32), datatype="FP32"), "has type FP32, expected UINT8"),
         (tensor_request(ROW[0]), r"shape [8, 8, 1], expected [-1, 8, 8, 1]"),
         (tensor_request(ROW[:, :4]), r"shape [1, 4, 8, 1], expected [-1, 8, 8, 1]"),
         (tensor_request(ROW[:0]), "has no rows; send 1 to 8"),
         (tensor_request(ROW.repeat(9, 0)), "9 rows, model 'tiny' takes at most 8"),
         (o.ModelInferRequest(model_name="tiny"), "0 inputs, model 'tiny' takes 1"),
-        (tensor_request(ROW, outputs=[{"name": "scores"}]), "output 'scores', the model has probabilities"),
+        (tensor_request(ROW, outputs=[{"name": "scores"}]), "output 'scores', but the model has probabilities"),
     ],
 )
 def test_bad_infer_requests(call: Caller, request_: o.ModelInferRequest, said: str) -> None:

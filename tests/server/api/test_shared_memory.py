@@ -68,16 +68,16 @@ def test_who_holds_a_region_keeps_it(memory: SharedMemory) -> None:
 @pytest.mark.parametrize(
     ("key", "offset", "size", "said"),
     [
-        ("other", 0, 1, "keys begin with mi"),
-        ("/mi/../other", 0, 1, "keys begin with mi"),
-        ("../mine", 0, 1, "keys begin with mi"),
-        ("mi\0ne", 0, 1, "keys begin with mi"),
+        ("other", 0, 1, "use a key that begins with mi"),
+        ("/mi/../other", 0, 1, "use a key that begins with mi"),
+        ("../mine", 0, 1, "use a key that begins with mi"),
+        ("mi\0ne", 0, 1, "use a key that begins with mi"),
         ("missing", 0, 1, "cannot be opened: No such file"),
         ("mine", 0, 0, "byte_size is 0"),
-        ("mine", 0, 101, "has 100 bytes; offset 0 and byte_size 101"),
+        ("mine", 0, 101, "has 100 bytes, but offset 0 and byte_size 101"),
         ("mine", 2**64 - 1, 2**64 - 1, "has 100 bytes"),
         ("midir", 0, 1, "cannot be opened"),
-        ("mipipe", 0, 1, "no memory object"),
+        ("mipipe", 0, 1, "not a shared memory object"),
         ("milink", 0, 1, "cannot be opened"),
     ],
 )
@@ -221,12 +221,12 @@ def huge() -> o.ModelInferRequest:
     ("request_", "code", "said"),
     [
         (shared(rows(), region="s"), "NOT_FOUND", "region 's' is not registered"),
-        (shared(rows(), 4090), "INVALID_ARGUMENT", "64 from 4090 are outside it"),
+        (shared(rows(), 4090), "INVALID_ARGUMENT", "64 bytes from offset 4090 are outside it"),
         (shared(rows(8).repeat(9, 0)), "INVALID_ARGUMENT", "72 rows"),
         (huge(), "INVALID_ARGUMENT", "are outside it"),
         (both(), "INVALID_ARGUMENT", "in shared memory and in the message"),
         (small_output(), "INVALID_ARGUMENT", "the output has 12 bytes"),
-        (classified(), "INVALID_ARGUMENT", "exclude each other"),
+        (classified(), "INVALID_ARGUMENT", "both classification and shared memory"),
     ],
 )
 def test_bad_requests(
@@ -240,7 +240,7 @@ def test_bad_requests(
 def test_a_size_that_is_not_the_tensors_is_refused(oip: Oip, owned: shared_memory.SharedMemory) -> None:
     request = shared(rows())
     request.inputs[0].parameters["shared_memory_byte_size"].int64_param = owned.size
-    assert "expected 64 for its type and shape" in oip.fails("ModelInfer", request)[1]
+    assert "expected 64 for its data type and shape" in oip.fails("ModelInfer", request)[1]
 
 
 def test_an_owner_that_cuts_unlinks_and_leaves_harms_only_itself(
