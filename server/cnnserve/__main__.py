@@ -1,4 +1,4 @@
-"""`python -m cnnserve`."""
+"""Runs the `cnnserve` command for `python -m cnnserve`."""
 
 import sys
 

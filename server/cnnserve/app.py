@@ -1,4 +1,4 @@
-"""The composition root: what is wired to what, in which order it starts, and how it ends."""
+"""The composition root: builds the server from its parts, starts them in order, and stops them."""
 
 import asyncio
 import contextlib
@@ -45,33 +45,33 @@ from cnnserve.transports.http.listening import listen
 
 _log = logging.getLogger(__name__)
 
-# More than one, so that a model that builds for minutes does not keep the others from loading; few, because each needs
-# the memory of its model twice over.
+# Limits of the number of loads at the same time. Several, so that a model that builds for minutes does not delay the
+# others; few, because each load needs the memory of its model twice.
 _LOADS_AT_LEAST = 2
 _LOADS_AT_MOST = 4
 _SWITCH_S = 0.0002
-# A run that outlives the grace is left behind after this.
+# The server no longer waits for runs this many seconds after the grace period.
 _CLOSE_S = 1.0
 
 
 @dataclass(frozen=True)
 class Ports:
-    """What was really bound."""
+    """The ports on which the server listens."""
 
     grpc: int
     http: int
 
 
 def run(config: ServerConfig) -> int:
-    """Serves until SIGTERM or SIGINT, drains, and returns the exit code."""
-    # An instance's thread that comes back from a run waits for the interpreter while the loop is busy: by default up to
-    # 5 ms, a whole run of a small model.
+    """Serves until SIGTERM or SIGINT, drains, and returns the exit status: 0, or 1 if it cannot listen on a port."""
+    # If the event loop is busy when a run ends, the instance's thread waits for the GIL: by default up to 5 ms, which
+    # is a whole run of a small model.
     sys.setswitchinterval(_SWITCH_S)
     heap.limit_arenas(max(2, _cpu_threads(config)))
     code = uvloop.run(_run(config))
     if any(thread.daemon for thread in threading.enumerate()):
-        # A load, or a run that outlived the grace, is still in native code, which aborts the process where the
-        # interpreter ends around it. Everything of ours has ended; nothing is lost.
+        # A load, or a run longer than the grace period, is still in native code, which would abort the process if the
+        # interpreter ended normally. All other work has ended, so nothing is lost.
         logging.shutdown()
         os._exit(code)
     return code
@@ -91,10 +91,10 @@ async def _run(config: ServerConfig) -> int:
 
 
 async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callable[[Ports], None] | None = None) -> None:
-    """Runs a server until `shutdown` is set. `on_bound` hears the ports. Raises `OSError` where one is taken."""
+    """Runs a server until `shutdown` is set. Calls `on_bound` with its ports. Raises `OSError` if a port is in use."""
     threads = _cpu_threads(config)
-    # One less: as many decode no more images a second, but hold up the loop and the runs (on 2 cores, a ResNet-18's p99
-    # of JPEGs by a tenth to three quarters).
+    # As many decoding threads as CPU threads would not decode more images/s, but would delay the event loop and the
+    # runs: the p99 of ResNet-18 with JPEGs on 2 cores rose by 10 % to 75 %. So the server uses one thread less.
     decoders = ThreadPoolExecutor(config.decode_threads or max(1, threads - 1), "decode")
     budget = MemoryBudget(config.max_pending_mib * 2**20)
     registry = _registry(config, threads, decoders, budget)
@@ -129,7 +129,7 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     ports = Ports(grpc_port, http_socket.getsockname()[1])
     await grpc.start()
     _log.info(
-        "cnnserve %s listening on %s: gRPC port %d, HTTP port %d; %d CPU threads a model",
+        "cnnserve %s listening on %s: gRPC port %d, HTTP port %d; %d CPU threads per model",
         cnnserve.__version__,
         config.host,
         ports.grpc,
@@ -155,7 +155,7 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
         await shutdown.wait()
     finally:
         deadline = asyncio.get_running_loop().time() + config.drain_grace_s
-        # First, or a call that waits for a load would hold up the drain.
+        # First, because a call that waits for a load would delay the drain.
         registry.stop_loading()
         for task in keeping:
             task.cancel()
@@ -186,7 +186,7 @@ def _registry(config: ServerConfig, threads: int, decoders: ThreadPoolExecutor, 
 
 
 async def _load(config: ServerConfig, registry: Registry, health: Health) -> None:
-    """The models of the start, and in poll mode all that comes after."""
+    """Loads the models to be served at start; with mode poll, then follows the files of the model repository."""
     explicit = config.model_control_mode == EXPLICIT
     try:
         await registry.load_all(config.load_model if explicit and "*" not in config.load_model else None)
@@ -211,7 +211,8 @@ async def _serve_http(
     listening: socket.socket,
     end: asyncio.Event,
 ) -> None:
-    """Until `end`. Imported on a thread while models load: a start that waited for it took a twentieth longer."""
+    """Serves HTTP until `end` is set."""
+    # Imported on a thread while models load: a start that waited for this import took 5 % longer.
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
     server = http.HttpServer(http.application(methods, limits, in_flight, snapshot), listening)
     serving = asyncio.create_task(server.serve())
@@ -227,8 +228,8 @@ async def _drain(
     grpc: GrpcioTransport,
     in_flight: InFlight,
 ) -> None:
-    """NOT_SERVING first, so that clients hear it; then the streams end; then the calls in flight are answered."""
-    _log.info("draining: at most %g s for the requests in flight", grace_s)
+    """Reports NOT_SERVING first, so that clients know it; then ends the streams; then answers the calls in flight."""
+    _log.info("draining: requests in flight have at most %g s", grace_s)
     health.drain()
     health.close()
     for service in streaming:

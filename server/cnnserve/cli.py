@@ -1,6 +1,7 @@
-"""The `cnnserve` command. Subcommands are named here and imported only when they are called.
+"""The `cnnserve` command.
 
-So `cnnserve classify` needs no onnxruntime and `cnnserve serve` no torch, installed or not.
+The modules of the subcommands are imported only when they are called. So `cnnserve classify` does not need onnxruntime,
+and `cnnserve serve` does not need torch.
 """
 
 import gc
@@ -19,35 +20,39 @@ class _Command:
     module: str
     function: str
     help: str
-    # What to install where the import fails.
+    # The extras to install if the import fails.
     extra: str = ""
 
 
 _COMMANDS = {
-    "serve": _Command("cnnserve.cli", "serve", "serve a model repository over gRPC", "cpu"),
-    "export": _Command("cnnserve_export.cli", "export", "PyTorch network -> verified ONNX model", "cpu,export"),
-    "import": _Command(
-        "cnnserve_export.cli", "import_onnx", "ONNX file made elsewhere -> verified model", "cpu,export"
+    "serve": _Command("cnnserve.cli", "serve", "serve a model repository over gRPC and HTTP", "cpu"),
+    "export": _Command(
+        "cnnserve_export.cli", "export", "convert, check and publish a PyTorch network as a version", "cpu,export"
     ),
-    "train-lenet": _Command("cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits", "cpu,export"),
+    "import": _Command(
+        "cnnserve_export.cli", "import_onnx", "check and publish an existing ONNX file as a version", "cpu,export"
+    ),
+    "train-lenet": _Command(
+        "cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits and publish it", "cpu,export"
+    ),
     "show": _Command(
-        "cnnserve.repository.show", "show", "what a model's manifest says, with its files' digests compared"
+        "cnnserve.repository.show", "show", "print a version's manifest and compare its files with their digests"
     ),
     "classify": _Command("cnnserve_client.commands.cli", "classify", "classify images with a running server"),
-    "models": _Command("cnnserve_client.commands.cli", "models", "list the models of a running server"),
-    "labels": _Command("cnnserve_client.commands.cli", "labels", "list the classes of a model of a running server"),
+    "models": _Command("cnnserve_client.commands.cli", "models", "list the models on a running server"),
+    "labels": _Command("cnnserve_client.commands.cli", "labels", "list the labels of a model on a running server"),
     "load": _Command(
-        "cnnserve_client.commands.cli", "load", "load a model, or load again what changed, on a running server"
+        "cnnserve_client.commands.cli", "load", "load a model, or its changed versions, on a running server"
     ),
     "unload": _Command("cnnserve_client.commands.cli", "unload", "unload a model on a running server"),
     "health": _Command(
-        "cnnserve_client.commands.cli", "health", "exit 0 if a running server (or one model) is SERVING"
+        "cnnserve_client.commands.cli", "health", "exit with status 0 if a running server or a model is SERVING"
     ),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns its exit code."""
+    """Runs one subcommand and returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -57,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = _COMMANDS.get(words[0])
     if command is None:
-        print(f"cnnserve: no command {words[0]!r}\n\n{_usage()}", file=sys.stderr)
+        print(f"cnnserve: unknown command {words[0]!r}\n\n{_usage()}", file=sys.stderr)
         return 2
     try:
         function = getattr(importlib.import_module(command.module), command.function)
@@ -73,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """`cnnserve serve`."""
-    # Until the server is built, ending is all that a signal can mean; as process 1 of a container, Python would not
-    # even hear SIGTERM. An exception would break the import it hits, and there is nothing to put in order yet.
+    """Runs `cnnserve serve` and returns its exit status: 0, 1 if it cannot listen, 2 for a bad setting."""
+    # Until the server runs, SIGTERM and SIGINT exit at once, because there is nothing to clean up. As process 1 of a
+    # container, Python would ignore SIGTERM without a handler, and an exception in it would break a running import.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     from cnnserve.config import ConfigError, from_sources
@@ -85,7 +90,8 @@ def serve(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"cnnserve serve: {error}", file=sys.stderr)
         return 2
-    # What imports make stays: looking through it for garbage takes 40 ms of the start, and 20 ms of a request later on.
+    # Imported objects stay until the exit. If the garbage collector searched them, that would take 40 ms of the start
+    # and 20 ms of a later request.
     gc.disable()
     try:
         from cnnserve import app, logs
@@ -99,4 +105,4 @@ def serve(arguments: Sequence[str]) -> int:
 def _usage() -> str:
     width = max(map(len, _COMMANDS))
     lines = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in _COMMANDS.items())
-    return f"usage: cnnserve COMMAND ...\n\n{lines}\n\ncnnserve COMMAND --help says more."
+    return f"usage: cnnserve COMMAND ...\n\n{lines}\n\nFor the help of a command, run cnnserve COMMAND --help."

@@ -1,7 +1,7 @@
-"""The server's settings: command-line flag > environment variable > TOML file > default.
+"""The server's settings, from command-line flags, environment variables, a TOML file and defaults, in this order.
 
-Every field is one flag (`grpc_port` is `--grpc-port`), one variable (`CNNSERVE_GRPC_PORT`) and one key of the file. A
-value that cannot be meant refuses to start.
+Every field is one flag (`grpc_port` is `--grpc-port`), one variable (`CNNSERVE_GRPC_PORT`) and one key of the file. If
+a value is not valid, the server does not start.
 """
 
 import argparse
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 _PREFIX = "CNNSERVE_"
-# The largest length that gRPC's message options can say.
+# The largest length, in MiB, that gRPC's options for message lengths can hold.
 _MAX_MESSAGE_MIB = 2047
-# A setting of this type may be repeated, and holds names with commas between them.
+# A setting of this type holds names with commas between them, and its flag may be repeated.
 _NAMES = tuple[str, ...]
-# It becomes a path below each model's folder.
+# The name becomes part of a path below each model's folder.
 _CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 DEFAULT_ENGINE_CACHE = Path("~/.cache/cnnserve/tensorrt")
 
 
 class ConfigError(Exception):
-    """A setting that cannot be meant; the text names it, where it came from and what is expected."""
+    """A setting is not valid. The text names the setting or its source, the value and what is expected."""
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -39,36 +39,64 @@ class ServerConfig:
     model_repository: Path = dataclasses.field(
         metadata={"help": "folder with one subfolder per model: MODEL/VERSION/model.onnx"}
     )
-    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for every interface")
-    grpc_port: int = _setting(8001, "gRPC port; 0 picks a free one and prints it")
-    http_port: int = _setting(8000, "HTTP port; 0 picks a free one and prints it")
-    max_message_mib: int = _setting(64, "largest gRPC message read or sent, and largest HTTP body read, in MiB")
-    max_pending_mib: int = _setting(1024, "what all requests at work may hold together, in MiB; more is refused")
-    drain_grace_s: float = _setting(30.0, "seconds that accepted requests may still take after SIGTERM")
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for all interfaces")
+    grpc_port: int = _setting(8001, "port for gRPC; 0: choose a free port and log its number")
+    http_port: int = _setting(8000, "port for HTTP; 0: choose a free port and log its number")
+    max_message_mib: int = _setting(
+        64, "largest gRPC message, received or sent, and largest body of an HTTP request, in MiB"
+    )
+    max_pending_mib: int = _setting(
+        1024,
+        "limit of the memory that requests and images being decoded may hold together, in MiB; requests over the limit "
+        "are refused (gRPC RESOURCE_EXHAUSTED, HTTP 429)",
+    )
+    drain_grace_s: float = _setting(30.0, "time that accepted requests have after SIGTERM or SIGINT, in seconds")
     model_control_mode: str = _setting(
-        "none", "none: models load at start only; poll: they follow their files; explicit: they load and unload by call"
+        "none",
+        "none: load models at start only; poll: load and unload models as their files change; explicit: load and "
+        "unload models when clients ask for it",
     )
-    poll_interval_s: float = _setting(5.0, "poll: seconds between two looks at the model repository")
-    load_model: tuple[str, ...] = _setting((), "explicit: a model to load at start, * for all; may be repeated")
+    poll_interval_s: float = _setting(
+        5.0, "time between two polls of the model repository with --model-control-mode poll, in seconds"
+    )
+    load_model: tuple[str, ...] = _setting(
+        (),
+        "model to load at start with --model-control-mode explicit, * for all models; repeat the flag for several "
+        "(default: none)",
+    )
     model_config_name: str = _setting(
-        "", "a model's configs/NAME.pbtxt is read in place of its config.pbtxt, where it is there"
+        "", "read a model's configs/NAME.pbtxt, if it exists, instead of config.pbtxt (default: config.pbtxt)"
     )
-    allow_model_control: bool = _setting(False, "explicit: clients may load and unload models by call")
+    allow_model_control: bool = _setting(
+        False, "allow clients to load and unload models with --model-control-mode explicit (default: not allowed)"
+    )
     shared_memory_prefix: tuple[str, ...] = _setting(
-        (), "clients may register shared memory whose key begins with it; may be repeated; default: none"
+        (),
+        "allow clients to register shared memory whose key begins with NAME; repeat the flag for several (default: no "
+        "shared memory)",
     )
     triton_status_codes: bool = _setting(
-        False, "Open Inference Protocol: UNAVAILABLE for full queues and timeouts, as Triton has it"
+        False,
+        "return UNAVAILABLE for full queues and timeouts in the Open Inference Protocol, as Triton does (default: "
+        "RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED)",
     )
-    require_manifest: bool = _setting(False, "load no version without a manifest.json")
-    strict_readiness: bool = _setting(False, "ready only when every model found at start is; default: one is enough")
-    cpu_threads: int = _setting(0, "threads for one model's runs; 0: what the CPU affinity and the cgroup quota allow")
-    device: str = _setting("cpu", "cpu or cuda: where models run whose config.pbtxt leaves it open")
+    require_manifest: bool = _setting(
+        False, "refuse to load versions without manifest.json (default: load them as unverified)"
+    )
+    strict_readiness: bool = _setting(
+        False,
+        "report ready only if each model to be served at start has a READY version; models unloaded since then do not "
+        "count (default: one READY model is enough)",
+    )
+    cpu_threads: int = _setting(
+        0, "CPU threads for the runs of one model; 0: as many as the CPU affinity and the cgroup quota allow"
+    )
+    device: str = _setting("cpu", "device for models whose config.pbtxt names none: cpu or cuda")
     engine_cache: Path = dataclasses.field(
-        default=DEFAULT_ENGINE_CACHE, metadata={"help": "folder that keeps TensorRT's engines"}
+        default=DEFAULT_ENGINE_CACHE, metadata={"help": "folder in which TensorRT's engines are kept between starts"}
     )
-    decode_threads: int = _setting(0, "threads that decode images; 0: one less than cpu_threads, at least 1")
-    log_level: str = _setting("info", "debug, info, warning or error")
+    decode_threads: int = _setting(0, "threads that decode images; 0: one less than the CPU threads, at least 1")
+    log_level: str = _setting("info", "lowest level of the messages to log: debug, info, warning or error")
 
     def __post_init__(self) -> None:
         if not self.model_repository.is_dir():
@@ -88,7 +116,10 @@ class ServerConfig:
         self._check_config_name()
         for prefix in self.shared_memory_prefix:
             if "/" in prefix or prefix.startswith("."):
-                raise ConfigError(f"shared_memory_prefix is {prefix!r}; expected the begin of a key, without its slash")
+                raise ConfigError(
+                    f"shared_memory_prefix is {prefix!r}, expected the first characters of a key, without a slash and "
+                    "without a leading dot"
+                )
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"log_level is {self.log_level!r}, expected debug, info, warning or error")
 
@@ -98,7 +129,8 @@ class ServerConfig:
         if self.load_model and self.model_control_mode != "explicit":
             raise ConfigError(
                 f"load_model is {','.join(self.load_model)!r}, which has no effect in model_control_mode "
-                f"{self.model_control_mode}: every model is loaded; remove it, or set the mode to explicit"
+                f"{self.model_control_mode}, because every model is loaded; remove load_model, or set "
+                "model_control_mode to explicit"
             )
         _check_range("poll_interval_s", self.poll_interval_s, 0.1, 86400)
 
@@ -106,15 +138,18 @@ class ServerConfig:
         name = self.model_config_name
         if name and (not _CONFIG_NAME.fullmatch(name) or ".." in name or name.endswith(".pbtxt")):
             raise ConfigError(
-                f"model_config_name is {name!r}, expected the name of a file in the models' configs folders, without "
-                ".pbtxt: letters, digits, '.', '_' and '-'"
+                f"model_config_name is {name!r}, expected the name of a file in the models' configs folders without "
+                ".pbtxt: at most 128 letters, digits, '.', '_' and '-', without '..' and without a leading '.' or '-'"
             )
 
 
 def from_sources(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None, prog: str = "cnnserve serve"
 ) -> ServerConfig:
-    """Settings from flags, environment and file. Raises `ConfigError`; flags unknown to argparse exit with 2."""
+    """Returns the settings from flags, environment variables and file.
+
+    Raises `ConfigError`, or `SystemExit` with status 2 for unknown flags and 0 for `--help`.
+    """
     flags = vars(_parser(prog).parse_args(arguments))
     environment = os.environ if environment is None else environment
     file = flags.pop("config") or environment.get(f"{_PREFIX}CONFIG")
@@ -125,19 +160,23 @@ def from_sources(
             values[field.name] = _convert(field.name, environment[variable], variable)
     values |= {name: _convert(name, text, _flag(name)) for name, text in flags.items() if text is not None}
     if "model_repository" not in values:
-        raise ConfigError(f"say which model repository to serve: --model-repository DIR or {_PREFIX}MODEL_REPOSITORY")
+        raise ConfigError(
+            f"model_repository is missing: set the folder to serve with --model-repository DIR or "
+            f"{_PREFIX}MODEL_REPOSITORY"
+        )
     return ServerConfig(**values)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Serve the models of a repository over gRPC.",
-        epilog=f"Each flag can also be a variable ({_PREFIX}GRPC_PORT) or a key of the --config file (grpc_port).",
+        description="Serve the models of a model repository over gRPC and HTTP.",
+        epilog=f"Each flag can also be set as an environment variable (such as {_PREFIX}GRPC_PORT) or as a key of the "
+        "--config file (such as grpc_port).",
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with these settings")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (default: none)")
     for field in dataclasses.fields(ServerConfig):
-        default = "" if field.default in (dataclasses.MISSING, ()) else f" (default: {field.default})"
+        default = "" if field.default in (dataclasses.MISSING, (), "") else f" (default: {field.default})"
         if field.type is bool:
             parser.add_argument(
                 _flag(field.name), action="store_const", const="true", default=None, help=field.metadata["help"]
@@ -161,7 +200,9 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
     known = {field.name for field in dataclasses.fields(ServerConfig)}
     if unknown := sorted(raw.keys() - known):
-        raise ConfigError(f"config file {str(path)!r} has unknown settings: {', '.join(unknown)}")
+        raise ConfigError(
+            f"config file {str(path)!r} has unknown settings: {', '.join(unknown)}; remove them or correct their names"
+        )
     return {name: _convert(name, value, f"{path.name}: {name}") for name, value in raw.items()}
 
 
@@ -181,7 +222,7 @@ def _convert(name: str, value: object, source: str) -> object:
 
 
 def _names(value: object, source: str) -> tuple[str, ...]:
-    """From a list, or from text with commas, or from both."""
+    """Returns the names in a list, in a text with commas, or in a list of such texts."""
     parts = value if isinstance(value, list) else [value]
     names = [name.strip() for part in parts if isinstance(part, str) for name in part.split(",")]
     if not all(names) or not all(isinstance(part, str) for part in parts):

@@ -1,4 +1,4 @@
-"""Tensors and their element types in the words of ONNX Runtime, the Open Inference Protocol and numpy."""
+"""Tensors and the names of their data types in ONNX Runtime, the Open Inference Protocol and numpy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-# The other way round.
+# The name in the Open Inference Protocol of each numpy type.
 WORDS: dict[np.dtype[Any], str] = {dtype: word for word, dtype in NUMPY_TYPES.items()}
 
 # Rows of a tensor: the first dimension counts them.
@@ -46,23 +46,26 @@ Rows = NDArray[Any]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A model's input or output as the file declares it: -1 where a dimension is free."""
+    """An input or output of a model as the ONNX file declares it. A free dimension has the size -1."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
 
     def zeros(self, count: int) -> NDArray[Any]:
-        """`count` rows of zeros; the other dimensions must not be free."""
+        """Returns `count` rows of zeros. Only the first dimension may be free."""
         return np.zeros((count, *self.shape[1:]), NUMPY_TYPES[self.datatype])
 
 
 def tensor_spec(value: Any) -> TensorSpec:
-    """From ONNX Runtime's description. Raises `ModelLoadFailed` for a type that no client can send."""
+    """Returns the spec of a tensor that ONNX Runtime describes.
+
+    Raises `ModelLoadFailed` for a data type that clients cannot send.
+    """
     datatype = _DATATYPES.get(value.type)
     if datatype is None:
         known = ", ".join(_DATATYPES)
-        raise ModelLoadFailed(f"tensor {value.name!r} has type {value.type}, this server serves {known}")
+        raise ModelLoadFailed(f"tensor {value.name!r} has type {value.type}, expected one of {known}")
     return TensorSpec(value.name, datatype, _sizes(value.shape))
 
 

@@ -1,28 +1,28 @@
-"""Every error a caller can be told about.
+"""Every error that a client can receive.
 
-The text of a `ServingError` reaches the client, so it names the caller's own value and the fix, never a path or an
+The text of a `ServingError` reaches the client, so it names the client's own value and what to do, never a path or an
 internal name. `api/status.py` gives each class its gRPC status. This module imports nothing.
 """
 
 
 class ServingError(Exception):
-    """Root of the errors whose text is meant for the client."""
+    """Base of all errors whose text is meant for the client."""
 
 
 class InvalidInput(ServingError):
-    """A shape, data type, image or parameter that the model cannot take."""
+    """The request has a shape, data type, image or parameter that the model or the server cannot take."""
 
 
 class ModelNotFound(ServingError):
-    """No model of that name is in the repository."""
+    """The model repository has no model of that name."""
 
 
 class VersionNotFound(ServingError):
-    """The model exists, that version of it does not."""
+    """The model exists, but it has no such version."""
 
 
 class ModelNotReady(ServingError):
-    """The model or version exists and is not READY; the text says why."""
+    """The model or version is not READY, or the server does not know it yet. The text gives the reason."""
 
 
 class RegionNotFound(ServingError):
@@ -30,19 +30,22 @@ class RegionNotFound(ServingError):
 
 
 class AlreadyExists(ServingError):
-    """Something of that name is there already."""
+    """A shared memory region of that name is already registered."""
 
 
 class LimitReached(ServingError):
-    """The server keeps no more of these; trying again helps only where the caller gives some back."""
+    """The server holds as many shared memory regions as it may. A retry helps only after clients unregister some."""
 
 
 class ShuttingDown(ServingError):
-    """The server is draining and takes no new work."""
+    """The server or the model drains and accepts no new requests."""
 
 
 class QueueFull(ServingError):
-    """More images wait for the model than its queue may hold."""
+    """The request does not fit into the model's queue or into the memory for requests.
+
+    `retry_after_ms`: estimated time in ms after which a retry may succeed.
+    """
 
     def __init__(self, message: str, retry_after_ms: int) -> None:
         super().__init__(message)
@@ -50,29 +53,29 @@ class QueueFull(ServingError):
 
 
 class DeadlineExceeded(ServingError):
-    """The request's deadline passed before its work began."""
+    """The deadline or the queue timeout of the request passed before its run began."""
 
 
 class PermissionDenied(ServingError):
-    """The caller is known and may not do this."""
+    """The client is not allowed to do this."""
 
 
 class Unsupported(ServingError):
-    """A part of the protocol this server or this model does not have."""
+    """The request uses a part of the protocol that this server or this model does not have."""
 
 
 class ModelLoadFailed(ServingError):
-    """A model could not be loaded; the text is the reason and the fix."""
+    """A model could not be loaded. The text gives the reason and what to do."""
 
 
 class ModelControlOff(ServingError):
-    """Models are not loaded or unloaded by call in this server's model control mode."""
+    """Clients cannot load or unload models in this server's model control mode."""
 
 
 class InferenceFailed(ServingError):
-    """The runtime failed. The cause is logged; the client gets a fixed text."""
+    """A run failed. The server logs the cause; the client receives a fixed text."""
 
 
 def reason(error: OSError | UnicodeDecodeError) -> str:
-    """Why a file cannot be read, without its path: clients see these texts."""
+    """Returns why a file cannot be read, without its path, because clients see these texts."""
     return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)

@@ -1,4 +1,4 @@
-"""One line on stderr per load and per problem."""
+"""Sets up logging to standard error: one line per message."""
 
 import logging
 import re
@@ -6,32 +6,33 @@ import sys
 import warnings
 from types import TracebackType
 
-# C0, DEL and C1: names from files and from clients may hold what moves a terminal's cursor or looks like a new line.
+# C0, DEL, C1 and Unicode's line separators: names from files and clients may hold them, and they could move the cursor
+# of a terminal or look like a new line.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_IN_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 class Formatter(logging.Formatter):
-    """Messages as one line each, with control characters escaped; tracebacks keep their lines."""
+    """Formats each message as one line with its control characters escaped. Tracebacks keep their lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """The line of one record."""
+        """Returns the line of one record."""
         return _CONTROL.sub(_escape, super().formatMessage(record))
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802
-        """The traceback below it."""
+        """Returns the traceback that follows the line."""
         return _CONTROL_IN_LINES.sub(_escape, super().formatException(ei))
 
 
 def configure(level: str) -> None:
-    """Sets up the root logger; `level` is debug, info, warning or error."""
+    """Sets up the root logger. `level` is debug, info, warning or error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    # Its start and stop are part of ours.
+    # The server logs its own start and stop.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # Pillow warns about odd files; each of those is somebody's answer already.
+    # Pillow warns about unusual image files, but their clients already get a result or an error.
     warnings.filterwarnings("ignore", module="PIL")
 
 

@@ -70,7 +70,7 @@ def test_unknown_commands_and_versions() -> None:
     assert run_python("-m", "cnnserve", "--help").returncode == 0
     unknown = run_python("-m", "cnnserve", "srve")
     assert unknown.returncode == 2
-    assert "no command 'srve'" in unknown.stderr
+    assert "unknown command 'srve'" in unknown.stderr
 
 
 def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:

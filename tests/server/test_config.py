@@ -1,5 +1,6 @@
 """Settings: which source wins, and which values refuse to start."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,8 @@ def test_names_may_be_repeated_or_have_commas_between_them(tmp_path: Path) -> No
             r"--load-model is \['a,,b'\], expected NAME",
         ),
         (["--log-level", "loud"], {}, "log_level is 'loud'"),
+        (["--shared-memory-prefix", ".a"], {}, "shared_memory_prefix is '.a', expected .* without a leading dot"),
+        (["--shared-memory-prefix", "/a"], {}, "shared_memory_prefix is '/a', expected .* without a slash"),
         (["--model-config-name", "../secret"], {}, "model_config_name is '../secret', expected the name of a file in"),
         (["--model-config-name", "a..b"], {}, "model_config_name"),
         ([], {"CNNSERVE_MODEL_CONFIG_NAME": "gpu/large"}, "model_config_name is 'gpu/large'"),
@@ -78,6 +81,15 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(ConfigError, match=said):
         from_sources(["--config", str(tmp_path / "c.toml")], {})
+
+
+def test_help_names_each_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        from_sources(["--help"], {})
+    options = capsys.readouterr().out.split("\noptions:")[1]
+    flags = [" ".join(flag.split()) for flag in options.split("\n  --")[1:]]
+    without = [flag for flag in flags if not re.search(r"\(default: [^)]", flag)]
+    assert [flag.split()[0] for flag in without] == ["model-repository"]
 
 
 def test_the_repository_must_be_a_folder(tmp_path: Path) -> None:
