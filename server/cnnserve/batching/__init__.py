@@ -1,4 +1,4 @@
 """Computes many requests in one run: queue, policy, instances and statistics.
 
-May import the modules directly in `cnnserve`, but no other subpackage.
+May import `config`, `datatypes`, `errors`, `json_text` and `logs`, but no other package of `cnnserve`.
 """

@@ -64,7 +64,7 @@ class ModelInstance:
         self._end = weakref.finalize(self, self._jobs.put, None)
 
     def execute(self, parts: Sequence[Rows], on_done: OnDone) -> None:
-        """Hands the arrays of rows in `parts` to the thread as one batch, which calls `on_done` after the run."""
+        """Queues the arrays of rows in `parts` as one batch; the instance's thread calls `on_done` after the run."""
         self._jobs.put((parts, on_done))
 
     def run(self, parts: Sequence[Rows]) -> list[Rows]:

@@ -1,4 +1,4 @@
 """The resources of this process: CPUs, heaps, threads and memory for requests.
 
-May import the modules directly in `cnnserve`, but no other subpackage.
+May import `config`, `datatypes`, `errors`, `json_text` and `logs`, but no other package of `cnnserve`.
 """

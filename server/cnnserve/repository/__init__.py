@@ -1,4 +1,4 @@
 """The files of a model repository: model folders, manifests, labels, ONNX headers; and `cnnserve show`.
 
-May import the modules directly in `cnnserve`, but no other subpackage.
+May import `config`, `datatypes`, `errors`, `json_text` and `logs`, but no other package of `cnnserve`.
 """
