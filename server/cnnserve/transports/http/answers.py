@@ -1,4 +1,4 @@
-"""What leaves the HTTP port: JSON, and one table from error to HTTP status."""
+"""Responses of the HTTP port: JSON bodies, and the table of status codes and HTTP statuses."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from cnnserve.api import status
 from cnnserve.api.status import Code
 
-# Beside `status.STATUS`, which gives every error its code.
+# `status.STATUS` gives every error its code.
 HTTP_STATUS = {
     Code.INVALID_ARGUMENT: 400,
     Code.UNAUTHENTICATED: 401,
@@ -29,19 +29,19 @@ _RETRY_MS = "grpc-retry-pushback-ms"
 
 
 def answer(value: Any, status_code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """`value` as a JSON body."""
+    """Returns a response with `value` as its JSON body."""
     return Response(encode(value), status_code, headers, "application/json")
 
 
 def encode(value: Any) -> bytes:
-    """JSON in UTF-8. Raises `ValueError` for NaN and infinity, which JSON does not have."""
+    """Returns `value` as JSON in UTF-8. Raises `ValueError` for NaN and infinity, which JSON does not have."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # Half a surrogate pair, out of a client's own text, has no UTF-8; its escape is JSON.
+    # Half a surrogate pair, which a client's text may contain, cannot be encoded as UTF-8. Its escape is valid JSON.
     return text.encode("utf-8", "backslashreplace")
 
 
 def error_answer(error: Exception, request: str, statuses: Mapping[type[Exception], Code] = status.STATUS) -> Response:
-    """The body `{"error": ...}` with the status of an error; `request` names it in the log."""
+    """Returns the response `{"error": ...}` with the status of an error; `request` names the request in the log."""
     if isinstance(error, HTTPException):
         return answer({"error": error.detail}, error.status_code, error.headers)
     told = status.of(error, request, statuses)

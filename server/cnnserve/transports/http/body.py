@@ -1,4 +1,4 @@
-"""A request's body: bounded, decompressed, paid for from the memory budget while it arrives."""
+"""Reads the body of a request: bounds its size, decompresses it and takes its bytes from the memory budget."""
 
 import asyncio
 import contextlib
@@ -13,20 +13,22 @@ from cnnserve import json_text
 from cnnserve.errors import InvalidInput
 from cnnserve.process.admission import MemoryBudget
 
-# Nothing came for this long: the client has gone, or means harm.
+# If no data arrives for this time, the client has disconnected or is malicious.
 _STALL_S = 30.0
-# JSON is read on the event loop: this much takes 0.1 to 0.2 s there, binary data nothing.
+# JSON is parsed on the event loop. At these limits that takes 0.1 s to 0.2 s; binary data takes no time.
 MAX_JSON_BYTES = 4 * 2**20
-_MAX_LISTS = 500_000
-# gzip or zlib, by their first bytes.
+_MAX_CONTAINERS = 500_000
+_SEND_BINARY = "send tensors as binary data (binary_data_size)"
+# zlib tells gzip and zlib data apart by their first bytes.
 _ANY_WINDOW = zlib.MAX_WBITS | 32
 _PIECE = 2**18
-# A body this many times too large is read and dropped, so that its client gets to see the answer; more is cut off.
+# A body of at most this many times the limit is read and dropped, so that its client receives the response. If a body
+# is larger, or its length is not declared, the server closes the connection.
 _DROPPED = 4
 
 
 class BodyReader:
-    """Reads one request's body while `room` holds its bytes."""
+    """Reads the body of one request. The bytes that it has read stay in the memory budget until `room` ends."""
 
     def __init__(self, request: Request, budget: MemoryBudget, max_bytes: int) -> None:
         self._request = request
@@ -36,30 +38,31 @@ class BodyReader:
 
     @contextlib.contextmanager
     def room(self) -> Iterator[None]:
-        """Gives back at its end what the bytes read so far held."""
+        """Returns the memory of the bytes that were read to the budget, at its end."""
         with self._room:
             yield
 
     async def whole(self, max_bytes: int | None = None) -> bytes:
-        """All of it. Raises as `pieces`."""
+        """Returns the whole body, decompressed. Raises as `pieces`."""
         return b"".join([piece async for piece in self.pieces(max_bytes)])
 
     async def pieces(self, max_bytes: int | None = None) -> AsyncIterator[bytes]:
-        """As it arrives, decompressed.
+        """Yields the body in pieces as they arrive, decompressed. `max_bytes`: a limit below that of the server.
 
-        Raises `HTTPException` for one that is too large (413, before it is read where its length is declared), stalls
-        (408) or has a coding other than gzip and deflate (415), `QueueFull` where the memory is not there, and
-        `InvalidInput` for data that is not what its coding says.
+        Raises `HTTPException` if the body is too large (413; before it is read if its length is declared), if it
+        stalls (408), and if its content-encoding is neither gzip nor deflate (415). Raises `QueueFull` if the memory
+        budget is used up, `InvalidInput` if the data does not match its content-encoding, and `ClientDisconnect`.
         """
         limit = self._max_bytes if max_bytes is None else min(max_bytes, self._max_bytes)
+        fix = _SEND_BINARY if limit < self._max_bytes else "start the server with a larger --max-message-mib"
         declared = int(self._request.headers.get("content-length", "0"))
         if declared > limit:
-            raise _too_large(declared, limit)
+            raise _too_large(declared, limit, fix)
         total = 0
         async for piece in self._decoded():
             total += len(piece)
             if total > limit:
-                raise _too_large(None, limit)
+                raise _too_large(None, limit, fix)
             self._room.enter_context(self._budget.hold(len(piece)))
             yield piece
 
@@ -70,7 +73,7 @@ class BodyReader:
                 yield piece
             return
         if coding not in ("gzip", "deflate"):
-            raise HTTPException(415, f"content-encoding {coding[:100]!r} is not read here; send gzip, deflate or none")
+            raise HTTPException(415, f"content-encoding {coding[:100]!r} is not supported; send gzip, deflate or none")
         decoder = zlib.decompressobj(_ANY_WINDOW)
         try:
             async for piece in self._arriving():
@@ -79,12 +82,12 @@ class BodyReader:
                     output = decoder.decompress(data, _PIECE)
                     yield output
                     data, full = decoder.unconsumed_tail, len(output) == _PIECE
-                    # A small piece may become thousands of large ones.
+                    # A small compressed piece may decompress to thousands of large ones; others get their turn.
                     await asyncio.sleep(0)
         except zlib.error as error:
-            raise InvalidInput(f"the body is not in {coding} as its content-encoding says: {error}") from error
+            raise InvalidInput(f"the body is not valid {coding}, which its content-encoding names: {error}") from error
         if not decoder.eof:
-            raise InvalidInput(f"the body's {coding} data ends too early")
+            raise InvalidInput(f"the {coding} data of the body ends too early; send all of it")
 
     async def _arriving(self) -> AsyncIterator[bytes]:
         more = True
@@ -94,7 +97,7 @@ class BodyReader:
                     message = await self._request.receive()
             except TimeoutError as error:
                 close = {"Connection": "close"}
-                raise HTTPException(408, f"nothing of the body came for {_STALL_S:g} s", close) from error
+                raise HTTPException(408, f"no data of the body came for {_STALL_S:g} s; retry", close) from error
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             if message.get("body"):
@@ -103,28 +106,30 @@ class BodyReader:
 
 
 def read_object(data: bytes) -> dict[str, Any]:
-    """A JSON object; an empty body is an empty one. Raises `InvalidInput`."""
-    if len(data) > MAX_JSON_BYTES or data.count(b"[") + data.count(b"{") > _MAX_LISTS:
+    """Returns the JSON object in `data`, {} if `data` is empty. Raises `InvalidInput`."""
+    if len(data) > MAX_JSON_BYTES:
+        raise InvalidInput(f"the JSON body has {len(data)} bytes, the limit is {MAX_JSON_BYTES} bytes; {_SEND_BINARY}")
+    if (containers := data.count(b"[") + data.count(b"{")) > _MAX_CONTAINERS:
         raise InvalidInput(
-            f"the JSON has {len(data)} bytes; at most {MAX_JSON_BYTES} and {_MAX_LISTS} lists are read, "
-            "send tensors as binary data (binary_data_size)"
+            f"the JSON body has {containers} arrays and objects ('[' and '{{'), the limit is {_MAX_CONTAINERS}; "
+            f"{_SEND_BINARY}"
         )
     if not data:
         return {}
     try:
         value = json_text.loads(data, _refuse)
     except ValueError as error:
-        raise InvalidInput(f"the body is no JSON: {error}") from error
+        raise InvalidInput(f"the body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise InvalidInput(f"the body is a JSON {type(value).__name__}, expected an object")
+        raise InvalidInput(f"the body is JSON of type {type(value).__name__}, expected an object")
     return value
 
 
 def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no JSON; send it as binary data")
+    raise ValueError(f"JSON has no {word}; send it as binary data")
 
 
-def _too_large(declared: int | None, limit: int) -> HTTPException:
-    size = "more" if declared is None else f"{declared} bytes"
+def _too_large(declared: int | None, limit: int, fix: str) -> HTTPException:
+    size = f"more than {limit}" if declared is None else f"{declared}"
     headers = {"Connection": "close"} if declared is None or declared > _DROPPED * limit else None
-    return HTTPException(413, f"the body has {size}, at most {limit} bytes are read here (max_message_mib)", headers)
+    return HTTPException(413, f"the body has {size} bytes, the limit is {limit} bytes; {fix}", headers)

@@ -1,4 +1,4 @@
-"""Images in, labels out: `:classify` with an image as its body, or a form with files."""
+"""`:classify`: images in, classes out. The body is an image, or a form with files."""
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -20,13 +20,17 @@ from cnnserve.wire import classifier_pb2 as pb
 
 MAX_FILES = 1024
 _FORM = "multipart/form-data"
-# What curl says of --data-binary, and what says nothing.
+# Content types that do not tell what the body is. curl sends the second one for --data-binary.
 _ANY = ("application/octet-stream", "application/x-www-form-urlencoded", "")
 _UINT32 = re.compile(r"\d{1,9}", re.ASCII)
 
 
 async def classify(exchange: Exchange) -> Response:
-    """Classes by probability. An only image that cannot be read is a 400, one of several fails alone."""
+    """Returns the most probable classes of each image.
+
+    If one of several images cannot be read, it has `{"error": ...}` in place of its result. If the only image cannot be
+    read, the response has the status of its error, such as 400.
+    """
     path, top_k = exchange.path, _top_k(exchange.request.query_params.get("top_k"))
     request = pb.ClassifyRequest(model=path["model"], version=path.get("version", ""), top_k=top_k)
     kind = exchange.request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -38,7 +42,7 @@ async def classify(exchange: Exchange) -> Response:
             request.images.add(encoded=await reader.whole())
         else:
             raise HTTPException(
-                415, f"content-type {kind[:100]!r} is not read here; send image/*, application/octet-stream or {_FORM}"
+                415, f"content-type {kind[:100]!r} is not supported; send image/*, application/octet-stream or {_FORM}"
             )
     response = await exchange.ask(request)
     results = [_result(result) for result in response.results]
@@ -65,7 +69,7 @@ def _top_k(text: str | None) -> int:
 def _result(result: pb.ImageResult) -> dict[str, Any]:
     if result.HasField("error"):
         return {"error": result.error.message}
-    # Not `as_json`, which takes 5 us for each of up to 100,000.
+    # `as_json` takes 5 us for each class, and a response may have 100,000 classes.
     return {
         "classes": [
             {"index": item.index, "label": item.label, "probability": float32_as_json(item.probability)}
@@ -75,7 +79,7 @@ def _result(result: pb.ImageResult) -> dict[str, Any]:
 
 
 class _Form(MultiPartParser):
-    """Keeps files in memory: the body's limit bounds them, and a container may have no disk to write to."""
+    """Keeps files in memory: the limit of the body bounds their size, and a container may have no writable disk."""
 
     spool_max_size = 2**62
 
@@ -88,9 +92,9 @@ async def _files(exchange: Exchange, reader: BodyReader) -> list[bytes]:
     try:
         items = (await form.parse()).multi_items()
     except (MultiPartException, FormParserError) as error:
-        raise InvalidInput(f"the form cannot be read: {error}; each part is a file: -F image=@FILE") from error
+        raise InvalidInput(f"the form cannot be read: {error}; send each image as a file: -F image=@FILE") from error
     if not getattr(form, "complete", False):
-        raise InvalidInput("the form ends before its last boundary")
+        raise InvalidInput("the form ends before its last boundary; send all of it")
     return [file.file.read() for _, file in items if isinstance(file, UploadFile)]
 
 

@@ -1,4 +1,4 @@
-"""One HTTP request on its way through a handler of the method table."""
+"""One HTTP request, and its way to the handlers of the method table."""
 
 import asyncio
 import contextlib
@@ -16,13 +16,13 @@ from cnnserve.transports.http.body import MAX_JSON_BYTES, BodyReader, read_objec
 from cnnserve.transports.http.in_flight import Limits
 
 TIMEOUT = "Grpc-Timeout"
-# gRPC's own words: at most eight digits and a unit.
+# gRPC's format of a timeout: at most eight digits and a unit.
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])", re.ASCII)
 _UNIT_NS = {"H": 3600 * 10**9, "M": 60 * 10**9, "S": 10**9, "m": 10**6, "u": 10**3, "n": 1}
 
 
 class Exchange:
-    """A request, and the way to the RPCs that answer it: `rpc` first of all, empty where its route has none."""
+    """One request, its body, and the RPCs that respond to it. `rpc`: the RPC of its route, "" if the route has none."""
 
     def __init__(self, request: Request, rpc: str, methods: Mapping[str, Method], limits: Limits) -> None:
         self.request = request
@@ -33,30 +33,31 @@ class Exchange:
 
     @property
     def method(self) -> Method:
-        """The RPC's row of the method table."""
+        """The row of the method table for the route's RPC."""
         return self._methods[self._rpc]
 
     @property
     def path(self) -> dict[str, str]:
-        """The path's parameters by the message field they fill; those of absent segments are not there."""
+        """The path's parameters by the message fields that they fill; without those of segments that are absent."""
         return dict(self.request.path_params)
 
     @contextlib.contextmanager
     def body(self) -> Iterator[BodyReader]:
-        """The request's body; the memory it holds is given back at the end."""
+        """Yields a reader of the request's body. The memory that the body holds is released at the end."""
         reader = BodyReader(self.request, self.limits.budget, self.limits.max_body_bytes)
         with reader.room():
             yield reader
 
     async def object(self) -> dict[str, Any]:
-        """The body as a JSON object; an empty one is {}."""
+        """Returns the body as a JSON object, {} if it is empty. Raises as `BodyReader.pieces` and `read_object`."""
         with self.body() as body:
             return read_object(await body.whole(MAX_JSON_BYTES))
 
     async def ask(self, message: Message | None = None, rpc: str | None = None) -> Any:
-        """The answer to a message, by default to one with the path's parameters; from another RPC where one is named.
+        """Returns the response of the route's RPC, or of `rpc`, to a message; None: one with the path's parameters.
 
-        Ends early where the client leaves (`ClientDisconnect`) or the time it gave is over (`DeadlineExceeded`).
+        Raises `ClientDisconnect` if the client disconnects, `DeadlineExceeded` if the request's timeout ends, and the
+        errors of the handler.
         """
         method = self.method if rpc is None else self._methods[rpc]
         handler: Any = method.handler
@@ -70,7 +71,7 @@ class Exchange:
                 return answer.result()
             if gone.done():
                 raise ClientDisconnect
-            raise DeadlineExceeded(f"the time that {TIMEOUT} gave is over")
+            raise DeadlineExceeded(f"the time in {TIMEOUT} ended before the response was complete; allow more time")
         finally:
             for task in (answer, gone):
                 task.cancel()
@@ -85,5 +86,8 @@ def _deadline_ns(text: str | None) -> int | None:
         return None
     match = _TIMEOUT.fullmatch(text.strip())
     if match is None:
-        raise InvalidInput(f"{TIMEOUT} is {text[:100]!r}, expected at most 8 digits and one of H M S m u n: 250m")
+        raise InvalidInput(
+            f"{TIMEOUT} is {text[:100]!r}, expected at most 8 digits and one of the units H, M, S, m, u and n, such as "
+            "250m for 250 ms"
+        )
     return time.monotonic_ns() + int(match[1]) * _UNIT_NS[match[2]]

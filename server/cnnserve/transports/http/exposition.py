@@ -1,6 +1,7 @@
-"""A snapshot of the server in Prometheus' text format, or in OpenMetrics. The only importer of prometheus_client.
+"""Writes a snapshot of the server in Prometheus' text format, or in OpenMetrics.
 
-`nv_` names and what they count are Triton's, so its dashboards and alerts work; what is ours begins with `cnnserve_`.
+Metrics that begin with `nv_` have the names and the meaning of Triton's metrics, so that Triton's dashboards and alerts
+work. All other metrics begin with `cnnserve_`. No other module imports prometheus_client.
 """
 
 from bisect import bisect_left
@@ -24,40 +25,52 @@ _T = TypeVar("_T")
 
 _NS_PER_S = 1e9
 _FAILURES = "nv_inference_request_failure"
-# Sums of time in microseconds, as Triton counts them: of requests that were answered.
+# Triton sums times over successful requests only. A run counts once for each of its requests.
 _TRITON_COUNTERS: Mapping[str, tuple[str, Callable[[Work], int]]] = {
-    "nv_inference_request_success": ("Requests that were answered", lambda work: work.success),
-    "nv_inference_count": ("Images of answered requests", lambda work: work.inferences),
-    "nv_inference_exec_count": ("Runs of the model, however many requests they merged", lambda work: work.executions),
+    "nv_inference_request_success": ("Number of successful requests", lambda work: work.success),
+    "nv_inference_count": ("Number of images (rows) of successful requests", lambda work: work.inferences),
+    "nv_inference_exec_count": (
+        "Number of runs of the model, each for one or more requests",
+        lambda work: work.executions,
+    ),
     "nv_inference_request_duration_us": (
-        "Time from a request's arrival at the model to its answer",
+        "Sum of the times of successful requests from arrival at the model to response, in microseconds",
         lambda work: work.request_ns // 1000,
     ),
-    "nv_inference_queue_duration_us": ("Time of requests in the queue", lambda work: work.queue_ns // 1000),
+    "nv_inference_queue_duration_us": (
+        "Sum of the times of successful requests in the queue, in microseconds",
+        lambda work: work.queue_ns // 1000,
+    ),
     "nv_inference_compute_input_duration_us": (
-        "Time of requests in which images were read and the batch was put together",
+        "Sum of the times to preprocess images and to assemble batches for successful requests, in microseconds",
         lambda work: work.compute_input_ns // 1000,
     ),
     "nv_inference_compute_infer_duration_us": (
-        "Time of requests in which their batch ran",
+        "Sum of the times to run batches for successful requests, in microseconds",
         lambda work: work.compute_infer_ns // 1000,
     ),
     "nv_inference_compute_output_duration_us": (
-        "Time of requests in which the rows were handed out",
+        "Sum of the times to pass output rows to successful requests, in microseconds",
         lambda work: work.compute_output_ns // 1000,
     ),
 }
 _LATENCIES: Mapping[str, tuple[str, Callable[[Work], Distribution]]] = {
     "cnnserve_request_duration_seconds": (
-        "Time from a request's arrival at the model to its answer",
+        "Time of a successful request from arrival at the model to response, in seconds",
         lambda work: work.request,
     ),
-    "cnnserve_queue_duration_seconds": ("Time of a request in the queue", lambda work: work.queue),
+    "cnnserve_queue_duration_seconds": (
+        "Time of a successful request in the queue, in seconds",
+        lambda work: work.queue,
+    ),
     "cnnserve_preprocessing_duration_seconds": (
-        "Time in which a request's images were decoded, resized and cropped",
+        "Time to preprocess the images of a successful request, in seconds (requests with images only)",
         lambda work: work.preprocessing,
     ),
-    "cnnserve_compute_duration_seconds": ("Time in which a request's batch ran", lambda work: work.compute),
+    "cnnserve_compute_duration_seconds": (
+        "Time to assemble and to run the batch of a successful request, in seconds",
+        lambda work: work.compute,
+    ),
 }
 _LATENCY_BOUNDS = (*(str(bound / _NS_PER_S) for bound in BOUNDS_NS), "+Inf")
 _BATCH_SIZES = tuple(2**power for power in range(11))
@@ -65,22 +78,22 @@ _BATCH_BOUNDS = (*(str(float(size)) for size in _BATCH_SIZES), "+Inf")
 
 
 def write(snapshot: Snapshot, *, open_metrics: bool = False) -> bytes:
-    """A snapshot and the process's own figures as text. On any thread."""
+    """Returns a snapshot and the metrics of the process as text. May be called on any thread."""
     families = _Families(snapshot)
     if open_metrics:
-        # No name here needs escaping, and this scheme finds that out the quickest.
+        # No name here needs escaping. With this scheme the library finds that out fastest.
         text: bytes = open_metrics_text(families, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
         return text
     text = plain_text(families)
-    # The library adds _total to the name of every counter, Triton to none. OpenMetrics demands it, so Triton's are of
-    # unknown type there.
+    # prometheus_client adds _total to the name of every counter, but Triton's counters have no suffix. So they have an
+    # unknown type, which becomes "counter" here. In OpenMetrics it stays unknown, because OpenMetrics demands _total.
     for name in (*_TRITON_COUNTERS, _FAILURES):
         text = text.replace(b"# TYPE %s untyped" % name.encode(), b"# TYPE %s counter" % name.encode(), 1)
     return text
 
 
 class _Families:
-    """A collector, as prometheus_client's writers want one, of one snapshot."""
+    """A collector of one snapshot, for prometheus_client's writers."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -88,7 +101,7 @@ class _Families:
         self._worked = [(labels, version.work) for labels, version in self._versions if version.work is not None]
 
     def collect(self) -> Iterator[Metric]:
-        """Every family once, also where it has no sample."""
+        """Yields every family once, even if it has no sample."""
         yield from self._triton()
         yield from self._models()
         yield from self._histograms()
@@ -103,11 +116,11 @@ class _Families:
             for labels, work in self._worked
             for reason, count in work.failures.items()
         )
-        yield _family("unknown", _FAILURES, "Requests that failed, by reason", failures)
+        yield _family("unknown", _FAILURES, "Number of failed requests, by reason", failures)
         waiting = self._each(lambda work: work.waiting)
-        yield _family("gauge", "nv_inference_pending_request_count", "Requests in the queue", waiting)
+        yield _family("gauge", "nv_inference_pending_request_count", "Number of requests in the queue", waiting)
         loads = ((labels, version.load_s) for labels, version in self._versions if version.load_s is not None)
-        yield _family("gauge", "nv_model_load_duration_secs", "Time from files to READY", loads)
+        yield _family("gauge", "nv_model_load_duration_secs", "Time to load a version until READY, in seconds", loads)
 
     def _models(self) -> Iterator[Metric]:
         states = (
@@ -115,13 +128,14 @@ class _Families:
             for labels, version in self._versions
             for state in State
         )
-        yield _family("gauge", "cnnserve_model_state", "1 for the state a version is in, 0 for the others", states)
+        yield _family("gauge", "cnnserve_model_state", "1 for the state of a version, 0 for all other states", states)
         nodes = (
             ({**labels, "provider": provider}, count)
             for labels, version in self._versions
             for provider, count in version.placement.items()
         )
-        yield _family("gauge", "cnnserve_model_nodes", "Nodes of the graph on each execution provider", nodes)
+        text = "Number of nodes of the model's graph on each execution provider"
+        yield _family("gauge", "cnnserve_model_nodes", text, nodes)
 
     def _histograms(self) -> Iterator[Metric]:
         for name, (text, latency_of) in _LATENCIES.items():
@@ -129,18 +143,19 @@ class _Families:
             yield _Family("histogram", name, text, _buckets(name, _LATENCY_BOUNDS, values))
         name = "cnnserve_batch_size"
         sizes = self._each(lambda work: _by_size(work.batches))
-        yield _Family("histogram", name, "Images of a run", _buckets(name, _BATCH_BOUNDS, sizes))
+        yield _Family("histogram", name, "Number of images (rows) in a run", _buckets(name, _BATCH_BOUNDS, sizes))
 
     def _server(self) -> Iterator[Metric]:
         now = self._snapshot
-        text = "What requests at work and images being decoded hold"
+        text = "Memory that requests in flight and images being decoded hold, in bytes"
         held = [({"by": "requests"}, now.held_bytes), ({"by": "decoding"}, now.decoding_bytes)]
         yield _family("gauge", "cnnserve_memory_held_bytes", text, held)
-        yield GaugeMetricFamily("cnnserve_memory_limit_bytes", "What they may hold together", now.limit_bytes)
-        text = "Requests refused because that was not left"
+        text = "Limit of the memory that requests and images being decoded may hold together"
+        yield GaugeMetricFamily("cnnserve_memory_limit_bytes", f"{text}, in bytes (max_pending_mib)", now.limit_bytes)
+        text = "Number of requests refused because they did not fit into the memory limit (max_pending_mib)"
         yield CounterMetricFamily("cnnserve_memory_refused_requests", text, now.refused)
         info = {"version": now.server_version, "onnxruntime": now.runtime_version}
-        yield InfoMetricFamily("cnnserve_server", "What serves", info)
+        yield InfoMetricFamily("cnnserve_server", "Versions of cnnserve and ONNX Runtime", info)
 
     def _each(self, value_of: Callable[[Work], _T]) -> Iterator[tuple[_Labels, _T]]:
         return ((labels, value_of(work)) for labels, work in self._worked)
@@ -149,8 +164,8 @@ class _Families:
 class _Family(Metric):
     """A family whose samples are made while they are written.
 
-    Lists of them are thousands of objects that live at once, which bring on a full garbage collection every few
-    scrapes: 60 to 90 ms without the event loop, with 100 models.
+    Lists of samples would be thousands of objects that live at once. With 100 models they cause a full garbage
+    collection every few scrapes, which stops the event loop for 60 ms to 90 ms.
     """
 
     def __init__(self, kind: str, name: str, text: str, samples: Iterator[Sample]) -> None:
@@ -159,14 +174,14 @@ class _Family(Metric):
 
 
 def _family(kind: str, name: str, text: str, values: Iterable[tuple[_Labels, float]]) -> Metric:
-    """Gauges, and counters whose name is taken as it is."""
+    """Returns a family of gauges, or of counters whose name gets no suffix."""
     return _Family(kind, name, text, (Sample(name, labels, value) for labels, value in values))
 
 
 def _buckets(
     name: str, bounds: Sequence[str], values: Iterable[tuple[_Labels, tuple[Sequence[int], float]]]
 ) -> Iterator[Sample]:
-    """The samples of histograms, from how many fell between two bounds each, and their sum."""
+    """Yields the samples of histograms. `values`: labels, the counts of the buckets, and the sum of each histogram."""
     for labels, (counts, total) in values:
         for bound, count in zip(bounds, accumulate(counts), strict=True):
             yield Sample(f"{name}_bucket", {**labels, "le": bound}, count)
@@ -179,7 +194,7 @@ def _in_seconds(latency: Distribution) -> tuple[Sequence[int], float]:
 
 
 def _by_size(batches: Mapping[int, int]) -> tuple[list[int], int]:
-    """Runs between two bounds of batch sizes each, and the images of all."""
+    """Returns the number of runs in each bucket of batch sizes, and the number of images of all runs."""
     counts = [0] * len(_BATCH_BOUNDS)
     for size, runs in batches.items():
         counts[bisect_left(_BATCH_SIZES, size)] += runs

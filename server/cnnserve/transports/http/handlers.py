@@ -1,4 +1,4 @@
-"""What each route does with its request: REST v2 over the handlers of the Open Inference Protocol."""
+"""The handlers of the routes: they turn HTTP requests into RPCs of the method table, and the responses into JSON."""
 
 import base64
 from typing import Any
@@ -17,34 +17,34 @@ from cnnserve.transports.http.message_json import as_json
 from cnnserve.transports.http.packing import packed
 from cnnserve.wire import open_inference_pb2 as pb
 
-_HALF_A_PAIR = "a text of the request has half a surrogate pair"
+_HALF_A_PAIR = "a string of the request has half a surrogate pair"
 MODEL_METADATA = f"{INFERENCE}/ModelMetadata"
 
 
 async def message(exchange: Exchange) -> Response:
-    """The answer's fields."""
+    """Returns the fields of the RPC's response."""
     return answer(as_json(await exchange.ask()))
 
 
 async def server_ready(exchange: Exchange) -> Response:
-    """200, or 503 where it is not ready."""
+    """Returns whether the server is ready: with status 200 if it is, 503 if not."""
     ready = (await exchange.ask()).ready
     return answer({"ready": ready}, 200 if ready else 503)
 
 
 async def model_ready(exchange: Exchange) -> Response:
-    """200, or 503 where it is not ready."""
+    """Returns whether the model is ready: with status 200 if it is, 503 if not."""
     ready = (await exchange.ask()).ready
     return answer({"name": exchange.path["name"], "ready": ready}, 200 if ready else 503)
 
 
 async def model_config(exchange: Exchange) -> Response:
-    """The config itself."""
+    """Returns the config without the message around it."""
     return answer(as_json((await exchange.ask()).config))
 
 
 async def model_infer(exchange: Exchange) -> Response:
-    """Tensors in, tensors out, each as JSON or as binary data."""
+    """Returns the outputs of a model for its input, each tensor as JSON or as binary data."""
     headers = exchange.request.headers
     length_text = headers.get(infer_json.HEADER_LENGTH)
     model, version = exchange.path["model_name"], exchange.path.get("model_version", "")
@@ -56,14 +56,14 @@ async def model_infer(exchange: Exchange) -> Response:
         else:
             request, wanted = infer_json.read_request(body, length, model, version)
         del body
-    # From here on the handler holds the memory that the tensor needs.
+    # From here on, the RPC's handler holds the memory for the tensor.
     response = infer_json.write_response(await exchange.ask(request), wanted)
     answer_size.check(len(response.body), exchange.limits.max_body_bytes, "ask for binary data (binary_data_output)")
     return await packed(exchange.request, response)
 
 
 async def repository_index(exchange: Exchange) -> Response:
-    """A list, one row a version."""
+    """Returns a list with one row for each version."""
     ready = (await exchange.object()).get("ready", False)
     if not isinstance(ready, bool):
         raise InvalidInput(f"ready is {ready!r:.100}, expected true or false")
@@ -72,10 +72,10 @@ async def repository_index(exchange: Exchange) -> Response:
 
 
 async def repository_change(exchange: Exchange) -> Response:
-    """Loads or unloads; an empty object once it is done."""
+    """Loads or unloads a model, then returns {}."""
     parameters = (await exchange.object()).get("parameters", {})
     if not isinstance(parameters, dict):
-        raise InvalidInput("parameters is no object")
+        raise InvalidInput(f"parameters is {parameters!r:.100}, expected an object")
     request: Any = exchange.method.request(**exchange.path)
     try:
         for name, value in parameters.items():
@@ -87,32 +87,32 @@ async def repository_change(exchange: Exchange) -> Response:
 
 
 async def shared_memory_status(exchange: Exchange) -> Response:
-    """A list of regions."""
+    """Returns a list of regions."""
     status = await exchange.ask()
     return answer([as_json(region) for region in status.regions.values()])
 
 
 async def shared_memory_register(exchange: Exchange) -> Response:
-    """The body says key, offset and byte_size."""
+    """Registers the region that the body describes by key, offset and byte_size, then returns {}."""
     value = await exchange.object()
     try:
         request = pb.SystemSharedMemoryRegisterRequest(
             **exchange.path, key=value.get("key"), offset=value.get("offset"), byte_size=value.get("byte_size")
         )
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"key is text, offset and byte_size are numbers of 0 or more: {error}") from error
+        raise InvalidInput(f"key must be a string, offset and byte_size integers of 0 or more: {error}") from error
     await exchange.ask(request)
     return answer({})
 
 
 async def empty(exchange: Exchange) -> Response:
-    """An empty object once it is done."""
+    """Calls the route's RPC, then returns {}."""
     await exchange.ask()
     return answer({})
 
 
 async def settings(exchange: Exchange) -> Response:
-    """Names and values; which of them may change, if any, is the RPC's to say."""
+    """Returns the values of settings by name. The RPC decides whether the body may change some."""
     request: Any = exchange.method.request(**exchange.path)
     wanted = await exchange.object() if exchange.request.method == "POST" else {}
     try:
@@ -124,7 +124,7 @@ async def settings(exchange: Exchange) -> Response:
     except UnicodeEncodeError as error:
         raise InvalidInput(f"{_HALF_A_PAIR}: {error}") from error
     except json_format.ParseError as error:
-        raise InvalidInput(f"a setting has a value that it cannot have: {error}") from error
+        raise InvalidInput(f"a setting has a value of the wrong type: {error}") from error
     found = await exchange.ask(request)
     return answer({name: next(iter(as_json(value).values()), None) for name, value in found.settings.items()})
 
@@ -146,19 +146,19 @@ def _repository_parameter(name: str, value: object) -> pb.ModelRepositoryParamet
             try:
                 return pb.ModelRepositoryParameter(bytes_param=base64.b64decode(value, validate=True))
             except ValueError as error:
-                raise InvalidInput(f"parameter '{name:.100}' is no base64: {error}") from error
+                raise InvalidInput(f"parameter '{name:.100}' is not valid base64: {error}") from error
         case str():
             return pb.ModelRepositoryParameter(string_param=value)
     raise InvalidInput(f"parameter '{name:.100}' is {value!r:.100}, expected true, false, an integer or a string")
 
 
 def _trace(value: object) -> dict[str, Any]:
-    """A trace setting as its message has it: texts, a single one without a list, or none to take it back."""
+    """Returns the JSON of a trace setting's message. A single string needs no list; null resets the setting."""
     return {"value": [value] if isinstance(value, str) else value}
 
 
 def _log(value: object) -> dict[str, Any]:
-    """A log setting as its message has it."""
+    """Returns the JSON of a log setting's message."""
     match value:
         case bool():
             return {"bool_param": value}

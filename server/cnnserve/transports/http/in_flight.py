@@ -1,4 +1,7 @@
-"""The HTTP requests at work, and how their end is waited for. Imports no web framework: `app` needs it at once."""
+"""The HTTP requests in flight, and the wait for their end.
+
+`app` needs this module before it has imported the web framework, so this module does not import the framework.
+"""
 
 import asyncio
 import contextlib
@@ -12,14 +15,14 @@ from cnnserve.transports.lull import lull
 
 @dataclass(frozen=True)
 class Limits:
-    """What bodies may hold: each of them, and all together."""
+    """The limits of bodies: `budget` for all bodies together, `max_body_bytes` for each body."""
 
     budget: MemoryBudget
     max_body_bytes: int
 
 
 class InFlight:
-    """Requests between their first and their last byte. Use on one event loop only."""
+    """Counts requests from their first byte to the last byte of their responses. Use on one event loop only."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -30,10 +33,10 @@ class InFlight:
 
     @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
-        """Counts a request while inside. Raises `ShuttingDown` for one that comes while it drains."""
+        """Counts a request while inside. Raises `ShuttingDown` if the server is draining."""
         if self.draining:
             self._last_refusal = asyncio.get_running_loop().time()
-            raise ShuttingDown("the server is shutting down; send the request to another one")
+            raise ShuttingDown("the server is shutting down; send the request to another server")
         self.count += 1
         self._idle.clear()
         try:
@@ -44,7 +47,7 @@ class InFlight:
                 self._idle.set()
 
     async def drain(self, grace_s: float) -> None:
-        """Refuses new requests and waits at most `grace_s` seconds for those at work, then for who is still to come."""
+        """Refuses new requests, waits for those in flight, then for a lull: all within `grace_s` seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
         self.draining = True
@@ -52,6 +55,6 @@ class InFlight:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await self._idle.wait()
-        # Every refusal tells its client to close the connection. One that still sends on an open connection would be
-        # cut off without an answer where the port closed at once.
+        # Every refusal tells its client to close the connection. If the port closed at once, a client that is sending
+        # on an open connection would get no response.
         await lull(lambda: self._last_refusal, deadline)

@@ -1,9 +1,12 @@
-"""The HTTP port, bound before anything that serves it is imported."""
+"""Binds the HTTP port. This module is separate so that the server can bind before it imports the web framework."""
 
 import socket
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket on the port (0: a free one); who connects waits for `HttpServer`. Raises `OSError` where it is taken."""
+    """Returns a socket that listens on the port (0: a free one). Raises `OSError` if the port is in use.
+
+    Clients that connect wait until `HttpServer` serves them.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=1024)

@@ -1,4 +1,7 @@
-"""Protobuf messages as JSON the way Triton's HTTP port writes them: its field names, and every number a number."""
+"""Protobuf messages <-> JSON as Triton's HTTP port has it: with the field names of protobuf, and integers as numbers.
+
+Protobuf's own JSON has other field names, and strings for integers of 64 bits.
+"""
 
 import base64
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ _UINT64 = range(2**64)
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """A message's fields by name: defaults too, but neither unset messages nor the unset ones of a oneof."""
+    """Returns a message's fields by name, including defaults, but without unset messages and members of a oneof."""
     fields: Sequence[Any] = message.DESCRIPTOR.fields
     return {
         field.name: _value(field, getattr(message, field.name))
@@ -26,14 +29,17 @@ def as_json(message: Message) -> dict[str, Any]:
 
 
 def parameter_as_json(parameter: pb.InferParameter) -> bool | int | float | str | None:
-    """The value of a parameter."""
+    """Returns the value of a parameter, None if it has no value."""
     choice = parameter.WhichOneof("parameter_choice")
     value: bool | int | float | str | None = getattr(parameter, choice) if choice else None
     return value
 
 
 def parameter_from_json(name: str, value: object) -> pb.InferParameter:
-    """The parameter for a JSON value. Raises `InvalidInput` for null, lists, objects and integers beyond 64 bits."""
+    """Returns the parameter for a JSON value.
+
+    Raises `InvalidInput` for null, arrays, objects and integers of more than 64 bits.
+    """
     match value:
         case bool():
             return pb.InferParameter(bool_param=value)
@@ -49,7 +55,7 @@ def parameter_from_json(name: str, value: object) -> pb.InferParameter:
 
 
 def float32_as_json(value: float) -> float:
-    """The shortest number that is the same float32: 0.1, not 0.10000000149011612."""
+    """Returns the shortest number that has the same value as a float32: 0.1, not 0.10000000149011612."""
     return float(str(np.float32(value)))
 
 

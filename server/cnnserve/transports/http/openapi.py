@@ -1,10 +1,11 @@
-"""The OpenAPI 3.1 document of the routes that are served."""
+"""The OpenAPI 3.1 document of the routes that the server serves."""
 
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import cnnserve
+from cnnserve.model.classification import DEFAULT_TOP_K
 from cnnserve.transports.http.body import MAX_JSON_BYTES
 from cnnserve.transports.http.infer_json import HEADER_LENGTH
 from cnnserve.transports.http.routes import Operation
@@ -14,23 +15,23 @@ from cnnserve.transports.http.scraping import OPEN_METRICS, PLAIN
 _JSON = "application/json"
 _BINARY = "application/octet-stream"
 _ERRORS = {
-    400: "A value that cannot be taken; the text names it",
-    403: "Not permitted by the server's settings",
-    404: "No such model or version",
-    408: "The body stopped coming",
-    409: "Not possible now: a load failed, or models are not changed by call",
+    400: "A value is not valid; the text names the value",
+    403: "The server's settings do not permit the request",
+    404: "The model, the version or the shared memory region does not exist",
+    408: "The client stopped sending the body",
+    409: "The load failed, the server's mode has no loads by call, or the shared memory region exists already",
     413: "The body is too large",
-    415: "A content-type or content-encoding that is not read here",
-    429: "The model's queue or the server's memory is full; Retry-After says when to come back",
-    500: "Unforeseen; the server's log has the cause",
-    501: "Not part of this server",
-    503: "Not ready, or stopping",
-    504: "The time given for the request is over",
+    415: "The content-type or content-encoding is not supported",
+    429: "The model's queue or the server's memory is full (Retry-After says when to retry), or a limit is reached",
+    500: "Internal error; the server's log has the cause",
+    501: "The server does not support the request",
+    503: "The model or the server is not ready, or the server is shutting down",
+    504: "The deadline passed before the response was complete",
 }
 
 
 def document(operations: Iterable[Operation], max_body_bytes: int) -> dict[str, Any]:
-    """What `/openapi.json` answers."""
+    """Returns the document that `/openapi.json` serves."""
     paths: dict[str, Any] = {"/openapi.json": {"get": _itself()}}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
@@ -40,8 +41,8 @@ def document(operations: Iterable[Operation], max_body_bytes: int) -> dict[str, 
             "title": "cnnserve",
             "version": cnnserve.__version__,
             "description": "Image classification. /v2 is the Open Inference Protocol with Triton's extensions, /v1 "
-            f"takes images. Bodies hold at most {max_body_bytes} bytes, JSON at most {MAX_JSON_BYTES}; they may be "
-            "packed with gzip or deflate (Content-Encoding).",
+            f"takes images. Bodies have at most {max_body_bytes} bytes, JSON bodies at most {MAX_JSON_BYTES} bytes. "
+            "Clients may compress bodies with gzip or deflate (Content-Encoding).",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -71,7 +72,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         text = {"schema": {"type": "string"}}
         value["responses"]["200"]["content"] = {PLAIN: text, OPEN_METRICS: text}
     if operation.answer in ("Ready", "ModelReady"):
-        # A no is an answer, too.
+        # If the model or the server is not ready, the response is the regular one, with status 503.
         either = {"anyOf": [_ref(operation.answer), _ref("Error")]}
         value["responses"]["503"]["content"][_JSON]["schema"] = either
     if operation.body:
@@ -87,16 +88,18 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
-    timeout = "How long the client waits, in gRPC's words: digits and one of H M S m u n, 250m is 250 ms"
+    timeout = "Timeout: at most 8 digits and a unit (H, M, S, m, u or n), such as 250m for 250 ms (default: none)"
     if not operation.rpc:
         return []
     found = [_parameter("Grpc-Timeout", "header", {"type": "string", "pattern": "^[0-9]{1,8}[HMSmun]$"}, timeout)]
     if operation.body == "Inference":
-        text = "Length of the JSON at the start of the body; 0: the body is the bytes of the model's only input"
-        found.append(_parameter(HEADER_LENGTH, "header", {"type": "integer", "minimum": 0}, text))
+        text = "Length of the JSON at the start of the body, in bytes (default: the whole body)"
+        raw = "0: the body consists of the bytes of the model's only input"
+        found.append(_parameter(HEADER_LENGTH, "header", {"type": "integer", "minimum": 0}, f"{text}; {raw}"))
     if operation.body == "Images":
         limits = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
-        found.append(_parameter("top_k", "query", limits, "Classes per image; 0: 5, more than there are: all"))
+        text = f"Number of classes per image, at most all of the model (default, and 0: {DEFAULT_TOP_K})"
+        found.append(_parameter("top_k", "query", limits, text))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Answers packed with what `Accept-Encoding` takes."""
+"""Compresses the bodies of responses with a coding that `Accept-Encoding` accepts."""
 
 import asyncio
 import gzip
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from starlette.requests import Request
 from starlette.responses import Response
 
-# Below it, packing saves no packet.
+# A smaller body fits into one network packet anyway.
 _PACK_FROM_BYTES = 1400
 _PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 1, mtime=0),
@@ -18,7 +18,10 @@ _PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 async def packed(request: Request, response: Response) -> Response:
-    """The response, its body packed on a thread where it is large enough and the client takes a coding of ours."""
+    """Returns the response; a thread compresses its body if it is large enough and the client accepts gzip or deflate.
+
+    "Large enough" is 1,400 bytes or more.
+    """
     if len(response.body) < _PACK_FROM_BYTES:
         return response
     response.headers.add_vary_header("Accept-Encoding")
@@ -31,12 +34,12 @@ async def packed(request: Request, response: Response) -> Response:
 
 
 def accepted(header: str) -> list[str]:
-    """What an `Accept` or `Accept-Encoding` names and does not refuse, in its order, without parameters."""
+    """Returns what an `Accept` or `Accept-Encoding` header names and does not refuse, in order, without parameters."""
     named = [[word.strip().lower() for word in part.split(";")] for part in header.split(",")]
     return [kind for kind, *weight in named if not any(re.fullmatch(r"q=0(\.0*)?", word) for word in weight)]
 
 
 def _coding(header: str) -> str | None:
-    """The first one of ours that `Accept-Encoding` takes."""
+    """Returns the first of the server's codings that `Accept-Encoding` accepts, None if it accepts none of them."""
     taken = accepted(header)
     return next((coding for coding in _PACKERS if coding in taken), None)

@@ -1,6 +1,6 @@
-"""Every route of the HTTP port: its RPC, its handler, and what `/openapi.json` says of it.
+"""Every route of the HTTP port: its RPC, its handler, and its description in `/openapi.json`.
 
-`/metrics` is the only one without an RPC.
+Only `/metrics` has no RPC.
 """
 
 import re
@@ -15,7 +15,7 @@ from cnnserve.transports.http.classify import classify
 from cnnserve.transports.http.exchange import Exchange
 
 _CLASSIFY = f"{CLASSIFIER}/Classify"
-# On every route: malformed headers, the unforeseen, a server that stops, a time that is over.
+# On every route: malformed headers, internal errors, a server that is shutting down, a passed deadline.
 _ALWAYS = frozenset({400, 500, 503, 504})
 _BODY = frozenset({408, 413, 415, 429})
 _MODEL = frozenset({404})
@@ -24,9 +24,9 @@ _CONTROL = frozenset({403, 404, 409, 501})
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path. `answer` and `body` are names of `openapi`'s schemas and bodies.
+    """One HTTP method of one path. `answer` and `body` are names of schemas and bodies in `openapi`.
 
-    `rpc` is empty where there is none: such a route is answered while the server drains, too.
+    If `rpc` is empty, the route has no RPC; the server also serves such a route while it drains.
     """
 
     method: str
@@ -40,21 +40,21 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """Its operationId."""
-        # The same RPC serves several paths, which differ in their parameters or their method.
+        """The operationId of the operation: HTTP method, RPC and path parameters."""
+        # One RPC may serve several paths. They differ in their parameters or in the HTTP method.
         parameters = "".join(word.title().replace("_", "") for word in re.findall(r"\{(\w+)\}", self.path))
         what = self.rpc.rpartition("/")[2] or self.path.strip("/").title()
         return f"{self.method.lower()}{what}{parameters and 'By'}{parameters}"
 
 
 def operations() -> list[Operation]:
-    """The table, in the order in which paths are tried."""
+    """Returns the table of all routes with an RPC, in the order in which the server tries their paths."""
     return [*_server(), *_models(), *_repository(), *_shared_memory(), *_cuda_shared_memory(), *_settings()]
 
 
 def scraping(handle: Callable[[Exchange], Awaitable[Response]]) -> Operation:
-    """The route of the metrics."""
-    summary = "Prometheus' metrics, or OpenMetrics where Accept names it first"
+    """Returns the route of the metrics, with `handle` as its handler."""
+    summary = "Metrics in Prometheus' text format, or in OpenMetrics if Accept names it first"
     return Operation("GET", "/metrics", "", handle, summary, "Metrics", errors=frozenset({400, 500}))
 
 
@@ -62,23 +62,30 @@ def _server() -> Iterator[Operation]:
     yield Operation(
         "GET", "/v2", f"{INFERENCE}/ServerMetadata", handlers.message, "The server's name and extensions", "Server"
     )
-    yield Operation("GET", "/v2/health/live", f"{INFERENCE}/ServerLive", handlers.message, "Is it alive", "Live")
     yield Operation(
-        "GET", "/v2/health/ready", f"{INFERENCE}/ServerReady", handlers.server_ready, "Is it ready; 503: no", "Ready"
+        "GET", "/v2/health/live", f"{INFERENCE}/ServerLive", handlers.message, "Whether the server is live", "Live"
+    )
+    yield Operation(
+        "GET",
+        "/v2/health/ready",
+        f"{INFERENCE}/ServerReady",
+        handlers.server_ready,
+        "Whether the server is ready (status 503 if not)",
+        "Ready",
     )
 
 
 def _models() -> Iterator[Operation]:
     errors = _ALWAYS | _MODEL
-    # Before the models: this is Triton's route, whatever a model is called.
+    # Before the routes of models: as in Triton, this path means the statistics even if a model has the name "stats".
     statistics = f"{INFERENCE}/ModelStatistics"
     yield Operation("GET", "/v2/models/stats", statistics, handlers.message, "Statistics of all models", "Statistics")
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         rows = [
             ("", "ModelMetadata", handlers.message, "A model's versions, inputs and outputs", "Model"),
-            ("/ready", "ModelReady", handlers.model_ready, "Is the model ready; 503: no", "ModelReady"),
-            ("/config", "ModelConfig", handlers.model_config, "The configuration it runs with", "Object"),
-            ("/stats", "ModelStatistics", handlers.message, "Its statistics", "Statistics"),
+            ("/ready", "ModelReady", handlers.model_ready, "Whether a model is ready (503 if not)", "ModelReady"),
+            ("/config", "ModelConfig", handlers.model_config, "A model's config in force", "Object"),
+            ("/stats", "ModelStatistics", handlers.message, "A model's statistics", "Statistics"),
         ]
         for suffix, rpc, handle, summary, answer in rows:
             yield Operation("GET", path + suffix, f"{INFERENCE}/{rpc}", handle, summary, answer, errors=errors)
@@ -89,13 +96,13 @@ def _models() -> Iterator[Operation]:
             path,
             f"{INFERENCE}/ModelInfer",
             handlers.model_infer,
-            "Tensors in, tensors out",
+            "Run a model on a tensor",
             "Inference",
             "Inference",
             errors,
         )
     for path in ("/v1/models/{model}:classify", "/v1/models/{model}/versions/{version}:classify"):
-        yield Operation("POST", path, _CLASSIFY, classify, "Images in, labels out", "Classification", "Images", errors)
+        yield Operation("POST", path, _CLASSIFY, classify, "Classify images", "Classification", "Images", errors)
 
 
 def _repository() -> Iterator[Operation]:
@@ -105,7 +112,7 @@ def _repository() -> Iterator[Operation]:
             f"{path}/index",
             f"{INFERENCE}/RepositoryIndex",
             handlers.repository_index,
-            "Every version of every model, and its state",
+            "All versions of all models, and their states",
             "Index",
             "Index",
             _ALWAYS | _BODY | {501},
@@ -116,7 +123,7 @@ def _repository() -> Iterator[Operation]:
                 f"{path}/models/{{model_name}}/{verb}",
                 f"{INFERENCE}/RepositoryModel{verb.title()}",
                 handlers.repository_change,
-                f"{verb.title()}s a model",
+                f"{verb.title()} a model",
                 "Empty",
                 "Parameters",
                 _ALWAYS | _BODY | _CONTROL,
@@ -128,17 +135,29 @@ def _shared_memory() -> Iterator[Operation]:
     errors = _ALWAYS | _CONTROL
     for path in (base, f"{base}/region/{{name}}"):
         yield Operation(
-            "GET", f"{path}/status", f"{rpc}Status", handlers.shared_memory_status, "Regions", "Regions", errors=errors
+            "GET",
+            f"{path}/status",
+            f"{rpc}Status",
+            handlers.shared_memory_status,
+            "Registered shared memory regions",
+            "Regions",
+            errors=errors,
         )
         yield Operation(
-            "POST", f"{path}/unregister", f"{rpc}Unregister", handlers.empty, "Forgets regions", "Empty", errors=errors
+            "POST",
+            f"{path}/unregister",
+            f"{rpc}Unregister",
+            handlers.empty,
+            "Unregister shared memory regions",
+            "Empty",
+            errors=errors,
         )
     yield Operation(
         "POST",
         f"{base}/region/{{name}}/register",
         f"{rpc}Register",
         handlers.shared_memory_register,
-        "Names a region of shared memory",
+        "Register a shared memory region",
         "Empty",
         "Region",
         errors | _BODY,
@@ -156,7 +175,7 @@ def _cuda_shared_memory() -> Iterator[Operation]:
         ("POST", f"{region}/register", "Register"),
     ]
     for method, path, verb in rows:
-        summary = "Refused: CUDA shared memory is not supported"
+        summary = "Not supported: CUDA shared memory"
         yield Operation(method, path, f"{rpc}{verb}", handlers.empty, summary, "Empty", errors=_ALWAYS | {501})
 
 
@@ -167,13 +186,13 @@ def _settings() -> Iterator[Operation]:
         ("/v2/models/{model_name}/trace/setting", "TraceSetting", "trace settings of a model", _ALWAYS | _MODEL),
     ]
     for path, rpc, what, errors in rows:
-        for method, verb, body in (("GET", "Reads", ""), ("POST", "Changes", "Settings")):
+        for method, rest, body in (("GET", "", ""), ("POST", "; changes are refused", "Settings")):
             yield Operation(
                 method,
                 path,
                 f"{INFERENCE}/{rpc}",
                 handlers.settings,
-                f"{verb} {what}",
+                f"Read {what}{rest}",
                 "Object",
                 body,
                 errors | _BODY | {501} if body else errors,

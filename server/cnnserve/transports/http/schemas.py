@@ -1,4 +1,4 @@
-"""JSON schemas of what the HTTP port reads and answers."""
+"""JSON schemas of the bodies that the HTTP port reads and writes."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ _PARAMETERS = {
             _FLAG,
             _TEXT,
             {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1},
-            # Integers are those above.
+            # The schema above covers the integers.
             {"type": "number", "not": {"type": "integer"}},
         ]
     },
@@ -34,7 +34,7 @@ _LOAD_PARAMETERS = {
 }
 _TENSOR = {"name": _TEXT, "datatype": _TEXT, "shape": _list({"type": "integer"})}
 _INPUT_TENSOR = {"name": _TEXT, "datatype": _TEXT, "shape": {**_list(_SIZE), "maxItems": 8}}
-_DATA = {"type": "array", "description": "Row by row: nested as the shape says, or flat"}
+_DATA = {"type": "array", "description": "Values row by row, nested as in the shape, or flat"}
 _CLASS = _object({"index": _COUNT, "label": _TEXT, "probability": {"type": "number"}})
 _MICROSECONDS = {"queue_us": _COUNT, "preprocess_us": _COUNT, "compute_us": _COUNT, "total_us": _COUNT}
 

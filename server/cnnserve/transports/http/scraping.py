@@ -1,4 +1,4 @@
-"""`GET /metrics`: when it is measured, on which thread it is written, in which format it leaves."""
+"""`GET /metrics`: takes a snapshot on the event loop and writes it on a thread, in the format the client accepts."""
 
 import asyncio
 import importlib
@@ -19,15 +19,15 @@ _CONTENT_TYPES = {
 
 
 class Scraping:
-    """Answers scrapes with what `snapshot`, called on the event loop, gives."""
+    """Responds to scrapes with the snapshot that `snapshot` returns, which is called on the event loop."""
 
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
         self._snapshot = snapshot
-        # One at a time, so that scrapes take one thread and not a core each.
+        # One scrape at a time, so that scrapes which arrive together use one CPU core, not one each.
         self._writing = asyncio.Lock()
 
     async def scrape(self, exchange: Exchange) -> Response:
-        """All metrics. Written on a thread: the text of many models takes longer than the event loop may be held."""
+        """Returns all metrics. For many models the text takes too long for the event loop, so a thread writes it."""
         kind = _kind(exchange.request.headers.get("accept", ""))
         async with self._writing:
             text = await asyncio.to_thread(_write, self._snapshot(), kind)
@@ -36,12 +36,15 @@ class Scraping:
 
 
 def _write(snapshot: Snapshot, kind: str) -> bytes:
-    # Imported by the first scrape: beside models that load, the library makes a start a twentieth longer.
+    # The first scrape imports it. At start, this import would compete with the loads and lengthen the start by 5 %.
     exposition = importlib.import_module("cnnserve.transports.http.exposition")
     text: bytes = exposition.write(snapshot, open_metrics=kind == OPEN_METRICS)
     return text
 
 
 def _kind(accept: str) -> str:
-    """The first of our two media types that `Accept` takes; Prometheus names them in its order of preference."""
+    """Returns the first of the two media types that `Accept` names, otherwise `PLAIN`.
+
+    The first one suffices, because Prometheus names media types in its order of preference.
+    """
     return next((kind for kind in accepted(accept) if kind in _CONTENT_TYPES), PLAIN)

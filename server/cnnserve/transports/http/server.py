@@ -1,4 +1,4 @@
-"""The HTTP port: an application of the route table's operations, and the server that runs it."""
+"""The HTTP port: an application with the routes of the route table, and the server that runs it."""
 
 import contextlib
 import socket
@@ -23,18 +23,18 @@ from cnnserve.transports.http.in_flight import InFlight, Limits
 from cnnserve.transports.http.routes import Operation, operations, scraping
 from cnnserve.transports.http.scraping import Scraping
 
-# A client that never reads its answers must not hold the process up at its end.
 _MAX_CONNECTIONS = 1000
+# Limited, because a client that never reads its responses must not keep the process from exiting.
 _SHUTDOWN_S = 1
-# Longer than the pools of clients and load balancers keep a connection, so that they close first and no request
-# meets a connection that is about to go.
+# The pools of clients and load balancers keep idle connections for a shorter time. So they close connections first, and
+# no request is sent on a connection that the server is closing.
 _KEEP_ALIVE_S = 75
 
 
 def application(
     methods: Iterable[Method], limits: Limits, in_flight: InFlight, snapshot: Callable[[], Snapshot]
 ) -> Starlette:
-    """The routes whose RPC is in the method table, and the one of the metrics, which are `snapshot`'s."""
+    """Returns the application: the routes whose RPC is in the method table, and the metrics of `snapshot`."""
     table = {method.name: method for method in methods}
     served = [operation for operation in operations() if operation.rpc in table]
     served.append(scraping(Scraping(snapshot).scrape))
@@ -61,7 +61,7 @@ def application(
 
 
 class HttpServer:
-    """uvicorn on the running loop, on a socket that is bound before it starts."""
+    """Runs an application with uvicorn on the running event loop, on a socket that is bound already."""
 
     def __init__(self, app: Starlette, listening: socket.socket) -> None:
         self._socket = listening
@@ -69,7 +69,7 @@ class HttpServer:
             uvicorn.Config(
                 app,
                 log_config=None,
-                # What clients send wrong is their news, not the log's.
+                # At lower levels, uvicorn logs invalid requests; these concern their clients, not the operator.
                 log_level="error",
                 access_log=False,
                 server_header=False,
@@ -81,23 +81,23 @@ class HttpServer:
         )
 
     async def serve(self) -> None:
-        """Answers until `stop`."""
+        """Serves requests until `stop` is called and the requests in flight have ended."""
         await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Ends `serve` after the requests in flight."""
+        """Ends `serve` after the requests in flight, and after `_SHUTDOWN_S` seconds at the latest."""
         self._server.should_exit = True
 
 
 class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # Signals belong to the whole server; `app` handles them.
+        # `app` handles the signals of the whole process.
         yield
 
 
 class _Endpoint:
-    """The operations of one path. Every error of theirs leaves through here."""
+    """The operations of one path. It turns every error that they raise into a response."""
 
     def __init__(
         self, by_method: Mapping[str, Operation], table: Mapping[str, Method], limits: Limits, in_flight: InFlight
@@ -106,7 +106,7 @@ class _Endpoint:
         self._table = table
         self._limits = limits
         self._in_flight = in_flight
-        # Starlette answers HEAD where GET is answered.
+        # Starlette accepts HEAD on every path that has GET.
         self._allow = ", ".join([*by_method, *(["HEAD"] if "GET" in by_method else []), "OPTIONS"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,11 +132,11 @@ class _Endpoint:
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
-    """For a path or a method that no route takes."""
+    """Returns the response to a request for a path or an HTTP method that no route has."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        error.detail = f"{request.method} is not answered here, {allowed} are"
+        error.detail = f"method {request.method} is not supported on this path; use one of {allowed}"
     else:
-        error.detail = f"there is no {request.url.path[:100]!r} here; /openapi.json names what there is"
+        error.detail = f"path {request.url.path[:100]!r} does not exist; /openapi.json lists all paths"
     return error_answer(error, "")

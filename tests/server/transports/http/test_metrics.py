@@ -342,7 +342,7 @@ def test_other_methods_and_a_head(tiny_server: RunningServer) -> None:
     assert httpx.options(url).headers["allow"] == "GET, HEAD, OPTIONS"
     refused = httpx.post(url)
     assert refused.status_code == 405
-    assert "POST is not answered here" in refused.json()["error"]
+    assert "method POST is not supported on this path" in refused.json()["error"]
 
 
 def _states(metrics: Metrics) -> dict[tuple[str, str], str]:

@@ -74,7 +74,7 @@ def test_what_is_refused(http: httpx.Client, path: str, code: int, said: str) ->
 @pytest.mark.parametrize(
     ("content", "kind", "code", "said"),
     [
-        (b"{}", "application/json", 415, "'application/json' is not read here"),
+        (b"{}", "application/json", 415, "'application/json' is not supported"),
         (b"", "multipart/form-data", 400, "Missing boundary"),
         (b"", "multipart/form-data; boundary=x", 400, "ends before its last boundary"),
         (b"--y\r\n\r\n--y--", "multipart/form-data; boundary=x", 400, "the form"),
@@ -89,7 +89,7 @@ def test_what_is_refused(http: httpx.Client, path: str, code: int, said: str) ->
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\ntext\r\n--x--\r\n',
             "multipart/form-data; boundary=x",
             400,
-            "each part is a file",
+            "send each image as a file",
         ),
         (b"--x\r\n\r\ntext\r\n--x--\r\n", "multipart/form-data; boundary=x", 400, '"name" must be provided'),
     ],

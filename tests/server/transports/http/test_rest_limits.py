@@ -56,6 +56,7 @@ def test_a_body_too_large_is_refused_before_it_is_read(small_server: RunningServ
         connection.sendall(head(2**40))
         answer = b"".join(iter(lambda: connection.recv(1000), b""))
         assert b"413" in answer
+        assert b"the limit is 1048576 bytes; start the server with a larger --max-message-mib" in answer
         assert b"connection: close" in answer.lower()
     assert ask(small_server, bytes(2**20 + 1)) == 413
     assert ask(small_server, bytes(2**20)) == 400
