@@ -12,14 +12,14 @@ from cnnserve.datatypes import NUMPY_TYPES, WORDS
 from cnnserve.errors import InvalidInput
 from cnnserve.wire import open_inference_pb2 as pb
 
-# No classifier's input has more.
+# No classifier's input has more dimensions.
 MAX_RANK = 8
 MAX_SIZE = 2**31 - 1
 # Typed contents are converted on the event loop: 32 images of 224 x 224 x 3 take 0.1 s there. Raw contents need no
 # conversion.
 _MAX_TYPED = 32 * 224 * 224 * 3
 BYTES = "BYTES"
-# Before each element.
+# The length in bytes of an element, before the element.
 _LENGTH = struct.Struct("<I")
 
 # FP16 has no typed field, so it can only be sent as raw contents.
@@ -131,12 +131,12 @@ def write_strings(response: pb.ModelInferResponse, name: str, shape: Sequence[in
 
 
 def pack_strings(elements: Iterable[bytes]) -> bytes:
-    """The raw contents of a BYTES tensor."""
+    """Returns the raw contents of a BYTES tensor with these elements."""
     return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
 
 
 def unpack_strings(raw: bytes) -> Iterator[bytes]:
-    """The elements that `pack_strings` was given."""
+    """Yields the elements of raw contents that `pack_strings` has made."""
     start = 0
     while start < len(raw):
         (size,) = _LENGTH.unpack_from(raw, start)
@@ -145,7 +145,7 @@ def unpack_strings(raw: bytes) -> Iterator[bytes]:
 
 
 def _elements(tensor: Input, raw: bytes, count: int) -> Iterator[bytes]:
-    where = f"input '{tensor.name}' of BYTES {list(tensor.shape)}"
+    where = f"input '{tensor.name}' of type BYTES and shape {list(tensor.shape)}"
     start = 0
     for index in range(count):
         if len(raw) - start < _LENGTH.size:
@@ -153,11 +153,11 @@ def _elements(tensor: Input, raw: bytes, count: int) -> Iterator[bytes]:
         (length,) = _LENGTH.unpack_from(raw, start)
         start += _LENGTH.size
         if length > len(raw) - start:
-            raise InvalidInput(f"{where}: element {index} has {length} bytes, {len(raw) - start} are left")
+            raise InvalidInput(f"{where}: element {index} has {length} bytes, but only {len(raw) - start} are left")
         yield raw[start : start + length]
         start += length
     if start < len(raw):
-        raise InvalidInput(f"{where} has {len(raw) - start} bytes behind its {count} elements")
+        raise InvalidInput(f"{where} has {len(raw) - start} bytes after its {count} elements; leave them out")
 
 
 def _typed(tensor: Input, dtype: np.dtype[Any], count: int) -> NDArray[Any]:

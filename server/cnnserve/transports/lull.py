@@ -1,4 +1,4 @@
-"""Waits for a lull: a moment in which no request came, after which a port may close and cut nobody off."""
+"""Waits for a lull: a short time without a new request. If a port closes then, no client loses its response."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,9 +8,9 @@ _AT_MOST_S = 1.0
 
 
 async def lull(last_arrival: Callable[[], float], deadline: float) -> None:
-    """Returns once the last request came 0.1 s ago: after 1 s, or at `deadline`, at the latest.
+    """Returns 0.1 s after the last request, but at the latest after 1 s or at `deadline`.
 
-    `last_arrival` and `deadline` are times of the running loop.
+    `deadline` and the result of `last_arrival` are times of the running event loop, in seconds.
     """
     loop = asyncio.get_running_loop()
     latest = min(deadline, loop.time() + _AT_MOST_S)

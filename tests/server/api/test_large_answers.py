@@ -71,6 +71,6 @@ def test_too_many_numbers_as_json(server: RunningServer) -> None:
             length = {"Inference-Header-Content-Length": str(len(header))}
             answers.append(http.post("/v2/models/free/infer", content=header + body, headers=length))
     assert answers[0].status_code == 400
-    assert "360000 values, at most 250000 are written as JSON; ask for binary data" in answers[0].text
+    assert "360000 values as JSON, the limit is 250000; ask for binary data" in answers[0].text
     assert answers[1].status_code == 200
     assert answers[1].content.endswith(body)

@@ -123,8 +123,8 @@ def test_strings_of_any_bytes_are_read_or_refused(raw: bytes, count: int) -> Non
     [
         (make("BYTES", [1], [b"\1\0\0"]), "ends before the length of element 0"),
         (make("BYTES", [2], [b"\1\0\0\0x"]), "ends before the length of element 1"),
-        (make("BYTES", [1], [b"\xff\xff\xff\xffx"]), "element 0 has 4294967295 bytes, 1 are left"),
-        (make("BYTES", [1], [b"\1\0\0\0xyz"]), "2 bytes behind its 1 elements"),
+        (make("BYTES", [1], [b"\xff\xff\xff\xffx"]), "element 0 has 4294967295 bytes, but only 1 are left"),
+        (make("BYTES", [1], [b"\1\0\0\0xyz"]), "2 bytes after its 1 elements"),
         (make("BYTES", [2], bytes_contents=[b"x"]), "1 values, expected 2"),
         (make("BYTES", [1], int_contents=[1]), "has int_contents, expected bytes_contents"),
     ],

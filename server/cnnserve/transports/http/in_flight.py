@@ -47,7 +47,7 @@ class InFlight:
                 self._idle.set()
 
     async def drain(self, grace_s: float) -> None:
-        """Refuses new requests and waits at most `grace_s` seconds for those at work, then for who is still to come."""
+        """Refuses new requests, waits for those in flight, then for a lull: all within `grace_s` seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
         self.draining = True
@@ -55,6 +55,6 @@ class InFlight:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await self._idle.wait()
-        # Every refusal tells its client to close the connection. One that still sends on an open connection would be
-        # cut off without an answer where the port closed at once.
+        # Every refusal tells its client to close the connection. If the port closed at once, a client that is sending
+        # on an open connection would get no response.
         await lull(lambda: self._last_refusal, deadline)
