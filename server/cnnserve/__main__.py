@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Runs the `cnnserve` command for `python -m cnnserve`."""
 
 import sys

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The `cnnserve` command.
 
 The modules of the subcommands are imported only when they are called. So `cnnserve classify` does not need onnxruntime,
@@ -48,11 +49,18 @@ _COMMANDS = {
     "health": _Command(
         "cnnserve_client.commands.cli", "health", "exit with status 0 if a running server or a model is SERVING"
     ),
+    "completion": _Command(
+        "cnnserve.completion", "completion", "print the code for completion in bash, zsh or fish", "completion"
+    ),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell requests completions
+        from cnnserve.completion import complete
+
+        complete({name: command.help for name, command in _COMMANDS.items()})
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())

@@ -150,7 +150,7 @@ def from_sources(
 
     Raises `ConfigError`, or `SystemExit` with status 2 for unknown flags and 0 for `--help`.
     """
-    flags = vars(_parser(prog).parse_args(arguments))
+    flags = vars(serve_parser(prog).parse_args(arguments))
     environment = os.environ if environment is None else environment
     file = flags.pop("config") or environment.get(f"{_PREFIX}CONFIG")
     values = _read_file(Path(file)) if file else {}
@@ -167,7 +167,8 @@ def from_sources(
     return ServerConfig(**values)
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def serve_parser(prog: str = "cnnserve serve") -> argparse.ArgumentParser:
+    """Returns the parser of `cnnserve serve`."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Serve the models of a model repository over gRPC and HTTP.",

@@ -16,55 +16,87 @@ from .flags import client_parser, connect
 
 def classify(argv: list[str]) -> int:
     """Classifies images and prints a table, JSON lines or CSV. Returns the exit status: 1 if an image failed."""
-    parser = client_parser("classify", "Classify images with a model of a running server.", timeout_s=30.0)
-    classifying.add_flags(parser)
+    parser = classify_parser()
     args = parser.parse_args(argv)
     classifying.check_flags(parser, args)
     return guard(lambda: classifying.run(args, parser))
 
 
+def classify_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `cnnserve classify`."""
+    parser = client_parser("classify", "Classify images with a model of a running server.", timeout_s=30.0)
+    classifying.add_flags(parser)
+    return parser
+
+
 def health(argv: list[str]) -> int:
     """Returns exit status 0 if the server or one model is SERVING, else 1 with a line on standard error."""
+    args = health_parser().parse_args(argv)
+    return guard(lambda: _health(args))
+
+
+def health_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `cnnserve health`."""
     parser = client_parser("health", "Check that a server, or one of its models, accepts requests.", timeout_s=5.0)
     parser.add_argument("--model", default="", help="name of the model to check (default: the whole server)")
-    args = parser.parse_args(argv)
-    return guard(lambda: _health(args))
+    return parser
 
 
 def models(argv: list[str]) -> int:
     """Prints the server's models and their versions as a table or JSON. Returns the exit status."""
+    args = models_parser().parse_args(argv)
+    return guard(lambda: _models(args))
+
+
+def models_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `cnnserve models`."""
     parser = client_parser("models", "List the models of a server and their versions.", timeout_s=5.0)
     _add_json(parser)
-    args = parser.parse_args(argv)
-    return guard(lambda: _models(args))
+    return parser
 
 
 def labels(argv: list[str]) -> int:
     """Prints the index and the label of each class of a model. Returns the exit status."""
+    args = labels_parser().parse_args(argv)
+    return guard(lambda: _labels(args))
+
+
+def labels_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `cnnserve labels`."""
     parser = client_parser("labels", "List the index and the label of each class of a model.", timeout_s=5.0)
     parser.add_argument("model", metavar="MODEL", help="name of the model")
     parser.add_argument("--version", default="", help="number or label of the version (default: the newest READY one)")
     _add_json(parser)
-    args = parser.parse_args(argv)
-    return guard(lambda: _labels(args))
+    return parser
 
 
 def load(argv: list[str]) -> int:
     """Loads a model of the server's repository and prints its versions. Returns the exit status."""
-    return _change("load", "Load a model of the server's repository, or load its changed versions again.", argv)
+    args = load_parser().parse_args(argv)
+    return guard(lambda: _changed(args, "load"))
+
+
+def load_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `cnnserve load`."""
+    return _change_parser("load", "Load a model of the server's repository, or load its changed versions again.")
 
 
 def unload(argv: list[str]) -> int:
     """Unloads a model and prints its versions. Returns the exit status."""
-    return _change("unload", "Unload a model after its requests in flight have ended.", argv)
+    args = unload_parser().parse_args(argv)
+    return guard(lambda: _changed(args, "unload"))
 
 
-def _change(command: Literal["load", "unload"], description: str, argv: list[str]) -> int:
+def unload_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `cnnserve unload`."""
+    return _change_parser("unload", "Unload a model after its requests in flight have ended.")
+
+
+def _change_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = client_parser(command, description, timeout_s=600.0)
     parser.add_argument("model", metavar="MODEL", help="name of the model")
     _add_json(parser)
-    args = parser.parse_args(argv)
-    return guard(lambda: _changed(args, command))
+    return parser
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ def show(argv: Sequence[str]) -> int:
     The status is 1 if a file differs from its manifest, a manifest is broken, or there is nothing to show; 141 if the
     reader of the output has closed it; otherwise 0.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = show_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Labels may have characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -60,7 +60,8 @@ def _show(path: Path, version: int | None, *, as_json: bool) -> int:
     return 1 if problems else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def show_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `cnnserve show`."""
     parser = argparse.ArgumentParser(
         prog="cnnserve show",
         description="Print the manifest of a version and compare the version's files with their digests.",
