@@ -34,7 +34,7 @@ _COMMANDS = {
         "cnnserve_export.cli", "import_onnx", "check and publish an existing ONNX file as a version", "cpu,export"
     ),
     "train-lenet": _Command(
-        "cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits and publish it", "cpu,export"
+        "cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits and publish it", "cpu,export,train"
     ),
     "show": _Command(
         "cnnserve.repository.show", "show", "print a version's manifest and compare its files with their digests"
@@ -76,10 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function = getattr(importlib.import_module(command.module), command.function)
         return int(function(words[1:]))
     except ModuleNotFoundError as error:
-        if not command.extra or (error.name or "").partition(".")[0].startswith("cnnserve"):
+        missing = (error.name or "").partition(".")[0]
+        if not command.extra or missing.startswith("cnnserve"):
             raise
         print(
-            f'cnnserve {words[0]} needs {error.name}, which is not installed: pip install "cnnserve[{command.extra}]"',
+            f'cnnserve {words[0]} needs {missing}, which is not installed: pip install "cnnserve[{command.extra}]"',
             file=sys.stderr,
         )
         return 1

@@ -12,8 +12,9 @@ ROOT = Path(__file__).parent.parent.parent
 HEAVY = ("onnxruntime", "torch", "onnx", "PIL", "sklearn")
 
 
-def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True, timeout=60)
+def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=cwd)
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -53,16 +54,27 @@ def test_the_server_imports_no_exporter() -> None:
     assert not {"torch", "onnx", "sklearn", "cnnserve_export", "cnnserve_client"} & set(done.stdout.split())
 
 
-def test_a_missing_extra_is_named() -> None:
-    code = (
-        "import sys; sys.modules['onnxruntime'] = None\n"
-        "from cnnserve.cli import main\n"
-        "sys.exit(main(['serve', '--model-repository', '.']))"
-    )
-    done = run_python("-c", code)
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("onnxruntime", ["serve", "--model-repository", "."], "cpu"),
+        ("torch", ["export", "lenet5"], "cpu,export"),
+        ("sklearn", ["train-lenet"], "cpu,export,train"),
+    ],
+)
+def test_a_missing_extra_is_named(module: str, arguments: list[str], extra: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules['{module}'] = None\nfrom cnnserve.cli import main\nsys.exit(main({arguments}))"
+    done = run_python("-c", code, cwd=tmp_path)
     assert done.returncode == 1
-    assert 'pip install "cnnserve[cpu]"' in done.stderr
+    assert f'needs {module}, which is not installed: pip install "cnnserve[{extra}]"' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_exporting_and_importing_need_no_scikit_learn() -> None:
+    code = "import sys, cnnserve_export.pipeline, cnnserve_export.importing; print(*sys.modules)"
+    done = run_python("-c", code)
+    assert "onnx" in done.stdout.split()
+    assert "sklearn" not in done.stdout.split()
 
 
 def test_unknown_commands_and_versions() -> None:

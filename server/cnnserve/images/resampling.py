@@ -8,11 +8,14 @@ clip elsewhere, and drawings and text came out up to 28 steps apart.
 
 import functools
 import importlib
+import logging
 import math
 from collections.abc import Mapping
 from types import ModuleType
 
 from PIL import Image
+
+_log = logging.getLogger(__name__)
 
 # Width and height.
 Size = tuple[int, int]
@@ -53,7 +56,12 @@ def library() -> ModuleType | None:
     """cykooz_resizer, where it is installed; it takes 40 ms to import."""
     try:
         return importlib.import_module("cykooz_resizer")
-    except ImportError:
+    except ImportError as error:
+        _log.info(
+            "cykooz-resizer cannot be used (%s), so cnnserve.preprocess fast resizes with Pillow; "
+            'pip install "cnnserve[fast]" installs it where it has wheels',
+            error,
+        )
         return None
 
 

@@ -210,7 +210,7 @@ def test_fast_is_one_step_off_in_a_fifth_where_nothing_is_scaled(name: str, monk
 
     assert off().max() == 1
     assert off().mean() < 0.2
-    monkeypatch.setattr(resampling, "library", lambda: None)
+    monkeypatch.setattr(resampling, "library", lambda: None)  # as where the extra `fast` is not installed
     assert off().max() == 1
     assert off().mean() < 0.005
 

@@ -1,6 +1,10 @@
 """The quicker resize beside Pillow's."""
 
+import logging
 import math
+import platform
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -24,6 +28,7 @@ def steps(image: Image.Image, size: tuple[int, int], interpolation: str, box: re
     return np.asarray(resampling.resized(image, size, interpolation, box)).astype(int) - pillow
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64", "arm64"), reason="cykooz-resizer has no wheel")
 def test_the_library_is_here() -> None:
     """Or everything below compares Pillow with itself."""
     assert resampling.library() is not None
@@ -96,6 +101,26 @@ def test_nothing_to_resize_is_a_crop() -> None:
     ).all()
 
 
-def test_without_the_library_pillow_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling, "library", lambda: None)
-    assert not steps(noise(500, 375), (224, 224), "bilinear", (85.05, 23.4, 413.5, 351.6)).any()
+@pytest.fixture
+def without_the_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
+    resampling.library.cache_clear()
+    yield
+    resampling.library.cache_clear()
+
+
+@pytest.mark.usefixtures("without_the_library")
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize(("size", "box"), BOXES)
+def test_without_the_library_pillow_resizes(mode: str, size: tuple[int, int], box: resampling.Box) -> None:
+    assert not steps(noise(500, 375, mode), size, "bilinear", box).any()
+
+
+@pytest.mark.usefixtures("without_the_library")
+def test_that_the_library_is_missing_is_logged_once_with_the_extra_that_brings_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        resampling.library()
+    assert caplog.text.count('pip install "cnnserve[fast]"') == 1
