@@ -1,6 +1,7 @@
-"""The least that classifying a folder takes: read, decode, resize, run in batches of 32. No server, no checks.
+"""Classifies a folder with the least possible work: reads, decodes, resizes, runs batches of 32.
 
-Prints one JSON line: images, seconds of the loop alone, and the classes by file name.
+It has no server and checks nothing. It prints one line of JSON: the number of images, the seconds of the loop alone,
+and the classes by file name.
 """
 
 import json
@@ -17,7 +18,7 @@ BATCH = 32
 
 
 def main(folder: str, model: str) -> None:
-    """Classifies every file of the folder with an ONNX file that takes uint8 NHWC of 28 x 28 grey pixels."""
+    """Classifies every file of `folder`; `model` is an ONNX file whose input is uint8, NHWC, 28 x 28 grey pixels."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,6 +1,6 @@
-"""The least that a start can be: imports onnxruntime, hashes the files, opens the sessions, makes the self-test's runs.
+"""Does only what every start must do: imports onnxruntime, hashes files, opens sessions, makes the self-test's runs.
 
-Only the standard library, numpy and onnxruntime. Prints one line when it is done.
+It uses the standard library, numpy and onnxruntime only, and prints "ready" at the end.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 
 def main() -> int:
-    """`bare_start.py THREADS VERSION_FOLDER...`."""
+    """Runs `bare_start.py THREADS VERSION_FOLDER...` and returns the exit status."""
     threads, *folders = sys.argv[1:]
     for folder in map(Path, folders):
         manifest = json.loads((folder / "manifest.json").read_text())

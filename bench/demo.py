@@ -1,7 +1,8 @@
-"""`make demo`: PyTorch network -> verified ONNX -> gRPC answer, on real images, in one go.
+"""`make demo`: exports PyTorch networks to verified ONNX, serves them and classifies real images over gRPC.
 
-Exports LeNet-5 (trained here) and ResNet-50 (seeded random weights: no download), serves both, classifies the 360
-held-out handwritten digits and two photographs, and compares the photographs' answers with PyTorch's own.
+Exports LeNet-5 (trained by the demo) and ResNet-50 (with seeded random weights, so that nothing is downloaded) and
+serves both. Classifies 360 held-out handwritten digits and two photographs, and compares the results of the photographs
+with PyTorch's.
 """
 
 import contextlib
@@ -35,19 +36,19 @@ START_S = 60.0
 
 
 def main() -> int:
-    """Runs the demo; 0 where everything it shows is as it should be."""
+    """Runs the demo and returns the exit status: 0 if all results are as expected."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cnnserve-demo-") as folder:
         repository = Path(folder) / "models"
         title("1. Export: LeNet-5, trained now on 1,437 scanned handwritten digits")
         cnnserve("train-lenet", "--repository", repository, "--name", "lenet5")
-        title("2. Export: ResNet-50 with seeded random weights (untrained: its labels mean nothing, its numbers do)")
+        title("2. Export: ResNet-50 with seeded random weights (untrained: labels mean nothing, probabilities compare)")
         cnnserve("export", "resnet50", "--repository", repository)
         title("3. Serve both")
         with serving(repository, Path(folder) / "server.log") as address, Client(address) as client:
             for model in client.list_models():
                 print(f"   {model.name}: " + ", ".join(f"version {v.version} {v.state}" for v in model.versions))
-            title("4. Classify the 360 digits nobody trained on, over gRPC")
+            title("4. Classify the 360 digits that were not used for training, over gRPC")
             right = digits(client)
             title("5. Classify two photographs with ResNet-50, and compare with PyTorch on the same pixels")
             equal = photographs(client)
@@ -56,7 +57,7 @@ def main() -> int:
 
 
 def digits(client: Client) -> bool:
-    """Prints a dozen digits, the accuracy and the rate; True from 98 % on."""
+    """Prints 12 digits, the accuracy and the rate. Returns whether the accuracy is at least 98 %."""
     images, values = zip(*held_out_digits(), strict=True)
     client.classify(images[:BATCH], model="lenet5")
     started = time.monotonic()
@@ -70,13 +71,16 @@ def digits(client: Client) -> bool:
     for value, result in list(zip(values, results, strict=True))[:SHOWN]:
         print(f"   {value:>5}  {result.top.label:>5}  {result.top.probability:>11.4f}")
     correct = sum(result.top.label == str(value) for value, result in zip(values, results, strict=True))
-    print(f"   ... {len(images)} digits in all: {correct} right ({correct / len(images):.1%}),", end=" ")
-    print(f"{len(images) / seconds:,.0f} images/s from one client, {BATCH} a request")
+    print(f"   ... {len(images)} digits in total: {correct} right ({correct / len(images):.1%}),", end=" ")
+    print(f"{len(images) / seconds:,.0f} images/s from one client with {BATCH} images per request")
     return correct >= 0.98 * len(images)
 
 
 def photographs(client: Client) -> bool:
-    """Prints both top-5 side by side; True where labels agree and every probability does within 1e-4."""
+    """Prints the five most probable classes of server and PyTorch side by side.
+
+    Returns whether these classes are the same, and all 1000 probabilities differ by at most 1e-4.
+    """
     equal = True
     for name in ("china.jpg", "flower.jpg"):
         jpeg = io.BytesIO()
@@ -96,7 +100,7 @@ def photographs(client: Client) -> bool:
 
 
 def pytorch(jpeg: bytes) -> np.ndarray:
-    """ResNet-50's probabilities from PyTorch itself: the classic float pipeline, and no ONNX anywhere."""
+    """Returns ResNet-50's probabilities from PyTorch: with the usual float pipeline and without ONNX."""
     architecture = ARCHITECTURES["resnet50"]
     spec = architecture.preprocessing
     pixels = Preprocessor(spec, TensorInfo("image", "UINT8", (224, 224, 3), "NHWC")).encoded(jpeg)
@@ -109,7 +113,7 @@ def pytorch(jpeg: bytes) -> np.ndarray:
 
 
 def cnnserve(*arguments: str | Path) -> None:
-    """Runs a cnnserve command and shows what it says."""
+    """Runs a cnnserve command and prints its output."""
     print("   $ cnnserve", *arguments, flush=True)
     process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     with process:
@@ -121,7 +125,7 @@ def cnnserve(*arguments: str | Path) -> None:
 
 @contextlib.contextmanager
 def serving(repository: Path, log_file: Path) -> Iterator[str]:
-    """A server on free ports of this machine: its gRPC address. Stopped with SIGTERM, whatever happens."""
+    """Starts a server on free ports of this machine and yields its gRPC address. Stops it with SIGTERM in any case."""
     words = ["serve", "--model-repository", str(repository), "--grpc-port", "0", "--http-port", "0"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CNNSERVE_")}
     started = time.monotonic()
@@ -136,22 +140,22 @@ def serving(repository: Path, log_file: Path) -> Iterator[str]:
         process.terminate()
         if process.wait(60) != 0:
             print(log_file.read_text())
-            raise SystemExit(f"demo: the server ended with exit code {process.returncode}")
+            raise SystemExit(f"demo: the server exited with status {process.returncode}")
 
 
 def wait_for(process: subprocess.Popen[bytes], log_file: Path, pattern: str) -> str:
-    """The pattern's first group, as soon as the server's log has it."""
+    """Waits until the server's log contains `pattern` and returns the first group of the match."""
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
         if match := re.search(pattern, log_file.read_text()):
             return match[1]
         time.sleep(0.02)
     print(log_file.read_text())
-    raise SystemExit("demo: the server did not become ready")
+    raise SystemExit(f"demo: the server did not log {pattern!r} within {START_S:g} s")
 
 
 def title(text: str) -> None:
-    """A line that stands out."""
+    """Prints a heading."""
     print(f"\n{text}", flush=True)
 
 

@@ -1,6 +1,7 @@
-"""A gRPC server whose handler does nothing: what the transport alone can carry.
+"""A gRPC server that runs no model: it shows how many requests/s the transport alone reaches.
 
-`grpc.aio` on uvloop, the messages of ModelInfer read and written, no model. Prints its port; ends with its input.
+It runs `grpc.aio` on uvloop and reads and writes the messages of ModelInfer. It prints its port, and exits as soon as
+its standard input ends.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from cnnserve.wire import open_inference_pb2 as pb
 
 
 async def infer(request: pb.ModelInferRequest, _: object) -> pb.ModelInferResponse:
-    """An answer of LeNet-5's shape."""
+    """Returns a response with the shape of LeNet-5's output."""
     rows = request.inputs[0].shape[0]
     response = pb.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
     response.outputs.add(name="probabilities", datatype="FP32", shape=(rows, 10))

@@ -1,8 +1,9 @@
-"""What an export gives, by architecture: size, time, and how far the answers are from PyTorch's and torchvision's.
+"""Measures an export of every architecture: size, time, and the differences from PyTorch and from torchvision.
 
-torchvision makes checkpoints with random weights in the form in which it publishes them (it has no LeNet-5, which gets
-ours). Each is exported as `cnnserve export ARCH --weights imagenet` does it, and then answers three photographs as the
-server has it answer. Seconds are of the whole command without the imports of torch and onnx.
+torchvision makes checkpoints with random weights in the form in which it publishes checkpoints. (torchvision has no
+LeNet-5; cnnserve's own is exported.) Each checkpoint is exported as `cnnserve export ARCH --weights imagenet` does it.
+The published version then classifies three photographs with the server's preprocessing. The time is that of the whole
+command without the imports of torch and onnx.
 
     python bench/export_table.py
 """
@@ -29,22 +30,23 @@ HEAD = ("", "parameters", "batch 1", "batch 3", "batch {}", "torchvision", "top-
 
 
 def main() -> int:
-    """Runs the benchmark; 0 where everything is equal."""
-    parser = argparse.ArgumentParser(description="Exports every architecture and prints what came of it.")
-    parser.add_argument("--models", type=lambda text: text.split(","), default=["lenet5", *NETWORKS])
-    parser.add_argument("--max-batch-size", type=int, default=32)
+    """Runs the benchmark and returns the exit status: 0 if all classes and probabilities are equal to torchvision's."""
+    parser = argparse.ArgumentParser(description="Export every architecture and print size, time and differences.")
+    harness.add_models(parser, ["lenet5", *NETWORKS])
+    parser.add_argument("--max-batch-size", type=int, default=32, help="maximum batch size (default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
         checkpoints = Path(folder) / "hub" / "checkpoints"
         checkpoints.mkdir(parents=True)
-        print("torchvision answers the photographs ...", flush=True)
+        print("torchvision classifies the photographs ...", flush=True)
         answers = torchvision_parity.ask(checkpoints, [model for model in options.models if model in NETWORKS])
-        # The first export imports everything.
+        # The first export imports all modules, so it is not measured.
         _measure("lenet5", answers, Path(folder) / "warm-up", 1)
         rows = [_measure(model, answers, Path(folder) / "models", options.max_batch_size) for model in options.models]
     print(_table(rows, options.max_batch_size))
     passed = all(row["torchvision"] is None or (row["torchvision"] < TOLERANCE and row["same_top5"]) for row in rows)
-    print(f"\n  {harness.verdict(passed=passed):<6}  torchvision's top-5, probabilities within {TOLERANCE:.0e}")
+    verdict = harness.verdict(passed=passed)
+    print(f"\n  {verdict:<6}  same top-5 as torchvision, probabilities differ by at most {TOLERANCE:.0e}")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "pillow")}
     harness.write_result("export_table", {"export_versions": versions, "tolerance": TOLERANCE, "rows": rows})
     return 0 if passed else 1
@@ -53,7 +55,7 @@ def main() -> int:
 def _measure(model: str, answers: Answers, repository: Path, max_batch_size: int) -> dict[str, Any]:
     print(f"exporting {model} ...", flush=True)
     began = time.perf_counter()
-    # The command prints the published folder.
+    # The command prints the folder of the published version, which is not wanted here.
     with contextlib.redirect_stdout(io.StringIO()):
         if model in NETWORKS:
             torchvision_parity.export_published(model, answers, repository, max_batch_size)
@@ -87,7 +89,7 @@ def _table(rows: list[dict[str, Any]], max_batch_size: int) -> str:
         ]
         for row in rows
     ]
-    title = "largest difference of a probability from PyTorch at three batch sizes, and from torchvision's own class"
+    title = "largest difference of a probability from PyTorch at three batch sizes, and from torchvision's network"
     return f"\n{title}\n\n" + harness.table([text.format(max_batch_size) for text in HEAD], cells)
 
 

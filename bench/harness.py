@@ -1,5 +1,6 @@
-"""What the benchmarks share: servers and workers that are surely ended, requests, results, tables."""
+"""What the benchmarks share: flags, servers and workers that end in any case, requests, results and tables."""
 
+import argparse
 import contextlib
 import datetime as dt
 import importlib.metadata
@@ -32,7 +33,7 @@ RESULTS = BENCH / "results"
 INFER = "inference.GRPCInferenceService/ModelInfer"
 START_S = 120.0
 STOP_S = 60.0
-# A benchmark that is told to end takes its servers and its temporary folders with it.
+# If a benchmark receives SIGTERM, it exits like this, so that it stops its servers and removes its temporary folders.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
@@ -47,11 +48,11 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The ID of the process."""
         return self.process.pid
 
     def wait_for(self, pattern: str) -> tuple[float, re.Match[str]]:
-        """When the log had `pattern` first (seconds since the start), and the match."""
+        """Waits until the log contains `pattern`. Returns the time of that line (seconds since start) and the match."""
         end = time.perf_counter() + START_S
         seen = 0
         while time.perf_counter() < end:
@@ -63,10 +64,10 @@ class Server:
             if not alive:
                 break
             time.sleep(0.005)
-        raise SystemExit(f"the server never said {pattern!r}; its log:\n" + "\n".join(text for _, text in self.lines))
+        raise SystemExit(f"the server did not log {pattern!r}; its log:\n" + "\n".join(text for _, text in self.lines))
 
     def call(self, method: str, request: Any, answer: type[Any], timeout_s: float = 60) -> Any:
-        """One call over gRPC."""
+        """Makes one call over gRPC and returns the response."""
         with grpc.insecure_channel(self.address) as channel:
             rpc = channel.unary_unary(
                 f"/{method}",
@@ -76,7 +77,7 @@ class Server:
             return rpc(request, timeout=timeout_s)
 
     def mean_batch(self, model: str) -> tuple[int, int] | None:
-        """Images and runs so far, None where the server has no statistics."""
+        """Returns the number of images and of runs so far; None if the server has no statistics."""
         request = pb.ModelStatisticsRequest(name=model)
         try:
             answer = self.call("inference.GRPCInferenceService/ModelStatistics", request, pb.ModelStatisticsResponse)
@@ -88,7 +89,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(repository: Path, *flags: str, python: Sequence[str] = ()) -> Iterator[Server]:
-    """A server on free ports of 127.0.0.1, READY; stopped with SIGTERM, whatever happens."""
+    """Yields a READY server on free ports of 127.0.0.1 and stops it with SIGTERM in any case."""
     ports = ["--host", "127.0.0.1", "--grpc-port", "0", "--http-port", "0"]
     command = [sys.executable, *python, "-m", "cnnserve", "serve", "--model-repository", str(repository), *ports]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CNNSERVE_")}
@@ -112,7 +113,7 @@ def _collect(server: Server) -> None:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """SIGTERM, and SIGKILL where that is not heard."""
+    """Ends a process with SIGTERM; if it still runs after `STOP_S`, with SIGKILL."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
@@ -123,7 +124,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 class Worker:
-    """A helper process of this folder that is told what to do line by line, in JSON both ways."""
+    """A process that runs a script of this folder. Commands and results are lines of JSON."""
 
     def __init__(self, script: str, *arguments: str | Path) -> None:
         command = [sys.executable, str(BENCH / script), *map(str, arguments)]
@@ -131,7 +132,7 @@ class Worker:
         self.first = self._read()
 
     def ask(self, **command: object) -> dict[str, float]:
-        """Sends a command and waits for its answer."""
+        """Sends a command and returns its result."""
         stdin = self._process.stdin
         assert stdin is not None
         stdin.write(json.dumps(command) + "\n")
@@ -147,13 +148,13 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The ID of the process."""
         return self._process.pid
 
     def _read(self) -> Any:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
-            raise SystemExit(f"{self._process.args!r} ended without an answer")
+            raise SystemExit(f"{self._process.args!r} ended without a result")
         return json.loads(line)
 
 
@@ -168,7 +169,7 @@ def load(
     warm_up_s: float = 1.0,
     connections: int = 1,
 ) -> dict[str, float]:
-    """One cell of load from a process of its own; stops the benchmark where a request failed."""
+    """Returns one cell of load, which a process of its own generates. If a request fails, the benchmark ends."""
     with tempfile.TemporaryDirectory(prefix="cnnserve-load-") as folder:
         words = [address, "--method", method, "--in-flight", str(in_flight), "--seconds", str(seconds)]
         words += ["--warm-up-s", str(warm_up_s), "--server-pid", str(server_pid), "--connections", str(connections)]
@@ -185,7 +186,7 @@ def load(
 
 
 def infer_request(manifest: Manifest, model: str, batch: int = 1) -> pb.ModelInferRequest:
-    """Random pixels for a model with uint8 input, raw."""
+    """Returns a request with random pixels, as raw contents, for a model with uint8 input."""
     shape = (batch, *manifest.input.shape)
     data = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     request = pb.ModelInferRequest(model_name=model, raw_input_contents=[data.tobytes()])
@@ -194,21 +195,21 @@ def infer_request(manifest: Manifest, model: str, batch: int = 1) -> pb.ModelInf
 
 
 def check_answer(server: Server, request: pb.ModelInferRequest) -> NDArray[np.float32]:
-    """Asks once; what is measured afterwards is worth something only if this answer is right."""
+    """Sends one request and returns its probabilities. If they are none, the benchmark ends: it would mean nothing."""
     answer = server.call(INFER, request, pb.ModelInferResponse)
     rows = np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(answer.outputs[0].shape)
     if rows.shape[0] != request.inputs[0].shape[0] or not np.allclose(rows.sum(axis=1), 1, atol=1e-3):
-        raise SystemExit(f"{request.model_name} answers no probabilities")
+        raise SystemExit(f"{request.model_name} returned rows of shape {rows.shape} that are not probabilities")
     return rows
 
 
 def manifest_of(repository: Path, model: str) -> Manifest:
-    """The manifest of version 1."""
+    """Returns the manifest of version 1 of a model."""
     return manifest_in(repository / model / "1")
 
 
 def manifest_in(folder: Path) -> Manifest:
-    """The manifest of a version's folder."""
+    """Returns the manifest of a version folder."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise SystemExit(f"{folder} has no manifest")
@@ -217,7 +218,10 @@ def manifest_in(folder: Path) -> Manifest:
 
 @contextlib.contextmanager
 def exported(models: Sequence[str], repository: Path | None) -> Iterator[Path]:
-    """A repository with these architectures, seeded random weights; `repository` keeps them for the next time."""
+    """Yields a model repository with these architectures, with seeded random weights.
+
+    If `repository` is given, its models are used, and missing models are exported to it. They stay there.
+    """
     with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
         root = repository or Path(folder)
         for model in models:
@@ -230,20 +234,40 @@ def exported(models: Sequence[str], repository: Path | None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only(models: Sequence[str], repository: Path) -> Iterator[Path]:
-    """A repository of links to some models of another one."""
+    """Yields a model repository that consists of links to some models of another repository."""
     with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
         for model in models:
             (Path(folder) / model).symlink_to((repository / model).resolve(), target_is_directory=True)
         yield Path(folder)
 
 
+def add_models(parser: argparse.ArgumentParser, models: Sequence[str]) -> None:
+    """Adds the flag for the models to measure."""
+    text = f"models to measure, separated by commas (default: {','.join(models)})"
+    parser.add_argument("--models", type=lambda value: value.split(","), default=list(models), help=text)
+
+
+def add_rounds(parser: argparse.ArgumentParser, rounds: int, seconds: float | None = None) -> None:
+    """Adds the flags for the number of rounds and, if `seconds` is given, for the time of a cell."""
+    parser.add_argument("--rounds", type=int, default=rounds, help="number of rounds (default: %(default)s)")
+    if seconds is not None:
+        text = "seconds to measure each cell (default: %(default)s)"
+        parser.add_argument("--seconds", type=float, default=seconds, help=text)
+
+
+def add_repository(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag for the folder of exported models."""
+    text = "model repository to use; missing models are exported to it and stay there (default: a temporary folder)"
+    parser.add_argument("--repository", type=Path, help=text)
+
+
 def median(values: Sequence[float]) -> float:
-    """The median."""
+    """Returns the median."""
     return statistics.median(values)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Text in columns, numbers to the right."""
+    """Returns the rows as text in columns. All columns but the first are aligned to the right."""
     cells = [list(map(str, row)) for row in [head, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     return "\n".join(
@@ -253,12 +277,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def verdict(*, passed: bool) -> str:
-    """How a target came out."""
+    """Returns the word for a target that was reached, or was not."""
     return "ok" if passed else "MISSED"
 
 
 def write_result(name: str, data: dict[str, Any]) -> Path:
-    """Keeps a run in bench/results with what is needed to read it later."""
+    """Writes a run to bench/results, with commit, machine and versions, and returns the file."""
     now = dt.datetime.now(dt.UTC)
     versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "grpcio", "numpy", "protobuf")}
     head = {

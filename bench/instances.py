@@ -1,7 +1,8 @@
-"""One instance with two threads, and two with one thread each, against plain ONNX Runtime with as many threads.
+"""Compares one instance with all threads, and two instances with half of them each, with plain ONNX Runtime.
 
-16 requests in flight, served and plain cells in turns, medians over the rounds. Plain is `InferenceSession.run` in a
-loop with all the threads and ONNX Runtime's default spinning; beside it, for reading only, as many loops as instances.
+16 requests are in flight. Cells of the server and of plain ONNX Runtime take turns; the results are medians over the
+rounds. Plain ONNX Runtime is `InferenceSession.run` in a loop with all threads and ONNX Runtime's default spinning. For
+information, there is also a cell with two loops, each run with half of the threads.
 
     python bench/instances.py --models resnet18,resnet50 --rounds 5 --seconds 8
 """
@@ -27,12 +28,11 @@ Cells = dict[str, list[dict[str, float]]]
 
 
 def main() -> int:
-    """Runs the benchmark; 0 where every configuration reached its target."""
-    parser = argparse.ArgumentParser(description="Instances x threads against plain ONNX Runtime.")
-    parser.add_argument("--models", type=lambda text: text.split(","), default=["resnet18", "resnet50"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8.0, help="per cell")
-    parser.add_argument("--repository", type=Path, help="where exported models are, or shall stay")
+    """Runs the benchmark and returns the exit status: 0 if every number of instances reached the target."""
+    parser = argparse.ArgumentParser(description="Compare one and two instances with plain ONNX Runtime.")
+    harness.add_models(parser, ["resnet18", "resnet50"])
+    harness.add_rounds(parser, 5, seconds=8.0)
+    harness.add_repository(parser)
     options = parser.parse_args()
     results: dict[str, Any] = {}
     passed = True
@@ -68,7 +68,7 @@ def _measure(root: Path, model: str, options: argparse.Namespace) -> Cells:
 
 @contextlib.contextmanager
 def _server(root: Path, model: str, count: int) -> Iterator[Server]:
-    """A server of one model with `count` instances; nothing else differs from the defaults."""
+    """Yields a server of one model with `count` instances. All other settings are the defaults."""
     with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
         copy = shutil.copytree(root / model, Path(folder) / model)
         with (copy / "config.pbtxt").open("a") as config:
@@ -84,7 +84,7 @@ def _load(server: Server, body: bytes, seconds: float) -> dict[str, float]:
 
 
 def _ratios(cells: Cells) -> dict[int, float]:
-    """Served over the plain loop with all the threads; the two of one round are compared."""
+    """Returns the median ratio of the server to the plain loop with all threads, from cells of the same round."""
     plain = cells["raw, 1 loops"]
     return {
         count: median([a["rate"] / b["rate"] for a, b in zip(cells[f"served, {count} instances"], plain, strict=True)])
@@ -97,12 +97,12 @@ def _print(model: str, cells: Cells) -> bool:
     for name, runs in sorted(cells.items(), key=lambda item: item[0], reverse=True):
         values = {key: median([cell[key] for cell in runs]) for key in ("rate", "p50_ms", "p99_ms", "other_cores")}
         rows.append([name, *(f"{value:,.2f}" for value in values.values())])
-    print(f"\n{model}, {IN_FLIGHT} in flight, {machine.cores()} threads in all")
-    print(harness.table(["cell", "images/s", "p50 ms", "p99 ms", "others"], rows))
+    print(f"\n{model}, {IN_FLIGHT} in flight, {machine.cores()} threads in total")
+    print(harness.table(["cell", "images/s", "p50 ms", "p99 ms", "other cores"], rows))
     ratios = _ratios(cells)
     for count, ratio in ratios.items():
         result = harness.verdict(passed=ratio >= TARGET)
-        print(f"  {result:<6}  {count} instances >= {TARGET} of plain ONNX Runtime: {ratio:.3f}")
+        print(f"  {result:<6}  {count} instances >= {TARGET} times plain ONNX Runtime: {ratio:.3f}")
     sys.stdout.flush()
     return all(ratio >= TARGET for ratio in ratios.values())
 

@@ -1,7 +1,7 @@
-"""int8 against fp32 through plain ONNX Runtime, with all cores, in turns within one run; medians over the rounds.
+"""Compares int8 with fp32 in plain ONNX Runtime, with all cores. Cells take turns; results are medians over the rounds.
 
-Seeded random weights, calibrated on crops of three photographs and compared on others. The target is ResNet-50's; what
-random weights agree on says little, and nothing is demanded of it.
+The weights are random (seeded). The exports are calibrated on crops of three photographs and compared on other crops of
+them. Only ResNet-50's speed has a target. The agreement has none, because that of random weights says little.
 
     python bench/int8.py --models resnet50,resnet18,googlenet --rounds 5 --seconds 4
 """
@@ -35,11 +35,10 @@ Cells = dict[str, list[dict[str, float]]]
 
 
 def main() -> int:
-    """Runs the benchmark; 0 where the target was reached."""
-    parser = argparse.ArgumentParser(description="int8 against fp32 through plain ONNX Runtime.")
-    parser.add_argument("--models", type=lambda text: text.split(","), default=["resnet50", "resnet18", "googlenet"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="per cell")
+    """Runs the benchmark and returns the exit status: 0 if the target was reached."""
+    parser = argparse.ArgumentParser(description="Compare int8 with fp32 in plain ONNX Runtime.")
+    harness.add_models(parser, ["resnet50", "resnet18", "googlenet"])
+    harness.add_rounds(parser, 5, seconds=4.0)
     options = parser.parse_args()
     results: dict[str, Any] = {}
     passed = True
@@ -58,7 +57,7 @@ def main() -> int:
 
 
 def write_photographs(folder: Path, seed: int) -> None:
-    """JPEGs: crops of three photographs, of 40 to 90 % of their sides; another seed gives other crops."""
+    """Writes JPEGs: crops of three photographs, with 40 % to 90 % of their sides. Another seed makes other crops."""
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
         portrait = Image.open(file).convert("RGB")
     pictures = [*(Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")), portrait]
@@ -74,7 +73,7 @@ def write_photographs(folder: Path, seed: int) -> None:
 
 
 def export(root: Path, architecture: str, name: str, *words: str) -> Path:
-    """Exports through the command; the version's folder."""
+    """Exports with `cnnserve export` and returns the version folder."""
     command = [sys.executable, "-m", "cnnserve", "export", architecture, "--repository", str(root / "models")]
     print(f"exporting {name} ...", flush=True)
     done = subprocess.run([*command, "--name", name, *words], check=False, capture_output=True, text=True, timeout=900)
@@ -84,7 +83,7 @@ def export(root: Path, architecture: str, name: str, *words: str) -> Path:
 
 
 def compare(fp32: Path, int8: Path, rounds: int, seconds: float) -> dict[str, Any]:
-    """Both versions' images per second at each batch size, what int8's graph became, and its evidence."""
+    """Returns the images/s of both versions at each batch size, and the operators and the agreement of int8."""
     threads = str(machine.cores())
     files = {"fp32": fp32 / "model.onnx", "int8": int8 / "model.onnx"}
     cells: Cells = {}
@@ -109,13 +108,13 @@ def compare(fp32: Path, int8: Path, rounds: int, seconds: float) -> dict[str, An
 
 
 def _speed_up(cells: Cells, batch: int) -> float:
-    """Median over the rounds; the two of one round are compared."""
+    """Returns the median ratio of int8 to fp32. A ratio compares cells of one round."""
     pairs = zip(cells[f"int8, batch {batch}"], cells[f"fp32, batch {batch}"], strict=True)
     return median([a["rate"] / b["rate"] for a, b in pairs])
 
 
 def operators(model: Path) -> dict[str, int]:
-    """How many nodes of each type ONNX Runtime makes of the file."""
+    """Returns the number of nodes by operator, after ONNX Runtime has optimised the file."""
     with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
         options = ort.SessionOptions()
         options.log_severity_level = 4
@@ -126,24 +125,24 @@ def operators(model: Path) -> dict[str, int]:
 
 
 def report(model: str, result: dict[str, Any], target: float) -> bool:
-    """Prints a model's result; whether it reached the target with no convolution left in float."""
+    """Prints a model's result. Returns whether the target was reached and no convolution is left in float."""
     rows = []
     for name, runs in result["cells"].items():
         values = [median([cell[key] for cell in runs]) for key in ("rate", "p50_ms", "other_cores")]
         rows.append([name, *(f"{value:,.2f}" for value in values)])
     print(f"\n{model}, plain ONNX Runtime, {machine.cores()} threads")
-    print(harness.table(["cell", "images/s", "p50 ms", "others"], rows))
+    print(harness.table(["cell", "images/s", "p50 ms", "other cores"], rows))
     counts, agreement = result["operators"], result["agreement"]
     print("  nodes: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     print(
-        f"  class of fp32 {agreement['top1']:.2%} of {agreement['images']['count']} images, "
-        f"largest difference {agreement['largest_difference']:.1e}"
+        f"  same class as fp32: {agreement['top1']:.2%} of {agreement['images']['count']} images, "
+        f"largest difference of a probability {agreement['largest_difference']:.1e}"
     )
     passed = "Conv" not in counts
     for batch, ratio in result["speed_up"].items():
         passed &= ratio >= target
         verdict = f"{harness.verdict(passed=ratio >= target)}, target {target}" if target else "for information"
-        print(f"  batch {batch}: int8 {ratio:.2f} x fp32 ({verdict})")
+        print(f"  batch {batch}: int8 reaches {ratio:.2f} times the images/s of fp32 ({verdict})")
     sys.stdout.flush()
     return passed
 

@@ -1,8 +1,9 @@
-"""A closed-loop gRPC load generator that costs a tenth of what a gRPC library costs: it speaks HTTP/2 on a bare socket.
+"""A closed-loop gRPC load generator that uses a tenth of a gRPC library's CPU time.
 
-It shares the machine with the server it measures, so its own CPU has to be small. Every request is the same few bytes
-with another stream number, an answer is only looked at for its end. An answer without a message is a failed request.
-Prints one line of JSON.
+It runs on the same machine as the server that it measures, so it must use little CPU time. Therefore it speaks HTTP/2
+on a bare socket. All requests consist of the same few bytes with different stream numbers. Of a response, the generator
+reads only whether it has a message, and its end. A response without a message counts as a failed request. The result is
+one line of JSON.
 
     python bench/load.py 127.0.0.1:8001 --method inference.GRPCInferenceService/ModelInfer --body request.bin
 """
@@ -44,9 +45,9 @@ class Connection:
         self._next_stream = 1
         self._window = self._stream_window = _DEFAULT_WINDOW
         self._received = 0
-        # By stream: when it was sent, whether a message came.
+        # By stream: the time of the request, and the number of bytes of its response.
         self._open: dict[int, list[float]] = {}
-        # Bodies that flow control holds back: stream, the rest of the body, the stream's window.
+        # Bodies that flow control holds back: the stream and the rest of the body. `_windows` has their windows.
         self._pending: deque[tuple[int, memoryview]] = deque()
         self._windows: dict[int, int] = {}
         self._buffer = b""
@@ -54,7 +55,7 @@ class Connection:
         self._out = [_PREFACE, _frame(_SETTINGS, 0, 0, settings), _window_update(_WINDOW - _DEFAULT_WINDOW)]
 
     def fill(self) -> None:
-        """Opens requests until `in_flight` are open, and sends what may be sent."""
+        """Opens requests until `in_flight` are open, and sends what flow control allows."""
         while len(self._open) < self._in_flight:
             self._request()
         self._send_pending()
@@ -63,7 +64,7 @@ class Connection:
             self._out.clear()
 
     def receive(self) -> None:
-        """Takes in what has come. Raises `ConnectionError` where the server ended the connection."""
+        """Reads the frames that have arrived. Raises `ConnectionError` if the server has ended the connection."""
         data = self.socket.recv(262144)
         if not data:
             raise ConnectionError("the server closed the connection")
@@ -148,7 +149,7 @@ class Connection:
 
 
 def run(connections: list[Connection], warm_up_s: float, seconds: float, server_pid: int) -> dict[str, float]:
-    """Keeps the connections busy and sums up what happened between the warm-up and the end."""
+    """Keeps all connections busy and returns the rates, latencies and CPU times between the warm-up and the end."""
     selector = selectors.DefaultSelector()
     for connection in connections:
         selector.register(connection.socket, selectors.EVENT_READ, connection)
@@ -181,7 +182,10 @@ def _clocks(server_pid: int) -> tuple[float, float, float]:
 
 
 def _summary(ended: list[tuple[float, float]], since: float) -> dict[str, float]:
-    """Rate and latencies. The rate counts from answer to answer: whole batches, wherever the window's ends fall."""
+    """Returns rate and latencies.
+
+    The time for the rate begins and ends with a response, so that it contains whole batches.
+    """
     window = [pair for pair in ended if pair[0] > since]
     if not window:
         return {"rate": 0.0, "requests": 0, "p50_ms": 0.0, "p99_ms": 0.0}
@@ -204,7 +208,10 @@ def _window_update(size: int) -> bytes:
 
 
 def _header_blocks(address: str, method: str) -> tuple[bytes, bytes]:
-    """HPACK for the first request, which teaches the server our four headers, and for all others, which name them."""
+    """Returns the HPACK of the first request and of all others.
+
+    The first request adds four headers to the server's table; the others refer to the entries of this table.
+    """
     post, http = b"\x83", b"\x86"
     taught = (
         b"\x44" + _text("/" + method)
@@ -219,21 +226,23 @@ def _header_blocks(address: str, method: str) -> tuple[bytes, bytes]:
 def _text(value: str) -> bytes:
     data = value.encode()
     if len(data) > 126:
-        raise ValueError(f"{value!r} is too long for this client")
+        raise ValueError(f"{value!r} has {len(data)} bytes, the limit is 126")
     return bytes([len(data)]) + data
 
 
 def main() -> int:
-    """Runs one measurement from the command line."""
-    parser = argparse.ArgumentParser(description="Closed-loop gRPC load over bare sockets; prints JSON.")
-    parser.add_argument("address")
-    parser.add_argument("--method", required=True, help="package.Service/Method")
-    parser.add_argument("--body", type=Path, action="append", required=True, help="serialized request; may be repeated")
-    parser.add_argument("--in-flight", type=int, default=1)
-    parser.add_argument("--connections", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--warm-up-s", type=float, default=1.0)
-    parser.add_argument("--server-pid", type=int, default=0, help="report this process's CPU")
+    """Runs one measurement and returns the exit status."""
+    parser = argparse.ArgumentParser(description="Send gRPC requests over bare sockets and print the result as JSON.")
+    parser.add_argument("address", help="HOST:PORT of the server")
+    parser.add_argument("--method", required=True, help="method to call: package.Service/Method")
+    parser.add_argument(
+        "--body", type=Path, action="append", required=True, help="file with a serialized request; may be repeated"
+    )
+    parser.add_argument("--in-flight", type=int, default=1, help="number of open requests (default: %(default)s)")
+    parser.add_argument("--connections", type=int, default=1, help="number of connections (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds to measure (default: %(default)s)")
+    parser.add_argument("--warm-up-s", type=float, default=1.0, help="seconds before that (default: %(default)s)")
+    parser.add_argument("--server-pid", type=int, default=0, help="process whose CPU time to report (default: none)")
     options = parser.parse_args()
     bodies = [path.read_bytes() for path in options.body]
     count = min(options.connections, options.in_flight)

@@ -1,6 +1,6 @@
-"""What stays in memory: after many reloads, after many failed loads, and under batches of every size.
+"""Measures whether the server's memory grows: over many reloads, many failed loads, and with batches of every size.
 
-`reload` and `failed` ask a real server with LoadModel. The memory is the server's PSS.
+The parts `reload` and `failed` call LoadModel of a real server. The memory is the server's PSS.
 
     python bench/memory.py                      # all three, 200 reloads, 50 failures, 10 minutes
     python bench/memory.py --parts mixed --minutes 1
@@ -27,7 +27,8 @@ import numpy as np
 from cnnserve.wire import classifier_pb2
 
 TOLERANCE = 1.05
-# Looked at after so many loads; the least value within so long counts, because what is let go goes a little later.
+# The memory is measured after every tenth load. The server releases memory a little after the end of a load, so the
+# smallest value within `SETTLE_S` counts.
 EVERY = 10
 SETTLE_S = 1.0
 PARTS = ("reload", "failed", "mixed")
@@ -39,14 +40,14 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Loader:
-    """Loads a model anew after its files were touched; True where that worked."""
+    """`load` loads a model again, after its files were touched, and returns whether it succeeded."""
 
     load: Callable[[], bool]
     pid: int
 
 
 def main() -> int:
-    """Runs the parts asked for; 0 where all of them stayed within the tolerance."""
+    """Runs the parts and returns the exit status: 0 if the memory of all parts stayed within the tolerance."""
     options = _options()
     results = {}
     with harness.exported([options.model], options.repository) as root:
@@ -59,14 +60,15 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Memory after reloads, after failures, under mixed batches.")
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help="separated by commas")
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--reloads", type=int, default=200)
-    parser.add_argument("--failures", type=int, default=50)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of mixed batches")
-    parser.add_argument("--no-result", action="store_true", help="write nothing into bench/results")
-    parser.add_argument("--repository", type=Path, help="where exported models are, or shall stay")
+    parser = argparse.ArgumentParser(description="Measure memory over reloads, failed loads and mixed batches.")
+    text = f"parts to run, separated by commas (default: {','.join(PARTS)})"
+    parser.add_argument("--parts", type=lambda value: value.split(","), default=list(PARTS), help=text)
+    parser.add_argument("--model", default="resnet18", help="model to measure (default: %(default)s)")
+    parser.add_argument("--reloads", type=int, default=200, help="number of reloads (default: %(default)s)")
+    parser.add_argument("--failures", type=int, default=50, help="number of failed loads (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes of mixed batches (default: %(default)s)")
+    parser.add_argument("--no-result", action="store_true", help="do not write to bench/results")
+    harness.add_repository(parser)
     return parser.parse_args()
 
 
@@ -74,7 +76,7 @@ def _run(part: str, repository: Path, options: argparse.Namespace) -> dict[str, 
     print(f"\n{part}: {options.model}")
     if part == "mixed":
         samples = _mixed(repository, options.model, options.minutes)
-        # Two thirds to settle in, one to be level in.
+        # The memory may grow in the first two thirds. The maximum of the last third is compared with the second one.
         before, after = max(samples[len(samples) // 3 : -len(samples) // 3]), max(samples[-len(samples) // 3 :])
     else:
         with _loader(repository, options.model) as loader:
@@ -94,14 +96,14 @@ def _run(part: str, repository: Path, options: argparse.Namespace) -> dict[str, 
 
 
 def _repeat(loader: Loader, version: Path, count: int, *, works: bool) -> list[float]:
-    """Memory after every tenth of `count` loads, which all have to work, or all to fail."""
+    """Returns the memory after every tenth of `count` loads. All must succeed if `works`, otherwise all must fail."""
     samples = []
     for number in range(1, count + 1):
-        # Other mtimes are changed files.
+        # The server takes files with other mtimes for changed files.
         moment = time.time_ns() + number
         os.utime(version / "model.onnx", ns=(moment, moment))
         if loader.load() != works:
-            raise SystemExit(f"load {number} {'failed' if works else 'worked'}")
+            raise SystemExit(f"load {number} {'failed' if works else 'succeeded, but should have failed'}")
         if number % EVERY == 0:
             samples.append(_settled(loader.pid))
     return samples
@@ -117,7 +119,7 @@ def _settled(pid: int) -> float:
 
 
 def _spoil(version: Path) -> None:
-    """A manifest whose golden image cannot be answered: the load fails at its very end."""
+    """Changes the golden probabilities in the manifest, so that a load fails in its last step, the self-test."""
     path = version / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["golden"]["probabilities"] = np.roll(manifest["golden"]["probabilities"], 1).tolist()
@@ -125,7 +127,7 @@ def _spoil(version: Path) -> None:
 
 
 def _mixed(repository: Path, model: str, minutes: float) -> list[float]:
-    """The server's memory, sampled under requests of 1 to 32 images in random order."""
+    """Returns samples of the server's memory during requests of 1 to the maximum of images, in random order."""
     manifest = harness.manifest_of(repository, model)
     sizes = np.random.default_rng(0).permutation(np.repeat(np.arange(1, manifest.max_batch_size + 1), 2))
     bodies = [harness.infer_request(manifest, model, int(size)).SerializeToString() for size in sizes]
@@ -160,7 +162,7 @@ def _loader(repository: Path, model: str) -> Iterator[Loader]:
 
 @contextlib.contextmanager
 def _copy(root: Path, model: str) -> Iterator[Path]:
-    """A repository of one model whose files may be touched."""
+    """Yields a model repository with a copy of one model, so that its files may be changed."""
     with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
         shutil.copytree(root / model, Path(folder) / model)
         yield Path(folder)

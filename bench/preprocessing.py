@@ -1,9 +1,10 @@
-"""CPU time of one image from a JPEG's bytes to the model's input: exact and fast, beside torchvision's transforms.
+"""Compares the CPU time from the bytes of a JPEG to a model's input: `exact` and `fast` with torchvision's transforms.
 
-torchvision's side is the usual one: `Image.open(...).convert("RGB")`, `Resize(256)`, `CenterCrop(224)`, `ToTensor`,
-`Normalize`, the decoder Pillow's. Ours ends at the uint8 row, as the exported graph holds the rest. All three in turns
-on one decoding thread of a process set up like the server, medians over the rounds; 500x375 are photographs scaled
-down, 1920x1080 photographs side by side in their own resolution.
+torchvision's transforms are the usual ones: `Image.open(...).convert("RGB")`, `Resize(256)`, `CenterCrop(224)`,
+`ToTensor` and `Normalize`; Pillow decodes. cnnserve's preprocessing ends with the uint8 row, because the exported graph
+does the rest. All three take turns on one decoding thread of a process that is set up like the server; the results are
+medians over the rounds. The 500x375 images are photographs scaled down. The 1920x1080 images are photographs side by
+side in their own resolution.
 
     python bench/preprocessing.py --rounds 60
 """
@@ -41,13 +42,13 @@ Read = Callable[[bytes], Any]
 
 
 def main() -> int:
-    """Runs the benchmark; 0 where every target was reached."""
-    parser = argparse.ArgumentParser(description="Preprocessing beside torchvision's.")
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--quality", type=int, default=QUALITY, help="of the JPEGs")
+    """Runs the benchmark and returns the exit status: 0 if every target was reached."""
+    parser = argparse.ArgumentParser(description="Compare preprocessing with torchvision's transforms.")
+    harness.add_rounds(parser, 60)
+    parser.add_argument("--quality", type=int, default=QUALITY, help="quality of the JPEGs (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    # As the server does; the C library gives a thread's memory back more rarely than the main thread's.
+    # As the server does. The C library returns a thread's memory less often than that of the main thread.
     heap.limit_arenas(2)
     with ThreadPoolExecutor(1) as decoders:
         return decoders.submit(_run, options).result()
@@ -119,7 +120,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def _measure(readers: dict[str, Read], data: bytes, rounds: int) -> dict[str, float]:
-    """CPU ms of each reader, the median."""
+    """Returns the median CPU time of each reader in milliseconds."""
     for read in readers.values():
         read(data)
     times: dict[str, list[float]] = {name: [] for name in readers}
@@ -132,7 +133,10 @@ def _measure(readers: dict[str, Read], data: bytes, rounds: int) -> dict[str, fl
 
 
 def _difference(readers: dict[str, Read], data: bytes) -> dict[str, float]:
-    """How far fast is from exact, in steps of 255: the share of values, the largest step, the mean one."""
+    """Returns how `fast` differs from `exact`: the share of values that differ, the largest and the mean difference.
+
+    Differences are in steps of 1/255.
+    """
     steps = np.abs(readers["fast"](data).astype(int) - readers["exact"](data))
     return {"share": float((steps > 0).mean()), "largest": int(steps.max()), "mean": float(steps.mean())}
 
@@ -144,14 +148,15 @@ def _print(
     for name, cell in cells.items():
         off = differences[name]
         rows.append([name, *(f"{value:.3f}" for value in cell.values()), f"{off['share']:.2%}", str(off["largest"])])
-    print(f"\n{size}, CPU ms an image")
-    print(harness.table(["photograph", *ratios, "values off", "by at most"], rows))
+    print(f"\n{size}, CPU time per image in ms")
+    print(harness.table(["photograph", *ratios, "values differ", "by at most"], rows))
     passed = True
     for (of, reader), target in TARGETS.items():
         if of == size:
             reached = ratios[reader] <= target
             passed &= reached
-            print(f"  {harness.verdict(passed=reached):<6}  {reader} <= {target} of torchvision: {ratios[reader]:.3f}")
+            verdict = harness.verdict(passed=reached)
+            print(f"  {verdict:<6}  {reader} <= {target} times torchvision: {ratios[reader]:.3f}")
     sys.stdout.flush()
     return passed
 

@@ -1,7 +1,7 @@
-"""Plain ONNX Runtime: `InferenceSession.run` in a loop, with ONNX Runtime's own defaults for everything but threads.
+"""Plain ONNX Runtime: `InferenceSession.run` in a loop, with ONNX Runtime's defaults except for the threads.
 
-A worker: one JSON line in (`{"batch": 8, "seconds": 5}`), one JSON line out, so that its cells can alternate with a
-server's.
+Each line of standard input is a command in JSON, such as `{"batch": 8, "seconds": 5}`. Each result is one line of JSON.
+So the cells of this process can take turns with those of a server.
 """
 
 import argparse
@@ -18,11 +18,13 @@ from machine import busy_seconds, cpu_seconds, percentile
 
 
 def main() -> int:
-    """Answers commands until the input ends."""
-    parser = argparse.ArgumentParser(description="Runs an ONNX model in a loop, told how on standard input.")
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--threads", type=int, required=True, help="threads for one run")
-    parser.add_argument("--loops", type=int, default=1, help="loops side by side on the one session")
+    """Runs commands until standard input ends, then returns the exit status."""
+    parser = argparse.ArgumentParser(description="Run an ONNX model in a loop. Commands come from standard input.")
+    parser.add_argument("model", type=Path, help="ONNX file")
+    parser.add_argument("--threads", type=int, required=True, help="number of threads of one run")
+    parser.add_argument(
+        "--loops", type=int, default=1, help="number of loops that share the session (default: %(default)s)"
+    )
     options = parser.parse_args()
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = options.threads
@@ -35,7 +37,7 @@ def main() -> int:
 
 
 def measure(session: ort.InferenceSession, batch: int, seconds: float, loops: int) -> dict[str, float]:
-    """Images per second and latency of one run, over `loops` loops."""
+    """Returns images/s, latencies of a run in ms, and CPU times, over `loops` concurrent loops."""
     spec = session.get_inputs()[0]
     dtype = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}[spec.type]
     shape = (batch, *spec.shape[1:])

@@ -1,8 +1,9 @@
-"""What the server reaches of plain ONNX Runtime: images per second, latency and CPU, side by side in one run.
+"""Compares the server with plain ONNX Runtime: images/s, latency and CPU time.
 
-Tensors as input, default settings, 1, 4 and 16 requests in flight. Served cells and plain ones take turns, so that both
-see the same machine; a ratio compares the two of one round, and the median over the undisturbed rounds is reported.
-LeNet-5, which costs less than its transport, is compared with a gRPC server whose handler does nothing.
+Inputs are tensors, settings are the defaults, and 1, 4 and 16 requests are in flight. Cells of the server and of plain
+ONNX Runtime take turns, so that both run under the same conditions. A ratio compares two cells of the same round; the
+result is the median over the undisturbed rounds. A run of LeNet-5 takes less time than the gRPC call around it, so
+LeNet-5 is also compared with a gRPC server that runs no model.
 
     python bench/throughput.py --models lenet5,resnet18 --rounds 5 --seconds 6
 """
@@ -25,14 +26,14 @@ from harness import Server, Worker, median
 MODELS = ("lenet5", "alexnet", "googlenet", "resnet18", "resnet50")
 IN_FLIGHT = (1, 4, 16)
 BATCHES = (1, 4, 8, 16, 32)
-# More foreign CPU than this in a cell, and the round counts only if there is no better one.
+# If other processes use more CPU cores than this during a cell, its round counts only if there is no better round.
 QUIET_CORES = 0.15
 
 Cells = dict[str, list[dict[str, float]]]
 
 
 def main() -> int:
-    """Runs the benchmark; 0 where every target was met."""
+    """Runs the benchmark and returns the exit status: 0 if every target was reached."""
     options = _options()
     results: dict[str, Any] = {}
     misses = 0
@@ -53,15 +54,14 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The served rate against plain ONNX Runtime.")
-    parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS), help="separated by commas")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0, help="per cell")
-    parser.add_argument("--connections", type=int, default=1, help="of the load generator")
-    parser.add_argument("--repository", type=Path, help="where exported models are, or shall stay")
-    parser.add_argument(
-        "--again", type=int, default=2, help="times to repeat a cell that others on the machine disturbed"
-    )
+    parser = argparse.ArgumentParser(description="Compare the server's rate with plain ONNX Runtime.")
+    harness.add_models(parser, MODELS)
+    harness.add_rounds(parser, 5, seconds=5.0)
+    text = "number of connections of the load generator (default: %(default)s)"
+    parser.add_argument("--connections", type=int, default=1, help=text)
+    harness.add_repository(parser)
+    text = "how often to repeat a cell that other processes disturbed (default: %(default)s)"
+    parser.add_argument("--again", type=int, default=2, help=text)
     return parser.parse_args()
 
 
@@ -80,7 +80,7 @@ def _measure(server: Server, repository: Path, model: str, options: argparse.Nam
             return _load(empty if empty and kind == "empty" else server, model, body, value, options)
 
         for number in range(options.rounds):
-            # Every served cell has its plain neighbour; odd rounds go backwards.
+            # Every cell of the server is next to one of plain ONNX Runtime. Odd rounds run in reverse order.
             steps = [("served", 16), ("raw", 1), ("served", 1), ("raw", 16), ("served", 4), ("raw", 32), ("raw", 8)]
             steps += [("raw", 4)] + [("empty", count) for count in IN_FLIGHT if empty]
             for kind, value in steps if number % 2 == 0 else steps[::-1]:
@@ -108,7 +108,7 @@ def _load(server: Server, model: str, body: bytes, in_flight: int, options: argp
 
 @contextlib.contextmanager
 def _empty(model: str) -> Iterator[Server | None]:
-    """The server that does nothing, for LeNet-5 only."""
+    """Yields the server that runs no model, but only for LeNet-5."""
     if model != "lenet5":
         yield None
         return
@@ -122,7 +122,7 @@ def _empty(model: str) -> Iterator[Server | None]:
 
 
 def _quietest(cell: Callable[[], dict[str, float]], again: int) -> dict[str, float]:
-    """A cell that somebody disturbed is measured again, a few times; the least disturbed one counts."""
+    """Measures a cell, and up to `again` more times if other processes disturb it. Returns the least disturbed one."""
     best = cell()
     for _ in range(again):
         if best["other_cores"] <= QUIET_CORES:
@@ -132,7 +132,7 @@ def _quietest(cell: Callable[[], dict[str, float]], again: int) -> dict[str, flo
 
 
 def _summary(model: str, cells: Cells) -> dict[str, Any]:
-    """Medians of every cell, ratios, and the targets with what was reached."""
+    """Returns the medians of every cell, the ratios, and the targets with the values that were reached."""
     rows = {name: _medians([runs[index] for index in _quiet(cells, [name])] or runs) for name, runs in cells.items()}
     best = max(BATCHES, key=lambda batch: rows[f"raw {batch}"]["rate"])
     ratios: dict[str, Any] = {"best_batch": best}
@@ -162,7 +162,7 @@ def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _targets(model: str, ratios: dict[str, Any], over_ms: float, plain_ms: float) -> list[tuple[str, str, bool]]:
-    """What is asked for, what was reached, whether that is enough."""
+    """Returns every target: its text, the value that was reached, and whether this is enough."""
     full = ratios["served 16"]
     worst = max(ratios[f"served {count}"]["p99_over_p50"] for count in IN_FLIGHT)
     targets = [("p99 <= 1.6 x p50 at 1, 4, 16", f"{worst:.2f}", worst <= 1.6)]
@@ -171,26 +171,26 @@ def _targets(model: str, ratios: dict[str, Any], over_ms: float, plain_ms: float
     best = ratios["best_batch"]
     allowed = 0.05 * plain_ms + 1
     of_best = full["of_raw_best"]
-    # An AlexNet gains with every image of a batch: 16 in flight cannot make its best one.
+    # AlexNet becomes faster with every image of a batch, but with 16 requests in flight, batches have at most 16.
     largest = (
         ("raw batch 16", full["of_raw_16"], 0.9) if model == "alexnet" else (f"raw batch {best} (best)", of_best, 0.94)
     )
     return [
-        ("16 in flight >= 0.97 of raw batch 1", f"{full['of_raw_1']:.3f}", full["of_raw_1"] >= 0.97),
-        (f"16 in flight >= {largest[2]} of {largest[0]}", f"{largest[1]:.3f}", largest[1] >= largest[2]),
+        ("16 in flight >= 0.97 times raw batch 1", f"{full['of_raw_1']:.3f}", full["of_raw_1"] >= 0.97),
+        (f"16 in flight >= {largest[2]} times {largest[0]}", f"{largest[1]:.3f}", largest[1] >= largest[2]),
         ("1 in flight within 5 % + 1 ms of raw", f"{over_ms:+.2f} of {allowed:.2f} ms", over_ms <= allowed),
         *targets,
     ]
 
 
 def _ratio(cells: Cells, one: str, other: str, key: str = "rate") -> float:
-    """The median over the rounds, the quiet ones where there are any."""
+    """Returns the median ratio over the quiet rounds; if there are none, over all rounds."""
     rounds = _quiet(cells, [one, other]) or range(len(cells[one]))
     return median([cells[one][index][key] / cells[other][index][key] for index in rounds])
 
 
 def _quiet(cells: Cells, names: Sequence[str]) -> list[int]:
-    """The rounds in which nobody else used the machine in any of these cells."""
+    """Returns the rounds in which other processes disturbed none of these cells."""
     return [
         index
         for index in range(len(cells[names[0]]))
@@ -216,9 +216,9 @@ def _print(model: str, summary: dict[str, Any]) -> None:
             ]
         )
     rows.sort(key=lambda row: (row[0].split()[0] != "served", row[0].split()[0], int(row[0].split()[1])))
-    head = ["cell", "images/s", "p50 ms", "p99 ms", "CPU us/image", "batch", "load cores", "others"]
+    head = ["cell", "images/s", "p50 ms", "p99 ms", "CPU us/image", "batch", "load cores", "other cores"]
     print(f"\n{model}")
-    print(harness.table([*head, "of raw 1", f"of raw {summary['ratios']['best_batch']}", "of empty"], rows))
+    print(harness.table([*head, "x raw 1", f"x raw {summary['ratios']['best_batch']}", "x empty"], rows))
     for what, reached, passed in summary["targets"]:
         print(f"  {harness.verdict(passed=passed):<6}  {what}: {reached}")
     sys.stdout.flush()

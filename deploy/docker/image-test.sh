@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Builds the container image and tries it for real: size, user, start, answers, health, and a stop under load.
-# Takes docker if its daemon answers, else podman, else a podman that ../shared/containers/setup.sh prepares.
-#   CNNSERVE_CONTAINERS=DIR   where that one is kept, and to be taken before any other (default: the temporary folder)
+# Builds the container image, runs it and checks size, user, start, classes, health, and a stop under load.
+# Uses docker if its daemon responds, otherwise podman, otherwise a podman that ../shared/containers/setup.sh prepares.
+#   CNNSERVE_CONTAINERS=DIR   folder of the prepared podman, which is then used before any other engine
+#                             (default: a folder in the temporary folder)
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -35,7 +36,7 @@ fail_with_log() { # LOG MESSAGE
   fail "$2"
 }
 
-# An engine without a daemon, or one that cannot get the base image, is no engine.
+# An engine is usable if its daemon runs and it has, or can get, the base image.
 usable() {
   command -v "$1" > /dev/null || return 1
   "$1" info > /dev/null 2>&1 || return 1
@@ -44,7 +45,7 @@ usable() {
 
 prepared() { # FOLDER
   if [[ ! -x $1/build.sh ]]; then
-    printf 'image-test: no container engine here; preparing podman, which takes about a minute\n'
+    printf 'image-test: no container engine found; preparing podman, which takes about a minute\n'
     mkdir -p "$1"
     bash "$setup" "$1" > "$1/setup.log" 2>&1 || fail_with_log "$1/setup.log" "podman could not be prepared"
   fi
@@ -64,7 +65,7 @@ choose_engine() {
   elif [[ -f $setup ]]; then
     prepared "${TMPDIR:-/tmp}/cnnserve-containers"
   else
-    fail "needs docker with a running daemon or podman, and the image $base (none here, and it cannot be pulled)"
+    fail "no usable container engine; it takes podman, or docker with a running daemon, and the image $base"
   fi
 }
 
@@ -77,10 +78,10 @@ build_image() {
     "$build" "$image" "$root" "${arguments[@]}"
   else
     "$engine" build --tag "$image" "${arguments[@]}" "$root"
-  fi > "$work/build.log" 2>&1 || fail_with_log "$work/build.log" "the image does not build"
+  fi > "$work/build.log" 2>&1 || fail_with_log "$work/build.log" "the image cannot be built"
 }
 
-# What must hold of the image whatever it serves.
+# The image must not contain torch, onnx, pip or pytest, must not run as root, and must have telemetry disabled.
 check_contents() {
   "$engine" run --rm --entrypoint python "$image" -c '
 import importlib.util, os, sys
@@ -88,11 +89,11 @@ wrong = [name for name in ("torch", "onnx", "pip", "pytest") if importlib.util.f
 wrong += ["root as user"] * (os.getuid() == 0)
 wrong += ["ONNX Runtime telemetry"] * (os.environ.get("ORT_DISABLE_TELEMETRY") != "1")
 sys.exit(", ".join(wrong) or None)' > "$work/contents.log" 2>&1 ||
-    fail_with_log "$work/contents.log" "the image holds what it must not"
+    fail_with_log "$work/contents.log" "the image contains what it must not contain"
 }
 
 start() {
-  # A copy, so that the container's user may read it however strict this checkout's file modes are.
+  # A copy, because the file modes of the checkout may not allow the container's user to read it.
   cp -R "$root/model_repo" "$work/models"
   chmod -R a+rX "$work/models"
   local arguments=(
@@ -101,10 +102,10 @@ start() {
     --volume "$work/models:/models:ro"
     --publish 127.0.0.1::8001 --publish 127.0.0.1::8000
   )
-  # Docker's --read-only is all there is; podman would still give it a writable /tmp.
+  # Docker's --read-only makes everything read-only, but podman's needs this flag for /tmp.
   [[ $engine != podman ]] || arguments+=(--read-only-tmpfs=false)
   "$engine" run "${arguments[@]}" "$image" > "$work/run.log" 2>&1 ||
-    fail_with_log "$work/run.log" "the container does not start"
+    fail_with_log "$work/run.log" "the container cannot be started"
 }
 
 port() { # NUMBER
@@ -144,17 +145,17 @@ grpc=$(port 8001)
 http=$(port 8000)
 start_seconds=$("$python" "$here/image_test_load.py" wait "$http" "$began") || say_log "the server is not ready"
 "$root/.venv/bin/cnnserve" health --address "$grpc" > /dev/null || say_log "the server is not SERVING from outside"
-digits=$("$python" "$here/image_test_load.py" classify "$grpc" "$model") || say_log "wrong answers: $digits"
+digits=$("$python" "$here/image_test_load.py" classify "$grpc" "$model") || say_log "wrong classes: $digits"
 check_health || say_log "HEALTHCHECK fails"
 
-printf 'image-test: stopping it under load\n'
+printf 'image-test: stopping the container under load\n'
 stopped=$("$python" "$here/image_test_load.py" stop "$grpc" "$model" \
   -- "$engine" stop --time 30 "$container" 2> "$work/stop.log") || {
   cat "$work/stop.log" >&2
   say_log "the stop was not clean: $stopped"
 }
 code=$("$engine" inspect --format '{{.State.ExitCode}}' "$container")
-[[ $code == 0 ]] || say_log "the container ended with exit code $code"
+[[ $code == 0 ]] || say_log "the container exited with status $code"
 
 printf '\n'
 printf '%-9s %s\n' \
