@@ -5,6 +5,7 @@ behind), 2 for a wrong flag, 130 when interrupted. torch is imported only once t
 """
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -47,7 +48,10 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
     # An orchestrator's stop is treated as Ctrl-C: what was begun is removed.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        print(command(arguments))
+        # What the user's code prints must not mix with the one line that scripts read from stdout.
+        with contextlib.redirect_stdout(sys.stderr):
+            folder = command(arguments)
+        print(folder)
     except (ExportError, ServingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from cnnserve_export import labels
 from cnnserve_export.contract import (
     ACTIVATIONS,
     DEFAULT_MAX_BATCH_SIZE,
@@ -23,6 +24,7 @@ _T = TypeVar("_T")
 
 _REPOSITORY = Path("models")
 _EPOCHS = 30
+_IMAGENET = "imagenet"
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -92,7 +94,7 @@ def import_parser() -> argparse.ArgumentParser:
 It takes one image tensor, float32 or uint8, and answers logits or probabilities. What is published answers,
 at every batch size, what the file answers to one image at a time.""",
         epilog="""example:
-  cnnserve import mobilenet.onnx --labels imagenet.txt --repository models \\
+  cnnserve import mobilenet.onnx --labels imagenet --repository models \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --resize 256""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -137,7 +139,13 @@ def _add_target(parser: argparse.ArgumentParser, default_name: str) -> None:
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", type=_path, metavar="FILE", help="class names, UTF-8, one per line")
+    parser.add_argument(
+        "--labels",
+        type=_label_file,
+        metavar="FILE",
+        help=f"UTF-8 text file with one label a line; {_IMAGENET}: the built-in list of the 1,000 ImageNet labels "
+        f"(./{_IMAGENET} is a file)",
+    )
 
 
 def _add_preprocessing(parser: argparse.ArgumentParser, description: str) -> None:
@@ -218,6 +226,17 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 def _path(text: str) -> Path:
     return Path(_utf8(text))
+
+
+def _label_file(text: str) -> Path:
+    if text != _IMAGENET:
+        return _path(text)
+    if Path(text).is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names the built-in list of ImageNet labels, but the current folder holds a file {text!r}, too; "
+            f"write ./{text} for the file, or rename it"
+        )
+    return labels.IMAGENET_FILE
 
 
 def _utf8(text: str) -> str:

@@ -21,7 +21,6 @@ from cnnserve_export.errors import ExportError
 
 # What `--weights` understands besides a file; the first is the newest edition, torchvision's DEFAULT.
 WORDS = ("imagenet", "imagenet-v1", "imagenet-v2")
-LABELS = Path(__file__).with_name("imagenet_labels.txt")
 
 _FOLDER = "https://download.pytorch.org/models/"
 _TIMEOUT_S = 30

@@ -1,4 +1,4 @@
-"""Class names in: a UTF-8 text file, one name per line, in the order of the network's outputs."""
+"""Reads and writes label files: UTF-8 text with one label a line, in the order of the network's outputs."""
 
 import re
 from collections.abc import Sequence
@@ -8,47 +8,63 @@ from cnnserve_export import files
 from cnnserve_export.errors import ExportError
 
 LABELS_FILE = "labels.txt"
+# The 1,000 ImageNet labels of torchvision 0.28 (`torchvision.models._meta._IMAGENET_CATEGORIES`).
+IMAGENET_FILE = Path(__file__).with_name("imagenet_labels.txt")
 _MARK = "\ufeff"
 _UNIVERSAL = re.compile("\r\n?")
 
 
 def read(path: Path, class_count: int, fix: str = "") -> tuple[str, ...]:
-    """The names in `path`; byte-order marks, any line ends and empty last lines are forgiven.
+    """Returns the `class_count` labels in the file `path`.
 
-    Two classes may share a name, as ImageNet's two cranes do. Raises `ExportError` naming the line, or both counts
-    where they differ and `fix`, by default --num-classes.
+    Byte-order marks, any kind of line end, spaces around labels and empty last lines are accepted and removed. Two
+    classes may have the same label, as the two cranes of ImageNet do.
+    Raises `ExportError` if the file cannot be read or is not UTF-8, if a line holds no label (the error names the
+    line), and if the number of labels is wrong. That error names both numbers and `fix`, which says what to do; if
+    `fix` is empty, the error proposes --num-classes.
     """
     try:
-        text = _UNIVERSAL.sub("\n", files.read(path, f"the labels {path}").decode())
+        text = _UNIVERSAL.sub("\n", files.read(path, f"the label file {path}").decode())
     except UnicodeDecodeError as error:
-        raise ExportError(f"the labels {path} are not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    # Not only at the start: files put together by `cat` have a mark where the second one began.
+        raise ExportError(
+            f"the label file {path} is not UTF-8 at byte {error.start}; save the file as UTF-8"
+        ) from error
+    # `cat` leaves a mark at the start of every file that it joins, so marks occur in the middle too.
     lines = [line.strip().strip(_MARK).strip() for line in text.split("\n")]
     while lines and not lines[-1]:
         lines.pop()
-    _check(lines, path.name, class_count, fix)
+    _check_lines(lines, path.name, class_count)
+    if len(lines) != class_count:
+        raise ExportError(_wrong_count(path, len(lines), class_count, fix))
     return tuple(lines)
 
 
 def render(names: Sequence[str]) -> str:
-    """The text of the label file a version carries: one name per line, each ended by a newline."""
+    """Returns the text of a version's label file: one label a line, each with a newline at its end."""
     return "".join(f"{name}\n" for name in names)
 
 
-def _check(names: Sequence[str], file: str, class_count: int, fix: str) -> None:
-    if not names:
-        raise ExportError(f"{file} is empty; it needs {class_count} names, one per line")
-    for number, name in enumerate(names, start=1):
-        if not name:
-            raise ExportError(f"{file} line {number} is empty; every class needs a name")
-        # What every second byte of UTF-16 reads as.
-        if "\0" in name:
+def _check_lines(lines: Sequence[str], file: str, class_count: int) -> None:
+    if not lines:
+        raise ExportError(f"{file} is empty; write {class_count} labels into it, one a line")
+    for number, label in enumerate(lines, start=1):
+        if not label:
+            raise ExportError(f"{file} line {number} is empty; give every class a label")
+        # UTF-16 that is read as UTF-8 has a NUL in every second place.
+        if "\0" in label:
             raise ExportError(f"{file} line {number} holds a NUL character; save the file as UTF-8")
-        # Readers disagree on form feeds, U+2028 and the like: one name would become two, and all after it move.
-        if len(name.splitlines()) != 1:
-            raise ExportError(f"{file} line {number} holds a line break other than LF and CR: {name[:40]!r}")
-    if len(names) != class_count:
-        # No classifier has one class.
-        fix = fix or "correct the file" + (f" or pass --num-classes {len(names)}" if len(names) > 1 else "")
-        count = "1 label" if len(names) == 1 else f"{len(names)} labels"
-        raise ExportError(f"{file} has {count}, the network has {class_count} classes; {fix}")
+        # Some readers end a line at a form feed or at U+2028. They would read two labels here and shift all after it.
+        if len(label.splitlines()) != 1:
+            raise ExportError(
+                f"{file} line {number} holds a line break other than LF and CR: {label[:40]!r}; remove the line break"
+            )
+
+
+def _wrong_count(path: Path, found: int, class_count: int, fix: str) -> str:
+    if path == IMAGENET_FILE:
+        name, fix = "the built-in list of ImageNet labels", f"give the network's {class_count} labels as --labels FILE"
+    else:
+        # A classifier has at least two classes, so --num-classes 1 would be no help.
+        name, fix = path.name, fix or "correct the file" + (f" or pass --num-classes {found}" if found > 1 else "")
+    count = "1 label" if found == 1 else f"{found} labels"
+    return f"{name} has {count}, the network has {class_count} classes; {fix}"

@@ -66,7 +66,7 @@ def _published(
     if published.transform_input:
         account = transform_input(network, account)
     preprocessing = dataclasses.replace(architecture.preprocessing, resize=Resize("shorter", (published.resize,)))
-    return Weights(account, preprocessing, labels.read(hub.LABELS, architecture.class_count))
+    return Weights(account, preprocessing, labels.read(labels.IMAGENET_FILE, architecture.class_count))
 
 
 def _downloading(file: str, done: int, size: int) -> str:

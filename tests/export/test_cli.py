@@ -1,6 +1,8 @@
+import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.repository import manifest as manifests
 from cnnserve.runtime.session import Session
-from cnnserve_export import checkpoints, cli
+from cnnserve_export import checkpoints, cli, flags, labels
 from cnnserve_export.architectures import ARCHITECTURES
 from cnnserve_export.cli import export, import_onnx, train_lenet
 
@@ -140,6 +142,61 @@ def test_a_path_that_is_not_utf8_is_told_at_once(flag: str, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         export(["lenet5", flag, os.fsdecode(b"mod\xe8les/\xc3\xa9")])
     assert f"argument {flag}: the path mod\\xe8les/é is not UTF-8; rename it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parser", [flags.export_parser, flags.import_parser])
+def test_imagenet_names_the_built_in_labels(
+    parser: Callable[[], argparse.ArgumentParser], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Data sets are often kept in a folder of this name, and a folder is no label file.
+    Path("imagenet").mkdir()
+    path = parser().parse_args(["resnet18", "--labels", "imagenet"]).labels
+    names = labels.read(path, 1000)
+    assert (names[0], names[698], names[967], names[-1]) == ("tench", "palace", "espresso", "toilet tissue")
+    assert parser().parse_args(["resnet18", "--labels", "./imagenet"]).labels == Path("imagenet")
+
+
+@pytest.mark.parametrize("command", [export, import_onnx])
+def test_a_file_called_imagenet_needs_its_path(
+    command: Callable[[list[str]], int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("imagenet").write_text("cat\ndog\n")
+    with pytest.raises(SystemExit) as caught:
+        command(["lenet5", "--labels", "imagenet"])
+    assert caught.value.code == 2
+    assert (
+        "argument --labels: 'imagenet' names the built-in list of ImageNet labels, but the current folder holds a file "
+        "'imagenet', too; write ./imagenet for the file, or rename it" in capsys.readouterr().err
+    )
+    named = flags.export_parser().parse_args(["lenet5", "--labels", "./imagenet"]).labels
+    assert labels.read(named, 2) == ("cat", "dog")
+
+
+@pytest.mark.parametrize("own", [[], ["--num-classes", "10"]])
+def test_imagenet_labels_need_a_network_with_as_many_classes(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "lenet5",
+        *own,
+        "--labels",
+        "imagenet",
+        "--max-batch-size",
+        "1",
+        "--repository",
+        str(tmp_path / "models"),
+    ]
+    assert export(command) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: the built-in list of ImageNet labels has 1000 labels, the network has 10 classes; give the "
+        "network's 10 labels as --labels FILE"
+    )
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_file_to_import_that_is_not_named_in_utf8(capsys: pytest.CaptureFixture[str]) -> None:

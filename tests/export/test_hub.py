@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cnnserve.repository import manifest as manifests
-from cnnserve_export import checkpoints, hub
+from cnnserve_export import checkpoints, hub, labels
 from cnnserve_export.architectures import ARCHITECTURES
 from cnnserve_export.cli import export
 from cnnserve_export.errors import ExportError
@@ -197,7 +197,7 @@ def test_published_weights_given_as_a_file_are_recognised(resnet18_in_the_cache:
     assert manifest.preprocessing.resize.size == (232,)
     assert manifest.weights["source"] == "torchvision"
     assert (manifest.weights["file"], manifest.weights["edition"]) == ("mine.pth", "IMAGENET1K_V1")
-    assert (tmp_path / "models/resnet18/1/labels.txt").read_bytes() == hub.LABELS.read_bytes()
+    assert (tmp_path / "models/resnet18/1/labels.txt").read_bytes() == labels.IMAGENET_FILE.read_bytes()
 
 
 @pytest.mark.parametrize(

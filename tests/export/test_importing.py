@@ -262,6 +262,8 @@ def test_the_command_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "names.txt").write_text("dark\nbright\n")
     assert import_onnx(command) == 1
     assert "names.txt has 2 labels, the network has 3 classes; correct the file\n" in capsys.readouterr().err
+    assert import_onnx([str(path), "--labels", "imagenet", "--repository", str(tmp_path / "models")]) == 1
+    assert "the built-in list of ImageNet labels has 1000 labels, the network has 3 classes" in capsys.readouterr().err
     assert not (tmp_path / "models/tiny/2").exists()
 
 

@@ -32,15 +32,15 @@ def test_ways_to_write_the_same_labels(data: bytes, tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"cat\ndog\n", r"names\.txt has 2 labels, the network has 3 classes; .*--num-classes 2"),
-        (b"\ncat\ndog\n", r"names\.txt line 1 is empty; every class needs a name"),
+        (b"\ncat\ndog\n", r"names\.txt line 1 is empty; give every class a label"),
         (b"a\n\xef\xbb\xbf\nb\n", r"names\.txt line 2 is empty"),
-        ("a\nb\nc\n".encode("utf-16"), r"not UTF-8 \(byte 0\); save the file as UTF-8"),
+        ("a\nb\nc\n".encode("utf-16"), r"not UTF-8 at byte 0; save the file as UTF-8"),
         ("a\nb\nc\n".encode("utf-16-le"), r"line 1 holds a NUL character; save the file as UTF-8"),
-        (b"", r"names\.txt is empty; it needs 3 names, one per line$"),
+        (b"", r"names\.txt is empty; write 3 labels into it, one a line$"),
         (b"cat", r"has 1 label, the network has 3 classes; correct the file$"),
         (b"cat\n\ndog\n", r"names\.txt line 2 is empty"),
-        ("a\nb\u2028b\nc\n".encode(), r"line 2 holds a line break"),
-        (b"caf\xe9\nb\nc\n", r"not UTF-8 \(byte 3\)"),
+        ("a\nb\u2028b\nc\n".encode(), r"line 2 holds a line break other than LF and CR: 'b\\u2028b'; remove"),
+        (b"caf\xe9\nb\nc\n", r"not UTF-8 at byte 3;"),
     ],
 )
 def test_wrong_labels_are_refused(data: bytes, message: str, tmp_path: Path) -> None:

@@ -254,6 +254,19 @@ def test_a_mistake_with_an_own_network_leaves_nothing(
     assert not Path("models").exists()
 
 
+def test_what_a_network_prints_does_not_mix_with_the_published_folder(
+    module: Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = module(
+        "print('imported')\n" + NETS + "\nclass Talks(Net):\n    def __init__(self):\n        super().__init__()\n"
+        "        print('loaded')\n    def forward(self, x):\n        print('run')\n        return super().forward(x)\n"
+    )
+    assert export([f"{name}:Talks", *FLAGS]) == 0
+    out, err = capsys.readouterr()
+    assert Path(out.removesuffix("\n")).resolve() == tmp_path / "models" / "Talks" / "1"
+    assert {"imported", "loaded", "run"} <= set(err.splitlines())
+
+
 def test_another_class_count_than_asked_for(module: Module, capsys: pytest.CaptureFixture[str]) -> None:
     name = module(NETS + "\ndef stubborn(count):\n    return Net()\n")
     assert export([f"{name}:stubborn", *FLAGS, "--num-classes", "5"]) == 1

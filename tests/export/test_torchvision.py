@@ -8,7 +8,7 @@ import pytest
 
 import torchvision_parity
 from cnnserve.repository import manifest as manifests
-from cnnserve_export import hub
+from cnnserve_export import hub, labels
 from cnnserve_export.architectures import ARCHITECTURES
 from torchvision_parity import NETWORKS, TOLERANCE, Answers
 
@@ -27,7 +27,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
 
 
 def test_the_table_is_torchvisions(answers: Answers) -> None:
-    names = hub.LABELS.read_text(encoding="utf-8").splitlines()
+    names = labels.IMAGENET_FILE.read_text(encoding="utf-8").splitlines()
     for network, editions in answers.metadata.items():
         ours = [published for published in hub.PUBLISHED if published.architecture == network]
         spec = ARCHITECTURES[network].preprocessing
