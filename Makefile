@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PROTO_VENV := .venv-proto
 PROTOC := $(PROTO_VENV)/bin/python -W ignore -m grpc_tools.protoc -Iproto
 PROTOS := cnnserve/wire/classifier.proto cnnserve/wire/model_config.proto cnnserve/wire/open_inference.proto
-SOURCES := server export client tests bench
+SOURCES := server export client examples tests bench
 
 SOAK_MINUTES ?= 10
 

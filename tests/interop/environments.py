@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2] / "build" / "interop"
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 PROGRAMS = Path(__file__).parent / "programs"
 # `make interop` asks for all of them; `make test` runs what pip installs in seconds.
 DEMANDED = bool(os.environ.get("CNNSERVE_INTEROP"))
@@ -35,6 +36,22 @@ def environment(name: str, *requirements: str) -> Path:
         result = subprocess.run(install, capture_output=True, text=True, check=False, timeout=500, env=_clean())
         if result.returncode:
             unavailable(name, result.stderr)
+        done.touch()
+    return folder
+
+
+def packages(*names: str) -> Path:
+    """A folder with these packages, in the versions of constraints.txt and without their needs, to import from."""
+    digest = hashlib.sha256(" ".join((sys.version, CONSTRAINTS.read_text(), *names)).encode()).hexdigest()[:12]
+    folder = ROOT / f"packages-{digest}"
+    done = folder / "installed"
+    if not done.exists():
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", folder]
+        result = subprocess.run(
+            [*install, "--constraint", CONSTRAINTS, *names], capture_output=True, text=True, check=False, timeout=500
+        )
+        if result.returncode:
+            unavailable(", ".join(names), result.stderr)
         done.touch()
     return folder
 

