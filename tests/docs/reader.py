@@ -97,7 +97,7 @@ class Reader:
         elif block.language == "python":
             script = self.folder / ".block.py"
             script.write_text(block.text, encoding="utf-8")
-            self._succeed(f"{sys.executable} -W error {script}")
+            self._succeed(f"{sys.executable} {script}")
         elif block.language == "console":
             self._console(block)
         else:
