@@ -4,6 +4,8 @@ FOLDER is a checkout's stand-in, where the page's files and models come into bei
 page starts another one on the same port, or ends. MEMORY is a folder for what all pages share: an export that a page has
 run comes back in the next one that shows it, since the same command gives the same files.
 
+A page that says "This page goes on where [Start](start.md) ends." begins in the folder that Start has left.
+
 Exits with 1, and the place in the page, where something is not as the page says.
 """
 
@@ -42,6 +44,8 @@ _LOADING = ("LOADING", "BUILDING")
 _INSTALL = re.compile(r"(?:python3? -m venv|\. \S*/bin/activate|(?:python3? -m )?pip install|git clone|cd cnnserve$)")
 _EXTRAS = re.compile(r"\.\[([\w,]+)\]")
 _CONSTRAINTS = "constraints.txt"
+_START = ROOT / "docs" / "start.md"
+_GOES_ON = "This page goes on where [Start](start.md) ends."
 
 
 @dataclass
@@ -269,19 +273,29 @@ def _check_install(line: str) -> None:
             raise PageError(f"{line}: there is no extra {', '.join(sorted(unknown))}")
 
 
+def follow(page: Path, folder: Path, memory: Path) -> None:
+    """Makes the folder what the page takes for granted, and follows the page. Raises `PageError`."""
+    if _GOES_ON in page.read_text(encoding="utf-8"):
+        if not (memory / _START.stem).is_dir():
+            (first := memory / "making").mkdir(exist_ok=True)
+            follow(_START, first, memory)
+        shutil.copytree(memory / _START.stem, folder, dirs_exist_ok=True)
+    else:
+        for name in CHECKOUT:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+            copy(ROOT / name, folder / name)
+    Reader(folder, memory).follow(page)
+    if page == _START and not (memory / _START.stem).is_dir():
+        shutil.copytree(folder, memory / _START.stem)
+
+
 def main() -> int:
     """Follows the page that the arguments name."""
     page, folder, memory = map(Path, sys.argv[1:])
     if not network.leave():
         print("no network of its own: the page uses this machine's ports 8000 and 8001")
-    for name in CHECKOUT:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name)
-        elif source.is_file():
-            shutil.copyfile(source, folder / name)
     try:
-        Reader(folder, memory).follow(page)
+        follow(page, folder, memory)
     except PageError as error:
         print(error)
         return 1
