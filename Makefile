@@ -64,7 +64,7 @@ drift: $(PROTO_VENV)/.installed
 	  || { echo "server/cnnserve/wire does not match proto/: run make proto"; exit 1; }
 
 docs: setup ## build the documentation into site/ (open site/index.html)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pictures: setup ## make the pictures of README again, from real commands
 	$(BIN)/python docs/pictures/make.py

@@ -198,9 +198,11 @@ class Reader:
                 stdout=output,
                 stderr=output,
             )
-        self.servers[port] = server = Server(process, log, port)
-        _wait_until_settled(server)
-        self.last_code, self.last_output = 0, log.read_text()
+        server = Server(process, log, port)
+        self.last_code = _wait_until_settled(server)
+        self.last_output = log.read_text()
+        if self.last_code == 0:
+            self.servers[port] = server
 
 
 def _split(script: str) -> tuple[str, str]:
@@ -222,20 +224,21 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _wait_until_settled(server: Server) -> None:
-    """Until a model serves, or each has said why it does not."""
+def _wait_until_settled(server: Server) -> int:
+    """Until a model serves, or each has said why it does not; the exit code of a server that does not even start."""
     end = time.monotonic() + _LIMIT_S
-    while time.monotonic() < end:
-        if server.process.poll() is not None:
-            raise PageError(f"the server ended with exit code {server.process.returncode}:\n{server.log.read_text()}")
+    while time.monotonic() < end and (code := server.process.poll()) is None:
         with contextlib.suppress(OSError):
             if _get(f"http://127.0.0.1:{server.port}/v2/health/ready") is not None:
-                return
+                return 0
             index = _get(f"http://127.0.0.1:{server.port}/v2/repository/index", b"{}")
             if index and not any(version["state"] in _LOADING for version in index):
-                return
+                return 0
         time.sleep(0.05)
-    raise PageError(f"the server is not ready after {_LIMIT_S:g} s:\n{server.log.read_text()}")
+    if code is None:
+        server.process.kill()
+        raise PageError(f"the server is not ready after {_LIMIT_S:g} s:\n{server.log.read_text()}")
+    return code or 1
 
 
 def _get(url: str, data: bytes | None = None) -> list[dict[str, str]] | None:

@@ -82,7 +82,7 @@ def test_a_page_that_is_right(tmp_path: Path) -> None:
         ('```python\nprint(1)\n```\n\n```text title="Output"\n2\n```\n', "-2\n+1"),
         ("```sh\npip install '.[cpu]'\n```\n", "without -c constraints.txt"),
         ("```sh\npip install -c constraints.txt '.[cpus]'\n```\n", "no extra cpus"),
-        ("```sh\ncnnserve serve --model-repository nowhere\n```\n", "the server ended with exit code 2"),
+        ("```sh\ncnnserve serve --model-repository nowhere\n```\n", "exit code 2 of: cnnserve serve"),
         ("*Not run by our tests: a reason.*\n\n```sh\nif\n```\n", "syntax error"),
     ],
 )
