@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 PROTO_VENV := .venv-proto
 PROTOC := $(PROTO_VENV)/bin/python -W ignore -m grpc_tools.protoc -Iproto
 PROTOS := cnnserve/wire/classifier.proto cnnserve/wire/model_config.proto cnnserve/wire/open_inference.proto
-SOURCES := server export client examples tests bench
+SOURCES := server export client examples tests bench docs
 
 SOAK_MINUTES ?= 10
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types drift proto format soak interop image-test clean
+.PHONY: help setup demo test check lint types drift docs pictures proto format soak interop image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,18 +23,18 @@ setup: $(VENV)/.installed ## a virtual environment in .venv with everything, fro
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: Python 3.11 or newer is needed: PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,fast,train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,fast,train,examples,docs,dev]'
 	@# The tests' second opinion. Not in the environment itself: torch's exporter changes its ways where it finds it.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/torchvision torchvision
 	@touch $@
 
-demo: setup ## export two models, serve them, classify real images, compare with PyTorch
+demo: setup ## export two networks, serve them, classify digits and photographs, compare with PyTorch
 	$(BIN)/python bench/demo.py
 
-test: setup ## every test
+test: setup ## every test but those of make soak, make interop and make image-test
 	$(BIN)/python -m pytest
 
-check: lint types drift test ## what CI runs: lint, types, import rules, stub drift, every test
+check: lint types drift docs test ## what CI runs: lint, types, import rules, stub drift, documentation, make test
 
 lint: setup
 	$(BIN)/ruff check $(SOURCES)
@@ -63,14 +63,20 @@ drift: $(PROTO_VENV)/.installed
 	@diff -r -x __init__.py -x __pycache__ build/proto/cnnserve/wire server/cnnserve/wire \
 	  || { echo "server/cnnserve/wire does not match proto/: run make proto"; exit 1; }
 
+docs: setup ## build the documentation into site/ (open site/index.html)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: setup ## make the pictures of README again, from real commands
+	$(BIN)/python docs/pictures/make.py
+
 soak: setup ## minutes of load, reloads, kills and changing versions (SOAK_MINUTES=10)
 	CNNSERVE_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/soak
 
 interop: setup ## other people's clients, and the wheel, in environments of their own (installs from the index)
 	CNNSERVE_INTEROP=1 $(BIN)/python -m pytest -m "" -rP tests/interop
 
-image-test: setup ## build the container image, run it, classify, stop it under load, print its size
+image-test: setup ## build the container image, run it, classify ten digits, stop it under load, print its size
 	bash deploy/docker/image-test.sh
 
 clean: ## remove the environments and everything built
-	rm -rf $(VENV) $(PROTO_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .demo
+	rm -rf $(VENV) $(PROTO_VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .demo

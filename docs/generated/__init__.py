@@ -1,0 +1,1 @@
+"""Reference pages made from the code; each module's `page` gives the Markdown of one."""

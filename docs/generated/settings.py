@@ -1,0 +1,47 @@
+"""Every setting of the server: flag, variable, key, default, meaning."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from cnnserve.config import ServerConfig
+
+from .tables import code, table
+
+_HEAD = """# Server settings
+
+Every setting of `cnnserve serve` can be given in three ways:
+
+- a flag, for example `--grpc-port 9001`;
+- an environment variable, for example `CNNSERVE_GRPC_PORT=9001`;
+- a key of a TOML file, for example `grpc_port = 9001`. Name the file with `--config FILE` or `CNNSERVE_CONFIG`.
+
+A flag has priority over a variable, and a variable over the file. The server refuses to start if a value is wrong or if
+the file has an unknown key. [Serve](../serve.md#settings) shows the three ways.
+
+"""
+
+
+def page() -> str:
+    """The page."""
+    rows = [
+        (
+            code("--" + field.name.replace("_", "-")),
+            code(f"CNNSERVE_{field.name.upper()}"),
+            code(field.name),
+            _default(field),
+            field.metadata["help"],
+        )
+        for field in dataclasses.fields(ServerConfig)
+    ]
+    return _HEAD + table(("Flag", "Variable", "Key", "Default", "Meaning"), rows)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING:
+        return "required"
+    if isinstance(field.default, bool):
+        return "off"
+    if isinstance(field.default, Path):
+        return code(field.default.as_posix())
+    return code(str(field.default)) if field.default != () else ""

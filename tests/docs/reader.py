@@ -1,0 +1,309 @@
+"""Does what one page tells its reader to do: `python reader.py PAGE FOLDER MEMORY`.
+
+FOLDER is a checkout's stand-in, where the page's files and models come into being. A `cnnserve serve` runs until the
+page starts another one on the same port, or ends. MEMORY is a folder for what all pages share: an export that a page has
+run comes back in the next one that shows it, since the same command gives the same files.
+
+A page that says "This page goes on where [Start](start.md) ends." begins in the folder that Start has left.
+
+Exits with 1, and the place in the page, where something is not as the page says.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import blocks
+import network
+import outputs
+from blocks import Block, PageError
+
+ROOT = Path(__file__).resolve().parents[2]
+# What pages use of a checkout.
+CHECKOUT = ("model_repo", "examples", "proto", "deploy", "constraints.txt")
+_LIMIT_S = 240.0
+_SERVE = re.compile(r"(?:\w+=\S+ )*cnnserve serve\b")
+_EXPORT = re.compile(r"cnnserve (?:export|train-lenet)\b")
+_PORT = re.compile(r"--http-port[ =](\d+)")
+_LOADING = ("LOADING", "BUILDING")
+# The environment of the tests is what these make; `_check_install` compares them with pyproject.toml.
+_INSTALL = re.compile(r"(?:python3? -m venv|\. \S*/bin/activate|(?:python3? -m )?pip install|git clone|cd cnnserve$)")
+_EXTRAS = re.compile(r"\.\[([\w,]+)\]")
+_CONSTRAINTS = "constraints.txt"
+_START = ROOT / "docs" / "start.md"
+_GOES_ON = "This page goes on where [Start](start.md) ends."
+
+
+@dataclass
+class Server:
+    """A server in a terminal of its own."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int
+
+    def stop(self) -> None:
+        """Ctrl-C. Raises `PageError` unless it ends well."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        if (code := self.process.wait(_LIMIT_S)) != 0:
+            raise PageError(f"a server ended with exit code {code}:\n{self.log.read_text()}")
+
+
+@dataclass
+class Reader:
+    """One page's reader, in their folder."""
+
+    folder: Path
+    memory: Path
+    servers: dict[int, Server] = field(default_factory=dict)
+    last_code: int = 0
+    last_output: str = ""
+
+    def follow(self, page: Path) -> None:
+        """Runs every block in order. Raises `PageError`."""
+        try:
+            for block in blocks.read(page):
+                try:
+                    self._do(block)
+                except PageError as error:
+                    raise PageError(f"{block.place}: {error}") from error
+            for server in self.servers.values():
+                server.stop()
+        finally:
+            for server in self.servers.values():
+                if server.process.poll() is None:
+                    server.process.kill()
+
+    def _do(self, block: Block) -> None:
+        if block.not_run:
+            _check_syntax(block)
+        elif block.is_output:
+            self._compare(list(block.lines), block)
+        elif block.is_file:
+            path = self.folder / block.title
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
+            script = self.folder / ".block.py"
+            script.write_text(block.text, encoding="utf-8")
+            self._succeed(f"{sys.executable} {script}")
+        elif block.language == "console":
+            self._console(block)
+        else:
+            self._script(block)
+
+    def _script(self, block: Block) -> None:
+        lines = [line for line in block.lines if not line.startswith("#")]
+        for line in filter(_INSTALL.match, lines):
+            _check_install(line)
+        rest = "\n".join(line for line in lines if not _INSTALL.match(line)).strip()
+        # A server is the last command of its block: its reader goes on in another terminal.
+        first, last = _split(rest)
+        for command in filter(None, (first, last)):
+            self._succeed(command)
+
+    def _console(self, block: Block) -> None:
+        shown = blocks.commands(block)
+        for command, following in zip(shown, [*shown[1:], None], strict=True):
+            if command.text == "echo $?":
+                self.last_output = f"{self.last_code}\n"
+            else:
+                self._run(command.text)
+                if self.last_code and (following is None or following.text != "echo $?"):
+                    raise PageError(f"exit code {self.last_code} of: {command.text}\n{self.last_output}")
+            self._compare(command.output, block)
+
+    def _compare(self, shown: list[str], block: Block) -> None:
+        if shown and (found := outputs.difference(shown, self.last_output, varies=block.varies)):
+            raise PageError(f"the output differs:\n{found}")
+
+    def _succeed(self, command: str) -> None:
+        self._run(command)
+        if self.last_code:
+            raise PageError(f"exit code {self.last_code} of: {command}\n{self.last_output}")
+
+    def _run(self, command: str) -> None:
+        if _SERVE.match(command):
+            self._serve(command)
+        elif _EXPORT.match(command):
+            self._export(command)
+        else:
+            self._execute(command)
+
+    def _execute(self, command: str) -> None:
+        finished = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=self.folder,
+            env=_environment(self.folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_LIMIT_S,
+            check=False,
+        )
+        self.last_code, self.last_output = finished.returncode, finished.stdout.decode()
+
+    def _export(self, command: str) -> None:
+        kept = self.memory / self._key(command)
+        if kept.is_dir():
+            shutil.copytree(kept / "files", self.folder, dirs_exist_ok=True)
+            self.last_code, self.last_output = 0, (kept / "output").read_text()
+            return
+        before = set(self.folder.rglob("*"))
+        self._execute(command)
+        if self.last_code == 0:
+            for path in set(self.folder.rglob("*")) - before:
+                if path.is_file():
+                    copy = kept / "files" / path.relative_to(self.folder)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
+            (kept / "output").write_text(self.last_output)
+
+    def _key(self, command: str) -> str:
+        """The same for commands that give the same: their text, the files they name, the versions there are."""
+        digest = hashlib.sha256(command.encode())
+        for word in shlex.split(command):
+            for name in (word, f"{word.partition(':')[0].replace('.', '/')}.py"):
+                if (self.folder / name).is_file():
+                    digest.update((self.folder / name).read_bytes())
+        digest.update("\n".join(sorted(path.name for path in self.folder.glob("models/*/*"))).encode())
+        return digest.hexdigest()
+
+    def _serve(self, command: str) -> None:
+        port = int(match[1]) if (match := _PORT.search(command)) else 8000
+        if port in self.servers:
+            self.servers.pop(port).stop()
+        log = self.folder / f".server-{port}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=self.folder,
+                env=_environment(self.folder),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        server = Server(process, log, port)
+        self.last_code = _wait_until_settled(server)
+        self.last_output = log.read_text()
+        if self.last_code == 0:
+            self.servers[port] = server
+
+
+def _split(script: str) -> tuple[str, str]:
+    """A script, and the `cnnserve serve` at its end; empty where there is none."""
+    commands = re.split(r"(?<!\\)\n", script)
+    if not _SERVE.match(commands[-1]):
+        return script, ""
+    return "\n".join(commands[:-1]), commands[-1]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CNNSERVE_")}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(folder),
+        "COLUMNS": "100",
+        "LC_ALL": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _wait_until_settled(server: Server) -> int:
+    """Until a model serves, or each has said why it does not; the exit code of a server that does not even start."""
+    end = time.monotonic() + _LIMIT_S
+    while time.monotonic() < end and (code := server.process.poll()) is None:
+        with contextlib.suppress(OSError):
+            if _get(f"http://127.0.0.1:{server.port}/v2/health/ready") is not None:
+                return 0
+            index = _get(f"http://127.0.0.1:{server.port}/v2/repository/index", b"{}")
+            if index and not any(version["state"] in _LOADING for version in index):
+                return 0
+        time.sleep(0.05)
+    if code is None:
+        server.process.kill()
+        raise PageError(f"the server is not ready after {_LIMIT_S:g} s:\n{server.log.read_text()}")
+    return code or 1
+
+
+def _get(url: str, data: bytes | None = None) -> list[dict[str, str]] | None:
+    """The answer's JSON; None where the status says no."""
+    try:
+        with urllib.request.urlopen(url, data, timeout=5) as response:
+            return list(json.loads(response.read() or b"[]"))
+    except urllib.error.HTTPError:
+        return None
+
+
+def _check_syntax(block: Block) -> None:
+    """Of what is not run: that it could be."""
+    if block.language == "python":
+        try:
+            compile(block.text, block.place, "exec")
+        except SyntaxError as error:
+            raise PageError(str(error)) from error
+    elif block.language in ("sh", "console"):
+        script = "\n".join(c.text for c in blocks.commands(block)) if block.language == "console" else block.text
+        checked = subprocess.run(["bash", "-n", "-c", script], stderr=subprocess.PIPE, text=True, check=False)
+        if checked.returncode:
+            raise PageError(checked.stderr)
+
+
+def _check_install(line: str) -> None:
+    """Raises `PageError` for an extra that there is not, and for a package that no extra pins."""
+    if "pip install" not in line:
+        return
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    if _CONSTRAINTS not in line:
+        raise PageError(f"{line}: without -c {_CONSTRAINTS} it installs versions that nobody tested")
+    for extras in _EXTRAS.findall(line):
+        if unknown := set(extras.split(",")) - project["optional-dependencies"].keys():
+            raise PageError(f"{line}: there is no extra {', '.join(sorted(unknown))}")
+
+
+def follow(page: Path, folder: Path, memory: Path) -> None:
+    """Makes the folder what the page takes for granted, and follows the page. Raises `PageError`."""
+    if _GOES_ON in page.read_text(encoding="utf-8"):
+        if not (memory / _START.stem).is_dir():
+            (first := memory / "making").mkdir(exist_ok=True)
+            follow(_START, first, memory)
+        shutil.copytree(memory / _START.stem, folder, dirs_exist_ok=True)
+    else:
+        for name in CHECKOUT:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+            copy(ROOT / name, folder / name)
+    Reader(folder, memory).follow(page)
+    if page == _START and not (memory / _START.stem).is_dir():
+        shutil.copytree(folder, memory / _START.stem)
+
+
+def main() -> int:
+    """Follows the page that the arguments name."""
+    page, folder, memory = map(Path, sys.argv[1:])
+    if not network.leave():
+        print("no network of its own: the page uses this machine's ports 8000 and 8001")
+    try:
+        follow(page, folder, memory)
+    except PageError as error:
+        print(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

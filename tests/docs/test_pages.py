@@ -1,0 +1,39 @@
+"""Every command, Python block and output of README and the documentation, done in the order in which a reader would."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import reader
+
+ROOT = reader.ROOT
+
+
+def _pages() -> list[Path]:
+    """README, then the documentation's pages as its navigation has them."""
+    navigation = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"]  # noqa: S506 - plain strings only
+    names = [name for entry in navigation for name in _names(entry)]
+    return [ROOT / "README.md", *(path for name in names if (path := ROOT / "docs" / name).is_file())]
+
+
+def _names(entry: str | dict[str, str | list[object]]) -> list[str]:
+    if isinstance(entry, str):
+        return [entry]
+    return [name for part in entry.values() for item in ([part] if isinstance(part, str) else part) for name in _names(item)]
+
+
+@pytest.fixture(scope="session")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages' exports gave."""
+    return tmp_path_factory.mktemp("exports")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_does_what_it_says(page: Path, tmp_path: Path, memory: Path) -> None:
+    command = [sys.executable, reader.__file__, str(page), str(tmp_path), str(memory)]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout
