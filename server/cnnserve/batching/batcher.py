@@ -7,14 +7,15 @@ its caller was cancelled.
 
 import asyncio
 import contextlib
-import functools
 import logging
 import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
+from cnnserve.batching.inline import InlineRuns
 from cnnserve.batching.instance import BatchOutcome, ModelInstance
 from cnnserve.batching.policy import BatchPolicy, Dispatch, next_action
 from cnnserve.batching.request_queue import RequestQueue
@@ -44,32 +45,49 @@ class BatchResult:
     output_ns: int
 
 
-@dataclass(eq=False)
-class _Entry:
+# Receives the result of one request, or the error it failed with, on the event loop.
+OnDone = Callable[[BatchResult | Exception], None]
+
+
+class Entry:
     """A request in the queue. At `deadline_ns` it fails, at `demote_ns` it moves behind all others; None: never.
 
-    Dispatch releases the permit.
+    Dispatch releases the permit. `on_done` is called once; None: it was called, or the caller has left.
     """
 
-    rows: Rows
-    arrived_ns: int
-    deadline_ns: int | None
-    demote_ns: int | None
-    future: asyncio.Future[BatchResult]
-    permit: "Permit"
-    queued: bool = True
-    # Read by the policy and the queue.
-    size: int = field(init=False)
-    level: int = field(init=False)
+    __slots__ = ("arrived_ns", "deadline_ns", "demote_ns", "level", "on_done", "permit", "queued", "rows", "size")
 
-    def __post_init__(self) -> None:
-        self.size = len(self.rows)
-        self.level = self.permit.level
+    def __init__(
+        self,
+        rows: Rows,
+        arrived_ns: int,
+        deadline_ns: int | None,
+        demote_ns: int | None,
+        *,
+        permit: "Permit",
+        on_done: OnDone,
+    ) -> None:
+        self.rows = rows
+        self.arrived_ns = arrived_ns
+        self.deadline_ns = deadline_ns
+        self.demote_ns = demote_ns
+        self.permit = permit
+        self.on_done: OnDone | None = on_done
+        self.queued = True
+        # Read by the policy.
+        self.size = len(rows)
+        self.level = permit.level
+
+    def settle(self, outcome: BatchResult | Exception) -> None:
+        """Tells the caller, unless it was told already or has left."""
+        on_done, self.on_done = self.on_done, None
+        if on_done is not None:
+            on_done(outcome)
 
 
 @dataclass(eq=False)
 class _Batch:
-    entries: list[_Entry]
+    entries: list[Entry]
     dispatched_ns: int
     outcome: BatchOutcome | None = None
 
@@ -108,7 +126,8 @@ class DynamicBatcher:
     """Merges requests of one model into batches. Use it on one event loop only.
 
     `free_sizes`: the model's input has dimensions of any size, and the network may be unable to run some sizes. If a
-    run fails, its requests then fail with `InvalidInput` instead of `InferenceFailed`.
+    run fails, its requests then fail with `InvalidInput` instead of `InferenceFailed`. `inline`: the model is so small
+    that the event loop runs its batches, as long as none takes too long.
     """
 
     def __init__(
@@ -118,14 +137,16 @@ class DynamicBatcher:
         clock: Callable[[], int] = time.monotonic_ns,
         *,
         free_sizes: bool = False,
+        inline: InlineRuns | None = None,
     ) -> None:
         self._free_sizes = free_sizes
+        self._inline = inline
         self._policy = policy
         self._instances = tuple(instances)
         self._idle = list(instances)
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._queue: RequestQueue[_Entry] = RequestQueue(policy.priority_levels)
+        self._queue: RequestQueue[Entry] = RequestQueue(policy.priority_levels)
         self._admitted: Counter[int] = Counter()
         self._running: deque[_Batch] = deque()
         self._turnover = Turnover()
@@ -148,6 +169,12 @@ class DynamicBatcher:
     def waiting(self) -> int:
         """Number of requests in the queue."""
         return len(self._queue)
+
+    @property
+    def is_untimed(self) -> bool:
+        """Whether no queue has a timeout."""
+        policies = (self._policy.queue, *self._policy.priority_queues.values())
+        return not any(policy.default_timeout_us for policy in policies)
 
     def reserve(self, size: int, priority: int = 0) -> Permit:
         """Returns a permit for `size` images in the queue of `priority` (0: the model's default).
@@ -189,21 +216,42 @@ class DynamicBatcher:
         `InferenceFailed` if the run fails, or `InvalidInput` if it fails and the model has `free_sizes`. If the caller
         is cancelled, its request is dropped; the other requests of the batch are not affected.
         """
-        entry = self._entry(rows, permit, deadline_ns, timeout_us)
-        self._queue.put(entry)
-        self._turnover.arrived(entry.arrived_ns)
-        self._schedule_pump()
+        future: asyncio.Future[BatchResult] = self._loop.create_future()
+        entry = self.enqueue(rows, permit, partial(_settle, future), deadline_ns, timeout_us)
         timers = [
             self._loop.call_later(max(0.0, (due_ns - entry.arrived_ns) / 1e9), act, entry)
             for due_ns, act in ((entry.deadline_ns, self._expire), (entry.demote_ns, self._demote))
             if due_ns is not None
         ]
         try:
-            return await entry.future
+            return await future
         finally:
             for timer in timers:
                 timer.cancel()
-            self._withdraw(entry)
+            self.withdraw(entry)
+
+    def enqueue(
+        self, rows: Rows, permit: "Permit", on_done: OnDone, deadline_ns: int | None = None, timeout_us: int = 0
+    ) -> Entry:
+        """Queues `rows` and returns at once; `on_done` gets the result or the error. Otherwise as `submit`.
+
+        No timer watches the deadline: the caller withdraws the entry when it passes, and dispatch looks at it.
+        """
+        entry = self._entry(rows, permit, on_done, deadline_ns, timeout_us)
+        self._queue.put(entry)
+        self._turnover.arrived(entry.arrived_ns)
+        self._schedule_pump()
+        return entry
+
+    def withdraw(self, entry: Entry) -> None:
+        """Forgets the caller of a request, and removes the request from the queue if it is still there."""
+        entry.on_done = None
+        if entry.queued:
+            entry.queued = False
+            self._queue.remove(entry)
+            entry.permit.release()
+            # The requests behind it may fill a batch now.
+            self._schedule_pump()
 
     async def close(self) -> None:
         """Refuses new requests, waits until all accepted requests are answered, and ends the instances."""
@@ -216,7 +264,7 @@ class DynamicBatcher:
         for instance in self._instances:
             instance.close()
 
-    def _entry(self, rows: Rows, permit: Permit, deadline_ns: int | None, timeout_us: int) -> _Entry:
+    def _entry(self, rows: Rows, permit: "Permit", on_done: OnDone, deadline_ns: int | None, timeout_us: int) -> Entry:
         now = self._clock()
         policy = self._policy.queue_policy(permit.level)
         timeout = policy.default_timeout_us
@@ -228,7 +276,7 @@ class DynamicBatcher:
         else:
             demote_ns = None
             deadline_ns = min((due for due in (deadline_ns, due_ns) if due is not None), default=None)
-        return _Entry(rows, now, deadline_ns, demote_ns, self._loop.create_future(), permit)
+        return Entry(rows, now, deadline_ns, demote_ns, permit=permit, on_done=on_done)
 
     def _schedule_pump(self) -> None:
         # Requests that arrive in one iteration of the event loop can share a batch, so the pump runs after all of them.
@@ -243,33 +291,55 @@ class DynamicBatcher:
         while self._idle and self._queue:
             now = self._clock()
             hold_until_ns = 0 if self._closing else self._turnover.hold_until_ns
-            action = next_action(self._policy, self._queue, now, hold_until_ns)
+            action = next_action(self._policy_now(), self._queue, now, hold_until_ns)
             if isinstance(action, Dispatch):
-                self._dispatch(action.count, now)
+                if self._dispatch(action.count, now):
+                    # Other clients of the event loop get their turn between two runs on it.
+                    self._schedule_pump()
+                    return
                 continue
             if action.until_ns is not None:
                 self._delay_timer = self._loop.call_later(max(0.0, (action.until_ns - now) / 1e9), self._pump)
             return
 
-    def _dispatch(self, count: int, now: int) -> None:
+    def _dispatch(self, count: int, now: int) -> bool:
+        """Runs the first `count` requests; returns whether the event loop has run them."""
         taken = self._take(count)
-        expired = [entry for entry in taken if entry.deadline_ns is not None and entry.deadline_ns <= now]
-        for entry in expired:
-            _fail(entry, DeadlineExceeded(_EXPIRED))
-        batch = _Batch([entry for entry in taken if not entry.future.done()], now)
-        if batch.entries:
-            instance = self._idle.pop()
+        for entry in taken:
+            if entry.deadline_ns is not None and entry.deadline_ns <= now:
+                entry.settle(DeadlineExceeded(_EXPIRED))
+        batch = _Batch([entry for entry in taken if entry.on_done is not None], now)
+        instance = self._idle.pop() if batch.entries else None
+        if instance is not None:
             self._running.append(batch)
-            report = functools.partial(self._report, instance, batch)
-            instance.execute([entry.rows for entry in batch.entries], report)
         # Only after the batch is in `_running`: otherwise `close` would see neither requests nor a batch and end early.
         for entry in taken:
             entry.permit.release()
+        return instance is not None and self._run(instance, batch)
 
-    def _take(self, count: int) -> list[_Entry]:
+    def _run(self, instance: ModelInstance, batch: _Batch) -> bool:
+        """Runs a batch; returns whether it has ended already."""
+        parts = [entry.rows for entry in batch.entries]
+        if self._inline is not None and sum(entry.size for entry in batch.entries) <= self._inline.rows_at_most:
+            outcome = self._inline.run(parts)
+            if not self._inline.was_ended:
+                self._finish(instance, batch, outcome, inline=True)
+                return True
+            _log.warning("a run on the event loop took too long and was ended; the model runs on its own thread now")
+            self._inline = None
+        instance.execute(parts, partial(self._report, instance, batch))
+        return False
+
+    def _policy_now(self) -> BatchPolicy:
+        """Returns the policy, with batches that the event loop can run if it runs the model."""
+        if self._inline is None or self._inline.rows_at_most >= self._policy.max_batch_size:
+            return self._policy
+        return replace(self._policy, max_batch_size=self._inline.rows_at_most)
+
+    def _take(self, count: int) -> list[Entry]:
         """Takes `count` requests off the queue; fewer if one has rows of another shape, which need a separate run."""
         shape = self._queue.head().rows.shape[1:]
-        taken: list[_Entry] = []
+        taken: list[Entry] = []
         while len(taken) < count and self._queue.head().rows.shape[1:] == shape:
             entry = self._queue.pop()
             entry.queued = False
@@ -282,7 +352,7 @@ class DynamicBatcher:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._finish, instance, batch, outcome)
 
-    def _finish(self, instance: ModelInstance, batch: _Batch, outcome: BatchOutcome) -> None:
+    def _finish(self, instance: ModelInstance, batch: _Batch, outcome: BatchOutcome, *, inline: bool = False) -> None:
         self._idle.append(instance)
         batch.outcome = outcome
         run_ns = outcome.finished_ns - outcome.started_ns
@@ -290,7 +360,8 @@ class DynamicBatcher:
             size = sum(entry.size for entry in batch.entries)
             self._turnover.ran(size, run_ns, len(batch.entries), self._admitted.total(), self._clock())
         # The next batch is dispatched before this batch's results are built, so the instance does not wait for them.
-        self._pump()
+        if not inline:
+            self._pump()
         self._batch_ns += 0.2 * (run_ns - self._batch_ns)
         if not self._policy.preserve_ordering:
             self._running.remove(batch)
@@ -307,12 +378,12 @@ class DynamicBatcher:
             shape = list(batch.entries[0].rows.shape[1:])
             text = f"the model cannot run rows of shape {shape} ({outcome.error}); send rows of another shape"
             for entry in batch.entries:
-                _fail(entry, InvalidInput(text))
+                entry.settle(InvalidInput(text))
             return
         if outcome.error is not None:
             _log.error("a batch of %d requests failed: %s", len(batch.entries), outcome.error)
             for entry in batch.entries:
-                _fail(entry, InferenceFailed(str(outcome.error)))
+                entry.settle(InferenceFailed(str(outcome.error)))
             return
         size = sum(entry.size for entry in batch.entries)
         compute_ns, input_ns = outcome.finished_ns - outcome.started_ns, outcome.input_ns
@@ -321,29 +392,22 @@ class DynamicBatcher:
         start = 0
         for entry in batch.entries:
             stop = start + entry.size
-            if not entry.future.done():
+            if entry.on_done is not None:
                 rows = [output[start:stop] for output in outcome.outputs]
                 queue_ns = batch.dispatched_ns - entry.arrived_ns
-                entry.future.set_result(BatchResult(rows, queue_ns, compute_ns, size, input_ns, output_ns))
+                entry.settle(BatchResult(rows, queue_ns, compute_ns, size, input_ns, output_ns))
             start = stop
 
-    def _expire(self, entry: _Entry) -> None:
+    def _expire(self, entry: Entry) -> None:
         if entry.queued:
-            self._withdraw(entry)
-            _fail(entry, DeadlineExceeded(_EXPIRED))
+            on_done = entry.on_done
+            self.withdraw(entry)
+            if on_done is not None:
+                on_done(DeadlineExceeded(_EXPIRED))
 
-    def _demote(self, entry: _Entry) -> None:
+    def _demote(self, entry: Entry) -> None:
         if entry.queued:
             self._queue.demote(entry)
-
-    def _withdraw(self, entry: _Entry) -> None:
-        """Removes a request from the queue if it is still there."""
-        if entry.queued:
-            entry.queued = False
-            self._queue.remove(entry)
-            entry.permit.release()
-            # The requests behind it may fill a batch now.
-            self._schedule_pump()
 
     def _check_drained(self) -> None:
         if self._closing and not self._admitted.total() and not self._running:
@@ -354,6 +418,10 @@ class DynamicBatcher:
         return max(1, math.ceil(math.ceil(waiting) * self._batch_ns / 1e6))
 
 
-def _fail(entry: _Entry, error: Exception) -> None:
-    if not entry.future.done():
-        entry.future.set_exception(error)
+def _settle(future: "asyncio.Future[BatchResult]", outcome: BatchResult | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -58,7 +58,7 @@ class ModelInstance:
     def __init__(self, runner: Runner, name: str, buckets: Sequence[int] = (), buffers: Buffers | None = None) -> None:
         self._jobs: _Jobs = queue.SimpleQueue()
         # A daemon thread: a run that never returns must not keep the process from exiting after the grace period.
-        work = (self._jobs, _Steps(runner, buckets, buffers))
+        work = (self._jobs, Steps(runner, buckets, buffers))
         threading.Thread(target=_work, args=work, name=name, daemon=True).start()
         # If an instance is dropped without `close`, for example by a load that fails, its thread and session end too.
         self._end = weakref.finalize(self, self._jobs.put, None)
@@ -85,7 +85,7 @@ class ModelInstance:
 
 
 @dataclass(frozen=True)
-class _Steps:
+class Steps:
     """The two steps of a run: assemble arrays of rows into a batch, compute the outputs of the batch."""
 
     runner: Runner
@@ -93,10 +93,12 @@ class _Steps:
     buffers: Buffers | None
 
     def assemble(self, parts: Sequence[Rows]) -> Rows:
+        """Returns the rows of all parts as one array, padded to a bucket."""
         count = sum(map(len, parts))
         return _assemble(parts, count, padded_size(self.buckets, count), self.buffers)
 
     def run(self, batch: Rows, count: int) -> list[Rows]:
+        """Returns the outputs of the first `count` rows. Raises `InferenceFailed`."""
         outputs = self.runner.run(batch)
         for index, output in enumerate(outputs):
             if output.ndim == 0 or len(output) != len(batch):
@@ -105,6 +107,21 @@ class _Steps:
                     "export the model with a free batch dimension"
                 )
         return outputs if len(batch) == count else [output[:count] for output in outputs]
+
+    def outcome(self, parts: Sequence[Rows]) -> BatchOutcome:
+        """Runs `parts` as one batch and returns the outcome, or the error of the run."""
+        started_ns = assembled_ns = time.monotonic_ns()
+        outputs: list[Rows] = []
+        failure: Exception | None = None
+        try:
+            batch = self.assemble(parts)
+            assembled_ns = time.monotonic_ns()
+            outputs = self.run(batch, sum(map(len, parts)))
+        except Exception as error:
+            # The traceback refers to this frame, and this frame refers to the exception and the batch. This cycle would
+            # keep the batch in memory until the garbage collector runs, so the traceback is removed.
+            failure = error.with_traceback(None)
+        return BatchOutcome(outputs, failure, started_ns, time.monotonic_ns(), assembled_ns - started_ns)
 
 
 def _assemble(parts: Sequence[Rows], count: int, size: int, buffers: Buffers | None) -> Rows:
@@ -119,28 +136,13 @@ def _assemble(parts: Sequence[Rows], count: int, size: int, buffers: Buffers | N
     return batch
 
 
-def _work(jobs: _Jobs, steps: _Steps) -> None:
+def _work(jobs: _Jobs, steps: Steps) -> None:
     while (job := jobs.get()) is not None:
         parts, on_done = job
-        outcome = _outcome(steps, parts)
+        outcome = steps.outcome(parts)
         try:
             on_done(outcome)
         except Exception:
             _log.exception("the outcome of a batch could not be reported")
         # The memory of the last batch must be free while the thread waits for the next one.
         del job, parts, on_done, outcome
-
-
-def _outcome(steps: _Steps, parts: Sequence[Rows]) -> BatchOutcome:
-    started_ns = assembled_ns = time.monotonic_ns()
-    outputs: list[Rows] = []
-    failure: Exception | None = None
-    try:
-        batch = steps.assemble(parts)
-        assembled_ns = time.monotonic_ns()
-        outputs = steps.run(batch, sum(map(len, parts)))
-    except Exception as error:
-        # The traceback refers to this frame, and this frame refers to the exception and the batch. This cycle would
-        # keep the batch in memory until the garbage collector runs, so the traceback is removed.
-        failure = error.with_traceback(None)
-    return BatchOutcome(outputs, failure, started_ns, time.monotonic_ns(), assembled_ns - started_ns)

@@ -141,9 +141,13 @@ class Statistics:
         try:
             yield
         except BaseException as error:
-            self.fail.add(time.monotonic_ns() - started_ns)
-            self.failures[_reason(error)] += 1
+            self.failed(error, started_ns)
             raise
+
+    def failed(self, error: BaseException, started_ns: int) -> None:
+        """Counts a request that has failed since `started_ns` (monotonic)."""
+        self.fail.add(time.monotonic_ns() - started_ns)
+        self.failures[_reason(error)] += 1
 
 
 def _reason(error: BaseException) -> str:

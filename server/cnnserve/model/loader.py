@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnserve.batching.batcher import DynamicBatcher
+from cnnserve.batching.inline import InlineRuns
 from cnnserve.batching.instance import ModelInstance
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
@@ -25,7 +26,7 @@ from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import MODEL_FILE, ModelFolder
 from cnnserve.repository.label_file import read_labels
 from cnnserve.repository.manifest import Manifest
-from cnnserve.runtime.workers import OnStage, make_workers, open_sessions
+from cnnserve.runtime.workers import OnStage, inline_runs, make_workers, open_sessions
 from cnnserve.wire.model_config_pb2 import ModelConfig
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class OpenVersion:
     info: ModelInfo
     instances: tuple[ModelInstance, ...]
     preprocessor: Preprocessor | None
+    inline: InlineRuns | None = None
 
 
 def _no_stage(_: str) -> None:
@@ -96,13 +98,16 @@ def open_version(
         activation="softmax, applied by Classify" if info.applies_softmax else "softmax, in the model",
         encoded_images=ENCODED_IMAGES if preprocessor else "no",
     )
-    return OpenVersion(info, tuple(worker.instance for worker in workers), preprocessor)
+    inline = inline_runs(execution, workers, settings)
+    return OpenVersion(info, tuple(worker.instance for worker in workers), preprocessor, inline)
 
 
 def start(opened: OpenVersion, decoders: Executor) -> Model:
     """Gives an opened version its batcher. On the event loop."""
     settings = opened.info.settings
-    batcher = DynamicBatcher(settings.policy, opened.instances, free_sizes=-1 in settings.row_shape)
+    batcher = DynamicBatcher(
+        settings.policy, opened.instances, free_sizes=-1 in settings.row_shape, inline=opened.inline
+    )
     return Model(opened.info, batcher, opened.preprocessor, decoders)
 
 

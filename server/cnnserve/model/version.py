@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnserve.batching.batcher import BatchResult, DynamicBatcher
+from cnnserve.batching.batcher import BatchResult, DynamicBatcher, OnDone
 from cnnserve.batching.statistics import Statistics
 from cnnserve.datatypes import NUMPY_TYPES, WORDS, Rows
-from cnnserve.errors import InvalidInput, ServingError, Unsupported
+from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError, Unsupported
 from cnnserve.images.preprocessing import ImageSource, Preprocessor
 from cnnserve.model import classification
 from cnnserve.model.image_rows import ImageRows
@@ -129,6 +129,43 @@ class Model:
             result = await self._batcher.submit(rows, permit, deadline_ns, timeout_us)
         self._count(result, len(rows), started_ns)
         return self._in_wire_shape(result)
+
+    @property
+    def is_untimed(self) -> bool:
+        """Whether no time limit but a request's own deadline holds in the queue."""
+        return self._batcher.is_untimed
+
+    def start_infer(self, tensor: Rows, on_done: OnDone, deadline_ns: int | None) -> Callable[[], bool]:
+        """Queues a tensor that `check_input` has accepted and returns at once; `on_done` gets what `infer` would.
+
+        Returns how to withdraw the request; that returns whether it was still under way. No timer watches the deadline.
+        Raises `ServingError`s if the queue has no room.
+        """
+        started_ns = time.monotonic_ns()
+        reshape = self.info.settings.input_reshape
+        rows = tensor if reshape is None else tensor.reshape(-1, *reshape)
+        count = len(rows)
+
+        def done(outcome: BatchResult | Exception) -> None:
+            if isinstance(outcome, Exception):
+                self.statistics.failed(outcome, started_ns)
+                on_done(outcome)
+            else:
+                self._count(outcome, count, started_ns)
+                on_done(self._in_wire_shape(outcome))
+
+        with self.statistics.counting_failure(started_ns):
+            entry = self._batcher.enqueue(rows, self._batcher.reserve(count), done, deadline_ns)
+
+        def withdraw() -> bool:
+            if entry.on_done is None:
+                return False
+            self._batcher.withdraw(entry)
+            is_late = deadline_ns is not None and deadline_ns <= time.monotonic_ns()
+            self.statistics.failed(DeadlineExceeded() if is_late else asyncio.CancelledError(), started_ns)
+            return True
+
+        return withdraw
 
     async def infer_images(
         self, images: Sequence[ImageSource], deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0

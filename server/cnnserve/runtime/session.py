@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ _GRAPH_LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+# Nodes whose run time depends on values.
+_CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))
 _BUFFER_DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
 
 
@@ -97,6 +99,7 @@ class Session:
     def __init__(self, model: Path, options: SessionOptions | None = None) -> None:
         options = options or SessionOptions()
         self.provider = options.provider
+        self.threads = options.threads
         self._session = _open(model, options)
         self._runtime = options.runtime
         self._options = self._run_options(None)
@@ -109,16 +112,21 @@ class Session:
             for node in subgraph.get_nodes()
         ]
         self.placement = nodes_per_provider(nodes)
+        self.has_control_flow = any(node.operator in _CONTROL_FLOW for node in nodes)
         problem = misplaced(nodes, options.provider)
         if problem and not options.allow_cpu_nodes:
             raise ModelLoadFailed(f"{problem}; set parameter cnnserve.allow_cpu_fallback to permit it")
 
-    def run(self, batch: Rows) -> list[Rows]:
-        """All outputs for one batch of the first input. Raises `InferenceFailed`."""
+    def run(self, batch: Rows, options: Any = None) -> list[Rows]:
+        """Returns all outputs for one batch of the first input. Raises `InferenceFailed`."""
         try:
-            return list(self._session.run(self._output_names, {self.inputs[0].name: batch}, self._options))
+            return list(self._session.run(self._output_names, {self.inputs[0].name: batch}, options or self._options))
         except Exception as error:
             raise _run_failed(error) from error
+
+    def terminable(self) -> "TerminableRuns":
+        """Returns a way to run batches that another thread can end."""
+        return TerminableRuns(self, lambda: self._run_options(None) or ort.RunOptions())
 
     @property
     def bindable(self) -> bool:
@@ -165,6 +173,25 @@ class Session:
         for key, value in entries.items():
             options.add_run_config_entry(key, value)
         return options
+
+
+class TerminableRuns:
+    """Runs batches of one caller on a session; `terminate` ends the run that goes on. One run at a time."""
+
+    def __init__(self, session: Session, new_options: Callable[[], Any]) -> None:
+        self._session = session
+        self._new_options = new_options
+        self._options = new_options()
+
+    def run(self, batch: Rows) -> list[Rows]:
+        """Returns all outputs for one batch. Raises `InferenceFailed`, also if another thread ended the run."""
+        if self._options.terminate:
+            self._options = self._new_options()
+        return self._session.run(batch, self._options)
+
+    def terminate(self) -> None:
+        """Makes the run fail as soon as its current node has ended. Thread-safe."""
+        self._options.terminate = True
 
 
 def runtime_version() -> str:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnnserve.batching import buckets as batch_buckets
-from cnnserve.batching.instance import ModelInstance
+from cnnserve.batching.inline import InlineRuns
+from cnnserve.batching.instance import ModelInstance, Steps
+from cnnserve.datatypes import Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config.execution import Execution
 from cnnserve.model_config.providers import Provider
@@ -28,6 +30,9 @@ OnStage = Callable[[str], None]
 _SMALL_BYTES = 4 * 2**20
 _SMALL_RUN_S = 0.0005
 _TIMED_RUNS = 5
+# A run on the event loop delays everybody, so a batch must be done in this time; measured with so many rows.
+_INLINE_S = 0.001
+_INLINE_ROWS = 16
 BUILDING = "building TensorRT engines"
 
 
@@ -75,6 +80,30 @@ def make_workers(name: str, execution: Execution, sessions: Sequence[Session], s
     ]
 
 
+def inline_runs(plan: Execution, workers: Sequence[Worker], settings: Settings) -> InlineRuns | None:
+    """Returns how the event loop runs the batches of a small model, None if the model is none. Blocks for some runs."""
+    session, spec = workers[0].session, workers[0].session.inputs[0]
+    alone = len(workers) == 1 and session.provider.kind == "cpu" and not workers[0].buckets
+    if not alone or session.threads > 1 or plan.runtime.parallel or session.has_control_flow or -1 in spec.shape[1:]:
+        return None
+    rows = min(_INLINE_ROWS, settings.max_batch_size)
+    one_s, many_s = (_shortest_run_s(session, spec.zeros(count)) for count in (1, rows))
+    if one_s > _INLINE_S:
+        return None
+    at_most = max(1, min(settings.max_batch_size, int(_INLINE_S / (many_s / rows))))
+    runs = session.terminable()
+    return InlineRuns(Steps(runs, (), None), runs.terminate, at_most)
+
+
+def _shortest_run_s(session: Session, batch: Rows) -> float:
+    times = []
+    for _ in range(_TIMED_RUNS):
+        started = time.perf_counter()
+        session.run(batch)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
 def _open(model: Path, execution: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage) -> list[Session]:
     sessions = []
     if execution.cpu_instances:
@@ -107,13 +136,7 @@ def _is_small(model: Path, session: Session) -> bool:
     spec = session.inputs[0]
     if model.stat().st_size > _SMALL_BYTES or -1 in spec.shape[1:]:
         return False
-    row = spec.zeros(max(1, spec.shape[0]))
-    times = []
-    for _ in range(_TIMED_RUNS):
-        started = time.perf_counter()
-        session.run(row)
-        times.append(time.perf_counter() - started)
-    return min(times) < _SMALL_RUN_S
+    return _shortest_run_s(session, spec.zeros(max(1, spec.shape[0]))) < _SMALL_RUN_S
 
 
 def _engine_folder(root: Path, device_id: int) -> Path:
