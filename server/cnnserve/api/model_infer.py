@@ -40,6 +40,19 @@ class _Wanted:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What the checks of a request found: the outputs that it wants, its tensor's shape, and the tensor's bytes.
+
+    `tensor_bytes` is 0 if the tensor has images.
+    """
+
+    wanted: list[_Wanted]
+    shape: tuple[int, ...]
+    images: bool
+    tensor_bytes: int
+
+
+@dataclass(frozen=True)
 class Inference:
     """What all requests share: the memory budget, the shared memory regions and the largest message in bytes.
 
@@ -52,11 +65,9 @@ class Inference:
 
     async def run(self, request: pb.ModelInferRequest, model: Model, deadline_ns: int | None) -> pb.ModelInferResponse:
         """Returns the response of a model to a request. Raises `ServingError`s."""
-        # Cheap checks come first, so that a request which fails them takes no more time of the event loop.
-        _check_input_name(request, model)
-        check_reserved(request.parameters)
-        wanted = _wanted_outputs(request, model, self.memory)
-        result = await self._infer(request, model, wanted, deadline_ns)
+        checked = self.check(request, model)
+        wanted = checked.wanted
+        result = await self._infer(request, model, checked, deadline_ns)
         info = model.info
         outputs = [result.outputs[item.index] for item in wanted]
         self._check_size(sum(output.nbytes for item, output in zip(wanted, outputs, strict=True) if item.sends_values))
@@ -67,15 +78,12 @@ class Inference:
         response.raw_output_contents.extend(contents)
         return response
 
-    def _check_size(self, size: int) -> None:
-        answer_size.check(
-            size, self.max_message_bytes - answer_size.AROUND, "send fewer rows, ask for fewer outputs or classes"
-        )
-
-    async def _infer(
-        self, request: pb.ModelInferRequest, model: Model, wanted: list[_Wanted], deadline_ns: int | None
-    ) -> BatchResult:
-        priority, timeout_us = integer(request.parameters, "priority"), integer(request.parameters, "timeout")
+    def check(self, request: pb.ModelInferRequest, model: Model) -> Checked:
+        """Checks everything but the values of the tensor. Raises `ServingError`s."""
+        # Cheap checks come first, so that a request which fails them takes no more time of the event loop.
+        _check_input_name(request, model)
+        check_reserved(request.parameters)
+        wanted = _wanted_outputs(request, model, self.memory)
         tensor = request.inputs[0]
         shape = tensors.check_shape(tensor)
         images = tensor.datatype == tensors.BYTES and model.accepts_images
@@ -85,9 +93,21 @@ class Inference:
             model.check_input(tensor.datatype, shape)
         _check_classes(wanted, shape[0], model)
         self._check_size(_sent_bytes(wanted, shape[0], model))
+        return Checked(wanted, shape, images, 0 if images else tensors.byte_size(tensor))
+
+    def _check_size(self, size: int) -> None:
+        answer_size.check(
+            size, self.max_message_bytes - answer_size.AROUND, "send fewer rows, ask for fewer outputs or classes"
+        )
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, model: Model, checked: Checked, deadline_ns: int | None
+    ) -> BatchResult:
+        priority, timeout_us = integer(request.parameters, "priority"), integer(request.parameters, "timeout")
+        tensor, shape, images = request.inputs[0], checked.shape, checked.images
         place = place_of(tensor.parameters, tensor.name, self.memory)
         with self.budget.hold(_held_bytes(request, place, shape[0] * model.row_bytes if images else 0)):
-            raw = self._raw(request, place, 0 if images else tensors.byte_size(tensor))
+            raw = self._raw(request, place, checked.tensor_bytes)
             if images:
                 sources = tensors.read_strings(tensor, raw)
                 return await model.infer_images(sources, deadline_ns, priority, timeout_us)

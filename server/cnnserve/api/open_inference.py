@@ -6,6 +6,7 @@ from functools import partial
 
 import cnnserve
 from cnnserve.api import answer_size, status, streams
+from cnnserve.api.known_requests import KnownRequests
 from cnnserve.api.methods import INFERENCE, CallContext, Kind, Method
 from cnnserve.api.model_infer import Inference
 from cnnserve.api.parameters import FINAL_RESPONSE, flag
@@ -41,6 +42,7 @@ class InferenceService:
     ) -> None:
         self._registry = registry
         self._inference = inference
+        self._known = KnownRequests(registry, inference)
         self._is_ready = is_ready
         self._extensions = (*_BEFORE, *extensions, *_AFTER)
         self._statuses = status.TRITON_STATUS if triton_status else status.STATUS
@@ -76,6 +78,7 @@ class InferenceService:
                 pb.ModelInferResponse,
                 self.model_infer,
                 statuses=self._statuses,
+                quick=self._known.answer,
             ),
             Method(
                 _STREAM,

@@ -27,6 +27,14 @@ class MemoryBudget:
 
         If no other request holds bytes, any size is accepted, because the message limit has already bounded it.
         """
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give(size)
+
+    def take(self, size: int) -> None:
+        """Holds `size` bytes until `give`. Otherwise as `hold`."""
         with self._changed:
             if self.held_bytes and not self._fits(size):
                 self.refused += 1
@@ -37,12 +45,12 @@ class MemoryBudget:
                     _RETRY_MS,
                 )
             self.held_bytes += size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self.held_bytes -= size
-                self._changed.notify_all()
+
+    def give(self, size: int) -> None:
+        """Gives back what `take` has taken."""
+        with self._changed:
+            self.held_bytes -= size
+            self._changed.notify_all()
 
     @contextlib.contextmanager
     def decoding(self, size: int) -> Iterator[None]:
