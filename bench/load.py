@@ -11,6 +11,7 @@ one line of JSON.
 import argparse
 import json
 import os
+import re
 import selectors
 import socket
 import struct
@@ -33,7 +34,9 @@ _FRAME = 16384
 class Connection:
     """One HTTP/2 connection that sends `bodies` in turn and keeps `in_flight` requests open."""
 
-    def __init__(self, address: str, method: str, bodies: list[bytes], in_flight: int) -> None:
+    def __init__(
+        self, address: str, method: str, bodies: list[bytes], in_flight: int, *, streaming: bool = False
+    ) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=60)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -41,6 +44,7 @@ class Connection:
         self.failed = 0
         self._bodies = [b"\0" + len(body).to_bytes(4, "big") + body for body in bodies]
         self._in_flight = in_flight
+        self._streaming = streaming
         self._first_headers, self._headers = _header_blocks(address, method)
         self._next_stream = 1
         self._window = self._stream_window = _DEFAULT_WINDOW
@@ -85,20 +89,25 @@ class Connection:
         self._out.append(_frame(_HEADERS, _END_HEADERS, stream, self._first_headers if stream == 1 else self._headers))
         self._next_stream += 2
         self._open[stream] = [time.perf_counter(), 0]
+        self._send_body(stream, body)
+
+    def _send_body(self, stream: int, body: bytes) -> None:
+        end = 0 if self._streaming else _END_STREAM
         if len(body) <= min(_FRAME, self._window, self._stream_window) and not self._pending:
             self._window -= len(body)
-            self._out.append(_frame(_DATA, _END_STREAM, stream, body))
+            self._out.append(_frame(_DATA, end, stream, body))
         else:
             self._windows[stream] = self._stream_window
             self._pending.append((stream, memoryview(body)))
 
     def _send_pending(self) -> None:
+        end = 0 if self._streaming else _END_STREAM
         for _ in range(len(self._pending)):
             stream, rest = self._pending.popleft()
             while rest and (count := min(len(rest), _FRAME, self._window, self._windows[stream])) > 0:
                 self._window -= count
                 self._windows[stream] -= count
-                self._out.append(_frame(_DATA, _END_STREAM if count == len(rest) else 0, stream, rest[:count]))
+                self._out.append(_frame(_DATA, end if count == len(rest) else 0, stream, rest[:count]))
                 rest = rest[count:]
             if rest:
                 self._pending.append((stream, rest))
@@ -112,6 +121,8 @@ class Connection:
                 self._out.append(_window_update(self._received))
                 self._received = 0
             self._open[stream][1] += len(payload)
+            if self._streaming:
+                self._next_message(stream, payload)
         elif kind in (_HEADERS, _RST_STREAM):
             if kind == _RST_STREAM or flags & _END_STREAM:
                 self._end(stream)
@@ -123,6 +134,16 @@ class Connection:
             self._out.append(_frame(_PING, _ACK, 0, payload))
         elif kind == _GOAWAY:
             raise ConnectionError(f"the server sent GOAWAY: {payload[8:]!r}")
+
+    def _next_message(self, stream: int, payload: bytes) -> None:
+        """Sends the stream's next message if a response is complete; small responses come in one frame each."""
+        if stream in self._windows or len(payload) < 5 or 5 + int.from_bytes(payload[1:5], "big") != len(payload):
+            return
+        now = time.perf_counter()
+        self.ended.append((now, now - self._open[stream][0]))
+        self._open[stream][0] = now
+        # The server's window for a stream grows by what it has read.
+        self._send_body(stream, self._bodies[0])
 
     def _end(self, stream: int) -> None:
         if (state := self._open.pop(stream, None)) is None:
@@ -148,7 +169,50 @@ class Connection:
         self._out.append(_frame(_SETTINGS, _ACK, 0, b""))
 
 
-def run(connections: list[Connection], warm_up_s: float, seconds: float, server_pid: int) -> dict[str, float]:
+class HttpConnection:
+    """One HTTP/1.1 connection that sends the same request again as soon as its response is complete."""
+
+    def __init__(self, address: str, path: str, body: bytes, headers: str) -> None:
+        host, _, port = address.rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.ended: list[tuple[float, float]] = []
+        self.failed = 0
+        head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+        self._request = head.encode() + body
+        self._sent_at = 0.0
+        self._buffer = b""
+        self._is_free = True
+
+    def fill(self) -> None:
+        """Sends the request if no response is awaited."""
+        if self._is_free:
+            self._is_free = False
+            self._sent_at = time.perf_counter()
+            self.socket.sendall(self._request)
+
+    def receive(self) -> None:
+        """Reads what has arrived. Raises `ConnectionError` if the server has ended the connection."""
+        data = self.socket.recv(262144)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        self._buffer += data
+        head, separator, rest = self._buffer.partition(b"\r\n\r\n")
+        match = re.search(rb"(?i)content-length: (\d+)", head)
+        if not separator or match is None or len(rest) < int(match[1]):
+            return
+        now = time.perf_counter()
+        if head.startswith(b"HTTP/1.1 200"):
+            self.ended.append((now, now - self._sent_at))
+        else:
+            self.failed += 1
+        self._buffer = b""
+        self._is_free = True
+
+
+def run(
+    connections: list[Connection] | list[HttpConnection], warm_up_s: float, seconds: float, server_pid: int
+) -> dict[str, float]:
     """Keeps all connections busy and returns the rates, latencies and CPU times between the warm-up and the end."""
     selector = selectors.DefaultSelector()
     for connection in connections:
@@ -230,11 +294,27 @@ def _text(value: str) -> bytes:
     return bytes([len(data)]) + data
 
 
+def _connections(options: argparse.Namespace) -> list[Connection] | list[HttpConnection]:
+    bodies = [path.read_bytes() for path in options.body]
+    if options.http_path:
+        headers = "".join(f"{header}\r\n" for header in options.header)
+        count = range(options.in_flight)
+        return [HttpConnection(options.address, options.http_path, bodies[0], headers) for _ in count]
+    count = min(options.connections, options.in_flight)
+    shares = [options.in_flight // count + (index < options.in_flight % count) for index in range(count)]
+    method, streaming = options.method, options.streaming
+    return [Connection(options.address, method, bodies, share, streaming=streaming) for share in shares]
+
+
 def main() -> int:
     """Runs one measurement and returns the exit status."""
     parser = argparse.ArgumentParser(description="Send gRPC requests over bare sockets and print the result as JSON.")
     parser.add_argument("address", help="HOST:PORT of the server")
-    parser.add_argument("--method", required=True, help="method to call: package.Service/Method")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--method", help="method to call: package.Service/Method")
+    target.add_argument("--http-path", help="send HTTP/1.1 requests to this path instead, one at a time a connection")
+    parser.add_argument("--header", action="append", default=[], help="NAME: VALUE of HTTP requests; may be repeated")
+    parser.add_argument("--streaming", action="store_true", help="keep each call open: one message after the other")
     parser.add_argument(
         "--body", type=Path, action="append", required=True, help="file with a serialized request; may be repeated"
     )
@@ -244,10 +324,7 @@ def main() -> int:
     parser.add_argument("--warm-up-s", type=float, default=1.0, help="seconds before that (default: %(default)s)")
     parser.add_argument("--server-pid", type=int, default=0, help="process whose CPU time to report (default: none)")
     options = parser.parse_args()
-    bodies = [path.read_bytes() for path in options.body]
-    count = min(options.connections, options.in_flight)
-    shares = [options.in_flight // count + (index < options.in_flight % count) for index in range(count)]
-    connections = [Connection(options.address, options.method, bodies, share) for share in shares]
+    connections = _connections(options)
     print(json.dumps(run(connections, options.warm_up_s, options.seconds, options.server_pid)))
     return 0
 

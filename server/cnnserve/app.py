@@ -39,7 +39,7 @@ from cnnserve.registry.health import Health
 from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.poller import Poller, watch_labels
 from cnnserve.registry.registry import Registry
-from cnnserve.transports.grpcio import GrpcioTransport
+from cnnserve.transports.choice import GrpcTransport, grpc_transport
 from cnnserve.transports.http.in_flight import InFlight, Limits
 from cnnserve.transports.http.listening import listen
 
@@ -123,7 +123,7 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
         *repository.methods(),
         *HealthService(health).methods(),
     ]
-    grpc = GrpcioTransport(methods, max_message_bytes)
+    grpc = await grpc_transport(config.grpc_transport, methods, max_message_bytes)
     grpc_port = grpc.bind(config.host, config.grpc_port)
     http_socket = listen(config.host, config.http_port)
     ports = Ports(grpc_port, http_socket.getsockname()[1])
@@ -225,7 +225,7 @@ async def _drain(
     grace_s: float,
     health: Health,
     streaming: Sequence[ClassifierService | InferenceService],
-    grpc: GrpcioTransport,
+    grpc: GrpcTransport,
     in_flight: InFlight,
 ) -> None:
     """Reports NOT_SERVING first, so that clients know it; then ends the streams; then answers the calls in flight."""

@@ -42,6 +42,11 @@ class ServerConfig:
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for all interfaces")
     grpc_port: int = _setting(8001, "port for gRPC; 0: choose a free port and log its number")
     http_port: int = _setting(8000, "port for HTTP; 0: choose a free port and log its number")
+    grpc_transport: str = _setting(
+        "auto",
+        "gRPC transport: core (less CPU for each call), aio (grpc.aio), or auto: core if it works with the installed "
+        "grpcio, else aio",
+    )
     max_message_mib: int = _setting(
         64, "largest gRPC message, received or sent, and largest body of an HTTP request, in MiB"
     )
@@ -105,6 +110,8 @@ class ServerConfig:
             _check_range(name, getattr(self, name), 0, 65535)
         if self.grpc_port == self.http_port != 0:
             raise ConfigError(f"grpc_port and http_port are both {self.grpc_port}; they must differ")
+        if self.grpc_transport not in ("auto", "core", "aio"):
+            raise ConfigError(f"grpc_transport is {self.grpc_transport!r}, expected auto, core or aio")
         _check_range("max_message_mib", self.max_message_mib, 1, _MAX_MESSAGE_MIB)
         _check_range("max_pending_mib", self.max_pending_mib, self.max_message_mib, 2**20)
         _check_range("drain_grace_s", self.drain_grace_s, 0, 3600)

@@ -22,7 +22,9 @@ def _pages() -> list[Path]:
 def _names(entry: str | dict[str, str | list[object]]) -> list[str]:
     if isinstance(entry, str):
         return [entry]
-    return [name for part in entry.values() for item in ([part] if isinstance(part, str) else part) for name in _names(item)]
+    return [
+        name for part in entry.values() for item in ([part] if isinstance(part, str) else part) for name in _names(item)
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Puts the method table on `grpc.aio`. Nothing of grpc goes past this file."""
+"""Puts the method table on `grpc.aio`, grpcio's public asynchronous server."""
 
 import asyncio
 import logging
@@ -9,43 +9,37 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import DecodeError, Message
 from grpc_reflection.v1alpha import reflection
 
-from cnnserve.api import answer_size, status
+from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
-from cnnserve.errors import InvalidInput
+from cnnserve.errors import InferenceFailed
+from cnnserve.transports.calls import Gate, channel_arguments, parse, serialized
 from cnnserve.transports.lull import lull
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # A client that leaves in the middle of a write is everyday life; grpc logs it as an error with a traceback.
+    # Clients may leave at any time, also during a write; grpc logs that as an error with a traceback.
     return "ExecuteBatchError" not in record.getMessage()
 
 
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
 
 _MAKERS = {
-    Kind.UNARY: grpc.unary_unary_rpc_method_handler,
-    Kind.SERVER_STREAM: grpc.unary_stream_rpc_method_handler,
+    # With a unary handler, grpc.aio leaves a call that brings no message without an answer until its deadline.
+    Kind.UNARY: grpc.stream_unary_rpc_method_handler,
+    Kind.SERVER_STREAM: grpc.stream_stream_rpc_method_handler,
     Kind.STREAM: grpc.stream_stream_rpc_method_handler,
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcioTransport:
-    """A gRPC server for a method table."""
+    """A gRPC server for a method table. Use on one event loop."""
 
     def __init__(self, methods: Iterable[Method], max_message_bytes: int) -> None:
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", max_message_bytes),
-                # Two servers on one port would share its clients at random.
-                ("grpc.so_reuseport", 0),
-            ]
-        )
-        self._gate = _Gate()
+        self._server = grpc.aio.server(options=channel_arguments(max_message_bytes))
+        self._gate = Gate()
         services: defaultdict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = defaultdict(dict)
         for method in methods:
             services[method.service][method.rpc] = _rpc_handler(method, self._gate, max_message_bytes)
@@ -54,7 +48,7 @@ class GrpcioTransport:
         reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server)
 
     def bind(self, host: str, port: int) -> int:
-        """Takes the port (0: a free one) and returns it. Raises `OSError` where it is taken."""
+        """Takes the port (0: a free one) and returns it. Raises `OSError` if it is taken."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound = self._server.add_insecure_port(address)
@@ -69,111 +63,115 @@ class GrpcioTransport:
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Takes no new connection or call, answers those that came at most `grace_s` seconds long, cancels the rest."""
+        """Stops the server. It still accepts calls until none has arrived for 0.1 s (after 1 s at the latest).
+
+        Accepted calls have `grace_s` seconds, counted from the start of `stop`; then the server cancels them.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
-        # Calls that arrive at a stopping grpc server, or wait in it to be taken in, are cut off as CANCELLED, which no
-        # client tries again. So calls and answers are held here until no call has come for a while: nobody who waits
-        # for an answer sends more. Then grpc tells every client to go elsewhere, and after that they get their answers.
+        # Calls that arrive at a stopping grpc server, or wait in it to be accepted, are CANCELLED, which no client
+        # tries again. So calls and responses are held here until no call has come for a while: a client that waits
+        # for a response sends no more. Then grpc tells every client to go elsewhere, and after that they get them.
         self._gate.close(loop.time())
         try:
             await lull(lambda: self._gate.last_call, deadline)
             stopping = asyncio.create_task(self._server.stop(max(0.0, deadline - loop.time())))
-            # Its first step, which sends the news, comes before anything that waits at the gate.
+            # Its first step, which tells the clients, comes before anything that waits at the gate.
             await asyncio.sleep(0)
         finally:
             self._gate.open()
         await stopping
 
 
-class _Gate:
-    """Where calls and their answers wait while the server turns to its end; shared by all handlers."""
-
-    def __init__(self) -> None:
-        self._is_open = asyncio.Event()
-        self._is_open.set()
-        self.last_call = 0.0
-
-    def close(self, now: float) -> None:
-        """Everything waits from now on."""
-        self._is_open.clear()
-        self.last_call = now
-
-    def open(self) -> None:
-        """Nothing waits any more."""
-        self._is_open.set()
-
-    async def enter(self, method: Method) -> None:
-        """Before a call is handled."""
-        if not self._is_open.is_set() and not method.while_draining:
-            self.last_call = asyncio.get_running_loop().time()
-            await self._is_open.wait()
-
-    async def leave(self, method: Method) -> None:
-        """Before its answer is sent."""
-        if not self._is_open.is_set() and not method.while_draining:
-            await self._is_open.wait()
-
-
-def _rpc_handler(method: Method, gate: _Gate, max_message_bytes: int) -> "grpc.RpcMethodHandler[Any, Any]":
+def _rpc_handler(method: Method, gate: Gate, max_message_bytes: int) -> "grpc.RpcMethodHandler[Any, Any]":
     make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = _MAKERS[method.kind]
     return make(
         (_unary if method.kind is Kind.UNARY else _streaming)(method, gate, max_message_bytes),
-        # Bytes come through as they are: what cannot be read is the caller's error, and leaves as all errors do. So is
-        # an answer that is too large; grpc would call it RESOURCE_EXHAUSTED, which says: try again.
+        # Bytes come through as they are. So what cannot be read is the caller's error and leaves as all errors do, and
+        # so does a response that is too large: grpc would call it RESOURCE_EXHAUSTED, which says: try again.
         request_deserializer=None,
         response_serializer=None,
     )
 
 
-def _unary(method: Method, gate: _Gate, max_bytes: int) -> Callable[[Any, Any], Awaitable[Any]]:
+def _unary(method: Method, gate: Gate, max_bytes: int) -> Callable[[Any, Any], Awaitable[Any]]:
     handler: Any = method.handler
 
-    async def behavior(data: bytes, context: Any) -> Any:
+    async def behavior(messages: AsyncIterator[bytes], context: Any) -> Any:
         try:
-            await gate.enter(method)
-            answer = _serialized(await handler(_parse(method, data), _call_context(context)), max_bytes)
-            await gate.leave(method)
-            return answer
-        except Exception as error:
-            await gate.leave(method)
+            data = await anext(aiter(messages), None)
+            if not method.while_draining:
+                await gate.arrived()
+            call = _call_context(context)
+            response = await _quick(method, data, call)
+            if response is None:
+                response = serialized(await handler(parse(method, data), call), max_bytes)
+            if not method.while_draining:
+                await gate.passed()
+            return response
+        except (Exception, asyncio.CancelledError) as error:
+            _raise_if_cancelled(error)
+            if not method.while_draining:
+                await gate.passed()
             await _abort(context, error, method)
 
     return behavior
 
 
-def _streaming(method: Method, gate: _Gate, max_bytes: int) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _streaming(method: Method, gate: Gate, max_bytes: int) -> Callable[[Any, Any], AsyncIterator[Any]]:
     handler: Any = method.handler
 
-    async def behavior(data: Any, context: Any) -> AsyncIterator[Any]:
+    async def behavior(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         try:
-            await gate.enter(method)
-            request = _parse_all(method, data) if method.kind is Kind.STREAM else _parse(method, data)
+            if not method.while_draining:
+                await gate.arrived()
+            if method.kind is Kind.STREAM:
+                request: Any = _parse_all(method, messages)
+            else:
+                request = parse(method, await anext(aiter(messages), None))
             async for response in handler(request, replace(_call_context(context), metadata=_metadata(context))):
-                yield _serialized(response, max_bytes)
-        except Exception as error:
+                yield serialized(response, max_bytes)
+        except (Exception, asyncio.CancelledError) as error:
+            _raise_if_cancelled(error)
             await _abort(context, error, method)
 
     return behavior
 
 
-def _parse(method: Method, data: bytes) -> Any:
+async def _quick(method: Method, data: bytes | None, call: CallContext) -> bytes | None:
+    """Returns the response to a request that the method knows by its bytes, None if it does not."""
+    if method.quick is None or data is None:
+        return None
+    future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+
+    def respond(response: bytes | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(response)
+
+    end_early = method.quick(data, call.deadline_ns, respond)
+    if end_early is None:
+        return None
     try:
-        return method.request.FromString(data)
-    except DecodeError as error:
-        name = method.request.DESCRIPTOR.full_name
-        raise InvalidInput(f"the {len(data)} bytes of the request are no {name}: {error}") from error
+        return await future
+    finally:
+        # If the call was cancelled; otherwise it does nothing.
+        end_early()
 
 
-def _serialized(answer: Message, max_bytes: int) -> bytes:
-    data = answer.SerializeToString()
-    answer_size.check(len(data), max_bytes)
-    return data
+def _raise_if_cancelled(error: BaseException) -> None:
+    """Raises a cancellation that came from outside. One that the handler made itself is an error as any other."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
 
 
 async def _parse_all(method: Method, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async for data in messages:
-        yield _parse(method, data)
+        yield parse(method, data)
 
 
 def _call_context(context: Any) -> CallContext:
@@ -185,7 +183,10 @@ def _metadata(context: Any) -> dict[str, str]:
     return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
-async def _abort(context: Any, error: Exception, method: Method) -> NoReturn:
-    told = status.of(error, method.name, method.statuses)
-    await context.abort(_CODES[told.code], told.message, tuple(told.trailers.items()))
+async def _abort(context: Any, error: BaseException, method: Method) -> NoReturn:
+    known = error if isinstance(error, Exception) else InferenceFailed("the handler cancelled itself")
+    told = status.of(known, method.name, method.statuses)
+    # Half a surrogate pair, which grpc cannot encode, becomes a question mark.
+    text = told.message.encode(errors="replace").decode()
+    await context.abort(_CODES[told.code], text, tuple(told.trailers.items()))
     raise AssertionError("abort raises")

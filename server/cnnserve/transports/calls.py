@@ -1,0 +1,89 @@
+"""What both gRPC transports share: reading a message, writing a response, and the gate that holds calls at the end."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from cnnserve.api import answer_size
+from cnnserve.api.methods import Method
+from cnnserve.errors import InvalidInput
+
+# Calls that arrive faster than the server accepts them. Beyond its own limits of 1,000 and 3,000, grpc's core would end
+# them as CANCELLED, which no client tries again.
+_PENDING = 100_000
+
+
+def channel_arguments(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Returns the arguments of grpc's core that hold for every gRPC server."""
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        # Two servers on one port would share its clients at random.
+        ("grpc.so_reuseport", 0),
+        ("grpc.server.max_pending_requests", _PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING),
+    ]
+
+
+def parse(method: Method, data: bytes | None) -> Any:
+    """Returns the request message. Raises `InvalidInput` if there are no bytes, or bytes of another message."""
+    name = method.request.DESCRIPTOR.full_name
+    if data is None:
+        raise InvalidInput(f"the call has no request message; send one {name}")
+    try:
+        return method.request.FromString(data)
+    except DecodeError as error:
+        raise InvalidInput(f"the {len(data)} bytes of the request are no {name}: {error}") from error
+
+
+def serialized(response: Message, max_bytes: int) -> bytes:
+    """Returns the bytes of a response. Raises `InvalidInput` if there are more than `max_bytes`."""
+    data = response.SerializeToString()
+    answer_size.check(len(data), max_bytes)
+    return data
+
+
+class Gate:
+    """Holds calls and their responses while the server turns to its end; shared by all calls. Use on one event loop."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.last_call = 0.0
+        self._held: list[Callable[[], object]] = []
+
+    def close(self, now: float) -> None:
+        """Holds everything from now on."""
+        self.is_open = False
+        self.last_call = now
+
+    def open(self) -> None:
+        """Goes on with everything that was held, in the order of its arrival, and holds nothing any more."""
+        self.is_open = True
+        held, self._held = self._held, []
+        for go_on in held:
+            go_on()
+
+    def hold(self, go_on: Callable[[], object]) -> None:
+        """Keeps a call or a response until the gate opens."""
+        self._held.append(go_on)
+
+    async def arrived(self) -> None:
+        """Notes a call that arrives while the gate is closed, and waits until it is open."""
+        if not self.is_open:
+            self.last_call = asyncio.get_running_loop().time()
+            await self.passed()
+
+    async def passed(self) -> None:
+        """Waits until the gate is open."""
+        if not self.is_open:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.hold(partial(_wake, future))
+            await future
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

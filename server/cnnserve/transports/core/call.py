@@ -1,0 +1,287 @@
+"""One call on grpc's core: its operations, its end, and what its handler does in between.
+
+Facts of the core that this file relies on: `start_server_batch` returns an error and does not raise; a refused batch
+never gives an event. At most one receive and one send may be pending. A message of None means that the client has sent
+its last message, has left, or has sent one that is too large; the event's `success` is true in each case.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+
+from cnnserve.api import status
+from cnnserve.api.methods import CallContext, Kind, Method
+from cnnserve.api.status import INTERNAL_TEXT, Code, Status
+from cnnserve.transports.calls import parse, serialized
+
+if TYPE_CHECKING:
+    from cnnserve.transports.core.server import CoreTransport
+
+_NO_FLAGS = 0
+# Seconds since 1970; the core says "none" by a time that is centuries away.
+_NO_DEADLINE = 1e11
+_INITIAL_METADATA = cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)
+_OK = Status(Code.OK, "")
+_CANCELLED_ITSELF = Status(Code.INTERNAL, INTERNAL_TEXT)
+
+
+class CallBroken(Exception):
+    """The core refused an operation; nothing more can be said to this client."""
+
+
+class Call:
+    """A call that was accepted. It is over when the core has reported its end and its last response was sent."""
+
+    __slots__ = ("_call", "_event", "_loop", "_said", "_sending", "_transport", "cancelled", "closed")
+
+    def __init__(self, transport: "CoreTransport", event: Any) -> None:
+        self._transport = transport
+        self._event = event
+        self._call = event.call
+        self._loop = transport.loop
+        self._sending = False
+        # Whether the status was handed over.
+        self._said = False
+        self.cancelled = False
+        self.closed = False
+
+    def begin(self) -> None:
+        """Asks the core to report the call's end."""
+        self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
+
+    def refuse(self, code: Code, text: str) -> None:
+        """Ends the call with a status, whatever it is doing. Does nothing if it has one already."""
+        self._leave()
+        if not self._said and not self.closed and not self._sending:
+            self._say(Status(code, text))
+
+    def _on_close(self, event: Any) -> None:
+        self.closed = True
+        self.cancelled = bool(event.batch_operations[0].cancelled())
+        if self.cancelled:
+            self._leave()
+        self._check_over()
+
+    def _leave(self) -> None:
+        """Stops the work: the client has left, its deadline has passed, or the server ends the call."""
+
+    def _say(self, told: Status, message: bytes | None = None) -> None:
+        """Sends the status and with it, for a unary call, the response."""
+        self._said = True
+        operations = [cygrpc.SendMessageOperation(message, _NO_FLAGS)] if message is not None else []
+        details = told.message.encode(errors="replace")
+        trailers = tuple(told.trailers.items())
+        self._send([*operations, cygrpc.SendStatusFromServerOperation(trailers, told.code.value, details, _NO_FLAGS)])
+
+    def _send(self, operations: list[Any]) -> None:
+        self._start((_INITIAL_METADATA, *operations), self._on_sent)
+        self._sending = True
+
+    def _on_sent(self, _: Any) -> None:
+        self._sending = False
+        self._check_over()
+
+    def _check_over(self) -> None:
+        if self.closed and not self._sending:
+            self._transport.over(self)
+
+    def _start(self, operations: tuple[Any, ...], tag: Any) -> None:
+        error = self._call.start_server_batch(operations, tag)
+        if error:
+            raise CallBroken(f"grpc's core refused an operation: error {error}")
+
+    def context(self, *, metadata: bool = False) -> CallContext:
+        """Returns the deadline of the call on the monotonic clock and, if wanted, its metadata as text."""
+        deadline = self._event.call_details.deadline
+        deadline_ns = None
+        if deadline < _NO_DEADLINE:
+            deadline_ns = time.monotonic_ns() + int((deadline - time.time()) * 1e9)
+        if not metadata:
+            return CallContext(deadline_ns)
+        pairs = {key: value for key, value in self._event.invocation_metadata if isinstance(value, str)}
+        return CallContext(deadline_ns, pairs)
+
+
+class UnknownCall(Call):
+    """A call of a method that is not in the table."""
+
+    __slots__ = ()
+
+    def begin(self) -> None:
+        """Answers UNIMPLEMENTED."""
+        super().begin()
+        name = self._event.call_details.method.decode(errors="replace")
+        self._say(Status(Code.UNIMPLEMENTED, f"this server has no method {name[:200]}"))
+
+
+class UnaryCall(Call):
+    """One message in, one message and a status out."""
+
+    __slots__ = ("_end_early", "_method")
+
+    def __init__(self, transport: "CoreTransport", event: Any, method: Method) -> None:
+        super().__init__(transport, event)
+        self._method = method
+        self._end_early: Callable[[], object] | None = None
+
+    def begin(self) -> None:
+        """Reads the request."""
+        super().begin()
+        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
+
+    def _on_message(self, event: Any) -> None:
+        data = event.batch_operations[0].message()
+        gate = self._transport.gate
+        if gate.is_open or self._method.while_draining:
+            self._handle(data)
+        else:
+            gate.last_call = self._loop.time()
+            gate.hold(partial(self._handle, data))
+
+    def _handle(self, data: bytes | None) -> None:
+        if self.closed or self._said:
+            return
+        try:
+            context = self.context()
+            if self._method.quick is not None and data is not None:
+                self._end_early = self._method.quick(data, context.deadline_ns, self._on_quick)
+            if self._end_early is None and not self._said:
+                task = self._loop.create_task(self._method.handler(parse(self._method, data), context))  # type: ignore[arg-type]
+                task.add_done_callback(self._on_done)
+                self._end_early = task.cancel
+        except Exception as error:
+            self._answer(None, error)
+
+    def _on_quick(self, data: bytes | None, error: Exception | None) -> None:
+        if error is not None:
+            self._answer(None, error)
+        else:
+            self._say_or_hold(_OK, data)
+
+    def _on_done(self, task: "asyncio.Task[Any]") -> None:
+        if task.cancelled():
+            if not self.closed and not self._said:
+                self._say_or_hold(_CANCELLED_ITSELF)
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        self._answer(None if error else task.result(), error)
+
+    def _answer(self, response: Any, error: Exception | None) -> None:
+        data: bytes | None = None
+        told = _OK
+        try:
+            if error is not None:
+                raise error
+            data = serialized(response, self._transport.max_message_bytes)
+        except Exception as failure:
+            told = status.of(failure, self._method.name, self._method.statuses)
+        self._say_or_hold(told, data)
+
+    def _say_or_hold(self, told: Status, data: bytes | None = None) -> None:
+        gate = self._transport.gate
+        if gate.is_open or self._method.while_draining:
+            self._respond(told, data)
+        else:
+            gate.hold(partial(self._respond, told, data))
+
+    def _respond(self, told: Status, data: bytes | None) -> None:
+        if not self.closed and not self._said:
+            self._say(told, data)
+
+    def _leave(self) -> None:
+        if self._end_early is not None:
+            self._end_early()
+
+
+class StreamCall(Call):
+    """Messages in and out, one after the other; its handler runs as a task."""
+
+    __slots__ = ("_metadata_sent", "_method", "_sent", "_task")
+
+    def __init__(self, transport: "CoreTransport", event: Any, method: Method) -> None:
+        super().__init__(transport, event)
+        self._method = method
+        self._metadata_sent = False
+        self._sent: asyncio.Future[bool] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Starts the handler."""
+        super().begin()
+        self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        told = _OK
+        try:
+            await self._exchange()
+        except asyncio.CancelledError:
+            if self.closed or self._said:
+                return
+            told = _CANCELLED_ITSELF
+        except CallBroken:
+            self._call.cancel(Code.INTERNAL.value, INTERNAL_TEXT)
+            return
+        except Exception as error:
+            told = status.of(error, self._method.name, self._method.statuses)
+        if not self.closed and not self._said:
+            await self._sent_before()
+            self._say(told)
+
+    async def _exchange(self) -> None:
+        gate = self._transport.gate
+        if not gate.is_open and not self._method.while_draining:
+            gate.last_call = self._loop.time()
+            await gate.passed()
+        handler: Any = self._method.handler
+        context = self.context(metadata=True)
+        requests = self._requests() if self._method.kind is Kind.STREAM else parse(self._method, await self._receive())
+        async for response in handler(requests, context):
+            data = serialized(response, self._transport.max_message_bytes)
+            if not await self._write(data):
+                return
+
+    async def _requests(self) -> AsyncIterator[Any]:
+        while (data := await self._receive()) is not None:
+            yield parse(self._method, data)
+
+    async def _receive(self) -> bytes | None:
+        received: asyncio.Future[bytes | None] = self._loop.create_future()
+
+        def on_message(event: Any) -> None:
+            if not received.done():
+                received.set_result(event.batch_operations[0].message())
+
+        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), on_message)
+        return await received
+
+    async def _write(self, data: bytes) -> bool:
+        """Sends a message as soon as the client takes it; returns whether it may still take more."""
+        self._sent = self._loop.create_future()
+        self._send([cygrpc.SendMessageOperation(data, _NO_FLAGS)])
+        return await asyncio.shield(self._sent)
+
+    def _send(self, operations: list[Any]) -> None:
+        first = () if self._metadata_sent else (_INITIAL_METADATA,)
+        self._metadata_sent = True
+        self._start((*first, *operations), self._on_sent)
+        self._sending = True
+
+    async def _sent_before(self) -> None:
+        """Waits for a message that is still on its way: the core takes one send at a time."""
+        if self._sending and self._sent is not None:
+            await self._sent
+
+    def _on_sent(self, event: Any) -> None:
+        if self._sent is not None and not self._sent.done():
+            self._sent.set_result(bool(event.success))
+        super()._on_sent(event)
+
+    def _leave(self) -> None:
+        if self._task is not None:
+            self._task.cancel()

@@ -1,0 +1,90 @@
+"""Brings the events of a completion queue to the event loop.
+
+Under load the loop takes the events itself, many in one turn, so no thread hands anything over and requests that arrive
+together are handled together. If there is no event, a helper thread blocks in the core without the GIL, hands the first
+event to the loop and then waits until the loop has found the queue empty. So nothing spins while nobody calls.
+"""
+
+import asyncio
+import logging
+import threading
+from typing import Any
+
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+
+_log = logging.getLogger(__name__)
+
+# More events than this wait for the next turn of the loop, so that HTTP and answers of models get their turns.
+_EVENTS_A_TURN = 64
+_TIMEOUT = cygrpc.CompletionType.queue_timeout
+_SHUTDOWN = cygrpc.CompletionType.queue_shutdown
+
+
+class EventPump:
+    """Calls the tag of every event of `queue` with the event, on the event loop that runs at `start`."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self._resume = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._watch, name="grpc-events", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = asyncio.Event()
+
+    def start(self) -> None:
+        """Begins to take events."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def ended(self) -> None:
+        """Waits until the queue is shut down and empty, and the helper thread has ended."""
+        await self._ended.wait()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        assert self._loop is not None
+        is_last = False
+        while not is_last:
+            event = self._queue.poll()
+            is_last = event.completion_type == _SHUTDOWN
+            try:
+                self._loop.call_soon_threadsafe(self._take, event)
+            except RuntimeError:
+                # The loop is closed: nobody is left who could be told.
+                return
+            # An event keeps its call alive, and a call that is dropped late keeps its connection.
+            event = None
+            if not is_last:
+                self._resume.acquire()
+
+    def _take(self, event: Any) -> None:
+        """Handles the first event after a pause, and all that are ready."""
+        if self._handle(event):
+            self._turn()
+
+    def _turn(self) -> None:
+        assert self._loop is not None
+        for count in range(_EVENTS_A_TURN):
+            event = self._queue.poll(0)
+            if event.completion_type == _TIMEOUT:
+                if count:
+                    # Clients that were just answered often call again at once.
+                    self._loop.call_soon(self._turn)
+                else:
+                    self._resume.release()
+                return
+            if not self._handle(event):
+                return
+        self._loop.call_soon(self._turn)
+
+    def _handle(self, event: Any) -> bool:
+        """Returns whether more events may follow."""
+        if event.completion_type == _SHUTDOWN:
+            self._ended.set()
+            self._resume.release()
+            return False
+        try:
+            event.tag(event)
+        except Exception:
+            # One call's failure must not stop everybody's events.
+            _log.exception("a gRPC event could not be handled")
+        return True

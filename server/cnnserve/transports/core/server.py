@@ -1,0 +1,157 @@
+"""Puts the method table on grpc's core."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from cnnserve.api.methods import Kind, Method
+from cnnserve.api.status import Code
+from cnnserve.transports.calls import Gate, channel_arguments
+from cnnserve.transports.core.call import Call, StreamCall, UnaryCall, UnknownCall
+from cnnserve.transports.core.events import EventPump
+from cnnserve.transports.lull import lull
+
+_log = logging.getLogger(__name__)
+
+# Calls that the core may hand over at once.
+_ACCEPTS = 64
+# What clients have after the end of the last call to read what was sent, and to leave.
+_LAST_BYTES_S = 1.0
+
+
+class CoreTransport:
+    """A gRPC server for a method table. Use on one event loop."""
+
+    def __init__(self, methods: Iterable[Method], max_message_bytes: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.gate = Gate()
+        self.max_message_bytes = max_message_bytes
+        self._methods = {f"/{method.name}".encode(): method for method in [*methods]}
+        services = sorted({method.service for method in self._methods.values()})
+        info = _reflection([*services, reflection.SERVICE_NAME])
+        self._methods[f"/{info.name}".encode()] = info
+        self._server = cygrpc.Server(tuple(channel_arguments(max_message_bytes)), False)
+        self._queue = cygrpc.CompletionQueue()
+        self._server.register_completion_queue(self._queue)
+        self._pump = EventPump(self._queue)
+        self._calls: set[Call] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = False
+        self._started = False
+
+    def bind(self, host: str, port: int) -> int:
+        """Takes the port (0: a free one) and returns it. Raises `OSError` if it is taken."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = int(self._server.add_http2_port(address.encode()))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+        if bound == 0:
+            raise OSError(f"cannot listen on {address}")
+        return bound
+
+    def listen(self) -> None:
+        """Lets clients connect; their calls wait for `start`."""
+        if not self._started:
+            self._server.start()
+            self._started = True
+
+    async def start(self) -> None:
+        """Begins to answer."""
+        self.listen()
+        for _ in range(_ACCEPTS):
+            self._accept_next()
+        self._pump.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Stops the server. It still accepts calls until none has arrived for 0.1 s (after 1 s at the latest).
+
+        Accepted calls have `grace_s` seconds, counted from the start of `stop`; then they end with UNAVAILABLE.
+        """
+        if self._stopping:
+            return
+        if not self._started:
+            # The core aborts the process if a bound server is dropped without a start and a shutdown.
+            await self.start()
+        deadline = self.loop.time() + grace_s
+        # Calls that arrive at a core that is shutting down are CANCELLED, which no client tries again. So calls and
+        # responses are held here until no call has come for a while: a client that waits for a response sends no more.
+        # Then the core tells every client to go elsewhere, and after that they get their responses.
+        self.gate.close(self.loop.time())
+        down: asyncio.Future[None] = self.loop.create_future()
+        try:
+            await lull(lambda: self.gate.last_call, deadline)
+        finally:
+            self._stopping = True
+            self._server.shutdown(self._queue, lambda _: down.set_result(None))
+            self.gate.open()
+        await self._until_idle(deadline - self.loop.time())
+        for call in list(self._calls):
+            call.refuse(Code.UNAVAILABLE, "the server is shutting down; send the request to another one")
+        # The core is down when every client has read its last bytes and its connection is closed. `cancel_all_calls`
+        # closes connections at once, which would take a response from a client that has not read it yet.
+        await asyncio.wait((down,), timeout=_LAST_BYTES_S)
+        self._server.cancel_all_calls()
+        await down
+        self._server.destroy()
+        self._queue.shutdown()
+        await self._pump.ended()
+
+    def over(self, call: Call) -> None:
+        """Forgets a call."""
+        self._calls.discard(call)
+        if not self._calls:
+            self._idle.set()
+
+    async def _until_idle(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._idle.wait(), max(0.0, seconds))
+        except TimeoutError:
+            return
+
+    def _accept_next(self) -> None:
+        if error := self._server.request_call(self._queue, self._queue, self._on_call):
+            _log.error("grpc's core takes no more calls: error %s", error)
+
+    def _on_call(self, event: Any) -> None:
+        if not event.success:
+            # The server is shutting down: this was a request for a call, not a call.
+            return
+        if not self._stopping:
+            self._accept_next()
+        method = self._methods.get(event.call_details.method)
+        call: Call
+        if method is None:
+            call = UnknownCall(self, event)
+        elif method.kind is Kind.UNARY:
+            call = UnaryCall(self, event, method)
+        else:
+            call = StreamCall(self, event, method)
+        self._calls.add(call)
+        self._idle.clear()
+        try:
+            call.begin()
+        except Exception:
+            _log.exception("a call of %s could not be accepted", event.call_details.method)
+            event.call.cancel(Code.INTERNAL.value, "internal error")
+            self.over(call)
+
+
+def _reflection(services: list[str]) -> Method:
+    servicer = reflection.aio.ReflectionServicer(services)
+
+    def info(requests: Any, _: Any) -> Any:
+        return servicer.ServerReflectionInfo(requests, None)
+
+    return Method(
+        f"{reflection.SERVICE_NAME}/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest,
+        reflection_pb2.ServerReflectionResponse,
+        info,
+        Kind.STREAM,
+    )
