@@ -1,4 +1,4 @@
-"""Fixtures that several packages' tests share."""
+"""Fixtures that the tests of several packages share."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -13,7 +13,7 @@ from support import RunningServer, make_registry, serving, tiny_onnx, write_vers
 
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
-    """An empty registry over `tmp_path`, drained at the end."""
+    """An empty registry whose model repository is `tmp_path`. It is drained at the end."""
     with ThreadPoolExecutor(1) as decoders:
         registry = make_registry(tmp_path, decoders)
         yield registry
@@ -36,6 +36,6 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_server(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of `tiny_repository`."""
+    """A server that serves `tiny_repository`."""
     with serving(tmp_path_factory.mktemp("log") / "server.log", tiny_repository) as server:
         yield server

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class FakeClock:
-    """A monotonic clock in ns that moves when told."""
+    """A monotonic clock in ns that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now_ns = 1_000_000_000
@@ -21,7 +21,7 @@ class FakeClock:
 
 
 class FakeSession:
-    """Answers each row with its own sum; can be held, and made to fail. Remembers the size of every run."""
+    """Returns the sum of each row. A test can hold its runs and make them fail. `sizes` has the size of every run."""
 
     def __init__(self, *, held: bool = False) -> None:
         self.sizes: list[int] = []
@@ -39,6 +39,6 @@ class FakeSession:
         return [batch.reshape(len(batch), -1).sum(axis=1, keepdims=True, dtype=np.float64)]
 
     def let(self, runs: int = 1) -> None:
-        """Lets this many held runs finish."""
+        """Lets `runs` held runs finish."""
         assert self._gate is not None
         self._gate.release(runs)

@@ -1,4 +1,4 @@
-"""Tiny networks of the kinds that people bring, and torch's two ONNX exporters without any of ours around them."""
+"""Tiny networks of kinds that users import, and torch's two ONNX exporters without any of cnnserve's code."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Widens, convolves each channel by itself, weighs the channels, narrows, adds."""
+    """More channels, a convolution of each channel, weights for the channels, fewer channels, sum with the input."""
 
     def __init__(self, channels: int, activation: type[nn.Module], gate: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class DenseBlock(nn.Module):
 
 
 class Classifier(nn.Module):
-    """(N, 3, 16, 16) to logits (N, 5); flattened by the batch size that it is traced with."""
+    """From (N, 3, 16, 16) to logits (N, 5). Flattening uses the batch size, so that a trace may fix it."""
 
     def __init__(self, body: nn.Module, channels: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Classifier(nn.Module):
 
 
 def network(kind: str) -> nn.Module:
-    """`mobilenet`, `densenet` or `efficientnet`, in eval mode, its running statistics not those of a new one."""
+    """Returns `mobilenet`, `densenet` or `efficientnet` in eval mode, with running statistics of one pass."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if kind == "densenet":
@@ -81,7 +81,7 @@ def network(kind: str) -> nn.Module:
             made = Classifier(InvertedResidual(8, activation, gate), 8)
         made.train()(torch.randn(16, 3, SIDE, SIDE))
         for parameter in made.head.parameters():
-            # Answers that differ from image to image.
+            # Larger weights, so that probabilities differ from image to image.
             nn.init.normal_(parameter, std=2)
         return made.eval()
 
@@ -89,12 +89,12 @@ def network(kind: str) -> nn.Module:
 def onnx_file(
     path: Path, made: nn.Module, *, legacy: bool = True, dynamic: bool = True, example: Tensor | None = None
 ) -> Path:
-    """`made` as torch's own exporter writes it; its input is called `pixels`, its output `scores`."""
+    """Exports `made` with torch's exporter and returns the file. The input is named `pixels`, the output `scores`."""
     if example is None:
         example = torch.zeros(2 if dynamic else 1, 3, SIDE, SIDE)
     names = {"input_names": ["pixels"], "output_names": ["scores"]}
     disabled = logging.root.manager.disable
-    # What torch says about its own exporters is not our test's.
+    # torch's warnings about its own exporters do not concern the tests.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)

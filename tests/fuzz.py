@@ -1,6 +1,6 @@
-"""Mutated image files through the preprocessing: a picture or `InvalidInput`, and nothing else.
+"""Feeds mutated image files to the preprocessing, which must return a row or raise `InvalidInput`, nothing else.
 
-A run is determined by its seed and the numbers of its mutations, so whatever it finds can be found again:
+The seed and the numbers of the mutations determine a run, so every failure can be repeated:
 
     python tests/fuzz.py --seed 0 --first 17123 --count 1
 """
@@ -33,15 +33,15 @@ from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 
 SPEC = Preprocessing("RGB", Resize("shorter", (64,)), (56, 56), (0.0,) * 3, (1.0,) * 3, "graph")
 TENSOR = TensorInfo("image", "UINT8", (56, 56, 3), "NHWC")
-# Of CPU time; the kernel then ends the process, whatever it is in.
+# CPU time after which the kernel ends the process, even if native code is running.
 WATCHDOG_S = 10.0
-# What is still growing after so many would go on growing.
+# After this share of the mutations, the memory of the process must not grow any more.
 _SETTLED = 0.3
 
 
 @cache
 def seeds() -> list[bytes]:
-    """Small real files of every kind the server reads, with what cameras and editors put into them."""
+    """Returns small real files of every format that the server reads, with metadata of cameras and editors."""
     photograph = Image.fromarray(load_sample_image("flower.jpg")).resize((160, 107))
     with cbook.get_sample_data("grace_hopper.jpg") as file:
         portrait = Image.open(file).convert("RGB").resize((64, 75))
@@ -89,7 +89,7 @@ def seeds() -> list[bytes]:
 
 
 def mutation(seed: int, number: int) -> bytes:
-    """The file of a number: one of the seeds, changed in one to four ways."""
+    """Returns the mutation of a number: one of the seeds, changed in one to four ways."""
     chance = random.Random(f"{seed} {number}")
     data = bytearray(chance.choice(seeds()))
     for _ in range(chance.choice((1, 1, 1, 2, 3, 4))):
@@ -108,7 +108,7 @@ def _edit_header(data: bytearray, chance: random.Random) -> None:
 
 
 def _edit_number(data: bytearray, chance: random.Random) -> None:
-    """Writes a number of two or four bytes somewhere: a size, a length, an offset."""
+    """Writes an integer of two or four bytes somewhere; it may become a size, a length or an offset."""
     form = chance.choice(("<H", ">H", "<I", ">I"))
     if len(data) >= 4:
         at = chance.randrange(min(len(data) - 3, chance.choice((64, 700, len(data)))))
@@ -142,7 +142,7 @@ def _insert(data: bytearray, chance: random.Random) -> None:
 
 
 def _mend_checksums(data: bytearray, chance: random.Random) -> None:
-    """So that what was changed in a PNG before this reaches its decoder."""
+    """Corrects the checksums of a PNG, so that earlier changes reach its decoder."""
     position = 8
     while data.startswith(b"\x89PNG") and position + 12 <= len(data):
         length = struct.unpack_from(">I", data, position)[0]
@@ -159,7 +159,7 @@ _WAYS: tuple[Callable[[bytearray, random.Random], None], ...] = (
 
 
 def run(seed: int, first: int, count: int, progress: Path | None = None) -> dict[str, object]:
-    """Reads `count` mutations; what it saw, and what must not be: `failures` by number."""
+    """Preprocesses `count` mutations and returns the outcomes, and the `failures` by the numbers of the mutations."""
     exact, fast = (Preprocessor(SPEC, TENSOR, ImageOptions(fast=fast)) for fast in (False, True))
     outcomes: Counter[str] = Counter()
     failures: dict[int, str] = {}
@@ -205,7 +205,7 @@ def _main() -> int:
     parser = argparse.ArgumentParser()
     for name, default in (("--seed", 0), ("--first", 0), ("--count", 1000)):
         parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--progress", type=Path, help="a file that says which mutation is at work")
+    parser.add_argument("--progress", type=Path, help="file for the number of the current mutation (default: none)")
     options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
         print(json.dumps(run(options.seed, options.first, options.count, options.progress)))

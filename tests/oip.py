@@ -1,4 +1,4 @@
-"""Open Inference requests to a real server."""
+"""A client for the Open Inference Protocol, and its requests and responses."""
 
 from types import TracebackType
 from typing import Any
@@ -16,7 +16,7 @@ TIMEOUT_S = 30.0
 
 
 class Oip:
-    """Calls RPCs of the service by their names."""
+    """Calls RPCs of a real server by their names."""
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address)
@@ -28,7 +28,7 @@ class Oip:
         self.channel.close()
 
     def rpc(self, name: str) -> Any:
-        """One unary RPC that takes a message."""
+        """Returns the callable of a unary RPC."""
         answer = getattr(o, f"{name}Response")
         return self.channel.unary_unary(
             f"/{SERVICE}/{name}",
@@ -40,13 +40,13 @@ class Oip:
         return self.rpc(name)(request or getattr(o, f"{name}Request")(), timeout=TIMEOUT_S)
 
     def fails(self, name: str, request: Message) -> tuple[grpc.StatusCode, str]:
-        """The status of a call that must fail."""
+        """Returns code and text of the status of a call, which must fail."""
         with pytest.raises(grpc.RpcError) as caught:
             self(name, request)
         return caught.value.code(), caught.value.details()
 
     def stream(self, requests: Any, metadata: Any = ()) -> Any:
-        """ModelStreamInfer."""
+        """Calls ModelStreamInfer and returns the call, which yields the responses."""
         return self.channel.stream_stream(
             f"/{SERVICE}/ModelStreamInfer",
             request_serializer=o.ModelInferRequest.SerializeToString,
@@ -55,14 +55,14 @@ class Oip:
 
 
 def rows(count: int = 1, side: int = SIDE) -> np.ndarray:
-    """Tiny models' input: images of class left."""
+    """Returns an input tensor of tiny models, with `count` images of class left."""
     pixels = np.zeros((count, side, SIDE, 1), np.uint8)
     pixels[:, :, : SIDE // 2] = 255
     return pixels
 
 
 def tensor(array: np.ndarray | None = None, model: str = "tiny", **fields: Any) -> o.ModelInferRequest:
-    """A raw request for a tiny model."""
+    """Returns a request with raw contents for a tiny model."""
     array = rows() if array is None else array
     request = o.ModelInferRequest(model_name=model, raw_input_contents=[array.tobytes()], **fields)
     request.inputs.add(name="image", datatype="UINT8", shape=array.shape)
@@ -70,7 +70,7 @@ def tensor(array: np.ndarray | None = None, model: str = "tiny", **fields: Any) 
 
 
 def encoded(*images: bytes, shape: list[int] | None = None, model: str = "tiny", **fields: Any) -> o.ModelInferRequest:
-    """Image files as one BYTES tensor."""
+    """Returns a request with image files in a BYTES tensor."""
     images = images or (picture("left"),)
     raw = b"".join(len(image).to_bytes(4, "little") + image for image in images)
     request = o.ModelInferRequest(model_name=model, raw_input_contents=[raw], **fields)
@@ -79,18 +79,18 @@ def encoded(*images: bytes, shape: list[int] | None = None, model: str = "tiny",
 
 
 def with_parameter(message: Any, name: str, **value: Any) -> Any:
-    """The same message with an Open Inference parameter."""
+    """Adds an Open Inference parameter to a message and returns the message."""
     message.parameters[name].CopyFrom(o.InferParameter(**value))
     return message
 
 
 def floats(answer: o.ModelInferResponse, output: int = 0) -> np.ndarray:
-    """An output of FP32."""
+    """Returns an output of type FP32."""
     return np.frombuffer(answer.raw_output_contents[output], np.float32).reshape(answer.outputs[output].shape)
 
 
 def strings(answer: o.ModelInferResponse, output: int = 0) -> list[str]:
-    """An output of BYTES."""
+    """Returns the elements of an output of type BYTES."""
     raw, texts = answer.raw_output_contents[output], []
     while raw:
         size = int.from_bytes(raw[:4], "little")

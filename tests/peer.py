@@ -1,4 +1,4 @@
-"""A scripted peer: a real gRPC server on a real port that answers what a test tells it to."""
+"""A scripted peer: a real gRPC server on a real port whose responses a test decides."""
 
 import contextlib
 import time
@@ -24,7 +24,7 @@ REQUESTS = {
 
 
 def one_class_each(request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:
-    """Every image is a seven, but one whose bytes start with "bad" cannot be decoded."""
+    """Returns class seven for every image, but an error for images whose bytes begin with "bad"."""
     answer = pb.ClassifyResponse(model=request.model, version="1", timings=pb.Timings(queue_us=1, total_us=9))
     for image in request.images:
         if image.encoded.startswith(b"bad"):
@@ -70,7 +70,7 @@ def two_models(request: pb.ListModelsRequest, context: grpc.ServicerContext) -> 
 
 
 class Refused(Exception):
-    """Raised by a script: this request of a stream is answered with an error, and the stream goes on."""
+    """A script raises this: the response to this request of a stream is an error, and the stream continues."""
 
     def __init__(self, code: grpc.StatusCode, text: str, retry_after_ms: int | None = None) -> None:
         super().__init__(text)
@@ -79,7 +79,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as it arrived."""
+    """One request that the peer received."""
 
     method: str
     message: Any
@@ -87,7 +87,7 @@ class Asked:
 
 
 class Peer(grpc.GenericRpcHandler):
-    """`scripts` says what is answered, `asked` what came; `health` is grpcio-health-checking's own servicer."""
+    """`scripts` make the responses, `asked` has the requests. `health` is the servicer of grpcio-health-checking."""
 
     def __init__(self) -> None:
         self.scripts: dict[str, Script] = {
@@ -103,7 +103,7 @@ class Peer(grpc.GenericRpcHandler):
         self.address = ""
 
     def stream(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        """Each request of a stream, by the script for Classify."""
+        """Yields the response to each request of a stream, from the script for Classify."""
         for request in requests:
             self.asked.append(Asked("Classify", request.request, request.timeout_us / 1e6))
             answer = pb.ClassifyStreamResponse(id=request.id)
@@ -114,11 +114,11 @@ class Peer(grpc.GenericRpcHandler):
             yield answer
 
     def of(self, method: str) -> list[Any]:
-        """The messages that came for one method, in order."""
+        """Returns the messages that one method received, in order."""
         return [asked.message for asked in self.asked if asked.method == method]
 
     def refuse(self, method: str, code: grpc.StatusCode, text: str, trailers: tuple[tuple[str, str], ...] = ()) -> None:
-        """Answer this method with a status."""
+        """Makes this method end with a status."""
 
         def script(request: Any, context: grpc.ServicerContext) -> None:
             context.set_trailing_metadata(trailers)
@@ -127,7 +127,7 @@ class Peer(grpc.GenericRpcHandler):
         self.scripts[method] = script
 
     def hang(self, method: str) -> None:
-        """Do not answer while the caller waits."""
+        """Makes this method send no response while the client waits."""
 
         def script(request: Any, context: grpc.ServicerContext) -> None:
             while context.is_active():
@@ -162,9 +162,9 @@ class Peer(grpc.GenericRpcHandler):
 
 @contextlib.contextmanager
 def running(peer: Peer, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> Iterator[Peer]:
-    """The peer on a port of 127.0.0.1."""
+    """Yields the peer while it serves on a port of 127.0.0.1."""
     with ThreadPoolExecutor(4) as pool:
-        # Above the clients' default limit, so that it is theirs that a test meets.
+        # Above the clients' default limit, so that a test reaches the limit of the client.
         options = [("grpc.max_receive_message_length", 2**27), ("grpc.so_reuseport", 0)]
         server = grpc.server(pool, handlers=[peer], options=options)
         health_pb2_grpc.add_HealthServicer_to_server(peer.health, server)

@@ -1,4 +1,4 @@
-"""Small real models, and real servers to serve them."""
+"""Small real models, and real servers that serve them."""
 
 import asyncio
 import contextlib
@@ -40,14 +40,14 @@ _BOUND = re.compile(r"gRPC port (\d+), HTTP port (\d+)")
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG file's bytes."""
+    """Returns the bytes of a PNG file with these pixels."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def picture(kind: str) -> bytes:
-    """A PNG that the tiny model puts into class `kind` with near certainty."""
+    """Returns a PNG for which the tiny model gives class `kind` a probability of almost 1."""
     pixels = np.zeros((SIDE, SIDE), np.uint8)
     if kind == "bright":
         pixels[:] = 255
@@ -57,7 +57,10 @@ def picture(kind: str) -> bytes:
 
 
 def tiny_onnx(*, softmax: bool = True, batch: str | int = "batch", datatype: int = TensorProto.UINT8) -> bytes:
-    """A classifier of 8x8 grey images (NHWC) into dark, left, bright: a linear layer over the two halves' means."""
+    """Returns a classifier of 8x8 grey images (NHWC) into dark, left and bright.
+
+    It is a linear layer over the means of the left and the right half.
+    """
     weights = np.zeros((SIDE, SIDE, len(CLASSES)), np.float32)
     weights[:, : SIDE // 2] = [-20, 20, 10]
     weights[:, SIDE // 2 :] = [-20, -20, 30]
@@ -85,7 +88,7 @@ def tiny_onnx(*, softmax: bool = True, batch: str | int = "batch", datatype: int
 
 
 def free_onnx(side: int | None = None) -> bytes:
-    """A classifier of images of any size, or of `side` by `side`, into as many classes as they have pixels."""
+    """Returns a classifier that has one class for each pixel, of images of any size or of `side` x `side` pixels."""
     sizes = ["h", "w"] if side is None else [side, side]
     graph = helper.make_graph(
         [helper.make_node("Reshape", ["image", "flat"], ["scores"])],
@@ -100,7 +103,7 @@ def free_onnx(side: int | None = None) -> bytes:
 
 
 def half_free_onnx() -> bytes:
-    """A classifier that says it takes images of any size, and runs where they have 3 * 64 values."""
+    """Returns a classifier whose file declares images of any size, but which runs only if they have 3 * 64 values."""
     graph = helper.make_graph(
         [
             helper.make_node("Flatten", ["image"], ["rows"]),
@@ -116,23 +119,24 @@ def half_free_onnx() -> bytes:
     return data
 
 
-# How an image becomes the input of `wide_onnx`, for its config.pbtxt.
+# The preprocessing for `wide_onnx`, as its config.pbtxt states it.
 WIDE_IMAGE = """parameters { key: "cnnserve.image" value { string_value:
   '{"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "none"}' } }
 """
 
 
 def write_wide(root: Path, classes: int) -> None:
-    """Models `fixed` and `free`: the file of the one says how many `classes` there are."""
+    """Writes models `fixed` and `free` with `classes` classes. Only the file of `fixed` declares their number."""
     for name in ("fixed", "free"):
         (root / name / "1").mkdir(parents=True)
         (root / name / "1" / "model.onnx").write_bytes(wide_onnx(classes, fixed=name == "fixed"))
 
 
 def wide_onnx(classes: int, *, fixed: bool = True) -> bytes:
-    """A classifier of 8x8 grey images (NHWC) into `classes` scores, the last one the largest; a small file and request.
+    """Returns a classifier of 8x8 grey images (NHWC) into `classes` classes. Its file is small, whatever `classes` is.
 
-    `fixed`: the file says how many there are; else only a run can tell.
+    The last class has the largest value. `fixed`: the file declares the number of classes; otherwise only a run shows
+    it.
     """
     constants = {"first": 0.0, "count": float(classes), "step": 1.0}
     nodes = [
@@ -153,7 +157,7 @@ def wide_onnx(classes: int, *, fixed: bool = True) -> bytes:
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", classes if fixed else "c"])],
         [
             numpy_helper.from_array(np.array([1, 2, 3], np.int64), "pixels"),
-            # White gives scores from 0 to 10.
+            # A white image has values from 0 to 10.
             numpy_helper.from_array(np.array(10 / 255 / classes, np.float32), "scale"),
             numpy_helper.from_array(np.array([-1, 1], np.int64), "column"),
             *(numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()),
@@ -167,7 +171,10 @@ def wide_onnx(classes: int, *, fixed: bool = True) -> bytes:
 def write_version(
     folder: Path, model: bytes | None = None, *, golden_image: bytes | None = None, **changes: Any
 ) -> Path:
-    """A complete version folder `<repository>/<model>/<version>`; `changes` replace fields of its manifest."""
+    """Writes a complete version folder `<repository>/<model>/<version>` and returns it.
+
+    `changes` replace fields of its manifest.
+    """
     golden_image = golden_image or picture("left")
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(model or tiny_onnx())
@@ -203,17 +210,17 @@ def write_version(
 
 
 def open_version(folder: ModelFolder, version: int, **options: Any) -> OpenVersion:
-    """`loader.open_version` for one CPU thread; a TensorRT engine, which no test should make, has no place to go."""
+    """Calls `loader.open_version` for one CPU thread. The engine cache is no folder: no test should build engines."""
     return loader.open_version(folder, version, **{"cpu_threads": 1, "engine_cache": Path(os.devnull)} | options)
 
 
 def make_registry(root: Path, decoders: Executor, **settings: Any) -> Registry:
-    """A registry that loads for one CPU thread; `settings` are `VersionOpener`'s."""
+    """Returns a registry that loads for one CPU thread; `settings` are those of `VersionOpener`."""
     return Registry(root, VersionOpener(open_version, decoders, **settings))
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    """Waits for what other tasks or threads bring about."""
+    """Waits until `condition` holds, which other tasks or threads must bring about."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.001)
@@ -230,21 +237,21 @@ class RunningServer:
 
     @property
     def address(self) -> str:
-        """Where gRPC listens."""
+        """The address of the gRPC port."""
         return f"127.0.0.1:{self.grpc_port}"
 
     @property
     def log(self) -> str:
-        """Everything it said so far."""
+        """Everything that the server has logged so far."""
         return self.log_file.read_text()
 
     def terminate(self, timeout_s: float = 40) -> int:
-        """SIGTERM, and the exit code."""
+        """Sends SIGTERM and returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
 
     def wait_for(self, pattern: str, timeout_s: float = START_SECONDS) -> re.Match[str]:
-        """Waits until its log has `pattern`."""
+        """Waits until the log contains `pattern` and returns the match."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             if match := re.search(pattern, self.log):
@@ -256,7 +263,7 @@ class RunningServer:
 
 
 def spawn(log_file: Path, *arguments: str | Path) -> RunningServer:
-    """Starts `cnnserve serve` with these flags on free ports of 127.0.0.1; does not wait."""
+    """Starts `cnnserve serve` with these flags on free ports of 127.0.0.1, without waiting for it."""
     command = [sys.executable, "-m", "cnnserve", "serve", "--grpc-port", "0", "--http-port", "0", *map(str, arguments)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CNNSERVE_")}
     with log_file.open("wb") as log:
@@ -265,7 +272,7 @@ def spawn(log_file: Path, *arguments: str | Path) -> RunningServer:
 
 @contextlib.contextmanager
 def serving(log_file: Path, repository: Path, *arguments: str | Path) -> Iterator[RunningServer]:
-    """A server that has settled all its models; ended afterwards, by pid."""
+    """Yields a server that has tried to load all its models. Stops it at the end."""
     server = spawn(log_file, "--model-repository", repository, *arguments)
     try:
         bound = server.wait_for(_BOUND.pattern)

@@ -1,4 +1,4 @@
-"""The process in which torchvision runs: makes checkpoints as it publishes them, and answers photographs with them.
+"""The process in which torchvision runs: makes checkpoints as torchvision publishes them, and classifies photographs.
 
 python tests/torchvision_oracle.py FOLDER resnet18 resnet50
 """
@@ -18,7 +18,7 @@ from torch import nn
 
 from torchvision_parity import ANSWERS, NETWORKS, photographs
 
-# Batch normalisation's statistics come from the photographs and some images of noise.
+# The statistics of batch normalisation come from the photographs and this many images of noise.
 _NOISE = 5
 _LOGITS_STD = 2.5
 _DAMPING = 0.3
@@ -40,7 +40,7 @@ def _torchvision_models() -> Any:
     register = torch.library.register_fake
 
     def register_known(op: Any, *arguments: Any, **options: Any) -> Any:
-        # torchvision's compiled operators need the torch it was built with; no classifier uses them.
+        # torchvision's compiled operators need the torch for which torchvision was built. No classifier uses them.
         if isinstance(op, str) and op.startswith("torchvision::"):
             return lambda function: function
         return register(op, *arguments, **options)
@@ -72,9 +72,9 @@ def _metadata(models: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _answer(models: Any, name: str, folder: Path) -> str:
-    """Writes the checkpoint of a random network and its probabilities; returns the checkpoint's name."""
+    """Writes the checkpoint of a random network and its probabilities. Returns the name of the checkpoint."""
     torch.manual_seed(0)
-    # As `weights=` would make it, but with the auxiliary heads that the published file has.
+    # The network that `weights=` would make, but with the auxiliary heads that the published file has.
     googlenet = {"aux_logits": True, "transform_input": True, "init_weights": False} if name == "googlenet" else {}
     network = getattr(models, name)(**googlenet)
     transforms = getattr(models, f"{NETWORKS[name]}_Weights").DEFAULT.transforms()
@@ -87,7 +87,10 @@ def _answer(models: Any, name: str, folder: Path) -> str:
 
 
 def _randomise(network: Any, images: Any) -> None:
-    """Random weights with which an untrained network answers like a trained one: differently, and with preferences."""
+    """Sets random weights so that images have different probabilities, and each image prefers some classes.
+
+    In these two respects, the network is like a trained one.
+    """
     network.eval()
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -97,15 +100,17 @@ def _randomise(network: Any, images: Any) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
-            # One pass in training mode makes the batch's statistics the running ones.
+            # One pass in training mode sets the running statistics to those of the batch.
             module.momentum = 1.0
             module.train()
     for name, module in network.named_modules():
-        # The end of a bottleneck adds little to what passes by it, or a hundred of them would amplify rounding.
+        # The output of a bottleneck must be small compared with its shortcut. Otherwise a hundred bottlenecks would
+        # amplify rounding errors.
         if name.endswith(".bn3"):
             module.weight *= _DAMPING
     network(torch.cat([images, torch.randn(_NOISE, *images.shape[1:])]))
-    # Of any size at first; with this deviation the softmax prefers some classes and is certain of none.
+    # The logits may have any scale so far. With this standard deviation the softmax prefers some classes, but gives
+    # none a probability of almost 1.
     head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     scale = _LOGITS_STD / network.eval()(images).std()
     head.weight *= scale

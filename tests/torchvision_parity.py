@@ -1,7 +1,7 @@
-"""torchvision as a second opinion: what it answers, and how far a published version is from that.
+"""Compares the probabilities of published versions with torchvision's.
 
-cnnserve does not need torchvision, and torch's exporter changes its ways where it finds one; so it lives in a folder of
-its own, where `make setup` puts it, and runs in a process of its own: `torchvision_oracle.py`.
+cnnserve does not need torchvision, and torch's exporter behaves differently if torchvision is installed. So `make
+setup` puts torchvision into a folder of its own, and it runs in a process of its own, `torchvision_oracle.py`.
 """
 
 import dataclasses
@@ -44,32 +44,32 @@ ORACLE = Path(__file__).with_name("torchvision_oracle.py")
 
 @dataclass(frozen=True)
 class Answers:
-    """What torchvision said. `checkpoints` are files in `folder` as it publishes them, with our random weights."""
+    """torchvision's results. `checkpoints` are files in `folder`, in the published form, but with random weights."""
 
     folder: Path
     metadata: dict[str, list[dict[str, Any]]]
     checkpoints: dict[str, str]
 
     def published(self, network: str) -> hub.Published:
-        """The table's entry of torchvision's default weights, as if this checkpoint were what is published."""
+        """Returns the table's entry of torchvision's default weights, with this checkpoint as the published file."""
         url = (self.folder / self.checkpoints[network]).as_uri()
         return dataclasses.replace(hub.find(network, "imagenet"), url=url)
 
     def probabilities(self, network: str) -> NDArray[np.float32]:
-        """Probabilities (photographs, classes)."""
+        """Returns the probabilities, with shape (photographs, classes)."""
         values: NDArray[np.float32] = np.load(self.folder / f"{network}.npy")
         return values
 
 
 def photographs() -> list[Path]:
-    """Three real photographs, JPEG files that scikit-learn and matplotlib bring."""
+    """Returns three real photographs, JPEG files that scikit-learn and matplotlib contain."""
     images = Path(sklearn.datasets.__file__).parent / "images"
     samples = Path(mpl.get_data_path()) / "sample_data"
     return [images / "china.jpg", images / "flower.jpg", samples / "grace_hopper.jpg"]
 
 
 def ask(folder: Path, networks: Sequence[str] = tuple(NETWORKS)) -> Answers:
-    """Has torchvision make checkpoints in `folder`, and answer the photographs with them."""
+    """Makes torchvision write checkpoints to `folder` and classify the photographs with them. Returns its results."""
     if not (FOLDER / "torchvision").is_dir():
         raise FileNotFoundError(f"torchvision is not in {FOLDER}; make setup installs it there")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(FOLDER), os.getenv("PYTHONPATH"))))}
@@ -82,9 +82,10 @@ def ask(folder: Path, networks: Sequence[str] = tuple(NETWORKS)) -> Answers:
 
 
 def export_published(network: str, answers: Answers, repository: Path, max_batch_size: int) -> Path:
-    """Runs `cnnserve export NETWORK --weights imagenet` where the checkpoint is what is published and in torch's cache.
+    """Runs `cnnserve export NETWORK --weights imagenet` and returns the version folder.
 
-    Returns the version's folder. `answers.folder` must be named as in torch's cache, .../hub/checkpoints.
+    The checkpoint is taken for the published file, which is in torch's cache already. So `answers.folder` must have the
+    name of a folder in torch's cache: .../hub/checkpoints.
     """
     flags = ["--weights", "imagenet", "--repository", str(repository), "--max-batch-size", str(max_batch_size)]
     with (
@@ -93,13 +94,13 @@ def export_published(network: str, answers: Answers, repository: Path, max_batch
     ):
         status = export([network, *flags])
     if status:
-        raise RuntimeError(f"the export of {network} ended with {status}")
+        raise RuntimeError(f"the export of {network} ended with status {status}")
     return repository / network / "1"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Largest difference of any probability, and the best classes, best first, each (photographs, 5)."""
+    """The largest difference of a probability, and the five most probable classes, each of shape (photographs, 5)."""
 
     difference: float
     served: NDArray[np.intp]
@@ -107,7 +108,7 @@ class Comparison:
 
 
 def compare(version: Path, expected: NDArray[np.float32]) -> Comparison:
-    """The photographs through a published version, as the server runs it, against torchvision's probabilities."""
+    """Classifies the photographs with a published version as the server does, and compares with `expected`."""
     manifest = manifests.read(version)
     assert manifest is not None
     preprocessor = Preprocessor(manifest.preprocessing, manifest.input)

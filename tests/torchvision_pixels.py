@@ -1,6 +1,7 @@
-"""torchvision's pixels, from a process of its own: the tests' oracle for what `cnnserve.images.preprocessing` makes.
+"""torchvision's pixels, with which the tests compare those of `cnnserve.images.preprocessing`.
 
-Run as a program it answers requests on standard input: the length of a JSON line, the line, the file's bytes.
+torchvision runs in a process of its own: this file as a program. Its standard input has the requests, each of which is
+the length of a JSON line, that line, and the bytes of the file.
 """
 
 import importlib
@@ -20,12 +21,12 @@ from PIL import Image, ImageOps
 
 from cnnserve.repository.manifest import Preprocessing
 
-# Where `make setup` puts it.
+# `make setup` installs torchvision here.
 FOLDER = Path(sys.prefix) / "torchvision"
 
 
 class Oracle:
-    """`Resize` and `CenterCrop` of torchvision on `Image.open(...).convert(...)`; a context manager."""
+    """Applies torchvision's `Resize` and `CenterCrop` to `Image.open(...).convert(...)`. It is a context manager."""
 
     def __enter__(self) -> "Oracle":
         if not (FOLDER / "torchvision").is_dir():
@@ -40,7 +41,7 @@ class Oracle:
         self._process.communicate()
 
     def pixels(self, data: bytes, spec: Preprocessing) -> NDArray[np.uint8]:
-        """The uint8 result (H x W x C) for a file's bytes. Raises `ValueError` where torchvision fails."""
+        """Returns the uint8 pixels (H x W x C) for the bytes of a file. Raises `ValueError` if torchvision fails."""
         request = json.dumps(
             {
                 "bytes": len(data),
@@ -65,8 +66,8 @@ class Oracle:
 
 
 def load_transforms() -> Any:
-    """`torchvision.transforms` beside a torch that its compiled operators were not built for: they are left out."""
-    import torch  # noqa: PLC0415 - only in the process that asks for it
+    """Returns `torchvision.transforms`. torchvision's compiled operators, which need another torch, are left out."""
+    import torch  # noqa: PLC0415 - only in the process that needs it
 
     sys.path.append(str(FOLDER))
     register = torch.library.register_fake
@@ -81,7 +82,7 @@ def load_transforms() -> Any:
 
 
 def _answer(transforms: Any, request: dict[str, Any], data: bytes) -> NDArray[np.uint8]:
-    # The server has a limit of its own.
+    # Pillow's limit must not refuse images here; the server has its own limit.
     Image.MAX_IMAGE_PIXELS = None
     image = Image.open(io.BytesIO(data))
     if request["upright"]:

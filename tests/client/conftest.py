@@ -1,4 +1,4 @@
-"""A scripted peer, and both clients asked alike."""
+"""Fixtures: a scripted peer, and functions that call both clients in the same way."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(params=["sync", "async"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """`ask(address, method, ...)` through a fresh client of either kind: what one promises, both keep."""
+    """`ask(address, method, ...)` calls a method of a new client. Each test runs with `Client` and `AsyncClient`."""
 
     def sync(address: str, method: str, *args: Any, limits: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         with Client(address, **limits or {}) as client:
@@ -39,7 +39,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 
 @pytest.fixture(params=["sync", "async"])
 def many(request: pytest.FixtureRequest) -> Ask:
-    """`many(address, images, ...)`: all results of `classify_many` through a fresh client of either kind."""
+    """`many(address, images, ...)` returns all results of `classify_many` of a new client of either kind."""
 
     def sync(address: str, images: Any, *, limits: dict[str, Any] | None = None, **kwargs: Any) -> list[Any]:
         with Client(address, **limits or {}) as client:

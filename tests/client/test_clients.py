@@ -1,4 +1,4 @@
-"""What both clients send, read and raise, against a real gRPC server that follows a script."""
+"""The requests, results and errors of both clients, with a real gRPC server that follows a script."""
 
 import asyncio
 import pickle

@@ -1,4 +1,4 @@
-"""What a caller hands over arrives as the same pixels or the same bytes; what cannot be sent is named."""
+"""Images arrive at the server with the same pixels or bytes; if one cannot be sent, the error names it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whatever happens to streams: every image once, in order, and no more in memory than the window."""
+"""Whatever happens to streams, each image has one result, in order, and only the window is in memory."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,7 +25,7 @@ TIMEOUT_S = 30.0
 
 
 def pipeline(limits: Limits | None = None, lanes: int = 1, *, proved: bool = True) -> Pipeline:
-    """`proved`: as after a first answer from each connection."""
+    """Returns a pipeline. `proved`: as after a first response from each connection."""
     made = Pipeline(
         TEMPLATE, limits or Limits(4, 2**20, len(NAME)), [f"server-{number}:1" for number in range(lanes)], TIMEOUT_S
     )
@@ -35,7 +35,7 @@ def pipeline(limits: Limits | None = None, lanes: int = 1, *, proved: bool = Tru
 
 
 def answer(data: bytes) -> bytes:
-    """Each image's class is its length."""
+    """Returns a response in which the class of each image is its length."""
     request = pb.ClassifyStreamRequest.FromString(data)
     response = pb.ClassifyStreamResponse(id=request.id)
     response.response.version = "1"
@@ -52,7 +52,7 @@ def refusal(data: bytes, code: int, retry_after_ms: int | None = None) -> bytes:
 
 @dataclass
 class Run:
-    """A consumer, a source and servers, moved by hand."""
+    """A consumer, a source and servers, whose steps the test decides."""
 
     pipeline: Pipeline
     images: list[bytes]
@@ -66,7 +66,7 @@ class Run:
     is_done: bool = False
 
     def until_wait(self) -> None:
-        """Does what is asked for until there is nothing to do but wait."""
+        """Does what the pipeline asks for until it has to wait."""
         while True:
             match self.pipeline.next_step(self.now):
                 case Step.READ:
@@ -120,7 +120,7 @@ def test_every_image_once_in_order_whatever_breaks(sizes, limits, lanes, data):
         assert all(len(message) <= limits.message_bytes for _, message in run.sent)
         event = data.draw(st.sampled_from(["reply", "reply", "break", "unavailable", "full", "time"]))
         if event == "time" or not run.sent:
-            run.now += min(run.waited, 0.3)  # no request comes near the end of its time
+            run.now += min(run.waited, 0.3)  # No request comes close to its deadline.
         elif event == "break":
             lane = data.draw(st.sampled_from(sorted({lane for lane, _ in run.sent})))
             run.sent = [(other, message) for other, message in run.sent if other != lane]
@@ -152,7 +152,7 @@ def test_requests_fit_and_none_is_cut_short(sizes, limits):
     for group, following in pairwise(groups):
         assert 1 <= len(group.request.images) <= limits.images
         group.request.images.add().CopyFrom(following.request.images[0])
-        slack = 130 + 40 * limits.images  # what is set aside for tags and lengths
+        slack = 130 + 40 * limits.images  # The bytes that the client reserves for tags and lengths.
         assert len(group.request.images) > limits.images or group.ByteSize() + slack > limits.message_bytes
 
 
@@ -160,7 +160,7 @@ def test_the_overhead_suffices_for_the_largest_lengths():
     largest = Limits(1, 2**31 - 1, len(NAME)).largest_image
     raw = pb.Image(raw=pb.RawImage(data=b"", height=2**32 - 1, width=2**32 - 1, channels=4))
     around = pb.ClassifyStreamRequest(id=str(2**63), timeout_us=2**63, request=TEMPLATE)
-    lengths = 3 * 5 + 3  # varints and tags of a data field, an image and a request near 2 GiB
+    lengths = 3 * 5 + 3  # Varints and tags of a data field, an image and a request of almost 2 GiB.
     assert 2**31 - 1 - largest >= around.ByteSize() + raw.ByteSize() + lengths
 
 
@@ -170,7 +170,7 @@ def test_a_source_without_end_is_read_as_far_as_the_window():
     assert run.read == 128
     run.reply(5)
     run.until_wait()
-    assert (run.read, run.results) == (128, [])  # the first is not answered, so nothing is handed out
+    assert (run.read, run.results) == (128, [])  # The first image has no response, so no result is returned.
     run.reply()
     run.until_wait()
     assert run.read == 132
@@ -194,7 +194,7 @@ def test_large_images_make_the_window_small():
     limits = Limits(32, 2**26, len(NAME))
     run = Run(pipeline(limits), [bytes(2**23)] * 100)
     run.until_wait()
-    assert run.read == 5  # 32 MiB, and the one that did not fit
+    assert run.read == 5  # 32 MiB, and the image that did not fit.
     assert len(run.sent) == 4
 
 
@@ -234,7 +234,7 @@ def test_a_slow_source_is_not_waited_for():
     assert machine.next_step(0.01) is Step.READ
     machine.add(b"bb", 1.0)
     assert isinstance(machine.next_step(1.0), Send)
-    # While something is under way, requests fill.
+    # While requests are in flight, the client fills the next request.
     assert machine.next_step(1.0) is Step.READ
     machine.add(b"ccc", 1.0)
     assert machine.next_step(9.0) is Step.READ
@@ -360,7 +360,7 @@ def test_a_server_that_stays_silent_ends_the_run():
     with pytest.raises(DeadlineExceededError, match="no response from server-0:1 within 30 s"):
         stay_silent()
     assert 1000 + 2 * TIMEOUT_S < run.now < 1000 + 2 * TIMEOUT_S + 6
-    # What was under way; the rest was never sent.
+    # These images were in flight; the others were never sent.
     assert 0 < len(run.results) <= 128
     assert {type(result.error) for result in run.results} == {DeadlineExceededError}
 
@@ -384,7 +384,7 @@ def test_a_server_that_was_silent_for_once_costs_what_was_under_way():
 
 
 def silent_lane(run: Run, lane: int, seconds: float, step: float = 0.05, *, took: float = 0.0) -> None:
-    """One connection answers nothing, the others what they got `took` seconds ago or earlier."""
+    """One connection is silent; the others respond to requests that they received at least `took` seconds ago."""
     until = run.now + seconds
     sent: list[tuple[float, int, bytes]] = []
     run.until_wait()
@@ -404,7 +404,7 @@ def test_a_silent_connection_leaves_its_requests_to_the_others():
     silent_lane(run, 0, 10 * TIMEOUT_S)
     assert run.is_done
     assert [result.ok for result in run.results] == [True] * 5000
-    # Each time it is tried, all others wait half a request's time for it.
+    # Each time the silent connection is tried, all others wait for it for half of a request's timeout.
     assert run.now - started < 1.5 * TIMEOUT_S
     assert run.abandoned[0] == 0
 
@@ -412,13 +412,13 @@ def test_a_silent_connection_leaves_its_requests_to_the_others():
 def test_a_silent_connection_is_tried_ever_less_often():
     run = Run(pipeline(Limits(1, 2**20, len(NAME)), lanes=2), [b"a"] * 10**6)
     silent_lane(run, 0, 20 * TIMEOUT_S, step=0.5)
-    # After 1, 2, 4 and 8 times a request's time.
+    # After 1, 2, 4 and 8 times the timeout of a request.
     assert 3 <= len(run.abandoned) <= 5
     assert {result.ok for result in run.results} == {True}
 
 
 def test_slow_answers_are_no_silence():
-    """Each takes more than half of the time that it has."""
+    """Each response takes more than half of the request's timeout."""
     run = Run(pipeline(lanes=3), [b"a"] * 300)
     silent_lane(run, -1, 1000, step=0.5, took=0.7 * TIMEOUT_S)
     assert run.is_done

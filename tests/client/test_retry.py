@@ -1,4 +1,4 @@
-"""When a call is tried again, how long after, and where."""
+"""When the client retries a call, after which time, and on which connection."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def attempts(clock, *, connections=1, safe=True, retries=4, timeout_s=30.0, ligh
 
 
 def waits(tries: Attempts, error) -> list[float]:
-    """Every wait until the call is given up."""
+    """Returns all waits until the client gives the call up."""
     found = []
     tries.begin()
     while (wait_s := tries.wait_s(error)) is not None:

@@ -1,4 +1,4 @@
-"""Both clients try again where it is safe, within the time they have, on whichever server is there."""
+"""Both clients retry calls if this is safe, within the timeout, on any available server."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from peer import Peer, running
 
 
 def failing(peer: Peer, method: str, times: int, code: grpc.StatusCode, pushback: str | None = None) -> None:
-    """The first so many calls end with a status."""
+    """Makes the first `times` calls of a method end with a status."""
     script, left = peer.scripts[method], [times]
 
     def fail(request, context):
@@ -84,7 +84,7 @@ def test_addresses_take_turns_and_a_dead_one_costs_nothing():
         assert min(counts.values()) >= 8
 
 
-async def test_so_they_do_for_asyncio():
+async def test_addresses_take_turns_for_asyncio():
     with running(Peer()) as one, running(Peer()) as other:
         async with cc.AsyncClient(f"{one.address},127.0.0.1:1,{other.address}", timeout_s=20) as client:
             for _ in range(20):

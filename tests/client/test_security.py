@@ -1,4 +1,4 @@
-"""Encrypted connections that are proved both ways, and tokens that nobody else reads."""
+"""TLS connections on which server and client check each other, and tokens that are sent only over TLS."""
 
 import contextlib
 import datetime as dt
@@ -23,7 +23,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def files(authority, tmp_path):
-    """PEM files: the authority's certificate, and a client's certificate and key."""
+    """PEM files: the certificate of the authority, and certificate and key of a client."""
     mine = authority.issue_cert("client.example")
     authority.cert_pem.write_to_path(tmp_path / "root.pem")
     mine.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -34,7 +34,7 @@ def files(authority, tmp_path):
 
 @contextlib.contextmanager
 def behind(certificate: trustme.LeafCert, **settings: object) -> Iterator[Peer]:
-    """A peer with this certificate."""
+    """Yields a peer with this certificate."""
     chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
     pair = (certificate.private_key_pem.bytes(), chain)
     with running(Peer(), credentials=grpc.ssl_server_credentials([pair], **settings)) as peer:
@@ -43,7 +43,7 @@ def behind(certificate: trustme.LeafCert, **settings: object) -> Iterator[Peer]:
 
 @pytest.fixture(params=[False, True], ids=["tls", "mutual"])
 def secure(request, authority):
-    """A peer behind TLS; with `mutual`, it wants a certificate of its callers."""
+    """Yields a peer that speaks TLS. `mutual`: it demands a certificate of its clients."""
     trusted = authority.cert_pem.bytes()
     with behind(
         authority.issue_cert("127.0.0.1"), root_certificates=trusted, require_client_auth=request.param
@@ -60,7 +60,7 @@ def test_a_client_with_certificates_is_served_and_its_token_arrives(secure, ask,
 
 
 def refused(ask, peer: Peer, **settings: object) -> str:
-    """What a client is told that gets no connection, and nothing is asked."""
+    """Returns the error of a client that gets no connection, after checking that the peer received no request."""
     with pytest.raises(cc.ConnectionFailedError) as caught:
         ask(peer.address, "classify", b"x", model="digits", limits={"retries": 0, **settings})
     assert peer.asked == []
@@ -75,7 +75,7 @@ def test_a_server_that_nothing_vouches_for_is_not_spoken_to(secure, ask, files, 
 
 
 def stranger(folder: Path) -> cc.Tls:
-    """TLS that trusts somebody else."""
+    """Returns TLS settings that trust another authority."""
     trustme.CA().cert_pem.write_to_path(folder / "stranger.pem")
     return cc.Tls(folder / "stranger.pem")
 
@@ -139,7 +139,7 @@ def test_a_missing_client_certificate_is_told_as_that(authority, ask, files):
         ("the model is loading", "a:1: the model is loading"),
     ],
 )
-def test_other_words_of_grpc(details, said):
+def test_other_errors_of_grpc(details, said):
     error = unavailable("a:1", details, encrypted=True)
     assert said in str(error)
     assert details in str(error)
@@ -161,7 +161,7 @@ def test_a_token_goes_nowhere_else_in_plain_text(ask, address):
         ask(address, "list_models", limits={"token": "s3cret"})
 
 
-def test_unless_that_is_said_to_be_safe():
+def test_a_token_in_plain_text_can_be_allowed():
     with cc.Client("example.com:8001", token="s3cret", token_over_plain_text=True) as client:
         assert "s3cret" not in repr(client) + repr(client._target) + repr(vars(client))
 

@@ -1,4 +1,4 @@
-"""ONNX classifiers made elsewhere: imported by the command, served by a real server, asked by the real client."""
+"""Existing ONNX classifiers: imported with the command, served by a real server, called with the real client."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ FLAGS = "--mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --resize 18 --max-batch-size 8"
 
 
 class OneAtATime(nn.Module):
-    """Adds a token whose batch the exporter writes down as that of its example."""
+    """Adds a token. The exporter fixes the batch size of the token to that of its example."""
 
     def __init__(self) -> None:
         super().__init__()

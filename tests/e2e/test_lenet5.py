@@ -1,4 +1,4 @@
-"""The committed LeNet-5, served by a real server, asked by the real clients."""
+"""The LeNet-5 of `model_repo`, served by a real server, called with the real clients."""
 
 import asyncio
 import io
@@ -93,7 +93,7 @@ def test_a_server_that_restarts_in_mid_stream_costs_no_image(digits: Digits, tmp
                 if read == 1000:
                     first.process.send_signal(number)
                     first.process.wait(40)
-                    # Later flags win: the same port again.
+                    # The last flag counts: the server takes the same port again.
                     port = ("--grpc-port", str(first.grpc_port))
                     stack.enter_context(serving(tmp_path / "second.log", REPOSITORY, *port))
                 read += 1

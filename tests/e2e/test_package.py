@@ -1,4 +1,4 @@
-"""What is installed and what each command imports."""
+"""The contents of the package, and the modules that each command imports."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.Completed
 
 
 def imported_by(*arguments: str) -> set[str]:
-    """Top-level modules that running `cnnserve ARGUMENTS` in this interpreter would leave imported."""
+    """Returns the top-level modules that `cnnserve ARGUMENTS` imports."""
     code = (
         "import sys, json\nfrom cnnserve.cli import main\n"
         f"try:\n    main({list(arguments)!r})\nexcept SystemExit:\n    pass\n"

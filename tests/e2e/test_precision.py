@@ -1,4 +1,4 @@
-"""LeNet-5 trained on the digits and published in every precision: the real server, asked by the real client."""
+"""LeNet-5, trained on the digits and published in every precision, with the real server and the real client."""
 
 import io
 import json
@@ -20,7 +20,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One network as `fp32`, `fp16` and `int8`, and `altered`: int8 whose golden image promises another answer."""
+    """One network as `fp32`, `fp16` and `int8`, and as `altered`: int8 with other golden probabilities."""
     root = tmp_path_factory.mktemp("precision")
     digits.write_folder(digits.training_digits()[:200], root / "training")
     digits.write_folder(digits.held_out_digits(), root / "held-out")
@@ -48,7 +48,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     altered = root / "models" / "altered" / "1"
     shutil.copytree(root / "models" / "int8" / "1", altered)
     manifest = json.loads((altered / "manifest.json").read_text())
-    # What a processor that saturates would be: off by more than rounding.
+    # A processor that saturates would have such differences: more than rounding.
     manifest["golden"]["probabilities"][0] += 0.1
     (altered / "manifest.json").write_text(json.dumps(manifest))
     return root / "models"

@@ -20,7 +20,7 @@ TINY_IMAGES = Preprocessing(
 
 
 class TinyNet(nn.Module):
-    """8 x 8 colour images to 4 classes; dropout and batch normalisation tell training from serving."""
+    """From 8 x 8 colour images to 4 classes. Dropout and batch normalisation make training differ from serving."""
 
     def __init__(self) -> None:
         super().__init__()

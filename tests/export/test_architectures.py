@@ -16,7 +16,7 @@ PARAMETERS = {
     "resnet152": 60_192_808,
 }
 
-# Names and shapes as torchvision's published checkpoints have them.
+# Names and shapes in torchvision's published checkpoints.
 TORCHVISION = {
     "alexnet": {"features.0.weight": (64, 3, 11, 11), "features.10.bias": (256,), "classifier.6.weight": (1000, 4096)},
     "googlenet": {
@@ -63,7 +63,7 @@ def test_an_untrained_network_tells_images_apart(name: str) -> None:
         probabilities = network(images).softmax(dim=1)
     assert probabilities.shape == (2, 10)
     assert probabilities.isfinite().all()
-    # Neither certain nor uniform: then parity would prove nothing.
+    # If the probabilities were 0 and 1, or all equal, the parity would show nothing.
     assert 0.12 < probabilities.max() < 0.999
     assert (probabilities[0] - probabilities[1]).abs().max() > 1e-3
 

@@ -14,7 +14,7 @@ Output = namedtuple("Output", "logits aux")
 
 
 class Net(nn.Module):
-    """3 x 8 x 8 to 4 logits, changed by `change`."""
+    """From 3 x 8 x 8 to 4 logits, to which `change` is applied."""
 
     def __init__(self, change: object = None, classes: int = 4) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Net(nn.Module):
 def test_logits_and_probabilities_are_told_apart() -> None:
     assert examine(Net(), ROWS) == Behaviour(4, ends_in_softmax=False)
     assert examine(Net(lambda y: y.softmax(1)), ROWS) == Behaviour(4, ends_in_softmax=True)
-    # Its softmax is that of the logits, so one is added.
+    # The network returns logits, so the export adds a softmax.
     assert examine(Net(lambda y: y.log_softmax(1)), ROWS) == Behaviour(4, ends_in_softmax=False)
 
 

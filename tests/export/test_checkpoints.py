@@ -84,7 +84,7 @@ WRAPPED: list[tuple[Callable[[dict[str, Any]], Any], dict[str, str]]] = [
         lambda state: {"epoch": 3, "model": state, "optimizer": {"state": {0: {"step": torch.ones(1)}}, "lr": 0.1}},
         {"taken_from": "model", "left_out": "epoch, optimizer"},
     ),
-    # `model` is often the architecture's name.
+    # The value of `model` is often the name of the architecture.
     (
         lambda state: {"model": "tiny", "model_state_dict": state},
         {"taken_from": "model_state_dict", "left_out": "model"},
@@ -216,7 +216,7 @@ def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
     with warnings.catch_warnings():
-        # torch says that this way of saving is on its way out.
+        # torch warns that this way of saving is deprecated.
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(tiny()), tmp_path / "weights.pt")
     with pytest.raises(ExportError, match=r"weights\.pt is a TorchScript archive; expected a state dict"):

@@ -1,4 +1,4 @@
-"""What a disk may refuse: full, too large, not ours, in the way. Real refusals, from the system."""
+"""Real errors of the file system: full disks, too large files, missing permissions, files in the way."""
 
 import os
 import subprocess
@@ -15,14 +15,14 @@ from exporting import NOBODY, Ended, Exports
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A folder that other users may look into; pytest's own are closed to them."""
+    """A folder that other users may read; pytest's own folders do not allow it."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 
 
 def mounted(folder: Path, kib: int) -> bool:
-    """Whether a file system of this size could be mounted there."""
+    """Mounts a file system of `kib` KiB at the folder. Returns whether this was possible."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
     return os.getuid() == 0 and subprocess.run(command, check=False, capture_output=True).returncode == 0
@@ -37,11 +37,11 @@ def refused(ended: Ended, message: str) -> None:
 
 
 def test_a_full_disk_leaves_what_was_there(exports: Exports, tmp_path: Path) -> None:
-    """Full at the model's file, at the manifest, at the config: each size that is too small, then one that is not."""
+    """The disk is full at the model file, at the manifest or at the config, for each size that is too small."""
     names = tmp_path / "names.txt"
     names.write_text("\n".join("0123456789"))
     disk, codes = tmp_path / "disk", []
-    # LeNet-5's file takes 244 KiB; every other file a page of 4.
+    # LeNet-5's model file takes 244 KiB, every other file one page of 4 KiB.
     for kib in (4, 100, *range(240, 280, 4)):
         if not mounted(disk, kib):
             pytest.skip("mounting a small file system needs root")
@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_what_was_there(exports: Exports, tmp_path: Path) -> 
 
 
 def test_a_disk_that_the_lowered_file_fills(exports: Exports, tmp_path: Path) -> None:
-    """Full at each of the files on the way to fp16: the disk is named, never the network."""
+    """The disk is full at each file that an export to fp16 writes: the error names the disk, not the network."""
     disk, codes = tmp_path / "disk", []
     for kib in (260, 440, 620, 800, 4000):
         if not mounted(disk, kib):
@@ -89,7 +89,10 @@ def test_a_file_larger_than_allowed(exports: Exports, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("closed", ["", "models", "models/lenet5"])
 def test_a_folder_that_may_not_be_written(closed: str, exports: Exports, shared: Path) -> None:
-    """Above the repository, the repository, the model's folder; the last one told before the work, not after it."""
+    """The folder is the model repository's parent, the model repository, or the model folder.
+
+    In all cases, the error comes before the export's work.
+    """
     if closed:
         (shared / "models" / "lenet5").mkdir(parents=True)
         for folder in ("models", "models/lenet5"):

@@ -1,4 +1,4 @@
-"""Special files in the place of plain ones: none of these tests ends where one of them is read."""
+"""Special files in place of regular files. If the exporter read one, the test would not end."""
 
 import os
 from collections.abc import Callable

@@ -136,7 +136,7 @@ def test_a_function_of_the_file_is_no_foreign_operator(tmp_path: Path) -> None:
 
 
 def outside(folder: Path, location: str, **entries: object) -> Path:
-    """The tiny model in `folder`, its weights in `location`."""
+    """Writes the tiny model to `folder`, with its weights in `location`."""
 
     def change(model: ModelProto) -> None:
         tensor = model.graph.initializer[0]

@@ -23,7 +23,7 @@ PREFIX = hashlib.sha256(DATA).hexdigest()[:8]
 
 
 class Publisher(BaseHTTPRequestHandler):
-    """/good/…, /cut/… (half of it), /unsized/… (no Content-Length); anything else is not there."""
+    """Serves /good/…, /cut/… (half of the file) and /unsized/… (without Content-Length). Other paths do not exist."""
 
     def do_GET(self) -> None:
         kind = self.path.split("/")[1]
@@ -132,7 +132,7 @@ def test_a_cache_without_permission_is_named(publisher: HTTPServer, tmp_path: Pa
 
 @contextmanager
 def as_an_ordinary_user() -> Iterator[None]:
-    """Root may write anywhere; container builds run the tests as root."""
+    """Runs the block as an ordinary user: root may write anywhere, and container builds run the tests as root."""
     own = os.geteuid()
     if own == 0:
         os.seteuid(65534)
@@ -173,7 +173,7 @@ def test_every_entry_names_its_digest() -> None:
 
 @pytest.fixture
 def resnet18_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint where torch's cache has ResNet-18's, published as far as the table knows."""
+    """A checkpoint in place of ResNet-18's in torch's cache. The table has its digest, as if it were published."""
     buffer = io.BytesIO()
     torch.save(checkpoints.build(ARCHITECTURES["resnet18"], 1000, seed=1).state_dict(), buffer)
     name = f"resnet18-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"

@@ -37,7 +37,7 @@ Importer = Callable[..., manifests.Manifest]
 
 @pytest.fixture(name="imported")
 def imported_fixture(tmp_path: Path) -> Importer:
-    """Imports a file into `tmp_path`/models as `m`; returns the manifest."""
+    """Imports a file to `tmp_path`/models as model `m` and returns the manifest."""
 
     def run(path: Path, given: Given | None = None, **changes: Any) -> manifests.Manifest:
         fields: dict[str, Any] = {"max_batch_size": 4, "golden_png": GOLDEN, "name": "m", **changes}
@@ -57,7 +57,7 @@ def served(tmp_path: Path) -> Path:
 
 
 def by_hand(path: Path, manifest: manifests.Manifest, batch: int = 1) -> np.ndarray[Any, Any]:
-    """What plain ONNX Runtime answers to the golden image with the original file."""
+    """Returns the output of plain ONNX Runtime for the golden image, with the original file."""
     row = Preprocessor(manifest.preprocessing, manifest.input).encoded(GOLDEN)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     answer: np.ndarray[Any, Any] = session.run(None, {session.get_inputs()[0].name: row[None].repeat(batch, 0)})[0]
@@ -101,7 +101,7 @@ def test_a_file_that_needs_no_change_is_published_as_it_is(imported: Importer, t
 
 
 class Expanded(nn.Module):
-    """Puts a token in front of each image, as many as the example had."""
+    """Adds a token to each image. The exporter fixes the number of tokens to the batch size of its example."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def test_a_file_that_only_says_that_it_takes_any_batch(imported: Importer, tmp_p
 
 
 def pixels_network(path: Path, *, channels_last: bool, datatype: int) -> Path:
-    """Mean of each of 3 channels of an 8 x 8 image, times 10 of its scale: logits of 3 classes."""
+    """Writes a network with 3 logits: the mean of each channel of an 8 x 8 image, scaled to 0 to 10."""
     shape, axes = (["n", 8, 8, 3], [1, 2]) if channels_last else (["n", 3, 8, 8], [2, 3])
     scale = 10 / 255 if datatype == TensorProto.UINT8 else 10.0
     nodes = [
@@ -163,7 +163,7 @@ def test_every_form_of_input(datatype: int, channels_last: bool, imported: Impor
         "NHWC" if channels_last else "NCHW",
         "none" if uint8 else "host",
     )
-    # All forms see the same image, so they answer the same.
+    # All forms get the same image, so their probabilities are equal.
     rgb = manifests.TensorInfo("x", "UINT8", (8, 8, 3), "NHWC")
     image = Preprocessor(manifest.preprocessing, rgb).encoded(GOLDEN)
     expected = softmax(image.mean(axis=(0, 1)).astype(np.float32) / 25.5)

@@ -70,7 +70,7 @@ NAME = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_s
 def test_any_names_in_any_spelling_are_read_and_reach_the_server(
     folder: Path, names: list[str], end: str, mark: str, more: int
 ) -> None:
-    """As they are, by the exporter; what it writes, by the server."""
+    """The exporter reads the labels as they are, and the server reads what the exporter writes."""
     assert read(folder, (mark + end.join(names) + end * more).encode(), len(names)) == tuple(names)
     (folder / "rendered.txt").write_text(labels.render(names), encoding="utf-8", newline="\n")
     assert loader.read_labels(folder / "rendered.txt") == tuple(names)

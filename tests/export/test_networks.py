@@ -91,7 +91,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(name="module")
 def module_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
-    """Writes a module into the current folder, which is nobody else's; returns its name."""
+    """Writes a module to the current folder, which is the test's own, and returns the name of the module."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 

@@ -127,7 +127,7 @@ def test_int8_on_other_images_than_it_is_calibrated_on(
     assert (found.images.name, found.images.count, found.seen_in_calibration) == ("evaluation", 10, 2)
     assert found.calibration is not None
     assert (found.calibration.images.name, found.calibration.images.count) == ("calibration", 32)
-    # Again, from the two files alone; a label wins over a number, and "oak" is neither.
+    # Computed again from the two files. A folder name is first taken as a label, then as a number; "oak" is neither.
     preprocessor = Preprocessor(manifest.preprocessing, manifest.input)
     files = sorted(evaluation.rglob("*.png"))
     rows = np.stack([preprocessor.encoded(path.read_bytes()) for path in files])
@@ -178,7 +178,7 @@ def test_fp16_without_a_folder_is_compared_on_built_in_pictures(tiny_export: Tin
 def test_nothing_is_written_outside_the_repository(
     wanted: str, tiny_export: TinyExport, tmp_path: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So what a killed export leaves is in the hidden folder, which the next one removes."""
+    """All files are in the hidden folder, so if an export is killed, the next export removes them."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     lowering = precision.request(wanted, calibration if wanted == "int8" else None, None, 0.0)  # type: ignore[arg-type]
     before = {*tmp_path.rglob("*")}
@@ -190,7 +190,7 @@ def test_nothing_is_written_outside_the_repository(
 
 
 def test_too_little_agreement_publishes_nothing(tiny_export: TinyExport, tmp_path: Path, calibration: Path) -> None:
-    # Logits so close that rounding decides.
+    # The logits are so close that rounding decides about the class.
     job = tiny_export(tmp_path / "models", lowering=precision.request("int8", calibration, None, 0.96))
     with torch.no_grad():
         job.network.get_parameter("head.weight").copy_(job.network.get_parameter("head.weight")[:1].repeat(4, 1))
@@ -234,7 +234,7 @@ def test_weights_that_are_right_on_every_processor_are_preferred(
 
 
 def test_answers_that_are_no_probabilities_are_refused(tiny_export: TinyExport, tmp_path: Path) -> None:
-    # Beyond what fp16 holds in the middle, ordinary at the end.
+    # Intermediate values exceed the range of fp16, but the outputs do not.
     job = tiny_export(tmp_path / "models", lowering=precision.request("fp16", None, None, None))
     with torch.no_grad():
         job.network.get_parameter("body.0.weight").mul_(1e6)
@@ -270,7 +270,7 @@ def test_the_progress_of_a_comparison_is_told(tiny_export: TinyExport, tmp_path:
 
 
 def test_an_image_that_a_batch_changes_is_found(tiny_export: TinyExport, tmp_path: Path) -> None:
-    """What stands last in the file mixes each row with the first one."""
+    """The last node of the file mixes each row with the first row."""
     _, folder, _ = run(tiny_export(tmp_path / "models"))
     model = onnx.load(folder / "model.onnx")
     last = model.graph.node[-1]
@@ -308,7 +308,7 @@ def test_a_name_of_two_classes_is_right_for_both(tiny_export: TinyExport, tmp_pa
 
 
 class Normalised(nn.Module):
-    """Answers probabilities that no softmax operator makes."""
+    """Returns probabilities without a softmax operator."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Bars on a terminal, one line per stage elsewhere."""
+"""Progress: bars on a terminal, otherwise one line for each stage."""
 
 import contextlib
 import os
@@ -16,17 +16,17 @@ from cnnserve_export.progress import Progress
 
 
 class Terminal:
-    """A real one: what is written to `stream` can be read as the person in front of it would."""
+    """A real terminal. A test can read what `stream` has written to it."""
 
     def __init__(self, encoding: str) -> None:
         self._master, slave = pty.openpty()
         self.stream: TextIO = os.fdopen(slave, "w", encoding=encoding)
 
     def read(self) -> str:
-        """Everything, once: nothing can be written afterwards."""
+        """Returns everything that was written. Afterwards, nothing can be written."""
         self.stream.close()
         data = b""
-        # Linux ends a terminal that nobody holds any more with EIO.
+        # On Linux, a read ends with EIO as soon as the other end of the terminal is closed.
         with contextlib.suppress(OSError):
             while part := os.read(self._master, 4096):
                 data += part
@@ -46,7 +46,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 
 
 def frames(text: str) -> list[str]:
-    """What stood on the running line, one after the other."""
+    """Returns the texts of the progress line, one after the other."""
     return [frame for frame in text.split("\r\x1b[K") if frame]
 
 
@@ -74,7 +74,7 @@ def test_the_time_left_follows_from_the_steps_so_far(terminal: Terminal, monkeyp
     assert shown[1].endswith("1/31 epochs, loss 1.0")
     assert shown[2].endswith("2/31 epochs, loss 0.5  87 s left")
     assert shown[3].endswith("11/31 epochs, loss 0.1  60 s left")
-    # Another total is another count.
+    # A new total starts a new count.
     assert shown[4].endswith("1/5")
 
 

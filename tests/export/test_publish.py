@@ -36,7 +36,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def published(repository: Path, tiny_export: TinyExport) -> Path:
-    """A repository that holds version 1 of `tiny`."""
+    """A model repository with version 1 of `tiny`."""
     run(tiny_export(repository, labels=("a", "b", "c", "d")))
     return repository
 
@@ -196,7 +196,7 @@ def test_nothing_is_visible_before_the_rename(
 def test_a_folder_made_meanwhile_by_someone_else_is_kept(
     repository: Path, tiny_export: TinyExport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By someone who takes no lock, in the last moment."""
+    """Another process makes the folder just before the rename, without the lock."""
     rename = publish._rename
 
     def overtaken(source: Path, destination: Path, target: publish.Target) -> None:
@@ -230,7 +230,7 @@ def test_a_version_published_meanwhile_is_followed(
 def test_a_contradicting_version_published_meanwhile_is_kept(
     published: Path, tiny_export: TinyExport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two exports at once: the check before the work cannot see the other one yet."""
+    """Two exports run at once, so the check before the work cannot see the version of the other export yet."""
     flush = publish.flush
 
     def overtaken(root: Path) -> None:
@@ -259,7 +259,7 @@ def test_names_that_are_no_model_names(name: str, repository: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "resnet50", "ResNet-50_v1.5", "7", "a" * 128])
-def test_names_that_are(name: str, repository: Path) -> None:
+def test_names_that_are_model_names(name: str, repository: Path) -> None:
     assert publish.plan(repository, name).folder == repository / name / "1"
 
 

@@ -49,7 +49,7 @@ def rows_of(made: Contract) -> np.ndarray:
 
 
 def test_the_ranges_are_the_quantizers_own(job: Export, tmp_path: Path) -> None:
-    """One range by each of the two ways: ours in batches, ONNX Runtime's calibrator over all images at once."""
+    """The exporter finds the ranges in batches, ONNX Runtime's calibrator over all images at once: both are equal."""
     from onnxruntime.quantization import MinMaxCalibrater  # noqa: PLC0415
 
     path, made = prepared(job, tmp_path)
@@ -84,7 +84,7 @@ def test_int8_is_what_the_runtime_computes_with_integers(form: str, opset: int, 
         numpy_helper.to_array(item) for item in model.graph.initializer if item.name.endswith("weight_quantized")
     ]
     assert sorted(array.shape for array in weights) == [(4, 180), (5, 3, 3, 3)]
-    # 255 * 64 * 2 is below 2**15: sums of two products never saturate.
+    # 255 * 64 * 2 is less than 2**15, so sums of two products never saturate.
     assert all(array.dtype == np.int8 and np.abs(array.astype(int)).max() <= 64 for array in weights)
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":
@@ -142,7 +142,7 @@ def test_another_process_writes_the_same_bytes(job: Export, tmp_path: Path) -> N
     quantize.to_fp16(path, tmp_path / "fp16.onnx")
     again = tmp_path / "again"
     again.mkdir()
-    # What a set's order decides would differ with another seed of hashing.
+    # If the order of a set decided about bytes, another hash seed would change them.
     code = f"""
 import sys
 from pathlib import Path

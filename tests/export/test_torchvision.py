@@ -1,4 +1,4 @@
-"""Parity with torchvision's own classes, weights' metadata and transforms, on real photographs."""
+"""Comparison with torchvision's networks, metadata of weights and transforms, on real photographs."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from cnnserve_export import hub, labels
 from cnnserve_export.architectures import ARCHITECTURES
 from torchvision_parity import NETWORKS, TOLERANCE, Answers
 
-# A gigabyte of weights, written and read; a loaded machine takes its time.
+# The tests write and read a gigabyte of weights, which takes long on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
-    """Torchvision's answers; the checkpoints lie where torch's cache has them."""
+    """torchvision's probabilities. The checkpoints are in a folder with the name of torch's cache."""
     folder = tmp_path_factory.mktemp("torch") / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     yield torchvision_parity.ask(folder)
-    # A gigabyte.
+    # The checkpoints have a gigabyte.
     shutil.rmtree(folder)
 
 

@@ -36,7 +36,7 @@ def proof(path: Path, job: Export, made: Contract, maximum: int = 8) -> verify.E
 
 
 def change(path: Path, tensor: str, by: float) -> None:
-    """Adds `by` to the first value of one weight tensor of the file."""
+    """Adds `by` to the first value of a weight tensor of the file."""
     model = onnx.load(path)
     (weight,) = [item for item in model.graph.initializer if item.name == tensor]
     values = numpy_helper.to_array(weight).copy()

@@ -1,4 +1,4 @@
-"""One server for the clients of others."""
+"""One server for the clients of other projects."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ PREFIX = f"cnnserve-interop-{os.getpid()}"
 
 @pytest.fixture(scope="session")
 def interop_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Models `tiny` and `lenet5`; shared memory allowed for keys of `PREFIX`, and those perf_analyzer makes."""
+    """A server of models `tiny` and `lenet5`, with shared memory for keys of `PREFIX` and of perf_analyzer."""
     root = tmp_path_factory.mktemp("interop")
     write_version(root / "tiny" / "1")
     (root / "lenet5").symlink_to(REPOSITORY / "lenet5", target_is_directory=True)
@@ -27,7 +27,7 @@ def interop_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files of the tiny model's classes."""
+    """A folder with an image of each class of the tiny model."""
     folder = tmp_path_factory.mktemp("pictures")
     for kind in ("dark", "left", "bright"):
         (folder / f"{kind}.png").write_bytes(picture(kind))

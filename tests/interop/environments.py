@@ -1,4 +1,4 @@
-"""Virtual environments for clients that nobody here wrote; kept in build/interop from one run to the next."""
+"""Virtual environments for the clients of other projects. They stay in build/interop for the next run."""
 
 import hashlib
 import json
@@ -13,20 +13,20 @@ import pytest
 ROOT = Path(__file__).parents[2] / "build" / "interop"
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 PROGRAMS = Path(__file__).parent / "programs"
-# `make interop` asks for all of them; `make test` runs what pip installs in seconds.
+# `make interop` needs all environments. `make test` uses those that pip installs within seconds.
 DEMANDED = bool(os.environ.get("CNNSERVE_INTEROP"))
 
 slow = [pytest.mark.interop, pytest.mark.timeout(600)]
 
 
 def unavailable(what: str, reason: str) -> None:
-    """Skips the test, or fails it where the clients were asked for."""
+    """Skips the test, or fails it if `make interop` runs."""
     text = f"{what} cannot be installed: {reason[-500:]}"
     pytest.fail(text) if DEMANDED else pytest.skip(text)
 
 
 def environment(name: str, *requirements: str) -> Path:
-    """The folder of an environment with these packages and nothing of ours."""
+    """Returns the folder of an environment with these packages, without cnnserve."""
     digest = hashlib.sha256(" ".join((sys.version, *requirements)).encode()).hexdigest()[:12]
     folder = ROOT / f"{name}-{digest}"
     done = folder / "installed"
@@ -57,7 +57,7 @@ def packages(*names: str) -> Path:
 
 
 def run_program(folder: Path, name: str, *arguments: str) -> Any:
-    """What a program of `programs/` prints, as JSON (None: nothing); it sees nothing of ours."""
+    """Runs a program of `programs/` without cnnserve. Returns the JSON that it prints, None if it prints nothing."""
     command = [folder / "bin" / "python", "-W", "ignore", PROGRAMS / f"{name}.py", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=_clean())
     assert result.returncode == 0, result.stdout + result.stderr

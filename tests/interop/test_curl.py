@@ -1,4 +1,4 @@
-"""curl, as README shows it."""
+"""curl, with the commands of the README."""
 
 import json
 import shutil

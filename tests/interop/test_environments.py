@@ -1,6 +1,6 @@
-"""The wheel in fresh environments: `pip install cnnserve` brings little, and works with every protobuf it allows.
+"""The wheel in new environments: `pip install cnnserve` installs few packages, and works with every allowed protobuf.
 
-Installs from the package index, so `make interop` runs it and `make test` does not.
+These tests install from the package index, so `make interop` runs them and `make test` does not.
 """
 
 import csv
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = 64
-# Grows where a dependency of ours grows one of its own; then look whether it belongs here.
+# If a dependency gets a new dependency of its own, the test fails. Then check whether the package belongs here.
 EXPECTED = {"cnnserve", "grpcio", "numpy", "protobuf", "typing_extensions"}
 
 ASK = """
@@ -60,19 +60,19 @@ print(rows.shape, round(float(rows.sum()), 3))
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment with the wheel in it."""
+    """A virtual environment with the wheel of cnnserve."""
 
     folder: Path
     install_s: float
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """A program of this environment, and of no other."""
+        """Runs a program of this environment, without access to other environments."""
         alone = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "CNNSERVE_"))}
         words = [str(self.folder / "bin" / str(command[0])), *map(str, command[1:])]
         return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, env=alone)
 
     def packages(self) -> dict[str, str]:
-        """Everything installed, but pip itself."""
+        """Returns all installed packages except pip."""
         code = (
             "from importlib.metadata import distributions\n"
             "for d in distributions(): print(d.name.replace('-', '_').lower(), d.version)"
@@ -117,7 +117,7 @@ def install(folder: Path, wheel: Path, *beside: str) -> Environment:
 @pytest.mark.parametrize(
     ("beside", "protobuf"),
     [
-        (["protobuf==5.27.2", "grpcio==1.63.0", "numpy==1.26.*"], "5.27.2"),  # the oldest that are allowed
+        (["protobuf==5.27.2", "grpcio==1.63.0", "numpy==1.26.*"], "5.27.2"),  # The oldest versions that are allowed.
         (["protobuf==5.29.*"], "5.29."),
         (["protobuf==6.*"], "6."),
         (["protobuf==7.*"], "7."),
@@ -135,7 +135,7 @@ def test_the_client_alone(
     assert packages["protobuf"].startswith(protobuf)
     if not beside:
         assert set(packages) <= EXPECTED
-    # Warnings are errors: protobuf warns of generated code that it will stop to run.
+    # Warnings are errors, because protobuf warns if a future version will not run the generated code.
     answer = environment.run("python", "-W", "error", "-c", ASK, server.address, *files).stdout.split()
     digits = [str(value) for _, value in held_out_digits()[:DIGITS]]
     assert sum(map(str.__eq__, answer, digits)) >= DIGITS - 2

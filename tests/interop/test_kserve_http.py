@@ -1,4 +1,4 @@
-"""kserve's REST client: binary and JSON tensors."""
+"""kserve's REST client: tensors as binary data and as JSON."""
 
 import pytest
 

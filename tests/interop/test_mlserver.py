@@ -1,4 +1,4 @@
-"""MLServer's gRPC client side: another reading of the Open Inference Protocol, with other stubs."""
+"""MLServer's gRPC client: another implementation of the Open Inference Protocol, with other stubs."""
 
 from interop.environments import environment, run_program, slow
 from support import RunningServer

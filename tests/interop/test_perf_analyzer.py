@@ -1,4 +1,4 @@
-"""perf_analyzer, Triton's own load generator: it runs, and its server-side table adds up."""
+"""perf_analyzer, Triton's load generator: it runs, and the times in its table of the server add up."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from interop.environments import environment, slow, unavailable
 from support import RunningServer
 
 pytestmark = slow
-# The last tritonclient wheel that carries the program; it is linked against two libraries that it does not bring.
+# The last wheel of tritonclient that contains the program. It does not contain two libraries that the program needs.
 REQUIREMENTS = ("tritonclient==2.41.1", "nvidia-cuda-runtime-cu12==12.9.79", "numpy<2")
 _TABLE = re.compile(
     r"Avg request latency: (\d+) usec \(overhead (\d+) usec \+ queue (\d+) usec \+ compute input (\d+) usec \+ "
@@ -42,7 +42,7 @@ def analyze(folder: Path, server: RunningServer, *flags: str) -> str:
     ]
     environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(str(path.parent) for path in libraries)}
     command = [folder / "bin" / "perf_analyzer", "-m", "lenet5", "-u", server.address, "-i", "grpc"]
-    # Stable or not is no matter here: every window counts.
+    # The test does not need stable results, so every measurement window counts.
     settings = ["--measurement-interval", "700", "--stability-percentage", "999", "--max-trials", "3"]
     done = subprocess.run(
         [*command, *settings, *flags], capture_output=True, text=True, check=False, timeout=120, env=environment
@@ -70,11 +70,11 @@ def test_the_servers_table_adds_up(
         for name in ("Inference count", "Execution count", "Successful request count")
     )
     assert images == batch * requests
-    # A run is counted when it ends, its requests when they are answered: a window may cut between the two.
+    # A run is counted at its end, its requests at their responses. A measurement window may end in between.
     assert 0 < runs <= requests + concurrency
     client_us = int(re.findall(r"Avg latency: (\d+) usec", said)[-1])
     whole, *parts = map(int, _TABLE.findall(said)[-1])
-    # Each part is rounded down.
+    # Each time is rounded down.
     assert whole - len(parts) <= sum(parts) <= whole
     assert parts[4] > 0 or parts[3] > 0
     assert whole <= client_us

@@ -1,4 +1,4 @@
-"""grpcio-health-checking and grpcio-reflection: probes, and calls made from reflection alone."""
+"""grpcio-health-checking and grpcio-reflection: health probes, and calls that need only reflection."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""tritonclient, unchanged: sync, callbacks, asyncio, stream, classes, files as BYTES, shared memory, model control."""
+"""tritonclient over gRPC: sync, callbacks, asyncio, stream, classes, files as BYTES, shared memory, model control."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ def test_errors_control_and_statistics(found: Any) -> None:
     assert (found["unloaded"], found["overridden"]) == (False, 3)
     assert found["index"] == ["lenet5 1 READY", "tiny 1 READY"]
     images, requests, runs = found["statistics"]
-    # infer 2, classes 1, files 3, callbacks 2, stream 9, shared memory 1: one request each but for the first and files.
+    # Images: infer 2, classes 1, files 3, callbacks 2, stream 9, shared memory 1. All requests have one image, except
+    # infer and files.
     assert (images, requests) == (18, 15)
     assert 1 <= runs <= requests
     assert found["settings"] == [["OFF"], True]

@@ -1,4 +1,4 @@
-"""What the server's tests share."""
+"""Fixtures that the server's tests share."""
 
 from collections.abc import Iterator
 
@@ -10,6 +10,6 @@ from support import RunningServer
 
 @pytest.fixture
 def oip(server: RunningServer) -> Iterator[Oip]:
-    """A client of the module's own `server`."""
+    """A client of the test module's own `server`."""
     with Oip(server.address) as oip:
         yield oip

@@ -1,4 +1,4 @@
-"""Settings: which source wins, and which values refuse to start."""
+"""Settings: the order of their sources, and the values that are refused."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Requests that mean harm, against a real server: a clear refusal, at once, and nobody else waits for it."""
+"""Malicious requests to a real server: it refuses them at once with a clear text, and no other request waits."""
 
 import contextlib
 import socket
@@ -27,7 +27,7 @@ def channel(tiny_server: RunningServer) -> Iterator[grpc.Channel]:
 
 
 def send(channel: grpc.Channel, method: str, data: bytes, timeout: float = 30) -> tuple[grpc.StatusCode, str]:
-    """The status of a call with these bytes as its message."""
+    """Returns code and text of the status of a call with these bytes as its message."""
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(method)(data, timeout=timeout)
     return caught.value.code(), caught.value.details()
@@ -48,7 +48,7 @@ def typed(count: int) -> o.ModelInferRequest:
 
 
 def longest_wait(channel: grpc.Channel, stop: threading.Event) -> Iterator[float]:
-    """How long each small request takes meanwhile, seconds."""
+    """Yields the times of small requests until `stop`, in seconds."""
     ask = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
     while not stop.is_set():
         started = time.monotonic()
@@ -85,7 +85,7 @@ def test_a_costly_request_is_refused_before_it_costs(
         watcher.join()
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert said in details
-    # The worst of these took minutes; reading a large message takes a fraction of a second.
+    # Without the checks, the worst of these took minutes. Reading a large message takes a fraction of a second.
     assert max(waits) < 5
 
 
@@ -97,14 +97,14 @@ def test_bytes_that_are_no_message_are_the_callers_error(channel: grpc.Channel, 
     assert f"the {len(data)} bytes of the request are no" in details
 
 
-def test_so_are_they_on_a_stream(channel: grpc.Channel) -> None:
+def test_bytes_that_are_no_message_end_a_stream(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         list(channel.stream_stream(STREAM)(iter([b"\xff\xff"]), timeout=10))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("length", [20_000, 5_000_000])
-def test_long_values_are_told_in_short(channel: grpc.Channel, length: int) -> None:
+def test_long_values_are_shortened_in_errors(channel: grpc.Channel, length: int) -> None:
     code, details = send(channel, CLASSIFY, c.ClassifyRequest(model="m" * length).SerializeToString())
     assert code is grpc.StatusCode.NOT_FOUND
     assert len(details) < 1100
@@ -116,7 +116,7 @@ def test_long_values_are_told_in_short(channel: grpc.Channel, length: int) -> No
 
 
 def test_a_streams_timeout_ends_the_decoding_too(channel: grpc.Channel) -> None:
-    """Large images whose time is over are not decoded one after the other."""
+    """The server does not decode large images of requests whose deadline has passed."""
     slow = c.ClassifyRequest(model="tiny", images=[c.Image(encoded=png(np.zeros((5000, 5000), np.uint8)))] * 8)
     messages = [
         c.ClassifyStreamRequest(id=str(index), timeout_us=20_000, request=slow).SerializeToString()
@@ -129,12 +129,12 @@ def test_a_streams_timeout_ends_the_decoding_too(channel: grpc.Channel) -> None:
     codes = [answer.error.code for answer in answers]
     seconds = time.monotonic() - started
     assert codes == [4] * 8
-    # 64 of them take more than ten seconds to decode.
+    # Decoding all 64 images takes more than ten seconds.
     assert seconds < 5
 
 
 def test_bad_images_of_every_kind_touch_no_others(channel: grpc.Channel) -> None:
-    """Tiny and large ones, the good and the bad between each other: each gets its own answer, in order."""
+    """Small and large, valid and broken images in one request: each has its own result, in order."""
     large = png(np.full((900, 1200), 255, np.uint8))
     images = {
         "left": picture("left"),
@@ -155,9 +155,7 @@ def test_bad_images_of_every_kind_touch_no_others(channel: grpc.Channel) -> None
             assert expected in result.error.message
 
 
-def test_after_all_that_a_good_request_is_answered_and_nothing_was_logged(
-    channel: grpc.Channel, tiny_server: RunningServer
-) -> None:
+def test_the_server_still_serves_and_has_logged_nothing(channel: grpc.Channel, tiny_server: RunningServer) -> None:
     request = c.ClassifyRequest(model="tiny", images=[c.Image(encoded=picture("left"))])
     answer = c.ClassifyResponse.FromString(channel.unary_unary(CLASSIFY)(request.SerializeToString(), timeout=20))
     assert answer.results[0].classes[0].label == "left"
@@ -180,8 +178,8 @@ def test_an_http_client_that_never_reads_does_not_hold_up_the_end(tmp_path: Path
         assert server.terminate(30) == 0
 
 
-def test_more_than_requests_may_hold_together_is_refused(tmp_path: Path) -> None:
-    """The first fills the budget while it is decoded; the second is told to come back."""
+def test_requests_beyond_the_memory_budget_are_refused(tmp_path: Path) -> None:
+    """The first request fills the budget while it is decoded; the second is refused with the time for a retry."""
     write_version(tmp_path / "repository" / "tiny" / "1")
     noise = np.random.default_rng(0).integers(0, 256, (1100, 1100), np.uint8)
     request = c.ClassifyRequest(model="tiny", images=[c.Image(encoded=png(noise))] * 8, top_k=1)

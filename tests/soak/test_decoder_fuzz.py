@@ -1,6 +1,6 @@
-"""Mutated files never crash the decoders, hold them up or make them grow.
+"""Mutated files never crash the decoders, block them or make their memory grow.
 
-A failure names the mutation: `python tests/fuzz.py --seed 0 --first NUMBER --count 1` repeats it.
+A failure names the mutation. `python tests/fuzz.py --seed 0 --first NUMBER --count 1` repeats it.
 """
 
 import json
@@ -19,7 +19,7 @@ SEED = int(os.environ.get("CNNSERVE_FUZZ_SEED", "0"))
 
 
 def run(count: int, folder: Path) -> list[dict[str, Any]]:
-    """`count` mutations, shared out to a process a core."""
+    """Runs `count` mutations, in one process for each core."""
     cores = len(os.sched_getaffinity(0))
     started = []
     for part in range(cores):
@@ -31,7 +31,7 @@ def run(count: int, folder: Path) -> list[dict[str, Any]]:
     for part, process in enumerate(started):
         output, errors = process.communicate()
         at = (folder / str(part)).read_text()
-        # A signal's number: SIGSEGV, or SIGPROF from the watchdog.
+        # The number of a signal: SIGSEGV, or SIGPROF from the watchdog.
         assert process.returncode == 0, f"mutation {at} of seed {SEED} ended with {process.returncode}: {errors!r}"
         results.append(json.loads(output))
         print(results[-1])
@@ -42,7 +42,7 @@ def check(results: list[dict[str, Any]], count: int) -> None:
     assert sum(sum(result["outcomes"].values()) for result in results) == count
     for result in results:
         assert not result["failures"]
-        # Both kinds are common, or the mutations test nothing.
+        # Both outcomes must be frequent, otherwise the mutations test nothing.
         assert min(result["outcomes"][outcome] for outcome in ("picture", "refused")) > 0.1 * count / len(results)
 
 

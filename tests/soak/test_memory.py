@@ -1,4 +1,4 @@
-"""Memory does not grow: `bench/memory.py` with LeNet-5, short; CNNSERVE_SOAK_MINUTES makes it what it asks for."""
+"""Memory does not grow: a short `bench/memory.py` with LeNet-5. CNNSERVE_SOAK_MINUTES sets its minutes."""
 
 import os
 import subprocess

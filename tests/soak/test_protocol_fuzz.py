@@ -1,6 +1,6 @@
-"""ModelInfer under requests of every shape and none: a status that says why, never a crash, and memory stays.
+"""ModelInfer with valid and malformed requests: a status with a reason, no crash, and no growth of memory.
 
-1,500 requests by default, 100,000 where CNNSERVE_SOAK_MINUTES is set.
+The number of requests is 1,500, or 100,000 if CNNSERVE_SOAK_MINUTES is set.
 """
 
 import os
@@ -24,7 +24,7 @@ from support import RunningServer, half_free_onnx, picture, serving
 
 SOAK = bool(float(os.environ.get("CNNSERVE_SOAK_MINUTES", "0")))
 REQUESTS = 100_000 if SOAK else 1_500
-# Each request that hypothesis makes is sent as it is, and changed in its bytes so many times.
+# Each request that hypothesis makes is sent as it is, and this many times with changed bytes.
 MUTANTS = 9
 KEY = f"cnnserve-fuzz-{os.getpid()}"
 GROWTH_KIB = 48 * 1024
@@ -88,7 +88,7 @@ contents = st.fixed_dictionaries(
 
 @st.composite
 def requests(draw: st.DrawFn) -> o.ModelInferRequest:
-    """Half of each part is what a good request has."""
+    """Returns a request, each part of which is valid in half of the cases."""
     request = o.ModelInferRequest(
         model_name=draw(st.one_of(st.just("tiny"), words)),
         model_version=draw(st.one_of(st.just(""), words)),
@@ -109,7 +109,7 @@ def requests(draw: st.DrawFn) -> o.ModelInferRequest:
 
 
 def of_free(height: int) -> o.ModelInferRequest:
-    """A request that only a height of 8 makes a good one."""
+    """Returns a request for model `free`, which is valid only if the height is 8."""
     request = o.ModelInferRequest(model_name="free", raw_input_contents=[bytes(4 * 3 * height * 8)])
     request.inputs.add(name="image", datatype="FP32", shape=[1, 3, height, 8])
     return request
@@ -124,7 +124,7 @@ def add_parameters(message: object, chosen: dict[str, dict[str, object]]) -> Non
 
 
 def mutants(data: bytes, generator: random.Random) -> Iterator[bytes]:
-    """The bytes as they are, and with bits flipped, parts cut out, doubled or replaced."""
+    """Yields the bytes as they are, then with flipped bits and with parts removed, doubled or replaced."""
     yield data
     for _ in range(MUTANTS):
         changed = bytearray(data)
@@ -144,7 +144,7 @@ def mutants(data: bytes, generator: random.Random) -> Iterator[bytes]:
 
 @pytest.fixture(scope="module")
 def server(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """With a region `r` of 256 bytes that requests may name, and a model `free` that cannot run every size it takes."""
+    """A server with a region `r` of 256 bytes, and a model `free` that cannot run every size that it declares."""
     repository = tmp_path_factory.mktemp("fuzz") / "repository"
     shutil.copytree(tiny_repository, repository)
     (repository / "free" / "1").mkdir(parents=True)
@@ -194,7 +194,7 @@ def test_no_request_is_too_strange_for_a_status(server: RunningServer) -> None:
 
         fuzz()
     assert codes.total() >= REQUESTS
-    # Some were good by chance, most were not.
+    # Some requests were valid by chance, most were not.
     assert 0 < codes[Code.OK] < codes.total() / 2
     assert server.process.poll() is None
     assert "Traceback" not in server.log

@@ -1,6 +1,6 @@
-"""Versions are published, broken, repaired and removed under full load, and not one request fails.
+"""Versions are published, broken, repaired and removed under full load, and no request fails.
 
-Two rounds by default; CNNSERVE_SOAK_MINUTES makes it as long as wanted.
+The test makes two rounds, or as many as fit into CNNSERVE_SOAK_MINUTES.
 """
 
 import os
@@ -22,7 +22,7 @@ MINUTES = float(os.environ.get("CNNSERVE_SOAK_MINUTES", "0"))
 ROUNDS_AT_LEAST = 2
 POLL = ("--model-control-mode", "poll", "--poll-interval-s", "0.2")
 GOOD = "\n".join(CLASSES) + "\n"
-# As long as the good one: only the digest tells.
+# It has the length of the valid file, so only the digest shows the difference.
 BAD = GOOD.replace("bright", "blight")
 
 
@@ -54,7 +54,7 @@ def test_no_request_fails_while_versions_come_and_go(server: RunningServer, repo
 
 
 class Publisher:
-    """One who changes a repository while others use it."""
+    """Changes a model repository while the server uses it."""
 
     def __init__(self, repository: Path, channel: grpc.Channel, traffic: Traffic) -> None:
         self.traffic = traffic
@@ -65,7 +65,7 @@ class Publisher:
         return self._repository / model / str(version)
 
     def publish(self, version: int, model: str = "tiny", *, labels: str = GOOD) -> None:
-        """Made aside, there by one rename."""
+        """Writes a version elsewhere and publishes it by one rename."""
         aside = write_version(self._repository.parent / "aside" / model / str(version))
         (aside / "labels.txt").write_text(labels)
         self.folder(version, model).parent.mkdir(exist_ok=True)
@@ -75,13 +75,13 @@ class Publisher:
         (self.folder(version) / "labels.txt").write_text(labels)
 
     def remove(self, *path: str) -> None:
-        """Gone in one step: a half-removed version would be a broken one."""
+        """Removes a version in one step, because a half-removed version would be broken."""
         gone = self._repository.parent / "gone"
         self._repository.joinpath(*path).rename(gone)
         shutil.rmtree(gone)
 
     def wait_until(self, said: Callable[[Index], bool]) -> None:
-        """Until the index of the repository is as it should be; requests keep being answered meanwhile."""
+        """Waits until the index of the model repository is as expected, while requests continue."""
         for _ in range(300):
             self.traffic.check()
             if said(index := self._index()):
@@ -97,7 +97,7 @@ class Publisher:
 
 
 def one_round(publisher: Publisher, new: int) -> None:
-    """What may happen to the newest versions of a model, and to its neighbours."""
+    """Makes all kinds of changes to the newest versions of a model, and to other models."""
     newer, traffic = new + 1, publisher.traffic
     publisher.publish(new)
     traffic.wait_for_version(new)
@@ -126,7 +126,7 @@ def one_round(publisher: Publisher, new: int) -> None:
 
 
 def neighbour(publisher: Publisher) -> None:
-    """Another model comes, good and broken, without a manifest too, and goes."""
+    """Adds another model, valid and broken, also without a manifest, and removes it."""
     publisher.publish(1, "good")
     publisher.publish(1, "broken", labels=BAD)
     plain = publisher.folder(1, "plain")
@@ -145,6 +145,6 @@ def neighbour(publisher: Publisher) -> None:
 
 
 def is_in(index: Index, version: str, state: str, reason: str = "") -> bool:
-    """Whether a version is in a state, for a reason."""
+    """Returns whether a version is in a state, for a reason."""
     row = index.get(version)
     return row is not None and row.state == state and reason in row.reason

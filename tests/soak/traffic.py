@@ -1,4 +1,4 @@
-"""Clients that never pause and never retry: what a server does to them is what they tell."""
+"""Clients that never pause and never retry, so that they report every failure of the server."""
 
 import threading
 import time
@@ -12,14 +12,14 @@ import numpy as np
 from cnnserve.wire import classifier_pb2, open_inference_pb2
 from support import CLASSES, SIDE, picture
 
-# A retry would hide what this looks for.
+# A retry would hide the failures that these clients look for.
 _OPTIONS = [("grpc.enable_retries", 0)]
 _TIMEOUT_S = 20.0
 _EXPECTED = CLASSES.index("left")
 
 
 class Traffic:
-    """Threads that ask one model of the tiny kind, half with images and half with tensors, without a version."""
+    """Threads that send requests for a tiny model without a version; half of them send images, half send tensors."""
 
     def __init__(self, address: str, model: str, threads: int = 4) -> None:
         self.failures: list[str] = []
@@ -40,11 +40,11 @@ class Traffic:
             thread.join(2 * _TIMEOUT_S)
 
     def check(self) -> None:
-        """No request failed so far."""
+        """Raises `AssertionError` if a request has failed."""
         assert not self.failures, f"{len(self.failures)} of {self.answers.total()} failed, first: {self.failures[0]}"
 
     def wait_for_version(self, version: int, timeout_s: float = 30.0) -> None:
-        """Until new answers come from this version, and from no other for a while."""
+        """Waits until new responses come from this version, and for a while from no other version."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             self.check()
@@ -69,7 +69,7 @@ class Traffic:
 
 
 def call(channel: grpc.Channel, method: str, request: Any, answer: type[Any]) -> Any:
-    """One unary call."""
+    """Makes one unary call and returns the response."""
     rpc = channel.unary_unary(
         f"/{method}", request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
     )

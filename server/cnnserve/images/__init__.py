@@ -1,1 +1,4 @@
-"""From a file's bytes to one row of a model's input. May import `process`, `repository` and the ground floor."""
+"""From the bytes of an image file to one row of a model's input.
+
+May import `process`, `repository`, `config`, `datatypes`, `errors`, `json_text` and `logs`.
+"""

@@ -1,1 +1,1 @@
-"""One version of a model: loaded, proved, asked. May import `runtime`, `images` and the rooms below them."""
+"""One version of a model: its load, its self-test and its use. May import `runtime` and the packages below it."""

@@ -1,4 +1,1 @@
-"""`config.pbtxt` and what follows from it.
-
-May import `images`, `batching`, `repository`, `process`, `wire` and the ground floor.
-"""
+"""`config.pbtxt` and the settings that follow from it. May import `images` and the packages below it."""

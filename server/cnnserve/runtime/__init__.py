@@ -1,1 +1,1 @@
-"""ONNX Runtime: sessions, devices and what runs where. May import `model_config` and the rooms below it."""
+"""ONNX Runtime: sessions, devices and what runs where. May import `model_config` and the packages below it."""

@@ -1,4 +1,4 @@
-"""What carries the method table to clients: gRPC and HTTP.
+"""The transports, which serve the method table to clients: gRPC and HTTP.
 
-May import `api` and the rooms below it; a transport imports no other transport.
+May import `api` and the packages below it. A transport must not import another transport.
 """

@@ -1,4 +1,4 @@
-"""The commands: what they send, print and exit with."""
+"""The commands: their requests, their output and their exit status."""
 
 import csv
 import json
@@ -173,7 +173,7 @@ def test_standard_input_is_an_image_or_a_list(peer, files, argv, data, names):
 def test_the_progress_bar_takes_no_line_from_a_list_in_a_pipe(peer, files, capsys, monkeypatch):
     monkeypatch.setattr(terminal, "is_terminal", lambda stream: stream is sys.stderr)
     reader, writer = os.pipe()
-    lines = 5_000  # many times what a pipe and a file's buffer hold
+    lines = 5_000  # Many times the size of a pipe and of a file's buffer.
 
     def write() -> None:
         with os.fdopen(writer, "w") as pipe:

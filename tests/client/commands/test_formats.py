@@ -1,4 +1,4 @@
-"""What a person sees of classified images, and what a program reads."""
+"""The formats of results: the table for people, JSON and CSV for programs."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Records are written whole, whatever interrupts."""
+"""Records are written completely or not at all, even if an interrupt or an error ends the command."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ RESULT = ImageResult((Class(7, "seven", 0.5),))
 
 
 class Sink:
-    """Notes what it is given, and lets a test do something meanwhile."""
+    """Records what is written to it. A test can act during a write."""
 
     def __init__(self, meanwhile=lambda: None) -> None:
         self.texts: list[str] = []

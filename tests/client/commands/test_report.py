@@ -1,4 +1,4 @@
-"""Models as a person sees them and as a program reads them."""
+"""Reports of models, for people and for programs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which images a command line names."""
+"""The images that a command line names."""
 
 import os
 
@@ -36,9 +36,9 @@ ALL = ["photos/a.jpg", "photos/b.PNG", "photos/deep/c.webp"]
         ("photos", ALL),
         ("photos/", ALL),
         ("./photos", [f"./{name}" for name in ALL]),
-        ("photos/notes.txt", ["photos/notes.txt"]),  # who names a file means it
+        ("photos/notes.txt", ["photos/notes.txt"]),  # A file that is named is taken, whatever its suffix.
         ("photos/.hidden.png", ["photos/.hidden.png"]),
-        ("digit[1].png", ["digit[1].png"]),  # it is there, so it is no pattern
+        ("digit[1].png", ["digit[1].png"]),  # The file exists, so the name is no pattern.
         ("photos/*.jpg", ["photos/a.jpg"]),
         ("photos/[ab].*", ["photos/a.jpg", "photos/b.PNG"]),
         ("photos/*", ["photos/a.jpg", "photos/b.PNG", "photos/deep/c.webp", "photos/notes.txt"]),
@@ -78,7 +78,7 @@ def test_links_go_in_no_circles(tree):
     (tree / "photos/linked.png").symlink_to("a.jpg")
     assert found("photos") == [*ALL[:2], "photos/deep/c.webp", "photos/linked.png", "photos/self.png"]
     assert found("photos/**/*.jpg") == ["photos/a.jpg"]
-    assert found("photos/loop")[:1] == ["photos/loop/a.jpg"]  # named, so followed
+    assert found("photos/loop")[:1] == ["photos/loop/a.jpg"]  # A link that is named is followed.
     with pytest.raises(InvalidInputError, match="Too many levels of symbolic links"):
         read(Entry("photos/self.png"), 10, read_file)
 

@@ -1,4 +1,4 @@
-"""The progress line and what fits into columns."""
+"""The progress line, and texts cut to the width of a column."""
 
 import io
 import re
@@ -55,7 +55,7 @@ def test_long_work_shows_share_rate_and_time_left(clock):
     assert drawn(screen) == " 25% " + "━" * 8 + "╸" + "─" * 23 + "  2,500/10,000 images  1,250/s  6.0 s left"
     clock[0] += 0.05
     progress.update(2_600, 0)
-    assert "2,600" not in screen.getvalue()  # not more often than ten times a second
+    assert "2,600" not in screen.getvalue()  # At most ten times a second.
     clock[0] += 1
     progress.update(5_000, 3)
     assert drawn(screen).endswith("  5,000/10,000 images  1,639/s  3.0 s left  3 failed")

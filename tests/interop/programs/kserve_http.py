@@ -1,4 +1,4 @@
-"""kserve's REST client against a server of the tiny model. Runs in its environment."""
+"""kserve's REST client with a server of the tiny model. It runs in the environment of kserve."""
 
 import asyncio
 import sys

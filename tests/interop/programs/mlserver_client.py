@@ -1,4 +1,4 @@
-"""MLServer's stubs and converters for the Open Inference Protocol, with its own request types."""
+"""MLServer's stubs and converters for the Open Inference Protocol, with MLServer's own request types."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ rows[0, :, :4] = 255
 
 
 def ask(use_raw):
-    # A new one each time: the converter takes the data out of a request that it makes raw.
+    # A new request each time, because the converter removes the data from a request whose contents it makes raw.
     tensor = RequestInput(name="image", datatype="UINT8", shape=[2, 8, 8, 1], data=rows.ravel().tolist())
     request = InferenceRequest(id="mine", inputs=[tensor], outputs=[RequestOutput(name="probabilities")])
     message = converters.ModelInferRequestConverter.from_types(request, "tiny", "", use_raw=use_raw)

@@ -1,4 +1,4 @@
-"""Health and reflection through grpc's own packages, as grpc_health_probe and grpcurl ask."""
+"""Health and reflection with grpc's own packages, as grpc_health_probe and grpcurl use them."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ except grpc.RpcError as error:
 
 database = ProtoReflectionDescriptorDatabase(channel)
 found["services"] = sorted(database.get_services())
-# A call made of nothing but what the server says of itself.
+# This call uses only what the server describes by reflection.
 pool = DescriptorPool(database)
 method = pool.FindServiceByName(INFERENCE).methods_by_name["ModelMetadata"]
 request, answer = GetMessageClass(method.input_type), GetMessageClass(method.output_type)

@@ -1,4 +1,4 @@
-"""tritonclient over gRPC: what its users do, and what came back."""
+"""tritonclient over gRPC: makes the calls of its users and prints the results."""
 
 import asyncio
 import json

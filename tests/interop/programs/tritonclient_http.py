@@ -1,4 +1,4 @@
-"""Everything that tritonclient's HTTP clients do, against a server of the tiny model. Runs in their environment."""
+"""All calls of tritonclient's HTTP clients to a server of the tiny model. It runs in their environment."""
 
 import asyncio
 import sys

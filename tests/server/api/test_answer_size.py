@@ -1,4 +1,4 @@
-"""An answer that is larger than the server's message limit is the request's error, not grpc's, and nobody else's."""
+"""A response that exceeds the server's message limit is an error of its request: not of gRPC, nor of other requests."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from oip import Oip, rows, strings, tensor, with_parameter
 from support import CLASSES, WIDE_IMAGE, RunningServer, picture, serving, wide_onnx, write_version, write_wide
 
 LIMIT = 2**20
-# One row of theirs fits into a message of 1 MiB, two do not.
+# One row of the models fits into a message of 1 MiB, two rows do not.
 WIDE = 140_000
 FULL = "the response has 1120"
 CLASSIFIER = "cnnserve.v1.Classifier"
@@ -24,7 +24,7 @@ CLASSIFIER = "cnnserve.v1.Classifier"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     root = tmp_path_factory.mktemp("answers") / "r"
     write_wide(root, WIDE)
-    # Few classes with names so long that five of each of three images do not fit.
+    # The labels are so long that five classes of each of three images do not fit.
     named = root / "named"
     (named / "1").mkdir(parents=True)
     (named / "1" / "model.onnx").write_bytes(wide_onnx(5))
@@ -53,7 +53,7 @@ def test_infer_says_size_limit_and_fix(oip: Oip, model: str, runs: int) -> None:
     assert "the limit is 10484" in details
     assert "send fewer rows" in details
     assert "--max-message-mib" in details
-    # Where the file says how large rows are, nothing was run for it.
+    # If the file declares the size of rows, the server refuses the request without a run.
     assert executions(oip, model) - before == runs
     assert len(oip("ModelInfer", tensor(rows(1), model)).raw_output_contents[0]) == 4 * WIDE
 
@@ -64,14 +64,14 @@ def test_classes_of_a_large_output_fit(oip: Oip) -> None:
     assert [text.split(":")[1] for text in strings(oip("ModelInfer", request))] == [str(WIDE - 1)] * 2
 
 
-def test_classes_with_long_names_do_not(oip: Oip) -> None:
+def test_classes_with_long_labels_do_not_fit(oip: Oip) -> None:
     request = tensor(rows(3), "named", outputs=[{"name": "scores"}])
     with_parameter(request.outputs[0], "classification", int64_param=5)
     code, details = oip.fails("ModelInfer", request)
     assert (code, "the response has 1200" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
 
 
-def test_an_id_counts(oip: Oip) -> None:
+def test_the_id_counts_towards_the_size(oip: Oip) -> None:
     code, details = oip.fails("ModelInfer", tensor(rows(1), "fixed", id="x" * 500_000))
     assert (code, "the response has 1060" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
 
@@ -85,7 +85,7 @@ def test_a_stream_goes_on(oip: Oip) -> None:
 
 
 def test_an_error_fits_beside_any_id_and_name(oip: Oip) -> None:
-    """What is echoed may be as large as a message is, and the error comes on top of it."""
+    """IDs and names may be as large as a message, and the response has to contain the error as well."""
     huge = LIMIT - 1000
     requests = [
         o.ModelInferRequest(model_name="nobody", id="x" * huge),
@@ -139,7 +139,7 @@ def test_rest_infer(server: RunningServer, model: str) -> None:
 def test_json_may_be_larger_than_the_message(server: RunningServer) -> None:
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [0] * 64}
     with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=30) as http:
-        # A quote is two bytes in JSON.
+        # A quotation mark takes two bytes in JSON.
         answer = http.post("/v2/models/fixed/infer", json={"id": '"' * 400_000, "inputs": [tensor]})
         assert answer.status_code == 400
         assert "ask for binary data (binary_data_output)" in answer.json()["error"]
@@ -186,8 +186,8 @@ def test_classify_over_http(server: RunningServer) -> None:
     assert "the response has 1200" in answers[0].json()["error"]
 
 
-def test_any_other_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What no request can make smaller names the server's setting; here, a few very long names of classes."""
+def test_a_response_that_no_request_can_make_smaller(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """If no request can make the response smaller, the error names the server's setting. Here, labels are very long."""
     root = tmp_path_factory.mktemp("labels")
     version = root / "r" / "tiny" / "1"
     version.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Answers that would keep the event loop, and with it everybody, waiting are refused."""
+"""The server refuses responses that would block the event loop, and with it all other requests."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +40,7 @@ def test_too_many_classes_as_texts(server: RunningServer, model: str, runs: int)
         code, details = oip.fails("ModelInfer", best(model, SIDE * SIDE))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert "160000 classes as texts, the limit is 100000" in details
-        # Where the file says how many there are, nothing was run for it.
+        # If the file declares the number of classes, the server refuses the request without a run.
         [row] = oip("ModelStatistics", o.ModelStatisticsRequest(name=model)).model_stats
         assert row.execution_count == runs
         assert len(strings(oip("ModelInfer", best(model, 3)))) == 3

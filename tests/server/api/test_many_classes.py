@@ -1,4 +1,4 @@
-"""Classify on a model with a million classes: what is asked for is bounded, and nobody waits for the sorting."""
+"""Classify on a model with a million classes: the number of classes is limited, and sorting blocks no other request."""
 
 import threading
 import time
@@ -56,7 +56,7 @@ def test_too_many_classes(oip: Oip, model: str, top_k: int) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         classify(oip, asking(model, 2, top_k))
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, told(REFUSED))
-    # The self-test has counted them, so nothing is run.
+    # The self-test has counted the classes, so the server refuses the request without a run.
     assert runs(oip) == before
     with pytest.raises(grpc.RpcError):
         classify(oip, asking(model, 2, 50_001))
@@ -66,7 +66,7 @@ def told(text: str) -> str:
     return f"{text}, send fewer images, or ask for the values with ModelInfer"
 
 
-def test_as_many_as_there_may_be(oip: Oip) -> None:
+def test_the_largest_number_of_classes(oip: Oip) -> None:
     answer = classify(oip, asking("fixed", 2, 50_000))
     assert [len(result.classes) for result in answer.results] == [50_000, 50_000]
     assert [item.index for item in answer.results[1].classes[:3]] == [CLASSES - 1, CLASSES - 2, CLASSES - 3]
@@ -97,7 +97,7 @@ def test_over_http(server: RunningServer) -> None:
 
 
 def test_sorting_millions_of_values_holds_up_nobody(oip: Oip) -> None:
-    """Sorting 32 rows of a million values takes more than a second, a tenth of which would be seen here."""
+    """Sorting 32 rows of a million values takes more than 1 s. This test sees it if the loop is blocked for 0.1 s."""
     done = threading.Event()
     waits = []
 

@@ -17,7 +17,7 @@ from oip import Oip, encoded, floats, rows, strings, tensor, with_parameter
 from support import RunningServer, picture, serving, tiny_onnx, write_version
 
 Code = grpc.StatusCode
-# A queue of four rows that wait two seconds for company.
+# A queue of four rows, which wait two seconds for a full batch.
 WAITING = """max_batch_size: 8
 dynamic_batching { max_queue_delay_microseconds: 2000000 default_queue_policy { max_queue_size: 4 } }
 """
@@ -62,7 +62,7 @@ def infer(model: str = "tiny", version: str = "") -> o.ModelInferRequest:
 
 
 def wants(**parameter: object) -> o.ModelInferRequest:
-    """Output `probabilities` with one parameter."""
+    """Returns a request for output `probabilities` with one parameter."""
     request = tensor(outputs=[{"name": "probabilities"}])
     [(name, value)] = parameter.items()
     with_parameter(request.outputs[0], name, **value)  # type: ignore[arg-type]
@@ -196,13 +196,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("rpc", "request_", "code", "said"), REFUSED)
-def test_what_is_wrong_has_its_status_and_says_so(oip: Oip, rpc: str, request_: object, code: Code, said: str) -> None:
+def test_refused_requests_have_status_and_reason(oip: Oip, rpc: str, request_: object, code: Code, said: str) -> None:
     told = oip.fails(rpc, request_)  # type: ignore[arg-type]
     assert (told[0], said in told[1]) == (code, True), told
 
 
 def crowd(oip: Oip) -> set[Code]:
-    """Two requests of three rows for a queue of four."""
+    """Sends two requests of three rows to a queue of four rows. Returns the codes of both."""
     calls = [oip.rpc("ModelInfer").future(tensor(rows(3), "waiting"), timeout=30) for _ in range(2)]
     return {call.code() for call in calls}
 
@@ -211,7 +211,7 @@ def test_a_full_queue_is_resource_exhausted(oip: Oip) -> None:
     assert crowd(oip) == {Code.OK, Code.RESOURCE_EXHAUSTED}
 
 
-def test_who_cancels_in_the_queue_leaves_it(oip: Oip) -> None:
+def test_a_cancelled_request_leaves_the_queue(oip: Oip) -> None:
     four = tensor(rows(4), "waiting")
     queued, refused = (oip.rpc("ModelInfer").future(four, timeout=30) for _ in range(2))
     if not done_within(refused, 0.5):
@@ -219,7 +219,7 @@ def test_who_cancels_in_the_queue_leaves_it(oip: Oip) -> None:
     assert refused.code() is Code.RESOURCE_EXHAUSTED
     queued.cancel()
     assert queued.code() is Code.CANCELLED
-    # The server hears of it, too: there is room for four others long before the two seconds are over.
+    # The cancellation reaches the server: the queue takes four other rows long before the two seconds are over.
     end = time.monotonic() + 1
     while done_within(other := oip.rpc("ModelInfer").future(four, timeout=30), 0.1):
         assert (other.code(), time.monotonic() < end) == (Code.RESOURCE_EXHAUSTED, True)
@@ -268,7 +268,7 @@ def test_classes_are_texts_best_first(oip: Oip) -> None:
     assert (index, label) == ("1", "left")
     assert value == f"{floats(oip('ModelInfer', tensor()))[0, 1]:f}"
     assert second.endswith((":0:dark", ":2:bright"))
-    # More than there are is all; a model without labels has no third part.
+    # If k exceeds the number of classes, all are returned. Without labels, a text has only two parts.
     everything = wants(classification={"int64_param": 99})
     everything.model_name = "logits"
     texts = strings(oip("ModelInfer", everything))
@@ -310,7 +310,7 @@ def test_a_stream_ends_with_a_status_where_asked(oip: Oip) -> None:
 
 
 def test_a_stream_that_nobody_reads_holds_its_requests_back(oip: Oip) -> None:
-    """Flow control: the server takes no more than it may have at work."""
+    """If the client does not read, flow control keeps the server from reading more requests than may be in flight."""
     sent = itertools.count()
     taken = []
 
@@ -434,7 +434,7 @@ def test_trace_and_log_settings_can_be_read(oip: Oip) -> None:
 
 
 def test_a_load_may_bring_its_config(server: RunningServer, oip: Oip) -> None:
-    """What ModelConfig told, changed and sent back: the usual way with Triton's client."""
+    """The client reads ModelConfig, changes it and sends it back, as users of Triton's client do."""
 
     def load(**parameters: str) -> o.RepositoryModelLoadRequest:
         request = o.RepositoryModelLoadRequest(model_name="logits")

@@ -1,4 +1,4 @@
-"""Every RPC against a real server process."""
+"""Every RPC of a real server process."""
 
 import asyncio
 import itertools
@@ -38,7 +38,7 @@ CLASSIFIER = "cnnserve.v1.Classifier"
 
 @pytest.fixture(scope="module")
 def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
-    """The method table, to call by name."""
+    """The method table by name."""
 
     async def table() -> dict[str, Method]:
         root = tmp_path_factory.mktemp("none")
@@ -57,7 +57,7 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
 
 
 class Caller:
-    """Calls methods of the table over a real channel."""
+    """Calls the methods of the table over a real channel."""
 
     def __init__(self, address: str, methods: dict[str, Method]) -> None:
         self.channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
@@ -172,7 +172,7 @@ def test_every_rpc_on_an_unknown_model_answers_not_found(call: Caller, methods: 
         if method.kind is Kind.STREAM:
             continue
         named = fields & set(method.request.DESCRIPTOR.fields_by_name)
-        # Loading is not allowed here, and says nothing more; see test_control. Nor is shared memory.
+        # Without permission, loads and shared memory are refused before the name is looked up (see test_control).
         if (
             not named
             or "SharedMemory" in name
@@ -356,7 +356,7 @@ def test_a_streams_own_timeout_fails_that_request_only(call: Caller) -> None:
 
 
 def test_a_streams_work_in_flight_is_bounded(call: Caller) -> None:
-    """A client that sends without end and reads nothing is held back."""
+    """If a client sends without end and reads nothing, flow control stops it."""
     sent = 0
     request = c.ClassifyRequest(model="tiny", images=images(png(np.zeros((700, 700, 3), np.uint8) + 9)))
 

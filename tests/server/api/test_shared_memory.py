@@ -1,4 +1,4 @@
-"""Tensors in shared memory: what goes there and back, and what an owner may do to it meanwhile."""
+"""Tensors in shared memory: reading and writing them, and owners that change their regions meanwhile."""
 
 import os
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def open_files() -> int:
 
 @pytest.fixture
 def memory(tmp_path: Path) -> SharedMemory:
-    """Over a folder of files, which shared memory is."""
+    """Shared memory over a folder of files: on Linux, shared memory objects are files."""
     (tmp_path / "mine").write_bytes(bytes(range(100)))
     return SharedMemory(["mi"], tmp_path)
 
@@ -43,7 +43,7 @@ def test_a_region_is_a_window_of_its_object(memory: SharedMemory, tmp_path: Path
         region.write(49, b"xy")
 
 
-def test_an_object_that_is_cut_short_is_told_and_not_grown_again(memory: SharedMemory, tmp_path: Path) -> None:
+def test_a_truncated_object_is_reported_and_not_enlarged(memory: SharedMemory, tmp_path: Path) -> None:
     memory.register("r", "mine", 0, 100)
     os.truncate(tmp_path / "mine", 30)
     region = memory.get("r")
@@ -55,7 +55,7 @@ def test_an_object_that_is_cut_short_is_told_and_not_grown_again(memory: SharedM
     assert (tmp_path / "mine").stat().st_size == 30
 
 
-def test_who_holds_a_region_keeps_it(memory: SharedMemory) -> None:
+def test_a_region_in_use_stays_open(memory: SharedMemory) -> None:
     memory.register("r", "mine", 0, 100)
     region = memory.get("r")
     memory.unregister("r")
@@ -94,7 +94,7 @@ def test_what_is_not_registered(
     assert open_files() == descriptors
 
 
-def test_names_are_taken_once_and_not_without_end(memory: SharedMemory) -> None:
+def test_names_are_unique_and_regions_are_limited(memory: SharedMemory) -> None:
     memory.register("r", "mine", 0, 1)
     with pytest.raises(AlreadyExists):
         memory.register("r", "mine", 0, 1)
@@ -125,7 +125,7 @@ def server(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture
 def owned(oip: Oip) -> Iterator[shared_memory.SharedMemory]:
-    """4096 bytes of this process, registered as `r`."""
+    """A shared memory object of 4096 bytes of this process, registered as region `r`."""
     memory = shared_memory.SharedMemory(f"{PREFIX}-x", create=True, size=4096)
     try:
         oip("SystemSharedMemoryRegister", register())

@@ -1,4 +1,4 @@
-"""One row for every error."""
+"""The table of errors has one row for every error."""
 
 import logging
 
@@ -14,14 +14,12 @@ def leaves(cls: type[Exception]) -> list[type[Exception]]:
     return [leaf for child in below for leaf in leaves(child)] if below else [cls]
 
 
-def test_every_leaf_has_a_row_and_every_row_is_a_leaf() -> None:
+def test_every_class_of_errors_has_a_row() -> None:
     assert set(leaves(errors.ServingError)) == set(status.STATUS)
 
 
 @pytest.mark.parametrize("error", [ValueError("secret /etc/passwd"), errors.InferenceFailed("node Conv_7 at 0x7f")])
-def test_the_unforeseen_is_a_fixed_text_and_the_cause_is_logged(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unexpected_errors_have_a_fixed_text_and_are_logged(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         told = status.of(error, "Service/Method of request 7")
     assert told == status.Status(Code.INTERNAL, status.INTERNAL_TEXT)

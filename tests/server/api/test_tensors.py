@@ -1,4 +1,4 @@
-"""Open Inference tensors."""
+"""Reading and writing Open Inference tensors."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ def test_bad_tensors(request_: pb.ModelInferRequest, said: str) -> None:
         read_one(request_)
 
 
-def test_empty_contents_beside_raw_ones_say_nothing() -> None:
+def test_empty_contents_beside_raw_contents_are_ignored() -> None:
     request = make("FP32", [1], [b"1234"])
     request.inputs[0].contents.SetInParent()
     assert read_one(request).size == 1

@@ -1,4 +1,4 @@
-"""The batching decision, as tables and as properties."""
+"""The decision to dispatch or to wait, as tables and as properties."""
 
 from dataclasses import dataclass
 
@@ -28,15 +28,15 @@ def queue(*sizes: int, arrived_us: int = 0) -> list[Entry]:
         (BatchPolicy(8), [], 0, Wait(None)),
         (BatchPolicy(8), [1], 0, Dispatch(1)),
         (BatchPolicy(8), [1, 2, 3], 0, Dispatch(3)),
-        # What does not fit is not split and closes the batch, even if a later one would fit.
+        # An entry that does not fit is not split and closes the batch, even if a later entry would fit.
         (BatchPolicy(8), [5, 4, 1], 0, Dispatch(1)),
         (BatchPolicy(8), [8, 1], 0, Dispatch(1)),
-        # With a delay, only a full batch or the oldest entry's time dispatches.
+        # With a delay, a batch is dispatched only if it is full or the oldest entry has waited long enough.
         (BatchPolicy(8, max_queue_delay_us=100), [1, 2], 50, Wait(100 * US)),
         (BatchPolicy(8, max_queue_delay_us=100), [1, 2], 100, Dispatch(2)),
         (BatchPolicy(8, max_queue_delay_us=100), [4, 4, 1], 0, Dispatch(2)),
         (BatchPolicy(8, max_queue_delay_us=100), [5, 4], 0, Dispatch(1)),
-        # The largest preferred size that can be made goes at once; what cannot make one waits.
+        # The largest preferred size that is possible is dispatched at once. If none is possible, the entries wait.
         (BatchPolicy(8, (2, 4), 100), [1, 1, 1, 1, 1], 0, Dispatch(4)),
         (BatchPolicy(8, (2, 4), 100), [1, 1, 1], 0, Dispatch(2)),
         (BatchPolicy(8, (4,), 100), [1, 1, 1], 0, Wait(100 * US)),

@@ -1,4 +1,4 @@
-"""The dynamic batcher with real threads and a session that can be held."""
+"""The dynamic batcher, with real threads and a session whose runs a test can hold."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ MakeBatcher = Callable[..., DynamicBatcher]
 
 @pytest.fixture
 async def make_batcher() -> AsyncIterator[MakeBatcher]:
-    """Builds batchers over fake sessions; they must all drain at the end, whatever the test did."""
+    """Returns a function that makes batchers over fake sessions. At the end of the test, all must drain."""
     made: list[DynamicBatcher] = []
 
     def make(
@@ -45,7 +45,7 @@ def submit(
 
 
 async def entered(session: FakeSession) -> None:
-    """Waits until the session is inside a run."""
+    """Waits until the session has begun a run."""
     await asyncio.to_thread(session.entered.acquire, timeout=10)
 
 
@@ -105,7 +105,7 @@ async def test_cancelling_one_of_four_leaves_the_others(make_batcher: MakeBatche
     assert await outcome(blocker) == [0]
     assert [await outcome(four[i]) for i in (0, 2, 3)] == [[1], [3], [4]]
     assert four[1].cancelled()
-    # Queued, it costs no compute; running, it was already part of the batch.
+    # A cancelled request that is queued is not computed. One that is running is part of its batch already.
     assert session.sizes == [1, 3 if when == "queued" else 4]
 
 
@@ -145,7 +145,7 @@ async def test_expired_between_timer_and_dispatch_is_not_run(make_batcher: MakeB
     batcher = make_batcher(session, clock=clock)
     blocker = submit(batcher, 1)
     await entered(session)
-    # An hour by the loop's clock, so only the check at dispatch can see that it is over.
+    # The timer waits an hour by the loop's clock, so only the check at dispatch can see that the deadline has passed.
     expired = submit(batcher, 2, deadline_ns=clock() + 3_600_000_000_000)
     await settle()
     clock.advance_us(3_600_000_001)
@@ -239,7 +239,7 @@ async def test_close_answers_what_was_accepted_and_takes_nothing_new(make_batche
     await settle()
     with pytest.raises(ShuttingDown):
         batcher.reserve(1)
-    # Room that was taken before (its image is still being decoded) keeps its right to run.
+    # A request that was admitted before the close, and whose image is still being decoded, may still run.
     late = asyncio.create_task(batcher.submit(np.ones((1, 1)), permit))
     await settle()
     assert not closing.done()
@@ -340,7 +340,7 @@ async def test_preserved_ordering_holds_back_the_faster_instance(make_batcher: M
 
 
 async def test_what_leaves_the_queue_can_make_room_for_a_full_batch(make_batcher: MakeBatcher) -> None:
-    """A large entry in front, cancelled, must not keep what stands behind it waiting for the delay."""
+    """If a large entry at the front is cancelled, the entries behind it must not wait for the delay."""
     session = FakeSession()
     batcher = make_batcher(session, max_batch_size=6, preferred_batch_sizes=(2,), max_queue_delay_us=3_600_000_000)
     large = submit(batcher, 1, 2, 3)

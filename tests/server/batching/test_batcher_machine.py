@@ -1,7 +1,7 @@
 """The batcher as a state machine: random arrivals, sizes, priorities, deadlines, cancellations and failures.
 
-Real instances and threads; only the session is held and the clock is turned by hand (the loop's too, so that timers
-follow it). What must hold is in the invariants.
+Instances and threads are real. Only the session and the clock are fakes: the machine holds the runs and moves the clock
+(also that of the event loop, so that timers follow it). The invariants say what must hold.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ LIMIT = 12
 
 
 class TurnedLoop(asyncio.SelectorEventLoop):
-    """An event loop on a clock that is turned by hand."""
+    """An event loop with a clock that the machine moves."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class TurnedLoop(asyncio.SelectorEventLoop):
 
 
 class Recorder(ModelInstance):
-    """A real instance that also tells what it is given, in the order of dispatch."""
+    """A real instance that also reports its batches, in the order of dispatch."""
 
     def __init__(self, index: int, told: Callable[[int, list[int]], None]) -> None:
         self.session = FakeSession(held=True)
@@ -53,7 +53,7 @@ class Recorder(ModelInstance):
 
 @dataclass
 class Request:
-    """One that was accepted."""
+    """An accepted request."""
 
     number: int
     size: int
@@ -88,7 +88,7 @@ class BatcherMachine(RuleBasedStateMachine):
         preserve: bool,
         fixed_ms: int,
     ) -> None:
-        # What a run takes beside a millisecond an image, by the clock that is turned.
+        # A run takes this time and a millisecond per image, by the clock that the machine moves.
         self.fixed_ns = fixed_ms * 1_000_000
         self.hold_ends_ns = 0
         self.clock = FakeClock()
@@ -118,7 +118,7 @@ class BatcherMachine(RuleBasedStateMachine):
             await asyncio.sleep(0)
 
     def _step(self) -> None:
-        """Lets the loop act until nothing more happens by itself."""
+        """Runs the loop until nothing more happens without a further event."""
         self.loop.run_until_complete(self._settle())
 
     def _check_run(self, index: int, rows: list[int]) -> None:
@@ -186,7 +186,7 @@ class BatcherMachine(RuleBasedStateMachine):
         report = self.batcher._finish
 
         def reported(instance: ModelInstance, batch: Any, outcome: BatchOutcome) -> None:
-            # Before the batcher hears of it, since it may give the instance its next batch at once.
+            # Before the batcher is notified, because it may give the instance its next batch at once.
             self.busy.discard(index)
             run_ns = self.fixed_ns + 1_000_000 * sum(entry.size for entry in batch.entries)
             self.hold_ends_ns = self.clock() + self.fixed_ns
@@ -231,7 +231,7 @@ class BatcherMachine(RuleBasedStateMachine):
                 assert request.task.done() or request.number in self.seen_runs
 
     def teardown(self) -> None:
-        """Everything accepted is answered exactly once, with its own rows."""
+        """Checks that every accepted request gets exactly one result, with its own rows."""
         if not hasattr(self, "batcher"):
             return
         closing = self.loop.create_task(self.batcher.close())

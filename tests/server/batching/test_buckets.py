@@ -1,4 +1,4 @@
-"""The sizes that batches are padded to."""
+"""The batch sizes to which batches are padded."""
 
 import pytest
 from hypothesis import given

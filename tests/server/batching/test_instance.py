@@ -1,4 +1,4 @@
-"""One run over the rows of several requests, and the thread that does it."""
+"""A run over the rows of several requests, and the thread that makes it."""
 
 import gc
 import queue
@@ -17,7 +17,7 @@ from fakes import FakeSession
 
 
 class Flat:
-    """A model that loses the batch dimension."""
+    """A model whose output has no batch dimension."""
 
     def run(self, batch: NDArray[Any]) -> list[NDArray[Any]]:
         return [batch.sum(keepdims=False).reshape(1)]

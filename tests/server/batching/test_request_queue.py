@@ -1,4 +1,4 @@
-"""The order in which entries leave."""
+"""The order in which entries leave the queue."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Who is waited for after a run, and how long."""
+"""How long an instance waits after a run for the next requests of the clients."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +9,10 @@ MS = 1_000_000
 
 
 def closed_loop(turnover: Turnover, size: int, run_ns: int, *, back_after_ns: int, runs: int = 10) -> int:
-    """`runs` runs of `size` callers who all come back `back_after_ns` after each; the time after the last of them."""
+    """Simulates `runs` runs of `size` requests. Returns the time after the last run.
+
+    All clients send their next request `back_after_ns` after the end of each run.
+    """
     now = 0
     for _ in range(runs):
         now += run_ns
@@ -20,7 +23,7 @@ def closed_loop(turnover: Turnover, size: int, run_ns: int, *, back_after_ns: in
 
 
 def learned(fixed_ns: int = 6 * MS, each_ns: int = 3 * MS, *, back_after_ns: int = 1 * MS) -> tuple[Turnover, int]:
-    """A turnover that has seen runs of 1 and of 8."""
+    """Returns a turnover that has seen runs of 1 and of 8 requests, and the time after them."""
     turnover = Turnover()
     turnover.ran(1, fixed_ns + each_ns, 1, 0, 0)
     return turnover, closed_loop(turnover, 8, fixed_ns + 8 * each_ns, back_after_ns=back_after_ns)
@@ -47,7 +50,7 @@ def test_the_wait_is_what_one_run_less_saves() -> None:
 def test_callers_who_keep_coming_are_waited_for() -> None:
     turnover, now = learned(back_after_ns=0)
     turnover.ran(8, 30 * MS, 8, 0, now)
-    # Reading 8 requests takes 16 ms here, the fixed time is 6.
+    # Here, reading 8 requests takes 16 ms, and the fixed time of a run is 6 ms.
     for number in range(1, 8):
         turnover.arrived(now + number * 2 * MS)
         assert turnover.hold_until_ns == now + max(6, number * 2 + 3) * MS
@@ -97,7 +100,8 @@ def test_nobody_waits_where_little_is_saved() -> None:
 
 def test_a_habit_is_not_given_up_for_a_little_noise() -> None:
     turnover, now = learned()
-    # 6 ms of a run of 6 + 3 x (8 + 40) ms: between the shares at which waiting begins and ends.
+    # The fixed time is 6 ms of a run of 6 + 3 x (8 + 40) ms. This share is between those at which waiting begins and
+    # ends.
     turnover.ran(8, 30 * MS, 8, 40, now)
     assert turnover.hold_until_ns
     turnover.ran(8, 30 * MS, 0, 100, now)

@@ -1,4 +1,4 @@
-"""Pixels equal to torchvision's PIL pipeline, bit for bit."""
+"""Pixels are equal to those of torchvision's PIL pipeline, bit for bit."""
 
 import io
 import random
@@ -58,7 +58,7 @@ def photographs() -> dict[str, Image.Image]:
 
 
 PHOTOGRAPHS = photographs()
-# What ImageNet's checkpoints ask for, and every branch of the geometry.
+# The preprocessing of ImageNet's checkpoints, and every branch of the geometry.
 SPECS = {
     "resize 256": spec(),
     "resize 232": spec((232,)),
@@ -161,7 +161,7 @@ def test_an_orientation_in_xmp_counts_too(oracle: Oracle) -> None:
 
 
 def test_inverted_cmyk_of_adobe(oracle: Oracle) -> None:
-    """Pillow writes CMYK inverted and marked as Adobe's; without the mark the same bytes mean the opposite."""
+    """Pillow writes inverted CMYK with Adobe's marker. Without the marker, the same bytes mean the opposite."""
     data = saved(PHOTOGRAPHS["flower"].convert("CMYK"), "JPEG", quality=95)
     at = data.index(b"Adobe")
     unmarked = data[:at] + b"Nobody"[:5] + data[at + 5 :]
@@ -170,7 +170,7 @@ def test_inverted_cmyk_of_adobe(oracle: Oracle) -> None:
 
 
 def test_16_bit_grey_keeps_its_high_byte_as_16_bit_colour_does(oracle: Oracle) -> None:
-    """The one difference from the pipeline on purpose: there Pillow clips it, and every photograph is white."""
+    """The only intended difference: in the pipeline, Pillow clips 16-bit grey, which makes every photograph white."""
     high = np.asarray(PHOTOGRAPHS["china"].convert("L")).astype(np.uint16) << 8
     data = saved(Image.fromarray(high | 0x7F), "PNG")
     eight = saved(PHOTOGRAPHS["china"].convert("L"), "PNG")
@@ -179,7 +179,7 @@ def test_16_bit_grey_keeps_its_high_byte_as_16_bit_colour_does(oracle: Oracle) -
     assert (oracle.pixels(data, spec())[:, :, 0] >= 254).mean() > 0.9
 
 
-# Small sizes far oftener than large ones.
+# Small sizes are much more frequent than large ones.
 def _sizes(largest: int) -> st.SearchStrategy[int]:
     return st.one_of(st.integers(1, 40), st.integers(1, 600), st.integers(1, largest))
 
@@ -212,7 +212,7 @@ def test_every_size(oracle: Oracle, width: int, height: int, kind: str, name: st
 
 
 def _picture(width: int, height: int, seed: int) -> Image.Image:
-    """A piece of a photograph, mirrored where it is too small, with noise."""
+    """Returns a part of a photograph with noise; if the photograph is too small, it is mirrored."""
     generator = np.random.default_rng(seed)
     photograph = np.asarray(PHOTOGRAPHS[("hopper", "china", "flower")[seed % 3]])
     tall, wide = photograph.shape[:2]

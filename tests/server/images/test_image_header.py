@@ -1,4 +1,4 @@
-"""What a file says of itself, and files made to cost more than they say."""
+"""Sizes from the headers of image files, and files that are made to cost more than their headers declare."""
 
 import io
 import struct
@@ -109,14 +109,14 @@ def test_what_is_refused_by_its_header(data: bytes, said: str) -> None:
 
 
 def second_size(data: bytes) -> bytes:
-    """The JPEG with its frame header twice, a larger one first."""
+    """Returns the JPEG with two frame headers, of which the first declares a larger size."""
     at = data.index(b"\xff\xc0")
     frame = data[at : at + 2 + struct.unpack_from(">H", data, at + 2)[0]]
     return data[:at] + frame[:5] + struct.pack(">HH", 60_000, 60_000) + frame[9:] + data[at:]
 
 
 def many_scans(data: bytes, count: int) -> bytes:
-    """The progressive JPEG with its last scan repeated."""
+    """Returns the progressive JPEG with many repetitions of its last scan."""
     at = data.rindex(b"\xff\xda")
     return data[:at] + data[at:-2] * count + b"\xff\xd9"
 
@@ -193,7 +193,7 @@ def test_bombs_cost_little(name: str) -> None:
     seconds = time.process_time() - started
     python_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # Without the checks each takes from several seconds to hours, or gigabytes.
+    # Without the checks, each file takes several seconds to hours, or gigabytes.
     assert seconds < 2
     assert python_bytes < 200 * 2**20
 
@@ -212,7 +212,7 @@ def test_exif_data_that_overlap_are_not_copied_over_and_over() -> None:
 
 
 def test_the_passes_of_a_resize_count() -> None:
-    """Between the passes, 1 x 60,000 pixels become 28 x 60,000."""
+    """Between the two passes of the resize, 1 x 60,000 pixels become 28 x 60,000."""
     data = png(np.zeros((60_000, 1), np.uint8))
     assert read(data, EXACT_SIZE).shape == (28, 28, 1)
     with pytest.raises(InvalidInput, match="resizing an image of 1x60000 to 28x28"):
@@ -243,7 +243,7 @@ def large_files() -> dict[str, bytes]:
     }
 
 
-# In a process of its own, whose heap has no holes. The peak starts anew with every file.
+# It runs in a process of its own, whose heap has no free blocks. Every file starts with a new peak.
 MEASURE = """
 import pathlib, sys
 from cnnserve.process import heap

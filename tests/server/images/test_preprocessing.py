@@ -1,4 +1,4 @@
-"""Images to rows, as the manifest says."""
+"""Preprocessing: from images to rows, as the manifest describes it."""
 
 import io
 import struct
@@ -118,7 +118,7 @@ def test_exif_orientation_is_applied_where_the_manifest_says_so() -> None:
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size its data does not have."""
+    """Returns a PNG whose header declares a size that its data does not have."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return png(noise(2, 2, 1))[:8] + chunk + png(noise(2, 2, 1))[33:]
@@ -131,7 +131,7 @@ def huge_png(width: int, height: int) -> bytes:
         (b"hello, world", "no image this server reads"),
         (png(noise(64, 64))[:100], "damaged"),
         (huge_png(100_000, 100_000), "limit of 50,000,000 pixels; send a smaller one, or raise cnnserve.max_pixels"),
-        # 3000 pixels, but the resized image would have 256 x 768,000.
+        # The image has 3,000 pixels, but the resized image would have 256 x 768,000.
         (
             png(noise(3000, 1, 1)),
             "1x3000 to 256x768000 takes more than this model's limit of 50,000,000 pixels; "
@@ -193,7 +193,7 @@ def test_fast_differs_by_little_however_the_picture_is_turned(spec: Preprocessin
     for size in ((1500, 1100), (400, 600)):
         data = photograph(*size, orientation=orientation)
         off = np.abs(fast.encoded(data).astype(int) - exact.encoded(data))
-        # A shift by one pixel would be off by far more.
+        # If pixels were shifted by one, the difference would be much larger.
         assert off.mean() < 0.5
         assert off.max() <= 12
 
@@ -246,7 +246,7 @@ def test_a_large_jpeg_is_decoded_smaller_but_no_smaller_than_asked(
 
 
 def test_fast_neither_stretches_nor_shifts_what_is_decoded_smaller() -> None:
-    """A size that is no multiple of the scale is rounded up, and what is added is none of the picture."""
+    """The decoder rounds a size up if it is no multiple of the scale. The added pixels do not belong to the image."""
     flower = Image.fromarray(load_sample_image("flower.jpg"))
     exact, fast = Preprocessor(IMAGENET, UINT8), Preprocessor(IMAGENET, UINT8, FAST)
 
@@ -261,7 +261,7 @@ def test_fast_neither_stretches_nor_shifts_what_is_decoded_smaller() -> None:
     for orientation in range(1, 9):
         even = off(1024, 688, orientation)
         assert even < 1.5
-        # At half the size 342 rows are decoded for 341 1/2, and 512 columns for 511 1/2.
+        # At half the size, the decoder makes 342 rows for 341 1/2, and 512 columns for 511 1/2.
         for size in ((1024, 683), (683, 1024), (1023, 681)):
             assert off(*size, orientation) < 1.15 * even
 

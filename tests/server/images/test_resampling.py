@@ -1,4 +1,4 @@
-"""The quicker resize beside Pillow's."""
+"""The fast resize of cykooz-resizer compared with Pillow's."""
 
 import logging
 import math
@@ -23,14 +23,14 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 def steps(image: Image.Image, size: tuple[int, int], interpolation: str, box: resampling.Box) -> np.ndarray:
-    """How far it is from Pillow's, in steps of 255."""
+    """Returns the differences from Pillow's result, in steps of 1/255."""
     pillow = np.asarray(image.resize(size, PILLOW[interpolation], box))
     return np.asarray(resampling.resized(image, size, interpolation, box)).astype(int) - pillow
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64", "arm64"), reason="cykooz-resizer has no wheel")
 def test_the_library_is_here() -> None:
-    """Or everything below compares Pillow with itself."""
+    """Without the library, all tests below would compare Pillow with itself."""
     assert resampling.library() is not None
 
 
@@ -57,7 +57,7 @@ def test_bilinear_is_one_step_off_at_most_and_has_no_bias(
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize(("size", "box"), BOXES)
 def test_bicubic_is_pillows(mode: str, size: tuple[int, int], box: resampling.Box) -> None:
-    """At hard edges, of which drawings are full, the other one would be off by many steps."""
+    """Pillow does it: at hard edges, as in drawings, the library's bicubic resize would differ by many steps."""
     assert not steps(noise(500, 375, mode), size, "bicubic", box).any()
 
 
@@ -76,7 +76,7 @@ def test_every_box(
     left, right = sorted(np.float32(edge * size[0]) for edge in edges[:2])
     top, bottom = sorted(np.float32(edge * size[1]) for edge in edges[2:])
     box = (float(left), float(top), float(right), float(bottom))
-    # Pillow keeps its box in 32 bits.
+    # Pillow stores the box as 32-bit floats.
     if right - left < 0.1 or bottom - top < 0.1:
         return
     off = steps(noise(*size, mode), target, interpolation, box)

@@ -59,7 +59,7 @@ def test_what_is_no_number_comes_last() -> None:
 @pytest.mark.parametrize("k", [1, 5, 512])
 @pytest.mark.parametrize("values", [2, 50, 10**6])
 def test_few_of_many_classes_are_those_of_all_sorted(k: int, values: int) -> None:
-    """With ties within the best, at their end, and nothing but ties."""
+    """Also with ties among the most probable classes, at the end of them, and with nothing but ties."""
     rows = np.random.default_rng(k).integers(0, values, (2, 3, 5000)).astype(np.float32)
     rows[1, 2] = 1
     rows[0, 0, 7:20] = np.nan

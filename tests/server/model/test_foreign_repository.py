@@ -1,4 +1,4 @@
-"""Repositories made for Triton: no manifest, a config.pbtxt or none, probabilities or logits."""
+"""Model repositories made for Triton: without manifest, with or without config.pbtxt, probabilities or logits."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_other_labels_than_classes_keep_no_foreign_model_from_loading(
         [result] = classify(
             c.ClassifyRequest(model="m", images=[c.Image(encoded=picture("left"))], top_k=3), timeout=20
         ).results
-        # An index past the file's end has no label.
+        # A class without a line in the file has no label.
         known = dict(enumerate(names))
         assert [item.label for item in result.classes] == [known.get(item.index, "") for item in result.classes]
 
@@ -108,7 +108,7 @@ def test_a_stated_image_makes_classify_work(tmp_path: Path) -> None:
         results = classify(c.ClassifyRequest(model="m", images=images, top_k=3), timeout=20).results
         assert [result.classes[0].label for result in results] == ["left", "dark"]
         assert sum(item.probability for item in results[0].classes) == pytest.approx(1, abs=1e-5)
-        # The protocol's tensors stay what the model gives.
+        # The tensors of the Open Inference Protocol are still those of the model.
         logits = floats(oip("ModelInfer", encoded(picture("left"), model="m")))
         assert logits.sum() != pytest.approx(1, abs=0.1)
         wanted = tensor(model="m", outputs=[{"name": "probabilities"}])
@@ -142,7 +142,10 @@ output [
 
 
 def quickstart_onnx() -> bytes:
-    """An old file of one image a run, NCHW, whose logits have a height and a width: how red, green and blue it is."""
+    """Returns a file with a fixed batch of one, NCHW, whose three logits have a height and a width.
+
+    The logits are the amounts of red, green and blue in the image.
+    """
     graph = helper.make_graph(
         [helper.make_node("GlobalAveragePool", ["data_0"], ["fc6_1"])],
         "quickstart",
@@ -155,7 +158,7 @@ def quickstart_onnx() -> bytes:
 
 
 def test_the_model_of_tritons_quickstart(tmp_path: Path) -> None:
-    """Its config word by word, but for name and sizes: a format of three dims beside a reshape to four."""
+    """The config is that of the quickstart except for name and sizes: a format of three dims, and a reshape to four."""
     rgb = {"color": "RGB", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0] * 3, "std": [1] * 3}
     write(tmp_path / "r", QUICKSTART + image(**rgb, normalize="host"), quickstart_onnx())
     pixels = np.zeros((3, 8, 8), np.float32)
@@ -169,7 +172,7 @@ def test_the_model_of_tritons_quickstart(tmp_path: Path) -> None:
         assert (list(answer.outputs[0].shape), floats(answer).tolist()) == ([3], [0, 2, 0])
         with_parameter(request.outputs.add(name="fc6_1"), "classification", int64_param=1)
         assert strings(oip("ModelInfer", request)) == ["2.000000:1:left"]
-        # With the image stated, files go as well.
+        # If the config states the preprocessing, clients can send image files, too.
         blue = np.zeros((8, 8, 3), np.uint8)
         blue[..., 2] = 255
         files = encoded(png(blue), model="m")
@@ -245,7 +248,7 @@ def test_where_the_channels_are_has_to_be_clear(tmp_path: Path) -> None:
 
 
 def external(folder: Path) -> None:
-    """The tiny model with its weights in a file beside it."""
+    """Writes the tiny model with its weights in a separate file."""
     folder.mkdir(parents=True)
     model = onnx.load_from_string(tiny_onnx())
     onnx.save_model(model, folder / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=200)
@@ -255,7 +258,7 @@ def external(folder: Path) -> None:
     ("config", "name"), [(None, "model.onnx"), ('default_model_filename: "net"', "net"), (None, "")]
 )
 def test_a_model_of_several_files(tmp_path: Path, config: str | None, name: str) -> None:
-    """As Triton has them: in a folder with the name of the file; or all in the version's folder."""
+    """The files are in a folder with the name of the model file, as in Triton, or all in the version folder."""
     version = tmp_path / "m" / "1"
     external(version / name)
     if config is not None:
@@ -314,7 +317,7 @@ def test_warmup_runs_before_the_first_request(tmp_path: Path, data: str, monkeyp
         ({"count": 10000}, "count is 10000"),
     ],
 )
-def test_warmup_that_cannot_be(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_invalid_warmup_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     root = write(tmp_path, WARMUP.format(**GOOD | changes))
     (root / "m" / "warmup").mkdir()
     (root / "m" / "warmup" / "short").write_bytes(b"abc")

@@ -1,4 +1,4 @@
-"""Versions opened for real: where they run, what they pad to, and what a failed load leaves behind."""
+"""Real loads of versions: where they run, to which sizes they pad, and what remains after a failed load."""
 
 import gc
 import threading
@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[SessionOptions]:
     """The options of every session that is opened."""
-    # The tiny model stands for a large one.
+    # The tiny model is treated as a large one.
     monkeypatch.setattr(workers, "_SMALL_BYTES", 0)
     seen: list[SessionOptions] = []
 
@@ -61,7 +61,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[SessionOptions]:
     [
         ("", 4, 4, True),
         ("instance_group { count: 2 }", 2, 1, False),
-        # Two instances compute on their own threads too: 3 + 1 make up the budget of 4.
+        # The threads of both instances compute, too. The 3 threads of the session include one of them: 4 in total.
         ("instance_group { count: 2 }", 4, 3, False),
         ("instance_group { count: 3 }", 2, 1, False),
         ('parameters { key: "intra_op_thread_count" value { string_value: "3" } }', 2, 3, True),
@@ -77,7 +77,7 @@ def test_instances_share_one_session_and_the_budget(
 
 @pytest.fixture
 def gpu_in_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything that a GPU instance does, on ONNX Runtime's CPU provider and its buffers."""
+    """Makes the loader take the CPU for a GPU: it does all that it does for a GPU, on the CPU execution provider."""
     monkeypatch.setattr(Provider, "chain", [(CPU, {})])
     monkeypatch.setattr(session, "require", lambda _: None)
     monkeypatch.setitem(session._BUFFER_DEVICES, "cuda", "cpu")
@@ -178,7 +178,7 @@ def test_fast_preprocessing_and_the_pixel_limit_are_configured(root: Path) -> No
         ("cnnserve.preprocessing", "fast", 'no "cnnserve.preprocessing"; known: .*cnnserve.preprocess'),
     ],
 )
-def test_image_parameters_that_cannot_be_meant_are_refused(root: Path, parameter: str, value: str, said: str) -> None:
+def test_invalid_image_parameters_are_refused(root: Path, parameter: str, value: str, said: str) -> None:
     with pytest.raises(ModelLoadFailed, match=said):
         open_with(root, f'parameters {{ key: "{parameter}" value {{ string_value: "{value}" }} }}')
 

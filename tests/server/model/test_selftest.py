@@ -1,4 +1,4 @@
-"""What a version must show, and how it is refused."""
+"""What the self-test demands of a version, and the reasons for which it refuses one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def manifest_of(folder: Path) -> Manifest:
 
 
 class Drifting:
-    """A session whose rows at `index` of batches of `size` are off by `by`."""
+    """A session whose row `index` in batches of `size` is wrong by `by`."""
 
     def __init__(self, folder: Path, *, size: int = 3, index: int = -1, by: float = 0.0) -> None:
         self._session = Session(folder / "model.onnx")
@@ -100,7 +100,7 @@ def test_several_instances_count_by_their_worst() -> None:
 
 
 def test_fast_preprocessing_tells_what_it_changes(tmp_path: Path) -> None:
-    """The golden image is proved exact; beside it stands what fast makes of it and of larger JPEGs."""
+    """The golden image is tested with `exact`; the text also says how `fast` changes its result, and larger JPEGs."""
     photograph = np.random.default_rng(0).integers(0, 256, (100, 160), np.uint8)
     folder = write_version(tmp_path / "n" / "1", golden_image=png(photograph))
     manifest = manifest_of(folder)

@@ -1,4 +1,4 @@
-"""instance_group, optimization and parameters of config.pbtxt as a plan, and what they refuse."""
+"""The execution plan from instance_group, optimization and parameters of config.pbtxt, and refused values."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""config.pbtxt against the ONNX file and the manifest."""
+"""config.pbtxt, compared with the ONNX file and the manifest."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`--model-config-name NAME`: configs/NAME.pbtxt takes config.pbtxt's place, for the models that have it."""
+"""`--model-config-name NAME`: if a model has configs/NAME.pbtxt, the server reads it instead of config.pbtxt."""
 
 import os
 import re
@@ -65,7 +65,7 @@ def test_its_version_policy_counts(tmp_path: Path) -> None:
         ("max_batch_sizes: 2", r"^configs/small\.pbtxt line 1:1 : "),
         ("max_batch_size: -2", r"^configs/small\.pbtxt: max_batch_size is -2"),
         ("optimization { graph { level: 7 } }", r"^configs/small\.pbtxt: optimization\.graph\.level is 7"),
-        # Not UTF-8: no reason to take the usual file.
+        # A file that is not UTF-8 is an error; the server must not read config.pbtxt instead.
         ("\xff", r"^configs/small\.pbtxt cannot be read"),
         ('name: "other"', r'^configs/small\.pbtxt: name is "other"'),
     ],
@@ -102,7 +102,7 @@ def test_a_change_is_seen_by_polls(tmp_path: Path, change: str) -> None:
             file.unlink()
     polls = [poll() for _ in range(3)]
     assert polls[0] != before
-    # As any change beside a version, it settles first.
+    # Like every change outside of a version folder, it must stay unchanged for one poll first.
     assert [loadable for _, loadable in polls] == [[], [], [1]]  # type: ignore[misc]
 
 
@@ -134,7 +134,7 @@ def test_loads_by_call_read_it(tmp_path: Path) -> None:
         (folder / "configs" / "small.pbtxt").write_text("max_batch_size: 4")
         oip("RepositoryModelLoad", load)
         assert batch(oip, "m") == 4
-        # A config of the load itself still comes first, and says so where it is wrong.
+        # The config of a load takes precedence over the file; if it is wrong, the error names it.
         own = o.RepositoryModelLoadRequest(model_name="m")
         own.parameters["config"].string_param = '{"max_batch_size": 6}'
         oip("RepositoryModelLoad", own)

@@ -1,4 +1,4 @@
-"""The bound on what requests hold."""
+"""The memory budget of requests."""
 
 import threading
 
@@ -44,7 +44,7 @@ def test_a_decoding_waits_for_its_memory() -> None:
         thread = threading.Thread(target=decode)
         with budget.decoding(50):
             thread.start()
-            # It cannot have begun: 30 + 50 + 60 are too many.
+            # The decoding cannot have begun: 30 + 50 + 60 bytes exceed the limit.
             assert not began.wait(0.05)
             with pytest.raises(QueueFull), budget.hold(21):
                 pass

@@ -1,4 +1,4 @@
-"""The CPU budget from cgroup files as kernels write them."""
+"""The CPU budget from cgroup files in the form in which kernels write them."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Model control on real server processes: by call, by polling, and not at all."""
+"""Model control of real server processes: by calls, by polling, and without permission."""
 
 import shutil
 import threading
@@ -76,14 +76,14 @@ def control_requests(name: str) -> dict[str, Message]:
     }
 
 
-def test_without_leave_nothing_is_said_but_that(tiny_server: RunningServer) -> None:
+def test_without_permission_every_call_is_refused_alike(tiny_server: RunningServer) -> None:
     with calling(tiny_server) as call:
         answers = {
             refused(call, name, request)
             for model in ("tiny", "altered", "nobody", "", "../tiny")
             for name, request in control_requests(model).items()
         }
-        # Not even whether the request makes sense.
+        # The server does not even say whether the request is valid.
         strange = o.RepositoryModelLoadRequest(repository_name="x", model_name="tiny")
         strange.parameters["config"].string_param = "{}"
         answers.add(refused(call, f"{OIP}/RepositoryModelLoad", strange))
@@ -129,7 +129,7 @@ def test_models_come_and_go_by_call(tmp_path: Path) -> None:
     folder = write_version(root / "m" / "1")
     write_version(root / "other" / "1")
     with serving(tmp_path / "log", root, *EXPLICIT) as server, calling(server) as call:
-        # Nothing is loaded, and the server is there for who wants to load.
+        # No model is loaded, but the server is ready, so that clients can load models.
         assert call(f"{OIP}/ServerReady", o.ServerReadyRequest()).ready
         assert index(call) == [("m", "", ""), ("other", "", "")]
         assert index(call, ready=True) == []
@@ -148,7 +148,7 @@ def test_models_come_and_go_by_call(tmp_path: Path) -> None:
         assert call(f"{CLASSIFIER}/Classify", classify()).results[0].classes[0].label == "left"
         assert index(call) == [("m", "1", "READY"), ("other", "", "")]
 
-        # A version that fails leaves the old one serving and says why.
+        # If a new version fails, the old version continues to serve, and the error has the reason.
         (write_version(root / "m" / "2") / "model.onnx").write_text("no model")
         for request_name in ("LoadModel", "RepositoryModelLoad"):
             service = CLASSIFIER if request_name == "LoadModel" else OIP
@@ -177,7 +177,7 @@ def test_models_come_and_go_by_call(tmp_path: Path) -> None:
         assert refused(call, f"{CLASSIFIER}/Classify", classify())[0] is grpc.StatusCode.UNAVAILABLE
         assert call(f"{OIP}/ServerReady", o.ServerReadyRequest()).ready
 
-        # What comes to the repository later can be loaded, too.
+        # Models that are added to the repository later can be loaded, too.
         write_version(root / "later" / "1")
         assert ("later", "", "") in index(call)
         call(f"{CLASSIFIER}/LoadModel", c.LoadModelRequest(model="later"))
@@ -295,7 +295,7 @@ def test_polling_under_load_fails_no_request(tmp_path: Path) -> None:
             wait_until(lambda: bool(answered) and answered[-1] == version)
 
         serves("1")
-        # Published; one that is copied in pieces; one that is broken, and repaired.
+        # A version is published, one is copied in pieces, one is broken and then repaired.
         second = write_version(root / "m" / "2")
         serves("2")
         shutil.rmtree(folder)
@@ -310,7 +310,7 @@ def test_polling_under_load_fails_no_request(tmp_path: Path) -> None:
         wait_until(lambda: "the reload failed" in str(call(f"{CLASSIFIER}/GetModel", c.GetModelRequest(model="m"))))
         shutil.copy2(made / "labels.txt", root / "m" / "3")
         wait_until(lambda: "the reload failed" not in str(call(f"{CLASSIFIER}/GetModel", c.GetModelRequest(model="m"))))
-        # Taken back: the older version serves again. A model comes, another one goes.
+        # A version is removed, so the older version serves again. A model is added, another one is removed.
         assert second.is_dir()
         shutil.rmtree(root / "m" / "3")
         serves("2")
@@ -330,7 +330,7 @@ def test_polling_under_load_fails_no_request(tmp_path: Path) -> None:
 
 
 def slow_onnx(products: int) -> bytes:
-    """A small file that takes long to load: the optimizer multiplies large constants, and nothing can interrupt it."""
+    """Returns a small file that takes long to load: the optimizer multiplies large constants without interruption."""
     side = 2048
     large = helper.make_tensor("large", TensorProto.FLOAT, [1], [1e-4])
     nodes = [helper.make_node("ConstantOfShape", ["sizes"], ["p0"], value=large)]
@@ -349,7 +349,7 @@ def slow_onnx(products: int) -> bytes:
 
 @pytest.fixture
 def slow_repository(tmp_path: Path) -> Path:
-    """`slow` would load for minutes."""
+    """A model repository with a model `slow`, whose load would take minutes."""
     folder = tmp_path / "r" / "slow" / "1"
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(slow_onnx(1000))

@@ -1,4 +1,4 @@
-"""When the server is SERVING."""
+"""The conditions under which the server is SERVING."""
 
 import asyncio
 import shutil
@@ -66,7 +66,7 @@ async def test_where_models_come_by_call_an_empty_server_serves(tmp_path: Path, 
     for health in (by_call, other):
         health.started()
     assert (by_call.is_ready, other.is_ready) == (True, False)
-    # Or a load that fails would keep every later one away.
+    # Otherwise, after one failed load no client would call the server for another load.
     with pytest.raises(ModelLoadFailed):
         await registry.load("m")
     assert by_call.is_ready

@@ -1,4 +1,4 @@
-"""The table of legal moves."""
+"""The table of the allowed changes of state."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""How loads, unloads, swaps and the end of the server meet."""
+"""Loads, unloads, replacements and the end of the server, at the same time."""
 
 import asyncio
 import gc
@@ -40,7 +40,7 @@ async def registry(tmp_path: Path, decoders: ThreadPoolExecutor) -> AsyncIterato
 
 
 class HeldLoader:
-    """The real loader, with a gate before it; counts what it was asked and how much of that at once."""
+    """The real loader behind a gate. It records its loads, and how many of them ran at once."""
 
     def __init__(self) -> None:
         self.entered = threading.Semaphore(0)
@@ -74,7 +74,7 @@ def held() -> Iterator[HeldLoader]:
 
 @pytest.fixture
 async def slow(tmp_path: Path, decoders: ThreadPoolExecutor, held: HeldLoader) -> AsyncIterator[Registry]:
-    """A registry whose loads wait for `held.gate`."""
+    """A registry whose loads wait until `held.gate` opens."""
     registry = Registry(tmp_path, VersionOpener(held, decoders))
     yield registry
     held.gate.release(100)
@@ -91,7 +91,7 @@ async def version_of(registry: Registry, name: str = "m") -> int:
 async def test_before_the_first_look_no_model_is_unknown(
     tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that was told NOT_FOUND would not come again."""
+    """If the server returned NOT_FOUND while it starts, clients would not retry."""
     write_version(tmp_path / "m" / "1")
     scan, looked, gate = folders.scan, threading.Event(), threading.Event()
 
@@ -145,7 +145,7 @@ async def test_one_model_loads_once_at_a_time_and_others_beside_it(
     loads = [asyncio.create_task(slow.load(name)) for name in ("a", "a", "b", "c")]
     await held.is_entered()
     await held.is_entered()
-    # The second load of `a` waits for the first one, the third model for a free place.
+    # The second load of `a` waits for the first one. The third model waits because two loads are running.
     await asyncio.sleep(0.05)
     assert len(held.calls) == len(set(held.calls)) == 2
     held.gate.release(3)
@@ -163,7 +163,7 @@ async def test_a_cancelled_load_goes_on(tmp_path: Path, slow: Registry, held: He
         await load
     assert slow.entry("m").versions[1].state is State.LOADING
     held.gate.release()
-    # Comes after it.
+    # This load runs after the cancelled one.
     await slow.load("m")
     assert held.calls == ["m/1"]
     assert await version_of(slow) == 1
@@ -179,7 +179,7 @@ async def test_a_cancelled_load_that_fails_complains_of_nothing(
     load.cancel()
     await asyncio.gather(load, return_exceptions=True)
     held.gate.release()
-    # "Task exception was never retrieved" would be an error of this test.
+    # A warning "Task exception was never retrieved" would fail this test.
     await slow.unload("m")
     gc.collect()
     assert slow.entry("m").versions[1].state is State.UNAVAILABLE
@@ -226,7 +226,7 @@ async def test_a_drain_holds_up_no_other_model(tmp_path: Path, registry: Registr
 
 
 async def test_no_request_fails_in_a_swap(tmp_path: Path, registry: Registry) -> None:
-    """`get` and the room in the queue are taken in one step of the loop, so a swap lies before both or after both."""
+    """`get` and admission to the queue are one step of the event loop, so a swap comes before or after both."""
     folder = write_version(tmp_path / "m" / "1")
     await registry.load("m")
     stop = False
@@ -282,7 +282,7 @@ async def test_what_failed_is_tried_again_by_call_and_else_when_files_change(
     await slow.sync("m")
     assert len(held.calls) == 3
     assert await version_of(slow) == 1
-    # The same for a version that serves while its reload fails.
+    # The same holds for a version that serves while its reload fails.
     (folder / "labels.txt").write_text("y\n")
     for _ in range(3):
         await slow.sync("m")
@@ -357,7 +357,7 @@ async def test_labels_are_followed_without_a_load(tmp_path: Path, registry: Regi
     await registry.refresh_labels()
     assert registry.get("m", "stable") is second
     assert registry.get("m", "old") is first
-    # They are none of the files that a version is made of.
+    # The files of labels do not belong to a version.
     await registry.load("m")
     assert registry.get("m", "2") is second
     await registry.unload("m")
@@ -366,7 +366,7 @@ async def test_labels_are_followed_without_a_load(tmp_path: Path, registry: Regi
 
 
 class Sessions:
-    """Every `Session` made while a test runs, by weak reference."""
+    """Weak references to all `Session`s that are made while a test runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._made: list[weakref.ref[Session]] = []
@@ -379,7 +379,7 @@ class Sessions:
         monkeypatch.setattr(Session, "__init__", init)
 
     async def are(self, alive: int) -> None:
-        """Waits until so many live; threads need a moment to end."""
+        """Waits until `alive` sessions live, because threads need a moment to end."""
         end = time.monotonic() + 5
         while (count := sum(ref() is not None for ref in self._made)) != alive:
             assert time.monotonic() < end, f"{count} of {len(self._made)} sessions live, expected {alive}"
@@ -388,7 +388,7 @@ class Sessions:
 
 @pytest.fixture
 def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sessions]:
-    # Without the collector: what a cycle holds would stay for as long as nothing else is allocated.
+    # Garbage collection is off: objects in a reference cycle would stay until it runs.
     gc.collect()
     gc.disable()
     yield Sessions(monkeypatch)
@@ -419,7 +419,7 @@ async def test_a_failed_load_leaves_nothing(tmp_path: Path, registry: Registry, 
     if fault == "runtime":
         (folder / "model.onnx").write_text("no model")
     if fault == "labels":
-        # It names a file that is not there.
+        # The manifest names a file that does not exist.
         (tmp_path / "m" / "config.pbtxt").write_text(
             'output { name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "labels.txt" }'
         )

@@ -1,4 +1,4 @@
-"""Following the files: what is seen when, and what the registry makes of it."""
+"""Polling of the model repository: when the poller sees a change, and what the registry does with it."""
 
 import logging
 import os
@@ -15,20 +15,20 @@ from support import tiny_onnx, until, write_version
 
 
 class Disk:
-    """A repository, looked at poll by poll."""
+    """A model repository that a test polls."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.seen: dict[str, ModelSight] = {}
 
     def poll(self) -> dict[str, list[int]]:
-        """The versions that may be loaded, by model."""
+        """Polls and returns the versions that may be loaded, by model."""
         self.seen = look(self.root, self.seen)
         return {name: sorted(sight.loadable) for name, sight in self.seen.items()}
 
 
 def plain_version(folder: Path) -> Path:
-    """A version without a manifest."""
+    """Writes a version without a manifest."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(tiny_onnx())
     return folder
@@ -132,7 +132,7 @@ def test_a_repository_that_cannot_be_read_is_an_error(disk: Disk) -> None:
 
 
 class Polls:
-    """A poller whose polls come when they are asked for, each with all that it starts."""
+    """A poller that polls when a test asks for it, and waits for everything that the poll starts."""
 
     def __init__(self, registry: Registry, root: Path) -> None:
         self._poller = Poller(registry, root, 1.0)

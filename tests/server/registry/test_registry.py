@@ -1,4 +1,4 @@
-"""Loading, replacing and failing, on real folders and a real session."""
+"""Loads, replacements and failed loads, with real folders and real sessions."""
 
 import asyncio
 import dataclasses
@@ -17,7 +17,7 @@ from support import free_onnx, picture, tiny_onnx, write_version
 
 
 async def answers(registry: Registry, version: str = "") -> int:
-    """Which version classifies a picture right now."""
+    """Returns the version that classifies an image now."""
     model = registry.get("m", version)
     result = await model.classify([picture("bright")], 1)
     [[best]] = result.outcomes
@@ -140,7 +140,7 @@ async def test_unchanged_files_are_not_loaded_again(tmp_path: Path, registry: Re
 
 
 async def test_replaced_while_in_use(tmp_path: Path, registry: Registry) -> None:
-    """No request fails while versions come and go under it."""
+    """No request fails while versions are loaded and unloaded."""
     write_version(tmp_path / "m" / "1")
     await registry.load_all()
     stop = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What a request may call a version."""
+"""The numbers and labels with which a request may name a version."""
 
 import logging
 import os

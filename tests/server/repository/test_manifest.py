@@ -1,4 +1,4 @@
-"""manifest.json: what is read, and what is refused by name."""
+"""Reading manifest.json, and the errors that name a wrong field or file."""
 
 import json
 from pathlib import Path

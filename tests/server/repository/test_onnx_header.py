@@ -1,4 +1,4 @@
-"""The header as the onnx package writes it, and whatever else a file may hold."""
+"""The header of ONNX files, as the onnx package writes it, and with any other bytes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`cnnserve show` on real folders: what it prints, what it finds out, and what it says where there is nothing."""
+"""`cnnserve show` on real folders: its output, the altered files that it finds, and its errors."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ IMAGES = {"name": "photos", "count": 250, "sha256": "ab" * 32}
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A repository: `tiny` with versions 1 and 3, `7` with version 1, `plain` without a manifest."""
+    """A model repository: `tiny` with versions 1 and 3, `7` with version 1, `plain` without a manifest."""
     write_version(tmp_path / "tiny" / "1")
     write_version(tmp_path / "tiny" / "3")
     write_version(tmp_path / "7" / "1")
@@ -239,6 +239,6 @@ def test_agreement_with_fp32(root: Path, capsys: Output) -> None:
         "4 of the compared images were also used for calibration",
     ):
         assert line in text
-    # The parity is another file's.
+    # The parity belongs to another file, the one in fp32.
     (parity, agreement) = show_text.table([entry]).splitlines()[1].split()[-3:-1]
     assert (parity, agreement) == ("-", "99.60%")

@@ -1,4 +1,4 @@
-"""What ONNX Runtime says, and what we make of it. The texts are those of 1.31.1 and 1.32."""
+"""Errors of ONNX Runtime and the server's errors for them. The texts are those of versions 1.31.1 and 1.32."""
 
 import pytest
 

@@ -1,12 +1,13 @@
-"""On a real NVIDIA GPU: right probabilities, every shape warm before READY, and the provider as a contract.
+"""A real NVIDIA GPU: right probabilities, warm-up of every shape before READY, and no fallback to another provider.
 
-Needs numpy, protobuf, Pillow, pytest and onnxruntime-gpu only, so that it runs where nothing can be installed:
+These tests need numpy, protobuf, Pillow, pytest and onnxruntime-gpu only, so they also run on machines on which nothing
+else can be installed:
 
     CNNSERVE_GPU_REPOSITORY=DIR PYTHONPATH=server:export:client \
-        python -m pytest -c /dev/null --rootdir . --noconftest tests/server/test_gpu.py
+        python -m pytest -c /dev/null --rootdir . --noconftest tests/server/runtime/test_gpu.py
 
-The repository, by default `model_repo`, holds exported models; each of them is tested in fp32 or fp16, as it was
-published, but not in int8, which is for CPUs.
+The model repository (default: `model_repo`) contains exported models. Each is tested in the precision in which it was
+published, fp32 or fp16, but not int8, which is for CPUs.
 """
 
 import os
@@ -33,7 +34,7 @@ REPOSITORY = Path(os.environ.get("CNNSERVE_GPU_REPOSITORY", Path(__file__).paren
 
 
 def _precision(model: str) -> str:
-    """The newest version's."""
+    """Returns the precision of the newest version of a model."""
     versions = folders.find(REPOSITORY, model).versions
     promised = manifest.read(versions[max(versions)])
     return promised.onnx.precision if promised else ""
@@ -42,7 +43,7 @@ def _precision(model: str) -> str:
 MODELS = sorted(path.name for path in REPOSITORY.iterdir() if path.is_dir() and _precision(path.name) != "int8")
 PROVIDER = Provider("cuda", 0, cuda_options({}))
 TF32_TOLERANCE = 1e-2
-# By name: options of the accelerator, and whether they may cost precision.
+# By name: options of the accelerator, and whether they may reduce precision.
 VARIANTS: dict[str, tuple[dict[str, str], bool]] = {
     "fp32": ({"use_tf32": "0"}, False),
     "tf32": ({}, True),
@@ -54,7 +55,7 @@ REQUESTS = 1000
 
 
 def _missing() -> str:
-    """What this machine lacks; empty where it lacks nothing."""
+    """Returns what this machine lacks for the tests, "" if nothing."""
     try:
         require(PROVIDER)
         cuda.device_name(0)
@@ -76,7 +77,7 @@ def accelerator(options: dict[str, str], more: str = "") -> str:
 
 
 def open_on_gpu(root: Path, model: str, config: str) -> OpenVersion:
-    """The newest version of a copy of `model` whose config says `config` as well."""
+    """Opens the newest version of a copy of `model`, with `config` added to its config.pbtxt."""
     copy = root / model
     shutil.copytree(REPOSITORY / model, copy)
     path = copy / CONFIG_FILE
@@ -109,7 +110,7 @@ def test_the_probabilities_are_the_cpus(tmp_path: Path, model: str, variant: str
     assert promised is not None
     allowed = max(promised.golden.tolerance, TF32_TOLERANCE if reduced else 0.0)
     maximum = version.info.settings.max_batch_size
-    # Every bucket full, and once not full; twice over, so that captured graphs are replayed with other images.
+    # Every bucket is used full, and once not full; all twice, so that captured graphs are replayed with other images.
     sizes = sorted({*default_buckets(maximum), *(size - 1 for size in default_buckets(maximum) if size > 2)})
     for seed, size in enumerate([*sizes, *sizes]):
         rows = images(plain, size, seed)
@@ -130,7 +131,7 @@ def test_every_node_is_on_the_gpu_and_every_bucket_was_proved(tmp_path: Path, mo
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_size_costs_more_the_first_time(tmp_path: Path, model: str) -> None:
-    """Each of the first 1,000 mixed-size runs against the median of its own bucket: p99 at most 3."""
+    """Of the first 1,000 runs of mixed sizes, the p99 is at most 3 times the median of the run's bucket."""
     version = open_on_gpu(tmp_path, model, accelerator({}))
     maximum = version.info.settings.max_batch_size
     buckets = default_buckets(maximum)
@@ -155,7 +156,7 @@ def test_pinned_input_changes_nothing(tmp_path: Path) -> None:
     config = accelerator({"use_tf32": "0"}, "input_pinned_memory { enable: true }")
     version = open_on_gpu(tmp_path, MODELS[0], config)
     plain = on_cpu(tmp_path, MODELS[0])
-    # Two parts: put together in the pinned buffer.
+    # Two parts, which are assembled in the pinned buffer.
     rows = images(plain, 3, 0)
     (answer,) = version.instances[0].run([rows[:1], rows[1:]])[:1]
     np.testing.assert_allclose(answer, plain.run(rows)[0], atol=1e-4)

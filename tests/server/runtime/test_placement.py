@@ -1,4 +1,4 @@
-"""Which nodes may be elsewhere than asked."""
+"""Which nodes may run on another execution provider than the wanted one."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Sessions of real models: bound buffers against plain runs, options, and the provider as a contract."""
+"""Sessions of real models: bound buffers compared with plain runs, options, and no fallback to another provider."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def test_bound_runs_equal_plain_runs(session: Session, sizes: list[int], buckets
         np.testing.assert_allclose(answer, session.run(batch)[0], rtol=1e-5, atol=1e-7)
         answers.append((answer, answer.copy()))
     instance.close()
-    # Later runs use the same buffers and must not change earlier answers.
+    # Later runs use the same buffers and must not change earlier outputs.
     assert all(np.array_equal(answer, before) for answer, before in answers)
 
 

@@ -1,4 +1,4 @@
-"""How many threads a version's session gets."""
+"""The number of threads of a version's session."""
 
 from pathlib import Path
 

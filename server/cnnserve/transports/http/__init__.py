@@ -1,4 +1,4 @@
 """The HTTP transport: the handlers of `api` over HTTP, with JSON and binary data.
 
-May import `transports.lull`, `api` and the rooms below it.
+May import `transports.lull`, `api` and the packages below it.
 """

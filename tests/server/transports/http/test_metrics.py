@@ -1,4 +1,4 @@
-"""`GET /metrics`: what it counts beside ModelStatistics, what it says of models that do not serve, when it answers."""
+"""`GET /metrics`: counts as in ModelStatistics, models that do not serve, and servers that start or stop."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ dynamic_batching {
 
 
 class Metrics:
-    """Samples by name and labels."""
+    """The samples of a scrape, by name and labels."""
 
     def __init__(self, text: str) -> None:
         self._samples: dict[str, dict[frozenset[tuple[str, str]], float]] = {}
@@ -61,13 +61,13 @@ class Metrics:
                 self._samples[sample.name][labels] = sample.value
 
     def __call__(self, name: str, **labels: str) -> float:
-        """The one value; Triton's counters by Triton's names (the parser adds _total to them)."""
+        """Returns the only value; Triton's counters have Triton's names here (the parser adds _total to them)."""
         found = self.all(name, **labels)
         assert len(found) == 1, f"{name} {labels}: {found}"
         return next(iter(found.values()))
 
     def all(self, name: str, **labels: str) -> dict[tuple[str, ...], float]:
-        """Values of all samples that have these labels, by the values of the others, sorted by label."""
+        """Returns the values of all samples with these labels, by the values of their other labels, sorted by label."""
         samples = self._samples.get(name) or self._samples.get(f"{name}_total", {})
         wanted = set(labels.items())
         return {tuple(v for _, v in sorted(own - wanted)): value for own, value in samples.items() if wanted <= own}
@@ -160,7 +160,7 @@ def test_models_and_what_serves_them(server: RunningServer) -> None:
         ("tiny", "1"): "READY",
         ("waiting", "1"): "READY",
     }
-    # What has not served has counted nothing.
+    # A version that has not served has no counts.
     assert {model for model, _ in metrics.all("nv_inference_count")} == {"tiny", "waiting"}
     assert metrics("cnnserve_server_info", version=cnnserve.__version__, onnxruntime=runtime_version()) == 1
     assert metrics("cnnserve_memory_limit_bytes") == 1024 * 2**20
@@ -179,7 +179,7 @@ def test_failures_by_reason_and_what_waits(server: RunningServer) -> None:
         _until(lambda: metrics_of(server)("nv_inference_pending_request_count", **of_waiting) == 1)
         assert metrics_of(server)("cnnserve_memory_held_bytes", by="requests") > 0
         oip.fails("ModelInfer", tensor(rows(2), model="waiting"))
-        # It asked for what the model cannot take, so it never asked for a run.
+        # The model cannot take this tensor, so the request is not counted.
         oip.fails("ModelInfer", tensor(rows(1, side=5), model="waiting"))
         waits.cancel()
         _until(lambda: metrics_of(server)("nv_inference_pending_request_count", **of_waiting) == 0)
@@ -240,7 +240,7 @@ def test_a_reload_starts_at_zero_and_an_unload_leaves_nothing(tmp_path: Path) ->
         assert metrics_of(server)("nv_inference_count", **of_tiny) == 1
         client.unload_model("tiny")
         gone = metrics_of(server)
-        # Whoever watches for models that are not READY did not ask for this one.
+        # An alert for models that are not READY must not report a model that was unloaded on purpose.
         assert not _states(gone)
         assert not gone.all("nv_inference_count")
         assert not gone.all("cnnserve_model_nodes")
@@ -323,7 +323,7 @@ async def test_a_version_that_loads_has_a_state_and_no_counts(tmp_path: Path) ->
         ),
     ],
 )
-def test_the_format_is_the_one_that_is_asked_for_first(tiny_server: RunningServer, accept: str, kind: str) -> None:
+def test_the_first_format_that_is_accepted_is_used(tiny_server: RunningServer, accept: str, kind: str) -> None:
     response = scrape(tiny_server, Accept=accept)
     assert response.headers["content-type"].startswith(f"{kind}; version=")
     assert response.headers["content-encoding"] == "gzip"
@@ -331,7 +331,7 @@ def test_the_format_is_the_one_that_is_asked_for_first(tiny_server: RunningServe
     families = {family.name: family for family in read(response.text)}
     assert families["cnnserve_model_state"].type == "gauge"
     assert families["cnnserve_request_duration_seconds"].type == "histogram"
-    # Triton's names in both, though OpenMetrics knows no counter without _total.
+    # Both formats have Triton's names, although counters in OpenMetrics end with _total.
     assert '\nnv_inference_count{model="tiny",version="1"} ' in response.text
     assert f"\n# TYPE nv_inference_count {'counter' if kind == 'text/plain' else 'unknown'}\n" in response.text
 
@@ -346,7 +346,7 @@ def test_other_methods_and_a_head(tiny_server: RunningServer) -> None:
 
 
 def _states(metrics: Metrics) -> dict[tuple[str, str], str]:
-    """The state of every version; exactly one of each is 1, the others are 0."""
+    """Returns the state of every version, after checking that exactly one state of each is 1 and the others are 0."""
     states: dict[tuple[str, str], str] = {}
     for (model, state, version), value in metrics.all("cnnserve_model_state").items():
         assert value in (0, 1)

@@ -1,4 +1,4 @@
-"""REST v2 against a real server: routes, tensors as JSON and as binary data, and what is refused."""
+"""REST v2 of a real server: routes, tensors as JSON and as binary data, and refused requests."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ def http(tiny_server: RunningServer) -> Iterator[httpx.Client]:
 
 
 def body(data: Any = None, **changes: Any) -> dict[str, Any]:
-    """An infer request for one black image; `changes` are its input's."""
+    """Returns an infer request for one black image; `changes` replace fields of its input."""
     tensor = {
         "name": "image",
         "datatype": "UINT8",
@@ -37,7 +37,7 @@ def body(data: Any = None, **changes: Any) -> dict[str, Any]:
 
 
 def with_binary(header: dict[str, Any], *tensors: bytes) -> dict[str, Any]:
-    """httpx's arguments for a JSON header with binary data behind it."""
+    """Returns httpx's arguments for a JSON header followed by binary data."""
     text = json.dumps(header).encode()
     return {"content": b"".join([text, *tensors]), "headers": {"Inference-Header-Content-Length": str(len(text))}}
 
@@ -98,7 +98,7 @@ def test_head_and_options(http: httpx.Client) -> None:
         ("/v2/logging", {"log_info": [[]]}, 400, "a value of the wrong type"),
         ("/v2/logging", {"log_verbose_level": 2**40}, 400, "a value of the wrong type"),
         ("/v2/trace/setting", {"trace_level": ["TIMESTAMPS"]}, 501, "trace_level cannot be changed"),
-        # One value may stand without its list, and null takes a setting back, as Triton's client sends both.
+        # A single value needs no list, and null resets a setting. Triton's client sends both.
         ("/v2/trace/setting", {"trace_level": "TIMESTAMPS"}, 501, "trace_level cannot be changed"),
         ("/v2/models/tiny/trace/setting", {"trace_level": None}, 501, "trace_level cannot be changed"),
         ("/v2/trace/setting", {"trace_rate": 1000}, 400, "a value of the wrong type"),
@@ -233,7 +233,7 @@ def test_single_outputs_overrule_the_default(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_packed_bodies(http: httpx.Client, coding: str, pack: Any) -> None:
-    # Many rows, so that the answer is worth packing.
+    # The long id makes the response large enough to be compressed.
     request = body(ZEROS * 8, shape=[8, SIDE, SIDE, 1]) | {"id": "i" * 2000}
     headers = {"Content-Encoding": coding, "Accept-Encoding": coding}
     response = http.post(INFER, content=pack(json.dumps(request).encode()), headers=headers)
@@ -327,7 +327,7 @@ def test_bad_bodies_and_headers(
     assert response.status_code == code
 
 
-def test_a_good_request_is_answered_after_all_that(http: httpx.Client, tiny_server: RunningServer) -> None:
+def test_the_server_still_serves_after_bad_requests(http: httpx.Client, tiny_server: RunningServer) -> None:
     assert http.post("/v1/models/tiny:classify", content=picture("left")).status_code == 200
     assert "Traceback" not in tiny_server.log
     assert "failed" not in tiny_server.log

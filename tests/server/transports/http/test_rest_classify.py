@@ -1,4 +1,4 @@
-"""`:classify` against a real server: an image as the body, or a form of files."""
+"""`:classify` of a real server, with an image or a form of files as the body."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -65,7 +65,7 @@ def test_an_only_image_that_is_bad_is_a_bad_request(http: httpx.Client, argument
         (f"{CLASSIFY}?top_k=9999999999", 400, "top_k is '9999999999'"),
     ],
 )
-def test_what_is_refused(http: httpx.Client, path: str, code: int, said: str) -> None:
+def test_refused_requests(http: httpx.Client, path: str, code: int, said: str) -> None:
     response = http.post(path, content=LEFT)
     assert said in response.json()["error"]
     assert response.status_code == code

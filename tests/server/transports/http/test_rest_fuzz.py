@@ -1,4 +1,4 @@
-"""Bodies and headers that nobody means: never a 500, never silence, and a good request in between is answered."""
+"""Random bodies and headers: the status is never 500, every request gets a response, and valid requests succeed."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from support import SIDE, RunningServer, picture
 
-# `make soak` sets it; hypothesis then takes its time.
+# If `make soak` sets it, hypothesis tries more examples.
 MINUTES = float(os.environ.get("CNNSERVE_SOAK_MINUTES", "0"))
 LEFT = picture("left")
 PATHS = st.sampled_from(
@@ -33,7 +33,7 @@ VALUES = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=9)
-    # What JSON can say and the next layers cannot.
+    # Values that JSON can represent, but the next layers cannot.
     | st.sampled_from(["\ud800", 10**400]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
     max_leaves=12,
@@ -110,7 +110,7 @@ def test_nothing_is_a_500(http: httpx.Client, path: str, body: bytes, headers: d
         assert set(json.loads(response.content)) == {"error"}, (response.status_code, response.content)
 
 
-def test_a_good_request_is_answered_after_all_that(http: httpx.Client, tiny_server: RunningServer) -> None:
+def test_the_server_still_serves_after_bad_requests(http: httpx.Client, tiny_server: RunningServer) -> None:
     answer: Any = http.post("/v1/models/tiny:classify", content=LEFT).json()
     assert answer["results"][0]["classes"][0]["label"] == "left"
     assert " failed" not in tiny_server.log

@@ -1,4 +1,4 @@
-"""What a body may hold, who leaves, and how the HTTP port ends: real servers, plain sockets."""
+"""Limits of bodies, clients that disconnect, and the end of the HTTP port, with real servers and plain sockets."""
 
 import contextlib
 import http.client
@@ -22,7 +22,7 @@ CLASSIFY = "/v1/models/tiny:classify"
 
 @pytest.fixture
 def small_server(tmp_path: Path) -> Iterator[RunningServer]:
-    """One that reads 1 MiB a body and holds 16 MiB."""
+    """A server that reads bodies of at most 1 MiB, with a memory budget of 16 MiB."""
     write_version(tmp_path / "repository" / "tiny" / "1")
     flags = ["--max-message-mib", "1", "--max-pending-mib", "16"]
     with serving(tmp_path / "log", tmp_path / "repository", *flags) as server:
@@ -63,7 +63,7 @@ def test_a_body_too_large_is_refused_before_it_is_read(small_server: RunningServ
     assert ask(small_server) == 200
 
 
-def test_so_is_one_whose_length_is_not_told(small_server: RunningServer) -> None:
+def test_a_chunked_body_too_large_is_refused(small_server: RunningServer) -> None:
     with connected(small_server) as connection:
         connection.sendall(f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         with contextlib.suppress(ConnectionError):
@@ -80,7 +80,7 @@ def test_bodies_on_their_way_count_in_the_memory_budget(small_server: RunningSer
                 connection.sendall(head(2**20) + bytes(2**20 - 1))
         answered, _, _ = select.select(connections, [], [], 20)
         assert b"429" in answered[0].recv(1000)
-    # They left: what they held is free again.
+    # The clients have disconnected, so their memory is released.
     deadline = time.monotonic() + 20
     while (code := ask(small_server)) != 200 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -88,8 +88,8 @@ def test_bodies_on_their_way_count_in_the_memory_budget(small_server: RunningSer
     assert "Traceback" not in small_server.log
 
 
-def test_who_leaves_takes_no_place(tmp_path: Path) -> None:
-    """Clients that hang up leave the queue; one that stays is answered, and nothing is logged."""
+def test_requests_of_disconnected_clients_leave_the_queue(tmp_path: Path) -> None:
+    """Requests of clients that disconnect leave the queue. A client that stays gets its response; nothing is logged."""
     write_version(tmp_path / "repository" / "tiny" / "1")
     slow = png(np.random.default_rng(0).integers(0, 256, (3000, 3000), np.uint8))
     with serving(tmp_path / "log", tmp_path / "repository") as server:
@@ -101,7 +101,7 @@ def test_who_leaves_takes_no_place(tmp_path: Path) -> None:
                 connection.sendall(head(len(slow)) + slow)
         began = time.monotonic()
         assert ask(server, timeout=100) == 200
-        # Decoded one after the other they would have taken sixty times as long.
+        # Decoding all of them one after the other would have taken sixty times as long.
         assert time.monotonic() - began < max(20 * alone_s, 5)
         assert "Traceback" not in server.log
 
@@ -134,7 +134,7 @@ def test_stopping_under_load_loses_nothing(tmp_path: Path) -> None:
                     response = connection.getresponse()
                     response.read()
                 except ConnectionRefusedError:
-                    # After it said goodbye: the request was never sent.
+                    # The port is closed: the request was never sent.
                     return
                 except (OSError, http.client.HTTPException) as error:
                     lost.append(error)
@@ -156,7 +156,7 @@ def test_stopping_under_load_loses_nothing(tmp_path: Path) -> None:
     assert "Traceback" not in server.log
 
 
-def test_what_is_at_work_when_it_stops_is_answered(tmp_path: Path) -> None:
+def test_requests_in_flight_are_answered_when_the_server_stops(tmp_path: Path) -> None:
     write_version(tmp_path / "repository" / "tiny" / "1")
     with serving(tmp_path / "log", tmp_path / "repository") as server, connected(server) as connection:
         connection.sendall(head(len(LEFT)) + LEFT[:-1])

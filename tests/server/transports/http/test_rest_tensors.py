@@ -1,4 +1,4 @@
-"""JSON tensor data and raw bytes."""
+"""Tensor data in JSON, and raw contents."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from cnnserve.errors import InvalidInput
 from cnnserve.transports.http.tensor_json import json_from_raw, raw_from_json
 
 
-def test_what_json_cannot_say_is_asked_for_as_binary_data() -> None:
+def test_values_that_json_lacks_are_refused() -> None:
     with pytest.raises(InvalidInput, match="NaN or infinity"):
         json_from_raw("y", "FP32", np.array([np.nan], np.float32).tobytes())
     with pytest.raises(InvalidInput, match="of type FP16 has no form"):
