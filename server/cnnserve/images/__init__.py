@@ -1,4 +1,4 @@
-"""From the bytes of an image file to one row of a model's input.
+"""Turns the bytes of an image file into one row of a model's input.
 
 May import `process`, `repository`, `config`, `datatypes`, `errors`, `json_text` and `logs`.
 """

@@ -1,4 +1,4 @@
-"""From a file's bytes to an upright picture in RGB or grey, with the bits that Pillow gives."""
+"""Decodes a file into an RGB or grey image and turns it upright. The pixels are exactly those that Pillow gives."""
 
 import io
 import warnings
@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-# Imported for what they register: Pillow would look for plugins at the first image, which takes 40 ms.
+# Importing a plugin registers it. Otherwise Pillow would search for plugins at the first image, which takes 40 ms.
 from PIL import (  # noqa: F401
     BmpImagePlugin,
     ExifTags,
@@ -26,9 +26,9 @@ from cnnserve.images.resampling import Box, Size
 
 Mode = Literal["L", "RGB"]
 
-# Our own limit is tighter and answers the caller; Pillow's would only warn.
+# The preprocessor has a limit of its own, which a model can change. Pillow would warn or fail at a fixed limit.
 Image.MAX_IMAGE_PIXELS = None
-# Odd metadata in somebody's file is nothing for the server's log.
+# Pillow warns of invalid metadata. Clients send such files, and the server's log should not have a line for each.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _TRANSPOSES = {
@@ -40,7 +40,7 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Rows become columns; the right edge becomes the left one; the lower edge becomes the upper one.
+# Orientations that swap width and height, that move the right edge to the left, that move the lower edge to the top.
 _TURNED = (5, 6, 7, 8)
 _FROM_RIGHT = (2, 3, 6, 7)
 _FROM_BELOW = (3, 4, 7, 8)
@@ -48,9 +48,10 @@ _FROM_BELOW = (3, 4, 7, 8)
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture, the `size` (width, height) that it has in full, and the `box` of `image` that it fills.
+    """A decoded image, its `size` (width, height) at full resolution, and the `box` of `image` that holds its pixels.
 
-    What a JPEG is decoded to is rounded up to whole pixels, of which the last ones reach beyond the picture.
+    If a JPEG is decoded at a fraction of its size, its size is rounded up to whole pixels. `box` leaves out what the
+    rounding added.
     """
 
     image: Image.Image
@@ -59,20 +60,21 @@ class Decoded:
 
 
 def decode(data: bytes, header: ImageHeader, mode: Mode, *, upright: bool, at_least: Size | None = None) -> Decoded:
-    """The first picture of a file in `mode`. Raises `InvalidInput`.
+    """Decodes the first image of a file into `mode`. Raises `InvalidInput`.
 
-    `upright`: turned as its EXIF data say. `at_least` (width, height): a large JPEG may come smaller than its size, but
-    not smaller than this.
+    `upright`: turn the image as its EXIF orientation says. `at_least` (width, height): a large JPEG may be decoded at a
+    fraction of its size, but not smaller than this.
     """
     try:
         with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
             if image.size != (header.width, header.height):
                 raise InvalidInput(
-                    f"the image is damaged: its size is {header.width}x{header.height} or {image.width}x{image.height}"
+                    f"the image is damaged: it states two sizes, {header.width}x{header.height} and "
+                    f"{image.width}x{image.height}"
                 )
             size, extent = image.size, _draft(image, upright, at_least)
             image.load()
-            # Only now: a PNG may tell its orientation behind the pixels.
+            # A PNG may state its orientation after the pixels, so the orientation is read after them.
             orientation = _orientation(image) if upright else 1
             picture: Image.Image = image
             if (method := _TRANSPOSES.get(orientation)) is not None:
@@ -83,37 +85,46 @@ def decode(data: bytes, header: ImageHeader, mode: Mode, *, upright: bool, at_le
     except InvalidInput:
         raise
     except MemoryError as error:
-        raise InvalidInput("the image needs more memory than there is") from error
+        raise InvalidInput("the server has too little memory to decode the image; send a smaller image") from error
     except Exception as error:
-        # Pillow's plugins raise OSError, ValueError, SyntaxError, struct.error, ... on damaged files.
+        # For damaged files, Pillow's plugins raise OSError, ValueError, SyntaxError, struct.error and others.
         raise InvalidInput(f"the image is damaged: {error}") from error
 
 
 def to_mode(image: Image.Image, mode: Mode) -> Image.Image:
-    """RGB or grey as Pillow's `convert` does it, but 16-bit grey keeps its high byte, where Pillow clips it at 255."""
+    """Converts an image to RGB or grey as Pillow's `convert` does, except that 16-bit grey keeps its high byte.
+
+    Pillow would clip 16-bit grey at 255, so that almost every pixel would be white.
+    """
     if image.mode == mode:
         return image
     if image.mode.startswith("I;16"):
-        # As Pillow reads 16-bit colour.
+        # Pillow does the same with 16-bit colour.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    # The colours stay what they are; Pillow would warn of what is lost.
+    # A transparent colour changes no pixel here. Pillow would try to convert it, and warn if it cannot.
     image.info.pop("transparency", None)
     return image.convert(mode)
 
 
 def _draft(image: ImageFile.ImageFile, upright: bool, at_least: Size | None) -> tuple[float, float]:
-    """Has a large JPEG decoded at 1/2, 1/4 or 1/8 of its size; returns the width and height that this gives it."""
+    """Lets Pillow decode a large JPEG at 1/2, 1/4 or 1/8 of its size.
+
+    Returns the width and height that the image then has, before they are rounded up.
+    """
     if at_least is None:
         return image.size
     if upright and _orientation(image) in _TURNED:
         at_least = at_least[::-1]
-    # None for every other format.
+    # For other formats, `draft` does nothing and returns None.
     drafted = image.draft(image.mode, at_least)
     return image.size if drafted is None else drafted[1][2:]
 
 
 def _box(decoded: Size, extent: tuple[float, float], orientation: int) -> Box:
-    """Where in `decoded` (width, height) the picture of `extent` lies, both turned; the excess was right and below."""
+    """Returns the part of an image of size `decoded` that holds an image of size `extent`. Both are turned already.
+
+    Before turning, rounding added pixels at the right and below.
+    """
     width, height = extent
     left = decoded[0] - width if orientation in _FROM_RIGHT else 0.0
     top = decoded[1] - height if orientation in _FROM_BELOW else 0.0
@@ -124,6 +135,6 @@ def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
-        # A picture with broken EXIF data is a picture.
+        # An image with broken EXIF data can still be decoded.
         return 1
     return orientation if isinstance(orientation, int) else 1

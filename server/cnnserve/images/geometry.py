@@ -1,8 +1,9 @@
-"""Resize and centre crop, bit for bit as torchvision does them on PIL images, without the pixels that the crop drops.
+"""Resizes an image and crops its centre, bit for bit as torchvision does with PIL images.
 
-Pillow resizes in two passes with 8 bits in between: along the rows, then along the columns (Pillow 13: the other way
-round for tall pictures, python-pillow/Pillow#9549). So a pass may leave out whole rows or columns that nobody asks for,
-as long as its weights are those of the whole picture.
+Pixels that the crop drops are not computed. This does not change the others: Pillow resizes in two passes, first along
+the rows, then along the columns (Pillow 13: the other way round for tall images, python-pillow/Pillow#9549), and rounds
+to 8 bits in between. A pass may leave out whole rows or columns that are not needed later, if its weights are those of
+the whole image.
 """
 
 import math
@@ -17,7 +18,7 @@ _SUPPORTS = {"bilinear": 1.0, "bicubic": 2.0}
 
 
 def resized_size(size: Size, resize: Resize) -> Size:
-    """(width, height) after `resize`; the longer side is truncated, as torchvision does."""
+    """Returns (width, height) after `resize`. The longer side is rounded down, as in torchvision."""
     if resize.mode == "exact":
         return resize.size[1], resize.size[0]
     width, height = size
@@ -28,13 +29,16 @@ def resized_size(size: Size, resize: Resize) -> Size:
 
 
 def most_pixels(size: Size, resized: Size) -> int:
-    """Pixels of the largest picture on the way from `size` to `resized` (width, height)."""
-    # Between the two passes it has, in most cases, the new width and the old height.
+    """Returns the number of pixels of the largest image while resizing from `size` to `resized` (width, height)."""
+    # Between the two passes, in most cases, the image has the new width and the old height.
     return max(math.prod(size), resized[0] * size[1], math.prod(resized))
 
 
 def resize_and_crop(image: Image.Image, resized: Size, interpolation: str, crop: tuple[int, int] | None) -> Image.Image:
-    """`image` at the size `resized` (width, height), then its centre of `crop` (height, width), padded with black."""
+    """Resizes `image` to `resized` (width, height) and returns its centre of size `crop` (height, width).
+
+    If the crop is larger than the image, it is filled up with black.
+    """
     width, height = resized
     method = resampling.PILLOW[interpolation]
     if crop is None or crop[1] > width or crop[0] > height or _columns_first(image.size, resized):
@@ -45,7 +49,8 @@ def resize_and_crop(image: Image.Image, resized: Size, interpolation: str, crop:
     if image.width != width:
         first, last = _source_rows(image.height, height, top, bottom, _SUPPORTS[interpolation])
         rows = image.crop((0, first, image.width, last)).resize((width, last - first), method)
-        # The columns of the crop, with rows of no meaning where the second pass does not look.
+        # The second pass needs an image of the full height, because its weights depend on the height. It does not
+        # read the rows that this adds.
         image = rows.crop((left, -first, right, image.height - first))
         left, right = 0, crop[1]
     if image.height != height:
@@ -57,9 +62,9 @@ def resize_and_crop(image: Image.Image, resized: Size, interpolation: str, crop:
 def resize_and_crop_box(
     image: Image.Image, box: Box, resized: Size, interpolation: str, crop: tuple[int, int] | None
 ) -> Image.Image:
-    """The same of the `box` (left, top, right, bottom) of an image, in less time; the last bit may differ.
+    """Does the same with the `box` (left, top, right, bottom) of an image, faster, but not bit for bit.
 
-    Nothing but the crop is computed, and by `resampling`.
+    It computes only the pixels inside the crop, with `resampling.resized`.
     """
     width, height = resized
     if crop is None or crop[1] > width or crop[0] > height:
@@ -73,7 +78,7 @@ def resize_and_crop_box(
 
 
 def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The centre of an image; one that is smaller is padded with black, as torchvision does."""
+    """Returns the centre of an image. A smaller image is padded with black, as in torchvision."""
     if image.size == (width, height):
         return image
     if image.width < width or image.height < height:
@@ -86,18 +91,24 @@ def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _columns_first(size: Size, resized: Size) -> bool:
-    """Whether some Pillow begins with the columns: where the height shrinks by more than twice what the width does."""
+    """Returns whether some version of Pillow resizes along the columns first.
+
+    That is the case if the height shrinks by more than twice as many pixels as the width.
+    """
     shrinks = size[1] - resized[1]
     return shrinks > 0 and shrinks > 2 * (size[0] - resized[0])
 
 
 def _offset(size: int, crop: int) -> int:
-    # torchvision rounds half to even here.
+    # torchvision rounds halves to even here.
     return round((size - crop) / 2)
 
 
 def _source_rows(source: int, target: int, top: int, bottom: int, support: float) -> tuple[int, int]:
-    """First and last + 1 of the rows that rows `top` to `bottom` of a pass from `source` to `target` are made of."""
+    """Returns the first and the last + 1 of the source rows that the rows from `top` to `bottom` of the result need.
+
+    `source` and `target` are the heights before and after the pass.
+    """
     scale = source / target
     reach = support * max(scale, 1.0) + 1
     return max(0, math.floor(top * scale - reach)), min(source, math.ceil(bottom * scale + reach))

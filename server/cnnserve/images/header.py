@@ -1,8 +1,9 @@
-"""An image file's format and size from its first bytes, before any decoder sees it.
+"""Reads the format and size of an image file from its header, before a decoder sees the file.
 
-Decoders allocate by what a header claims, and walk metadata in time that nothing bounds. So the size is read here, in a
-bounded number of steps, and what no honest file has is refused. Where a format is described: JPEG ITU-T T.81 Annex B,
-PNG (Third Edition) 5, GIF89a 17 to 24, RFC 9649 (WebP), Windows' BITMAPINFOHEADER.
+Decoders allocate the memory that a header claims, and nothing limits the time that they spend on metadata. So the size
+is read here in a limited number of steps, and a file with more metadata than any real file is refused. The formats are
+described in ITU-T T.81 Annex B (JPEG), PNG (Third Edition) 5, GIF89a 17 to 24, RFC 9649 (WebP) and Windows'
+BITMAPINFOHEADER (BMP).
 """
 
 import re
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 
 from cnnserve.errors import InvalidInput
 
-# A format's decoder is attack surface: only what people really send.
+# Attackers may exploit the faults of decoders, so the server reads only formats that people really send.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
-# Far above what real files have: an extended XMP of several MB takes some hundred segments of 64 KiB.
+# Limits far above the numbers in real files. Extended XMP data of several MB take a few hundred segments of 64 KiB.
 _JPEG_SEGMENTS = 512
 _JPEG_SCANS = 1000
 _GIF_BLOCKS = 4096
@@ -37,17 +38,18 @@ _REFUSED = (
 _JPEG_SIZED = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _JPEG_BARE = (0x00, 0x01, *range(0xD0, 0xD9))
-# In the coded data of a JPEG, FF is followed by 00 or is a restart; everything else is a marker.
+# In the compressed data of a JPEG, FF is followed by 00 or belongs to a restart marker. Any other FF begins a marker
+# that ends the data.
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-# Bytes of memory a pixel takes while it is decoded, turned upright and converted; the coefficients of a JPEG of several
-# scans take 6 more. Measured (tests/server/test_image_header.py).
+# Bytes of memory per pixel while an image is decoded, turned upright and converted. The coefficients of a JPEG with
+# several scans take 6 bytes more. tests/server/images/test_image_header.py measures this.
 _PIXEL_BYTES = {"JPEG": 10, "PNG": 14, "WEBP": 24, "BMP": 14, "GIF": 11}
 _COEFFICIENT_BYTES = 6
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file says of itself; `scans_at` is where the first of a JPEG's several scans begins, 0: it has one."""
+    """Format and size of a file. `scans_at`: position of the first scan if a JPEG has several scans, else 0."""
 
     format: str
     width: int
@@ -56,17 +58,17 @@ class ImageHeader:
 
     @property
     def pixels(self) -> int:
-        """Width times height."""
+        """Number of pixels: width times height."""
         return self.width * self.height
 
     @property
     def decoding_bytes(self) -> int:
-        """An upper bound of the memory that decoding takes, in bytes."""
+        """Upper limit of the memory that decoding takes, in bytes."""
         return self.pixels * (_PIXEL_BYTES[self.format] + (_COEFFICIENT_BYTES if self.scans_at else 0))
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Format and size of a file of any length, in microseconds. Raises `InvalidInput`."""
+    """Returns format and size. Takes microseconds, even if the file is large. Raises `InvalidInput`."""
     if not data:
         raise InvalidInput("the image is empty (0 bytes)")
     for signature, read in _READERS:
@@ -82,20 +84,21 @@ def read_header(data: bytes) -> ImageHeader:
         if signature.match(data):
             raise InvalidInput(f"the image is {name}, which this server does not read; send {_expected()}")
     raise InvalidInput(
-        f"the {len(data)} bytes beginning {data[:8]!r} are no image this server reads; expected {_expected()}"
+        f"the {len(data)} bytes, which begin with {data[:8]!r}, are not an image that this server reads; "
+        f"send {_expected()}"
     )
 
 
 def check_structure(header: ImageHeader, data: bytes, pixel_limit: int) -> None:
-    """Raises `InvalidInput` where decoding would take far longer than the size explains. Takes up to milliseconds."""
+    """Raises `InvalidInput` if decoding would take far longer than the size suggests. Takes up to a few ms."""
     if header.format == "PNG":
         _check_chunks(data)
     elif header.scans_at:
-        # Every scan, a progressive JPEG has several, passes over all the pixels.
+        # Each scan of a progressive JPEG visits all pixels.
         scans = _count_scans(data, header.scans_at)
         if scans > _JPEG_SCANS or scans * header.pixels > 16 * pixel_limit:
             size = f"{header.width}x{header.height}"
-            raise InvalidInput(f"the JPEG has at least {scans} scans of {size} pixels, too many to decode")
+            raise InvalidInput(f"the JPEG has at least {scans} scans of {size} pixels; save it with fewer scans")
 
 
 def _expected() -> str:
@@ -105,7 +108,7 @@ def _expected() -> str:
 def _jpeg(data: bytes) -> ImageHeader:
     position, width, height, components, progressive = 2, 0, 0, 0, False
     for _ in range(_JPEG_SEGMENTS):
-        # Between segments there may be fill bytes.
+        # There may be fill bytes between segments.
         if data[position] != 0xFF or data[position + 1] == 0xFF:
             position += 1
             continue
@@ -114,12 +117,14 @@ def _jpeg(data: bytes) -> ImageHeader:
             several = progressive or data[position + 4] < components
             return ImageHeader("JPEG", width, height, position if several else 0)
         if marker == 0xD9:
-            raise InvalidInput("the image is damaged: it has no picture")
+            raise InvalidInput("the image is damaged: it has no image data")
         if marker in _JPEG_SIZED:
             height, width, components = struct.unpack_from(">HHB", data, position + 5)
             progressive = marker in _JPEG_PROGRESSIVE
         position += 2 if marker in _JPEG_BARE else 2 + struct.unpack_from(">H", data, position + 2)[0]
-    raise InvalidInput(f"the JPEG has more than {_JPEG_SEGMENTS} segments before its picture")
+    raise InvalidInput(
+        f"the JPEG has more than {_JPEG_SEGMENTS} segments before its image data; save it with less metadata"
+    )
 
 
 def _count_scans(data: bytes, position: int) -> int:
@@ -136,13 +141,13 @@ def _count_scans(data: bytes, position: int) -> int:
 
 def _png(data: bytes) -> ImageHeader:
     if data[8:16] != b"\0\0\0\rIHDR":
-        raise InvalidInput("the image is damaged: the PNG does not begin with its header")
+        raise InvalidInput("the image is damaged: the PNG does not begin with an IHDR chunk")
     return ImageHeader("PNG", *struct.unpack_from(">II", data, 16))
 
 
 def _check_chunks(data: bytes) -> None:
-    # A colour profile is unpacked, up to 1 MB each; a file has one. So are texts: Pillow bounds their sum, but counts
-    # those with a wrong checksum as empty after it has unpacked them.
+    # Pillow decompresses each colour profile, up to 1 MB, but a valid file has only one. It also decompresses texts. It
+    # limits their total size, but counts a text with a wrong checksum as empty after it has decompressed it.
     position, profiles, texts = 8, 0, 0
     for _ in range(_PNG_CHUNKS):
         if position + 8 > len(data):
@@ -152,14 +157,14 @@ def _check_chunks(data: bytes) -> None:
             return
         profiles += kind == b"iCCP"
         if profiles > 1:
-            raise InvalidInput("the PNG has more than one colour profile")
+            raise InvalidInput("the PNG has more than one colour profile; save it with one or none")
         texts += kind in (b"zTXt", b"iTXt")
         if texts > _PNG_TEXTS:
             raise InvalidInput(
                 f"the PNG has more than {_PNG_TEXTS} compressed or international texts; send it without them"
             )
         position += 12 + length
-    raise InvalidInput(f"the PNG has more than {_PNG_CHUNKS} chunks")
+    raise InvalidInput(f"the PNG has more than {_PNG_CHUNKS} chunks; save it with fewer")
 
 
 def _webp(data: bytes) -> ImageHeader:
@@ -172,7 +177,7 @@ def _webp(data: bytes) -> ImageHeader:
     elif kind == b"VP8 ":
         width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", data, 26))
     else:
-        raise InvalidInput(f"the image is damaged: a WebP cannot begin with {kind!r}")
+        raise InvalidInput(f"the image is damaged: a WebP cannot begin with the chunk {kind!r}")
     if len(data) < 30:
         raise InvalidInput("the image is damaged: it ends within its header")
     return ImageHeader("WEBP", width, height)
@@ -185,7 +190,7 @@ def _bmp(data: bytes) -> ImageHeader:
     width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
     if compression in (1, 2):
         raise InvalidInput("the BMP is compressed (RLE), which this server does not read; send it as PNG")
-    # A negative height means rows from top to bottom.
+    # If the height is negative, the rows are stored from top to bottom.
     return ImageHeader("BMP", width, abs(height))
 
 
@@ -196,20 +201,20 @@ def _gif(data: bytes) -> ImageHeader:
     for _ in range(_GIF_BLOCKS):
         block = data[position]
         if extension:
-            # A sub-block and its length; an empty one is the last.
+            # A sub-block begins with its length. An empty sub-block ends the extension.
             position += 1 + block
             extension = block != 0
         elif block == 0x2C:
             left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, position + 1)
-            # The first frame may reach beyond the canvas; decoders enlarge it.
+            # If the first frame reaches beyond the canvas, decoders enlarge the canvas.
             return ImageHeader("GIF", max(width, left + frame_width), max(height, top + frame_height))
         elif block == 0x3B:
-            raise InvalidInput("the image is damaged: it has no picture")
+            raise InvalidInput("the image is damaged: it has no image data")
         else:
-            # An extension's introducer and label, or a stray byte.
+            # An extension begins with an introducer and a label. Any other byte here is skipped alone.
             extension = block == 0x21
             position += 1 + extension
-    raise InvalidInput(f"the GIF has more than {_GIF_BLOCKS} blocks before its first frame")
+    raise InvalidInput(f"the GIF has more than {_GIF_BLOCKS} blocks before its first frame; save it with less metadata")
 
 
 _READERS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], ImageHeader]], ...] = (

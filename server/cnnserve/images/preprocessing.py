@@ -1,8 +1,8 @@
-"""From an encoded or raw image to one row of a model's input, exactly as the manifest says.
+"""Turns an encoded or raw image into one row of a model's input, exactly as the manifest says.
 
-The geometry follows torchvision's PIL pipeline: `Resize` (shorter side, the longer one truncated to whole pixels, or an
-exact size), `CenterCrop`, `ToTensor`, `Normalize`. The exporter uses this same module, so what parity was proved on is
-what the server runs.
+The geometry is that of torchvision's PIL pipeline: `Resize` (shorter side, with the longer side rounded down to whole
+pixels, or an exact size), `CenterCrop`, `ToTensor`, `Normalize`. The exporter measures parity with this module, too, so
+parity holds for the preprocessing on the server.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ from cnnserve.repository.manifest import Preprocessing, TensorInfo
 __all__ = ["FORMATS", "ImageOptions", "ImageSource", "Preprocessor", "RawImage"]
 
 DEFAULT_PIXEL_LIMIT = 50_000_000
-# The setting that changes it.
+# The parameter of config.pbtxt that changes the limit.
 PIXEL_LIMIT = "cnnserve.max_pixels"
 
 _RAW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# What is smaller, on all its way, takes less than waking a thread that waits for it.
+# If a file is no larger, and its image never has more pixels, reading it takes less time than waking a thread.
 _QUICK_PIXELS = 64 * 64
 _QUICK_BYTES = 16 * 2**10
-# Bytes that each of the most pixels takes while it is resized: before, between the passes and after; where it is fast
-# there are copies on the way there and back.
+# Bytes of memory while an image is resized, per pixel of the largest image on the way: before, between and after the
+# two passes. With `fast` there are also the copies from and to Pillow.
 _RESIZING_BYTES = 12
 _FAST_RESIZING_BYTES = 20
 
 
 @dataclass(frozen=True)
 class RawImage:
-    """Pixels as uint8, row by row, channels last: 1 grey, 3 RGB, 4 RGBA."""
+    """Pixels as uint8, row by row, channels last: 1 channel for grey, 3 for RGB, 4 for RGBA."""
 
     data: bytes
     height: int
@@ -47,13 +47,17 @@ class RawImage:
     channels: int
 
 
-# A file's bytes, or pixels.
+# The bytes of a file, or pixels.
 ImageSource = bytes | RawImage
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """`fast` allows what changes the last bit; no picture may have more than `pixel_limit` pixels, or be resized to."""
+    """Options of preprocessing.
+
+    `fast` allows small differences from the exact pixels. `pixel_limit`: the most pixels that an image may have, also
+    while it is resized.
+    """
 
     fast: bool = False
     pixel_limit: int = DEFAULT_PIXEL_LIMIT
@@ -62,7 +66,7 @@ class ImageOptions:
 class Preprocessor:
     """Turns images into rows for one model. Thread-safe.
 
-    `budget` counts what is being decoded; without it nothing is counted.
+    `budget` counts the memory of the images that are being decoded; None: it is not counted.
     """
 
     def __init__(
@@ -78,23 +82,23 @@ class Preprocessor:
         self._mode: Mode = "L" if spec.color == "L" else "RGB"
         self.options = options or ImageOptions()
         if self.options.fast:
-            # Now, not while somebody waits for an answer.
+            # Importing the library takes time, so it is imported now and not during a request.
             resampling.library()
 
     def empty(self, count: int) -> NDArray[np.generic]:
-        """Memory for so many rows."""
+        """Returns memory for `count` rows. Its values are undefined."""
         return np.empty((count, *self._tensor.shape), NUMPY_TYPES[self._tensor.datatype])
 
     def exact(self) -> "Preprocessor":
-        """The same one without the liberties of `fast`."""
+        """Returns the same preprocessor without `fast`."""
         return Preprocessor(self._spec, self._tensor, replace(self.options, fast=False), self._budget)
 
     def row(self, image: ImageSource) -> NDArray[np.generic]:
-        """One row of the model's input (the tensor's shape and type). Raises `InvalidInput`."""
+        """Returns one row of the model's input, in the tensor's shape and type. Raises `InvalidInput`."""
         return self.encoded(image) if isinstance(image, bytes) else self.raw(image)
 
     def encoded(self, data: bytes) -> NDArray[np.generic]:
-        """One row from a file's bytes. Raises `InvalidInput`."""
+        """Returns one row from the bytes of a file. Raises `InvalidInput`."""
         header = read_header(data)
         most = self._check((header.width, header.height))
         check_structure(header, data, self.options.pixel_limit)
@@ -104,7 +108,7 @@ class Preprocessor:
             return self._row(decoded.image, decoded.size, decoded.box)
 
     def raw(self, image: RawImage) -> NDArray[np.generic]:
-        """One row from pixels. Raises `InvalidInput`."""
+        """Returns one row from pixels. Raises `InvalidInput`."""
         height, width, channels = image.height, image.width, image.channels
         if channels not in _RAW_MODES:
             raise InvalidInput(f"the raw image has {channels} channels, expected 1 (grey), 3 (RGB) or 4 (RGBA)")
@@ -122,7 +126,7 @@ class Preprocessor:
             return self._row(to_mode(pixels, self._mode), pixels.size, (0, 0, width, height))
 
     def is_quick(self, image: ImageSource) -> bool:
-        """Whether a row of it takes less time than handing it to another thread."""
+        """Returns whether reading the image takes less time than handing it to another thread."""
         if isinstance(image, RawImage):
             return self._most_pixels((image.width, image.height)) <= _QUICK_PIXELS
         if len(image) > _QUICK_BYTES:
@@ -135,9 +139,9 @@ class Preprocessor:
         return max(self._most_pixels(size), self._most_pixels(size[::-1])) <= _QUICK_PIXELS
 
     def _row(self, image: Image.Image, size: Size, box: Box) -> NDArray[np.generic]:
-        """`size` is the whole picture's (width, height), also where `image` came smaller; it fills `box` of `image`."""
+        """Returns the row of a decoded image. For `size` and `box` see `decoding.Decoded`."""
         spec = self._spec
-        # Again: it may have been turned by a quarter.
+        # Checked a second time, because turning the image may have swapped width and height.
         self._check(size)
         interpolation = spec.resize.interpolation if spec.resize else "bilinear"
         if self.options.fast:
@@ -150,7 +154,7 @@ class Preprocessor:
         return geometry.resized_size(size, self._spec.resize) if self._spec.resize else size
 
     def _at_least(self) -> Size | None:
-        """What a JPEG must not be decoded smaller than; None: it is decoded whole."""
+        """Returns the smallest size (width, height) at which a JPEG may be decoded; None: only its full size."""
         resize = self._spec.resize
         if resize is None or not self.options.fast:
             return None
@@ -160,24 +164,24 @@ class Preprocessor:
         return geometry.most_pixels(size, self._resized(size))
 
     def _check(self, size: Size) -> int:
-        """The most pixels that a picture of this size has on its way. Raises `InvalidInput` where that is too many."""
+        """Returns the pixels of the largest image while resizing. Raises `InvalidInput` if they exceed the limit."""
         limit = self.options.pixel_limit
         if size[0] * size[1] > limit:
             raise InvalidInput(
-                f"an image of {size[0]}x{size[1]} pixels is over this model's limit of {limit:,} pixels; "
-                f"send a smaller one, or raise {PIXEL_LIMIT}"
+                f"the image has {size[0]}x{size[1]} pixels, this model's limit is {limit:,} pixels; "
+                f"send a smaller image, or raise {PIXEL_LIMIT} in config.pbtxt"
             )
         most = self._most_pixels(size)
         if most > limit:
             width, height = self._resized(size)
             raise InvalidInput(
-                f"resizing an image of {size[0]}x{size[1]} to {width}x{height} takes more than this model's limit of "
-                f"{limit:,} pixels; send a smaller or less elongated one, or raise {PIXEL_LIMIT}"
+                f"resizing the image from {size[0]}x{size[1]} to {width}x{height} takes more pixels than this model's "
+                f"limit of {limit:,}; send a smaller or less elongated image, or raise {PIXEL_LIMIT} in config.pbtxt"
             )
         return most
 
     def _holding(self, decoding_bytes: int, most_pixels: int) -> contextlib.AbstractContextManager[None]:
-        # Not for what is quick: that may run where nothing may wait.
+        # Quick images are not counted: they may be read on the event loop, which must not wait for memory.
         if self._budget is None or most_pixels <= _QUICK_PIXELS:
             return contextlib.nullcontext()
         per_pixel = _FAST_RESIZING_BYTES if self.options.fast else _RESIZING_BYTES
@@ -185,7 +189,7 @@ class Preprocessor:
 
 
 def to_tensor(pixels: NDArray[np.uint8], spec: Preprocessing, tensor: TensorInfo) -> NDArray[np.generic]:
-    """Channel order, scale, normalisation and layout of a finished uint8 image (H x W or H x W x C)."""
+    """Applies channel order, scale, normalisation and layout to a resized uint8 image (H x W or H x W x C)."""
     image = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
     if spec.color == "BGR":
         image = image[:, :, ::-1]

@@ -1,9 +1,10 @@
-"""A bilinear resize that is quicker than Pillow's and may be one step of 255 off, by the same filter.
+"""Resizes with cykooz-resizer or Pillow: the same filters, but bilinear results may differ by one step of 255.
 
-cykooz_resizer computes with the processor's vector instructions: with the copies there and back it takes a third of
-Pillow's time. It has no wheels for some machines the server runs on; without it Pillow does the work. So it does where
-the filter is bicubic: that one reaches beyond black and white, the two libraries run their passes in another order and
-clip elsewhere, and drawings and text came out up to 28 steps apart.
+cykooz-resizer uses the vector instructions of the processor. It takes a third of Pillow's time, including the copies
+from and to Pillow. It has no wheels for some machines on which the server runs. Without it, Pillow resizes.
+
+Pillow always does bicubic resizing. Bicubic values can be below black or above white. The two libraries do their passes
+in a different order and clip such values at different points, so drawings and text differed by up to 28 steps.
 """
 
 import functools
@@ -27,15 +28,15 @@ PILLOW: Mapping[str, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _PIXEL_TYPES = {"L": "U8", "RGB": "U8x4"}
-# Pillow keeps RGB in four bytes: so it is a plain copy, there and back.
+# Pillow stores an RGB pixel in four bytes. In this form, the copies from and to Pillow need no conversion.
 _RAW_MODES = {"L": "L", "RGB": "RGBX"}
 
 
 def resized(image: Image.Image, size: Size, interpolation: str, box: Box) -> Image.Image:
-    """The `box` (left, top, right, bottom) of an L or RGB image at `size` (width, height)."""
+    """Returns the `box` (left, top, right, bottom) of an L or RGB image, resized to `size` (width, height)."""
     resizer = library() if interpolation == "bilinear" else None
     if resizer is None or _is_as_large(box, size):
-        # Where nothing is to be resized, Pillow only crops.
+        # If the box has the wanted size, Pillow only crops.
         return image.resize(size, PILLOW[interpolation], box)
     pixel_type = resizer.PixelType[_PIXEL_TYPES[image.mode]]
     raw = _RAW_MODES[image.mode]
@@ -46,20 +47,20 @@ def resized(image: Image.Image, size: Size, interpolation: str, box: Box) -> Ima
         crop_box=resizer.CropBox(*_inside(image.size, box)),
     )
     source = resizer.ImageData(*image.size, pixel_type, image.tobytes("raw", raw))
-    # One for each call: they may not be shared by threads, and cost nothing.
+    # Threads must not share a Resizer. Creating one costs nothing.
     resizer.Resizer().resize(source, target, options)
     return Image.frombytes(image.mode, size, target.get_buffer(), "raw", raw, 0, 1)
 
 
 @functools.cache
 def library() -> ModuleType | None:
-    """cykooz_resizer, where it is installed; it takes 40 ms to import."""
+    """Returns the module cykooz_resizer, or None if it cannot be imported. The first call takes 40 ms."""
     try:
         return importlib.import_module("cykooz_resizer")
     except ImportError as error:
         _log.info(
-            "cykooz-resizer cannot be used (%s), so cnnserve.preprocess fast resizes with Pillow; "
-            'pip install "cnnserve[fast]" installs it where it has wheels',
+            "cykooz-resizer cannot be imported (%s), so cnnserve.preprocess fast resizes with Pillow, which is slower; "
+            'if it has a wheel for this machine, pip install "cnnserve[fast]" installs it',
             error,
         )
         return None
@@ -70,7 +71,7 @@ def _is_as_large(box: Box, size: Size) -> bool:
 
 
 def _inside(size: Size, box: Box) -> Box:
-    """Left, top, width and height of a box: rounding must not put its edge outside, which would be refused."""
+    """Returns left, top, width and height of a box, rounded so that no edge is outside: the library would refuse it."""
     left, top = max(0.0, box[0]), max(0.0, box[1])
     return left, top, _length(left, box[2], size[0]), _length(top, box[3], size[1])
 

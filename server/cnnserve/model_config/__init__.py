@@ -1,1 +1,4 @@
-"""`config.pbtxt` and the settings that follow from it. May import `images` and the packages below it."""
+"""Reads `config.pbtxt` and derives the settings of a model: shapes, batching, execution, preprocessing.
+
+May import `images` and the packages below it.
+"""

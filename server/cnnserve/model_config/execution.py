@@ -1,12 +1,12 @@
-"""Where a model runs: config.pbtxt's `instance_group`, `optimization` and `parameters` as one checked plan.
+"""Checks config.pbtxt's `instance_group`, `optimization` and `parameters` and makes an execution plan of them.
 
-| group | runs on |
+| group | device |
 |---|---|
 | KIND_CPU | CPU |
-| KIND_GPU | CUDA, or the load fails |
-| KIND_AUTO, or no group | what the server's `--device` says |
+| KIND_GPU | GPU, or the load fails |
+| KIND_AUTO, or no group | the server's `--device` |
 
-What would have no effect is refused by name.
+A setting that would have no effect fails the load with its name.
 """
 
 from collections.abc import Mapping
@@ -24,35 +24,38 @@ Device = Literal["cpu", "cuda"]
 
 _FALLBACK = "cnnserve.allow_cpu_fallback"
 _BUCKETS = "cnnserve.batch_buckets"
-# Each is a thread; a GPU's has a session of its own.
+# Each instance is a thread, and each GPU instance has its own session.
 _MAX_INSTANCES = 256
 _GRAPH_LEVELS: dict[int, Literal["basic", "extended", "off", "all"]] = {-1: "basic", 0: "all", 1: "extended", 2: "off"}
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How many instances run where. `gpus` has one entry an instance: each has a session of its own."""
+    """The execution plan of a version: how many instances run on which device, with which options.
+
+    `gpus` has one entry per GPU instance, because each has its own session.
+    """
 
     cpu_instances: int = 1
     gpus: tuple[Provider, ...] = ()
     allow_cpu_fallback: bool = False
-    # Asked for in the config; None: by provider.
+    # From the config; None: the provider determines them.
     batch_buckets: tuple[int, ...] | None = None
     pinned_input: bool = False
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
 
     @property
     def instances(self) -> int:
-        """All instances."""
+        """Number of all instances."""
         return self.cpu_instances + len(self.gpus)
 
     def on_cpu(self) -> "Execution":
-        """The same instances, all of them on the CPU."""
+        """Returns a plan with as many instances, all on the CPU."""
         return replace(self, cpu_instances=self.instances, gpus=(), pinned_input=False)
 
 
 def read(config: pb.ModelConfig | None, device: Device = "cpu") -> Execution:
-    """The plan of a config for a server started with `--device`. Raises `ModelLoadFailed`."""
+    """Returns the plan of a config. `device`: the server's `--device`. Raises `ModelLoadFailed`."""
     config = config or pb.ModelConfig()
     _refuse(config.optimization, "optimization", "priority", "gather_kernel_buffer_threshold", "eager_batching")
     gpu = _gpu_provider(config.optimization)
@@ -71,7 +74,7 @@ def read(config: pb.ModelConfig | None, device: Device = "cpu") -> Execution:
 
 
 def _instances(config: pb.ModelConfig, device: Device, default_gpu: int) -> tuple[int, list[int]]:
-    """CPU instances, and the device of every GPU instance."""
+    """Returns the number of CPU instances, and the device number of every GPU instance."""
     cpu, gpus = 0, list[int]()
     for group in config.instance_group or [pb.ModelInstanceGroup()]:
         _check_group(group)
@@ -79,7 +82,7 @@ def _instances(config: pb.ModelConfig, device: Device, default_gpu: int) -> tupl
         if (total := cpu + len(gpus) + count * max(1, len(group.gpus))) > _MAX_INSTANCES:
             raise ModelLoadFailed(
                 f"config.pbtxt: instance_group count {count} makes {total} instances of this model, "
-                f"at most {_MAX_INSTANCES} are supported"
+                f"the limit is {_MAX_INSTANCES}"
             )
         auto = group.kind == pb.ModelInstanceGroup.KIND_AUTO
         if group.kind == pb.ModelInstanceGroup.KIND_GPU or (auto and device == "cuda"):
@@ -93,47 +96,61 @@ def _check_group(group: pb.ModelInstanceGroup) -> None:
     _refuse(group, "instance_group", "rate_limiter", "secondary_devices", "profile", "passive", "host_policy")
     kind = pb.ModelInstanceGroup.Kind.Name(group.kind)
     if group.kind == pb.ModelInstanceGroup.KIND_MODEL:
-        raise ModelLoadFailed("config.pbtxt: instance_group kind KIND_MODEL is not available; use KIND_CPU or KIND_GPU")
+        raise ModelLoadFailed("config.pbtxt: instance_group kind KIND_MODEL is not supported; use KIND_CPU or KIND_GPU")
     if group.count < 0:
         raise ModelLoadFailed(f"config.pbtxt: instance_group count is {group.count}, expected 1 or more")
     if group.gpus and group.kind == pb.ModelInstanceGroup.KIND_CPU:
-        raise ModelLoadFailed(f"config.pbtxt: instance_group has gpus {list(group.gpus)} and kind {kind}")
+        raise ModelLoadFailed(
+            f"config.pbtxt: instance_group has kind {kind} and gpus {list(group.gpus)}; remove the gpus or use KIND_GPU"
+        )
     if len(set(group.gpus)) < len(group.gpus) or any(number < 0 for number in group.gpus):
-        raise ModelLoadFailed(f"config.pbtxt: instance_group gpus is {list(group.gpus)}, expected different numbers")
+        raise ModelLoadFailed(
+            f"config.pbtxt: instance_group gpus is {list(group.gpus)}, expected different device numbers"
+        )
 
 
 def _gpu_provider(optimization: pb.ModelOptimizationPolicy) -> Provider:
-    """CUDA, or TensorRT over CUDA, as the accelerators say; on the device they say, else on device 0."""
+    """Returns CUDA, or TensorRT with CUDA, as the accelerators say: on their device, otherwise on device 0."""
     _refuse(optimization.cuda, "optimization.cuda", "busy_wait_events", "graph_spec", "output_copy_stream")
     accelerators = optimization.execution_accelerators
     if accelerators.cpu_execution_accelerator:
         name = accelerators.cpu_execution_accelerator[0].name
-        raise ModelLoadFailed(f'config.pbtxt: cpu_execution_accelerator "{name}" is not available; remove it')
+        raise ModelLoadFailed(f'config.pbtxt: cpu_execution_accelerator "{name}" is not supported; remove it')
     parameters: dict[str, dict[str, str]] = {}
     for accelerator in accelerators.gpu_execution_accelerator:
         if accelerator.name not in ("cuda", "tensorrt"):
             raise unknown("gpu_execution_accelerator", accelerator.name, ["cuda", "tensorrt"])
         if accelerator.name in parameters:
-            raise ModelLoadFailed(f"config.pbtxt: gpu_execution_accelerator {accelerator.name} stands there twice")
+            raise ModelLoadFailed(
+                f"config.pbtxt: gpu_execution_accelerator {accelerator.name} is given twice; keep one"
+            )
         parameters[accelerator.name] = dict(accelerator.parameters)
     cuda = cuda_options(parameters.get("cuda", {}))
     if optimization.cuda.graphs and cuda.setdefault("enable_cuda_graph", "1") == "0":
         raise ModelLoadFailed(
-            "config.pbtxt: optimization.cuda.graphs is true and the accelerator's enable_cuda_graph 0"
+            "config.pbtxt: optimization.cuda.graphs is true, but the accelerator cuda has enable_cuda_graph 0; "
+            "remove one of them"
         )
     if "tensorrt" not in parameters:
         return Provider("cuda", int(cuda.pop("device_id", "0")), cuda)
     if "enable_cuda_graph" in cuda:
-        raise ModelLoadFailed("config.pbtxt: CUDA graphs and TensorRT exclude each other; TensorRT has its own option")
+        raise ModelLoadFailed(
+            "config.pbtxt: CUDA graphs and TensorRT exclude each other; use TensorRT's trt_cuda_graph_enable"
+        )
     tensorrt = tensorrt_options(parameters["tensorrt"])
     device_ids = {options.pop("device_id") for options in (tensorrt, cuda) if "device_id" in options}
     if len(device_ids) > 1:
-        raise ModelLoadFailed("config.pbtxt: the accelerators cuda and tensorrt have different device_id")
+        raise ModelLoadFailed(
+            "config.pbtxt: the accelerators cuda and tensorrt have different device_id; make them equal"
+        )
     return Provider("tensorrt", int(device_ids.pop()) if device_ids else 0, tensorrt, cuda)
 
 
 def _check_effect(config: pb.ModelConfig, *, has_gpu: bool) -> None:
-    """Refuses GPU settings of a model that never runs on a GPU; a KIND_AUTO group may, on another server."""
+    """Raises `ModelLoadFailed` for GPU settings of a model that runs on no GPU, whichever server loads it.
+
+    A KIND_AUTO group may run on a GPU on another server.
+    """
     optimization = config.optimization
     if optimization.output_pinned_memory.enable:
         raise ModelLoadFailed("config.pbtxt: optimization.output_pinned_memory is not supported; remove it")
@@ -143,7 +160,7 @@ def _check_effect(config: pb.ModelConfig, *, has_gpu: bool) -> None:
         accelerators = optimization.execution_accelerators.gpu_execution_accelerator
         if groups and any("device_id" in accelerator.parameters for accelerator in accelerators):
             raise ModelLoadFailed(
-                "config.pbtxt: both instance_group gpus and an accelerator's device_id; keep the gpus"
+                "config.pbtxt: instance_group has gpus and an accelerator has device_id; remove the device_id"
             )
         return
     for name, present in (
@@ -152,7 +169,9 @@ def _check_effect(config: pb.ModelConfig, *, has_gpu: bool) -> None:
         ("gpu_execution_accelerator", bool(optimization.execution_accelerators.gpu_execution_accelerator)),
     ):
         if present:
-            raise ModelLoadFailed(f"config.pbtxt: optimization {name} has no effect where every group is KIND_CPU")
+            raise ModelLoadFailed(
+                f"config.pbtxt: optimization {name} has no effect, because every instance_group is KIND_CPU; remove it"
+            )
 
 
 def _batch_buckets(text: str | None) -> tuple[int, ...] | None:

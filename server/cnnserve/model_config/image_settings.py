@@ -1,4 +1,6 @@
-"""How an image becomes the input of a model that has no manifest: as its config.pbtxt states, never by a guess.
+"""Reads from config.pbtxt how images are preprocessed. Nothing is guessed.
+
+A model without a manifest takes images only if its config.pbtxt states the preprocessing:
 
     parameters {
       key: "cnnserve.image"
@@ -6,8 +8,8 @@
         '"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "normalize": "host"}' }
     }
 
-The words are those of a manifest's `preprocessing`. The layout is the input's `format`, or follows from where its 1 or
-3 channels are.
+The fields are those of a manifest's `preprocessing`. The layout is the input's `format`. Without a `format`, it follows
+from the position of the 1 or 3 channels in the input's shape.
 """
 
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ from cnnserve.wire import model_config_pb2 as pb
 
 PARAMETER = "cnnserve.image"
 _PREPROCESS = "cnnserve.preprocess"
-# Of no effect for a model that takes no images.
+# These have no effect if the model takes no images.
 IMAGE_PARAMETERS = frozenset((_PREPROCESS, PIXEL_LIMIT))
 _SOURCE = f"config.pbtxt: parameter {PARAMETER}"
 _NORMALIZE = {"UINT8": ("graph", "none"), "FP16": ("host", "none"), "FP32": ("host", "none")}
@@ -32,13 +34,15 @@ Layout = Literal["NHWC", "NCHW"]
 
 
 def read(config: pb.ModelConfig | None, settings: Settings) -> tuple[Preprocessing, TensorInfo] | None:
-    """What the config states, None where it states nothing. Raises `ModelLoadFailed`."""
+    """Returns the preprocessing and the input tensor, or None if the config states none. Raises `ModelLoadFailed`."""
     if config is None or PARAMETER not in config.parameters:
         return None
     tensor = settings.input
     shape = settings.row_shape
     if len(shape) != 3 or min(shape) < 1:
-        raise ModelLoadFailed(f"{_SOURCE} needs an input of three fixed sizes, input {tensor.name!r} has {list(shape)}")
+        raise ModelLoadFailed(
+            f"{_SOURCE} needs an input with three fixed sizes, but input {tensor.name!r} has {list(shape)}"
+        )
     layout = _layout(config, shape)
     image = shape if layout == "NHWC" else (*shape[1:], shape[0])
     try:
@@ -48,14 +52,14 @@ def read(config: pb.ModelConfig | None, settings: Settings) -> tuple[Preprocessi
     choices = _NORMALIZE.get(tensor.datatype, ())
     if spec.normalize not in choices:
         raise ModelLoadFailed(
-            f"{_SOURCE}: normalize {spec.normalize!r} does not fit input {tensor.name!r} of {tensor.datatype}"
-            + (f"; it takes {' or '.join(choices)}" if choices else ", which takes no images")
+            f"{_SOURCE}: normalize {spec.normalize!r} does not fit input {tensor.name!r} of type {tensor.datatype}"
+            + (f"; use {' or '.join(map(repr, choices))}" if choices else ", which cannot take images; remove it")
         )
     return spec, TensorInfo(tensor.name, tensor.datatype, shape, layout)
 
 
 def options(parameters: Mapping[str, str]) -> ImageOptions:
-    """How a model's images are read, from config.pbtxt's `parameters`. Raises `ModelLoadFailed`."""
+    """Returns the options of preprocessing in config.pbtxt's `parameters`. Raises `ModelLoadFailed`."""
     mode = parameters.get(_PREPROCESS, "exact")
     if mode not in ("exact", "fast"):
         raise bad_value("parameter", _PREPROCESS, mode, "exact or fast")
@@ -70,4 +74,7 @@ def _layout(config: pb.ModelConfig, shape: tuple[int, ...]) -> Layout:
         return "NHWC"
     if stated == pb.ModelInput.FORMAT_NCHW or (not stated and first and not last):
         return "NCHW"
-    raise ModelLoadFailed(f"{_SOURCE}: where the channels of an input of {list(shape)} are is open; set its format")
+    raise ModelLoadFailed(
+        f"{_SOURCE}: the input has shape {list(shape)}, which does not show where its channels are; set the input's "
+        "format to FORMAT_NHWC or FORMAT_NCHW"
+    )

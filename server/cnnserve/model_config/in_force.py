@@ -1,4 +1,4 @@
-"""A model's config as it is in force: what its config.pbtxt says, and what was derived where it says nothing."""
+"""The config of a model that is in force: the settings of its config.pbtxt, and those that were derived."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from cnnserve.wire import model_config_pb2 as pb
 def effective(
     config: pb.ModelConfig | None, settings: Settings, execution: Execution, model_file: str
 ) -> pb.ModelConfig:
-    """The whole config, as a client of Triton expects it from ModelConfig."""
+    """Returns the whole config, as clients of Triton expect it from ModelConfig. `model_file`: its file name."""
     result = pb.ModelConfig()
     result.MergeFrom(config or pb.ModelConfig())
     result.name, result.backend, result.platform = settings.name, "onnxruntime", "onnxruntime_onnx"
@@ -32,7 +32,7 @@ def effective(
 
 
 def report(config: pb.ModelConfig, **parameters: str) -> None:
-    """Adds what is told of a model: `parameters.REPORTED_PARAMETERS` without their prefix."""
+    """Adds `parameters.REPORTED_PARAMETERS` to the config. They are given without their prefix."""
     for name, value in parameters.items():
         config.parameters[f"cnnserve.{name}"].string_value = value
 
@@ -56,7 +56,7 @@ def _groups(name: str, execution: Execution) -> list[pb.ModelInstanceGroup]:
 
 
 def _add_batching(batching: pb.ModelDynamicBatching, settings: Settings) -> None:
-    """A model batches here whether its config asks for it or not, and its queue always has an end."""
+    """Adds the batching in force. Every model batches, even if its config does not ask for it, in a bounded queue."""
     policy = settings.policy
     if not batching.preferred_batch_size:
         batching.preferred_batch_size.append(settings.max_batch_size)

@@ -1,21 +1,21 @@
-"""The `parameters` of a config.pbtxt: which there are, and how their values are written."""
+"""The `parameters` of config.pbtxt: which names are known, and how values are read."""
 
 from collections.abc import Mapping, Sequence
 
 from cnnserve.errors import ModelLoadFailed
 
 _PREFIX = "cnnserve."
-# Our own parameters. Those without a comment are read by `execution`.
+# Parameters of this server. `execution` reads those without a comment.
 OWN_PARAMETERS = (
     "cnnserve.allow_cpu_fallback",
     "cnnserve.batch_buckets",
-    # These three by `image_settings`.
+    # `image_settings` reads the next three.
     "cnnserve.image",
     "cnnserve.max_pixels",
     "cnnserve.preprocess",
 )
 
-# What `in_force.effective` tells of a model; of no effect where it comes back in a config.
+# `in_force.report` adds these to the config that clients see. In a config.pbtxt they have no effect.
 REPORTED_PARAMETERS = ("cnnserve.activation", "cnnserve.encoded_images", "cnnserve.verified")
 
 _RUNTIME_PARAMETERS = (
@@ -30,42 +30,44 @@ _RUNTIME_PARAMETERS = (
 _ELSEWHERE = {
     **dict.fromkeys(
         ("arena_extend_strategy", "cudnn_conv_algo_search", "do_copy_in_default_stream", "gpu_mem_limit"),
-        'put it into optimization { execution_accelerators { gpu_execution_accelerator { name: "cuda" } } }',
+        "it belongs to the accelerator cuda; move it to "
+        'optimization { execution_accelerators { gpu_execution_accelerator { name: "cuda" } } }',
     ),
-    "share_session_between_instances": "CPU instances always share one session, CUDA instances never do; remove it",
+    "share_session_between_instances": "it has no effect, because CPU instances always share one session and GPU "
+    "instances never do; remove it",
 }
 _BOOLEANS = {"0": "0", "false": "0", "1": "1", "true": "1"}
 
 
 def check_names(parameters: Mapping[str, str]) -> None:
-    """Raises `ModelLoadFailed` for a parameter that this server does not have."""
+    """Raises `ModelLoadFailed` for an unknown parameter."""
     for name in parameters:
         if name in _ELSEWHERE:
             raise ModelLoadFailed(f"config.pbtxt: parameter {name}: {_ELSEWHERE[name]}")
         if name not in (*OWN_PARAMETERS, *REPORTED_PARAMETERS, *_RUNTIME_PARAMETERS):
             known = OWN_PARAMETERS if name.startswith(_PREFIX) else (*_RUNTIME_PARAMETERS, *OWN_PARAMETERS)
-            raise unknown("parameters", name, known)
+            raise unknown("parameter", name, known)
 
 
 def flag(source: str, name: str, text: str) -> bool:
-    """A yes or no as config.pbtxt spells it. Raises `ModelLoadFailed`."""
+    """Returns the value of a Boolean: true, false, 1 or 0. Raises `ModelLoadFailed`."""
     if text.lower() not in _BOOLEANS:
         raise bad_value(source, name, text, "true or false")
     return _BOOLEANS[text.lower()] == "1"
 
 
 def whole(source: str, name: str, text: str, minimum: int) -> int:
-    """A whole number of at least `minimum`. Raises `ModelLoadFailed`."""
+    """Returns the value of a whole number that is at least `minimum`. Raises `ModelLoadFailed`."""
     if not (text.isascii() and text.isdigit() and int(text) >= minimum):
         raise bad_value(source, name, text, f"a whole number of at least {minimum}")
     return int(text)
 
 
 def unknown(source: str, name: str, known: Sequence[str]) -> ModelLoadFailed:
-    """The error for a name nobody knows, with those that are known."""
-    return ModelLoadFailed(f'config.pbtxt: {source} has no "{name}"; known: {", ".join(sorted(known))}')
+    """Returns the error for an unknown name, with the known names."""
+    return ModelLoadFailed(f'config.pbtxt: {source} "{name}" is unknown, expected one of {", ".join(sorted(known))}')
 
 
 def bad_value(source: str, name: str, text: str, expected: str) -> ModelLoadFailed:
-    """The error for a value that is not what was expected."""
+    """Returns the error for a value, with the expected ones."""
     return ModelLoadFailed(f'config.pbtxt: {source} {name} is "{text}", expected {expected}')

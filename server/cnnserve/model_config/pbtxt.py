@@ -1,7 +1,7 @@
-"""`config.pbtxt`: how a model is to be served, and what is derived where it says nothing.
+"""Reads, checks and writes `config.pbtxt`, which says how a model is to be served.
 
-The file is optional. What it leaves out comes from the ONNX file and the manifest. What it says and this server does
-not do is refused by name, never ignored: a setting that has no effect would be a lie about what runs.
+The file is optional. A setting that this server does not support fails the load with its name. If it were ignored, its
+author would believe that it has an effect.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from cnnserve.wire import model_config_pb2 as pb
 CONFIG_FILE = "config.pbtxt"
 _JSON_SOURCE = "parameter config"
 
-# Set fields of these names change what a model answers or how, and are not built here.
+# Fields that would change what a model returns, or how it computes. This server does not support them.
 _UNSUPPORTED = (
     "batch_input",
     "batch_output",
@@ -32,20 +32,20 @@ _UNSUPPORTED = (
     "model_repository_agents",
     "runtime",
 )
-# A classifier keeps no state, so its message is not even in our proto.
+# A classifier keeps no state, so our model_config.proto leaves this field out. The parsers report it as unknown.
 _SEQUENCES = "sequence_batching"
 
 
 @dataclass(frozen=True)
 class VersionPolicy:
-    """Which versions of a model are served: the newest `count`, all, or those listed."""
+    """The versions of a model to serve: the newest `count`, all, or those in `versions`."""
 
     kind: Literal["latest", "all", "specific"] = "latest"
     count: int = 1
     versions: tuple[int, ...] = ()
 
     def choose(self, available: Sequence[int]) -> list[int]:
-        """The versions to serve, ascending. A specific version that is not there is left out."""
+        """Returns the versions to serve, ascending. Versions that do not exist are left out."""
         ordered = sorted(available)
         if self.kind == "all":
             return ordered
@@ -55,12 +55,15 @@ class VersionPolicy:
 
 
 def of(folder: ModelFolder) -> pb.ModelConfig | None:
-    """The config of a load: the one it came with, else the folder's. Raises as `read`."""
+    """Returns the config of a load, or None if there is none. Raises `ModelLoadFailed` as `read` and `parse_json` do.
+
+    It is the config that a client sent with the load, otherwise that of the model folder.
+    """
     return parse_json(folder.config, folder.name) if folder.config else read(folder.path, folder.config_file)
 
 
 def told(folder: ModelFolder, failure: str) -> str:
-    """Why a load failed, with the name of what it read where that is not config.pbtxt."""
+    """Returns why a load failed, with the name of its actual config in place of config.pbtxt."""
     source = CONFIG_FILE
     if folder.config:
         source = _JSON_SOURCE
@@ -70,9 +73,9 @@ def told(folder: ModelFolder, failure: str) -> str:
 
 
 def read(model_folder: Path, instead: str = "") -> pb.ModelConfig | None:
-    """The model's config, or None where there is none. Raises `ModelLoadFailed` naming line or field.
+    """Returns the model's config, or None if there is none. Raises `ModelLoadFailed`, naming line or field.
 
-    It is the file `instead`, relative to the folder, where there is one.
+    If the file `instead` (relative to the folder) exists, it is read in place of config.pbtxt.
     """
     for name in filter(None, (instead, CONFIG_FILE)):
         try:
@@ -85,7 +88,7 @@ def read(model_folder: Path, instead: str = "") -> pb.ModelConfig | None:
 
 
 def parse(text: str, model: str) -> pb.ModelConfig:
-    """Reads config.pbtxt's text for the model in folder `model`. Raises `ModelLoadFailed`."""
+    """Reads the text of a config.pbtxt in the model folder `model`. Raises `ModelLoadFailed`."""
     try:
         config = text_format.Parse(text, pb.ModelConfig())
     except text_format.ParseError as error:
@@ -96,7 +99,7 @@ def parse(text: str, model: str) -> pb.ModelConfig:
 
 
 def parse_json(text: str, model: str) -> pb.ModelConfig:
-    """Reads a config from the JSON of a load by call, for the model in folder `model`. Raises `ModelLoadFailed`."""
+    """Reads the JSON config that a client sent with a load of `model`. Raises `ModelLoadFailed`."""
     try:
         config = json_format.Parse(text, pb.ModelConfig(), max_recursion_depth=32)
     except json_format.ParseError as error:
@@ -115,7 +118,7 @@ def _checked(config: pb.ModelConfig, model: str) -> pb.ModelConfig:
 
 
 def _check_enums(message: Message, where: str = "") -> None:
-    """Raises `ModelLoadFailed` for a number that its enum has no name for, which protobuf lets through."""
+    """Raises `ModelLoadFailed` for a number that its enum does not define. Protobuf accepts any number."""
     for field, value in message.ListFields():
         path = f"{where}{field.name}"
         if hasattr(value, "items"):
@@ -132,7 +135,7 @@ def _check_enums(message: Message, where: str = "") -> None:
 
 
 def version_policy(config: pb.ModelConfig | None) -> VersionPolicy:
-    """The config's version policy; the newest one where it says nothing."""
+    """Returns the config's version policy. Without one, only the newest version is served."""
     choice = None if config is None else config.version_policy.WhichOneof("policy_choice")
     if config is None or choice is None:
         return VersionPolicy()
@@ -144,7 +147,7 @@ def version_policy(config: pb.ModelConfig | None) -> VersionPolicy:
 
 
 def render(manifest: Manifest) -> str:
-    """The config.pbtxt an export writes with a model's first version."""
+    """Returns the text of the config.pbtxt that an export writes with the first version of a model."""
     image = ", ".join(map(str, manifest.input.shape))
     output = "\n".join(
         [
@@ -169,7 +172,7 @@ def render(manifest: Manifest) -> str:
 
 
 def _field(message: Message) -> str:
-    # Names of tensors come from a file that may hold any text: quotes, backslashes, line breaks.
+    # Protobuf escapes the text: a tensor name in an ONNX file may have quotes, backslashes and line breaks.
     return str(text_format.MessageToString(message, as_utf8=True, as_one_line=True))
 
 
@@ -181,11 +184,14 @@ def _refuse_unsupported(config: pb.ModelConfig) -> None:
         if name in present:
             raise _unsupported(name)
     if config.backend not in ("", "onnxruntime"):
-        raise ModelLoadFailed(f'{CONFIG_FILE}: backend is "{config.backend}", this server runs "onnxruntime"')
+        raise ModelLoadFailed(f'{CONFIG_FILE}: backend is "{config.backend}", expected "onnxruntime"')
     if config.platform not in ("", "onnxruntime_onnx"):
-        raise ModelLoadFailed(f'{CONFIG_FILE}: platform is "{config.platform}", this server runs "onnxruntime_onnx"')
+        raise ModelLoadFailed(f'{CONFIG_FILE}: platform is "{config.platform}", expected "onnxruntime_onnx"')
     if config.model_transaction_policy.decoupled:
-        raise ModelLoadFailed(f"{CONFIG_FILE}: decoupled models are not supported; a classifier answers once a request")
+        raise ModelLoadFailed(
+            f"{CONFIG_FILE}: decoupled models are not supported, because a classifier sends one response per request; "
+            "remove model_transaction_policy"
+        )
     if config.max_batch_size < 0:
         raise ModelLoadFailed(f"{CONFIG_FILE}: max_batch_size is {config.max_batch_size}, expected 0 or more")
 

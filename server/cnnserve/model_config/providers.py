@@ -1,7 +1,7 @@
-"""Execution providers and their options: what config.pbtxt may say of them, in ONNX Runtime's and in Triton's words.
+"""Execution providers and their options: the names and values that config.pbtxt may have, of ONNX Runtime and Triton.
 
-A name or a value that the provider would not understand is refused here, with the known ones, before a library that is
-loaded with it answers with a line of C++.
+An unknown name or a bad value fails the load here, and the error has the known ones. Otherwise the provider's library
+would fail later, with an error from its C++ code.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,14 @@ TENSORRT = "TensorrtExecutionProvider"
 
 Kind = Literal["cpu", "cuda", "tensorrt"]
 
-# An option's kind: a flag, a whole number of at least the given value, one of some words, or any text.
+# The rule for the value of an option: a flag, a whole number of at least the given value, one of some words, any text.
 _Rule = tuple[str, ...] | int | None
 _FLAG: _Rule = ("0", "1")
 _TEXT: _Rule = None
 
-# The arena grows by what a run asks for instead of doubling: buckets give it a known top. A heuristic choice of the
-# convolution costs milliseconds a shape where the exhaustive one costs most of a second and its workspaces.
+# Buckets limit the memory of runs, so the arena grows by the size of each allocation instead of doubling. The heuristic
+# choice of a convolution algorithm takes milliseconds per shape. The exhaustive one takes most of a second, and memory
+# for its workspaces.
 _CUDA_DEFAULTS = {
     "arena_extend_strategy": "kSameAsRequested",
     "cudnn_conv_algo_search": "HEURISTIC",
@@ -80,7 +81,7 @@ _TENSORRT_RULES: dict[str, _Rule] = {
     "trt_tactic_sources": _TEXT,
     "trt_timing_cache_enable": _FLAG,
 }
-# Triton's words for some of them.
+# Triton's names of some options.
 _TENSORRT_ALIASES = {
     "int8_calibration_table_name": "trt_int8_calibration_table_name",
     "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
@@ -96,7 +97,7 @@ _PRECISIONS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Provider:
-    """Where one session runs. `options` are the provider's own; `cuda_options` those of CUDA beneath TensorRT."""
+    """The execution provider of one session. `cuda_options`: options of CUDA beside TensorRT."""
 
     kind: Kind = "cpu"
     device_id: int = 0
@@ -105,12 +106,12 @@ class Provider:
 
     @property
     def name(self) -> str:
-        """ONNX Runtime's name of it."""
+        """Name of the provider in ONNX Runtime."""
         return {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}[self.kind]
 
     @property
     def chain(self) -> list[tuple[str, dict[str, str]]]:
-        """Providers with their options, first choice first, as ONNX Runtime takes them."""
+        """Providers with their options in order of preference, as ONNX Runtime takes them."""
         if self.kind == "cpu":
             return [(CPU, {})]
         device = {"device_id": str(self.device_id)}
@@ -124,22 +125,22 @@ class Provider:
 
     @property
     def reduced_precision(self) -> bool:
-        """Whether products may be rounded to fewer bits than the model's own type has (TF32, TensorRT's modes)."""
+        """Whether products may have fewer bits than the model's own type: with TF32, and always with TensorRT."""
         return self.kind == "tensorrt" or (self.kind == "cuda" and self.options.get("use_tf32") == "1")
 
     def on_device(self, device_id: int) -> "Provider":
-        """The same on another GPU."""
+        """Returns the same provider on another GPU."""
         return Provider(self.kind, device_id, self.options, self.cuda_options)
 
     def with_engines(self, cache: Path) -> "Provider":
-        """TensorRT only: the folder that keeps its engines from one start to the next."""
+        """Returns the provider with `cache` as the folder where TensorRT keeps its engines between starts."""
         paths = {"trt_engine_cache_path": str(cache), "trt_timing_cache_path": str(cache)}
         return Provider(self.kind, self.device_id, {**self.options, **paths}, self.cuda_options)
 
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """ONNX Runtime's own switches. Thread counts of 0 leave the choice to the server."""
+    """Options of ONNX Runtime itself. If a number of threads is 0, the server chooses it."""
 
     graph_level: Literal["basic", "extended", "off", "all"] = "all"
     intra_op_threads: int = 0
@@ -147,18 +148,18 @@ class RuntimeOptions:
     parallel: bool = False
     memory_arena: bool = True
     memory_pattern: bool = True
-    # Devices whose arenas shrink after every run, as "cpu:0;gpu:0".
+    # Devices whose memory arenas shrink after every run, for example "cpu:0;gpu:0".
     arena_shrinkage: str = ""
     device_allocator_for_initializers: bool = False
 
 
 def cuda_options(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Checked options over the defaults. Raises `ModelLoadFailed` for an unknown name or a bad value."""
+    """Returns the defaults with the given options, checked. Raises `ModelLoadFailed` for a bad name or value."""
     return _CUDA_DEFAULTS | {name: _checked("cuda", _CUDA_RULES, name, text) for name, text in parameters.items()}
 
 
 def tensorrt_options(parameters: Mapping[str, str]) -> dict[str, str]:
-    """The same for TensorRT; Triton's names become ONNX Runtime's."""
+    """Does the same for TensorRT, and replaces Triton's names by ONNX Runtime's."""
     options = dict(_TENSORRT_DEFAULTS)
     for name, text in parameters.items():
         if name == "precision_mode":
@@ -166,8 +167,11 @@ def tensorrt_options(parameters: Mapping[str, str]) -> dict[str, str]:
                 raise bad_value("tensorrt", name, text, ", ".join(_PRECISIONS))
             options |= _PRECISIONS[text]
         elif name in ("trt_engine_cache_path", "trt_timing_cache_path"):
-            # A model's files do not choose where the server writes.
-            raise ModelLoadFailed(f"config.pbtxt: {name} is the server's: start it with --engine-cache DIR")
+            # A model must not choose where the server writes.
+            raise ModelLoadFailed(
+                f"config.pbtxt: tensorrt {name} is a setting of the server; remove it, and start the server with "
+                "--engine-cache DIR"
+            )
         else:
             known = _TENSORRT_ALIASES.get(name, name)
             options[known] = _checked("tensorrt", _TENSORRT_RULES, known, text)
@@ -176,7 +180,7 @@ def tensorrt_options(parameters: Mapping[str, str]) -> dict[str, str]:
 
 def _checked(source: str, rules: Mapping[str, _Rule], name: str, text: str) -> str:
     if name not in rules:
-        raise unknown(f"execution accelerator {source}", name, list(rules))
+        raise unknown(f"{source} option", name, list(rules))
     rule = rules[name]
     if rule is None:
         return text

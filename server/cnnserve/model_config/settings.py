@@ -1,4 +1,7 @@
-"""How a version is served: its config.pbtxt, its manifest and its ONNX file put together."""
+"""Derives the settings of a version from its config.pbtxt, its manifest and its ONNX file.
+
+What config.pbtxt leaves out comes from the ONNX file and the manifest. The three must not contradict each other.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,43 +15,43 @@ from cnnserve.repository.manifest import Manifest
 from cnnserve.wire import model_config_pb2 as pb
 
 DEFAULT_MAX_BATCH_SIZE = 32
-# Far above what is of use, far below what memory and the config's own 32-bit fields can hold.
+# Far above useful sizes, and far below the limits of memory and of the config's 32-bit fields.
 _MAX_BATCH_SIZE = 65536
 _MAX_PRIORITY_LEVELS = 1024
 
 
 @dataclass(frozen=True)
 class WireTensor:
-    """A tensor as clients see it, without the batch dimension where `Settings.batched`."""
+    """A tensor as clients see it, without its batch dimension if `Settings.batched` is true."""
 
     name: str
     datatype: str
     dims: tuple[int, ...]
-    # Declared with `reshape`: the file has the same values in another shape.
+    # True if the config declares the tensor with `reshape`: the ONNX file has the same values in another shape.
     reshaped: bool = False
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything one version needs to be served. `max_batch_size` is at least 1."""
+    """The settings of one version. `max_batch_size` is at least 1."""
 
     name: str
     batched: bool
-    # The file's shape of one row of the input, where the config declares another one.
+    # Shape of one input row in the ONNX file if the config declares another shape; otherwise None.
     input_reshape: tuple[int, ...] | None
     max_batch_size: int
-    # The file's batch dimension is a number: every run must have exactly this many rows.
+    # Batch size if it is fixed in the ONNX file: every run must have exactly this many rows. Otherwise None.
     fixed_batch: int | None
     input: WireTensor
     outputs: tuple[WireTensor, ...]
     policy: BatchPolicy
     label_file: str | None
-    # Which of the outputs the labels name the values of.
+    # Index of the output that has the values of the classes.
     label_output: int = 0
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """The file's shape of one row of the input; -1 where neither it nor the config fixes a size."""
+        """Shape of one input row in the ONNX file; -1 for each size that neither the file nor the config fixes."""
         if self.input_reshape is not None:
             return self.input_reshape
         return self.input.dims if self.batched else self.input.dims[1:]
@@ -61,14 +64,14 @@ def resolve(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
 ) -> Settings:
-    """Puts config, manifest and ONNX file together. Raises `ModelLoadFailed` where they contradict each other."""
+    """Returns the settings. Raises `ModelLoadFailed` if config, manifest and ONNX file contradict each other."""
     config = config or pb.ModelConfig()
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
-        raise ModelLoadFailed(f"the model has {len(inputs)} inputs ({names}); this server serves one-input classifiers")
+        raise ModelLoadFailed(f"the model has {len(inputs)} inputs ({names}), expected one: a batch of images")
     source = inputs[0]
     if not source.shape:
-        raise ModelLoadFailed(f"input {source.name!r} is a scalar; a classifier takes a batch of images")
+        raise ModelLoadFailed(f"input {source.name!r} is a scalar, expected a batch of images")
     batched = _is_batched(config)
     fixed = source.shape[0] if source.shape[0] > 0 else None
     maximum = _max_batch_size(config, manifest, fixed)
@@ -77,7 +80,7 @@ def resolve(
     for declared in config.output:
         if declared.name not in known:
             raise ModelLoadFailed(
-                f'{CONFIG_FILE}: output "{declared.name}" is not in the ONNX file: {", ".join(known)}'
+                f'{CONFIG_FILE}: output "{declared.name}" is not in the ONNX file, which has {", ".join(known)}'
             )
     labelled = next((output for output in config.output if output.label_filename), None)
     return Settings(
@@ -95,20 +98,20 @@ def resolve(
 
 
 def _is_batched(config: pb.ModelConfig) -> bool:
-    # max_batch_size 0 beside declared inputs is Triton's way to say that dims hold every dimension.
+    # In Triton's configs, max_batch_size 0 and a declared input mean that `dims` has all dimensions, also the batch.
     return config.max_batch_size > 0 or not config.input
 
 
 def _max_batch_size(config: pb.ModelConfig, manifest: Manifest | None, fixed: int | None) -> int:
     declared = config.max_batch_size or (manifest.max_batch_size if manifest else 0)
     if (largest := max(declared, fixed or 0)) > _MAX_BATCH_SIZE:
-        raise ModelLoadFailed(f"max_batch_size is {largest}, at most {_MAX_BATCH_SIZE} is supported")
+        raise ModelLoadFailed(f"max_batch_size is {largest}, the limit is {_MAX_BATCH_SIZE}")
     if fixed is None:
         return declared or DEFAULT_MAX_BATCH_SIZE
     if declared > fixed:
         raise ModelLoadFailed(
-            f"max_batch_size is {declared}, but the ONNX file fixes the batch at {fixed}; "
-            f"set max_batch_size: {fixed} or export with a dynamic batch dimension"
+            f"max_batch_size is {declared}, but the ONNX file has the fixed batch size {fixed}; "
+            f"set max_batch_size to {fixed}, or export the model with a free batch dimension"
         )
     return declared or fixed
 
@@ -121,11 +124,12 @@ def _wire_input(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> Wire
         return WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
     declared = config.input[0]
     _refuse_flags(declared, "input", "is_shape_tensor", "allow_ragged_batch", "optional", "is_non_linear_format_io")
-    # Triton's rule is three; its own examples declare [3, 224, 224] for a file of [1, 3, 224, 224], with a reshape.
+    # If `dims` include the batch, there are four. Three are accepted, too, because Triton's own examples declare
+    # [3, 224, 224] with a reshape to [1, 3, 224, 224].
     if declared.format and len(declared.dims) not in ((3,) if batched else (3, 4)):
         raise ModelLoadFailed(
             f'{CONFIG_FILE}: input "{spec.name}" has format {pb.ModelInput.Format.Name(declared.format)} and dims '
-            f"{list(declared.dims)}; the format is one of three dims{'' if batched else ' behind the batch'}"
+            f"{list(declared.dims)}; a format needs three dims{'' if batched else ', or four with the batch'}"
         )
     return _declared("input", spec, declared, batched)
 
@@ -141,11 +145,13 @@ def _wire_output(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> Wir
 def _refuse_flags(declared: pb.ModelInput | pb.ModelOutput, kind: str, *names: str) -> None:
     for name in names:
         if getattr(declared, name):
-            raise ModelLoadFailed(f'{CONFIG_FILE}: {kind} "{declared.name}" has {name}, which a classifier cannot have')
+            raise ModelLoadFailed(
+                f'{CONFIG_FILE}: {kind} "{declared.name}" has {name}, which is not supported; remove it'
+            )
 
 
 def _declared(kind: str, spec: TensorSpec, declared: pb.ModelInput | pb.ModelOutput, batched: bool) -> WireTensor:
-    """The declared tensor where it fits the file's; a `-1` on either side fits any size."""
+    """Returns the declared tensor. Raises `ModelLoadFailed` if it does not fit the file's; `-1` fits any size."""
     datatype = pb.DataType.Name(declared.data_type).removeprefix("TYPE_")
     if datatype != spec.datatype:
         raise ModelLoadFailed(
@@ -154,7 +160,7 @@ def _declared(kind: str, spec: TensorSpec, declared: pb.ModelInput | pb.ModelOut
     own = spec.shape[1:] if batched else spec.shape
     dims = tuple(declared.dims)
     reshaped = declared.HasField("reshape")
-    # With reshape, `dims` is what clients see and `reshape.shape` what the file has.
+    # With `reshape`, clients see `dims`, and the ONNX file has `reshape.shape`.
     shape = tuple(declared.reshape.shape) if reshaped else dims
     if not _fits(shape, own) or (reshaped and not _same_count(dims, shape)):
         raise ModelLoadFailed(
@@ -173,7 +179,7 @@ def _fits(shape: tuple[int, ...], own: tuple[int, ...]) -> bool:
 
 
 def _same_count(dims: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    # A free size on either side cannot be turned into another shape without knowing it.
+    # A shape with a free size cannot be reshaped, because its number of values is not known.
     return -1 not in dims + shape and math.prod(dims) == math.prod(shape)
 
 
@@ -184,13 +190,13 @@ def _batch_policy(config: pb.ModelConfig, maximum: int) -> BatchPolicy:
         raise ModelLoadFailed(f"{CONFIG_FILE}: priority_levels is {levels}, expected 1 to {_MAX_PRIORITY_LEVELS}")
     for size in dynamic.preferred_batch_size:
         if not 1 <= size <= maximum:
-            raise ModelLoadFailed(f"{CONFIG_FILE}: preferred_batch_size {size} is not within 1 and {maximum}")
+            raise ModelLoadFailed(f"{CONFIG_FILE}: preferred_batch_size is {size}, expected 1 to {maximum}")
     default = dynamic.default_priority_level
     if dynamic.priority_levels and not 1 <= default <= levels:
         raise ModelLoadFailed(f"{CONFIG_FILE}: default_priority_level is {default}, expected 1 to {levels}")
     for level in dynamic.priority_queue_policy:
         if not 1 <= level <= levels:
-            raise ModelLoadFailed(f"{CONFIG_FILE}: priority_queue_policy {level} is not a level from 1 to {levels}")
+            raise ModelLoadFailed(f"{CONFIG_FILE}: priority_queue_policy has level {level}, expected 1 to {levels}")
     return BatchPolicy(
         max_batch_size=maximum,
         preferred_batch_sizes=tuple(sorted(dynamic.preferred_batch_size)),

@@ -1,4 +1,4 @@
-"""`model_warmup`: runs a config asks for before the version answers its first request."""
+"""Reads `model_warmup`: runs that a config asks for before the version is READY."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,32 +17,33 @@ _MAX_RUNS = 1000
 
 
 def batches(config: pb.ModelConfig | None, folder: Path, settings: Settings) -> Iterator[NDArray[Any]]:
-    """The rows of each run, in order; files are read from the model's `warmup` folder. Raises `ModelLoadFailed`."""
+    """Yields the rows of each run, in order. Files are in the model's `warmup` folder. Raises `ModelLoadFailed`."""
     for sample in config.model_warmup if config else ():
         where = f'config.pbtxt: model_warmup "{sample.name}"'
         size = max(1, sample.batch_size)
         if size > settings.max_batch_size:
-            raise ModelLoadFailed(f"{where}: batch_size is {size}, the model takes at most {settings.max_batch_size}")
+            raise ModelLoadFailed(f"{where}: batch_size is {size}, the limit is {settings.max_batch_size}")
         if sample.count > _MAX_RUNS:
-            raise ModelLoadFailed(f"{where}: count is {sample.count}, expected at most {_MAX_RUNS}")
+            raise ModelLoadFailed(f"{where}: count is {sample.count}, the limit is {_MAX_RUNS}")
         if list(sample.inputs) != [settings.input.name]:
             names = ", ".join(sample.inputs) or "none"
-            raise ModelLoadFailed(f'{where}: inputs are {names}, the model takes "{settings.input.name}"')
+            raise ModelLoadFailed(f'{where}: inputs are {names}, expected "{settings.input.name}"')
         row = _row(sample.inputs[settings.input.name], where, folder, settings)
         for _ in range(max(1, sample.count)):
             yield np.repeat(row, size, axis=0)
 
 
 def _row(data: pb.ModelWarmup.Input, where: str, folder: Path, settings: Settings) -> NDArray[Any]:
-    """One row in the file's shape, with a batch dimension."""
+    """Returns one row in the shape of the ONNX file, with a batch dimension."""
     dtype = NUMPY_TYPES[settings.input.datatype]
     if data.data_type != pb.DataType.Value(f"TYPE_{settings.input.datatype}"):
-        raise ModelLoadFailed(f"{where}: data_type is not the input's, TYPE_{settings.input.datatype}")
+        given = pb.DataType.Name(data.data_type)
+        raise ModelLoadFailed(f"{where}: data_type is {given}, expected TYPE_{settings.input.datatype}")
     dims, wanted = tuple(data.dims), settings.input.dims
     if len(dims) != len(wanted) or any(w not in (-1, got) for got, w in zip(dims, wanted, strict=True)):
-        raise ModelLoadFailed(f"{where}: dims are {list(dims)}, the input has {list(wanted)}")
+        raise ModelLoadFailed(f"{where}: dims are {list(dims)}, expected {list(wanted)}")
     if min(dims, default=1) < 1:
-        raise ModelLoadFailed(f"{where}: dims are {list(dims)}; every size must be 1 or more")
+        raise ModelLoadFailed(f"{where}: dims are {list(dims)}, expected sizes of 1 or more")
     values = _values(data, where, folder, dims, dtype)
     return values.reshape(-1, *(settings.input_reshape or (dims if settings.batched else dims[1:])))
 
@@ -63,11 +64,13 @@ def _values(
 def _file(folder: Path, name: str, where: str, dims: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelLoadFailed(f"{where}: input_data_file {name!r} is outside the model's {FOLDER} folder")
+        raise ModelLoadFailed(
+            f"{where}: input_data_file {name!r} is outside the model's {FOLDER} folder; move it there"
+        )
     try:
         values = np.fromfile(path, dtype)
     except OSError as error:
-        raise ModelLoadFailed(f"{where}: input_data_file {name!r}: {reason(error)}") from error
+        raise ModelLoadFailed(f"{where}: input_data_file {name!r} cannot be read: {reason(error)}") from error
     if values.size != np.prod(dims) or path.stat().st_size != values.nbytes:
         raise ModelLoadFailed(
             f"{where}: input_data_file {name!r} has {path.stat().st_size} bytes, "

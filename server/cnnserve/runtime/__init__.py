@@ -1,1 +1,4 @@
-"""ONNX Runtime: sessions, devices and what runs where. May import `model_config` and the packages below it."""
+"""ONNX Runtime: sessions, instances, execution providers, and which provider runs which node.
+
+May import `model_config` and the packages below it.
+"""

@@ -1,4 +1,4 @@
-"""A session behind buffers that were allocated and bound before the first request, one set a batch size."""
+"""Runs batches in buffers that are allocated and bound before the first request, one set for each batch size."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,21 @@ from cnnserve.runtime.session import Session
 
 
 class BoundRunner:
-    """Runs batches of the bound sizes through their buffers, any other as the session does. One thread at a time."""
+    """Runs batches of the bound sizes in their buffers, and other batches as the session does.
+
+    Use on one thread at a time.
+    """
 
     def __init__(self, session: Session, sizes: Sequence[int], *, pinned: bool = False) -> None:
         self._session = session
         self._bindings = {size: session.bind(size, pinned=pinned) for size in sizes}
 
     def buffer(self, size: int) -> Rows | None:
-        """Where a batch of `size` rows is best put together."""
+        """Returns the memory in which to assemble a batch of `size` rows, or None if any memory will do."""
         binding = self._bindings.get(size)
         return None if binding is None else binding.host
 
     def run(self, batch: Rows) -> list[Rows]:
-        """All outputs for one batch, in memory of their own. Raises `InferenceFailed`."""
+        """Returns all outputs for one batch, in new memory. Raises `InferenceFailed`."""
         binding = self._bindings.get(len(batch))
         return self._session.run(batch) if binding is None else binding.run(batch)

@@ -1,4 +1,4 @@
-"""NVIDIA's libraries by ctypes, for the few things ONNX Runtime does not tell or do."""
+"""Calls NVIDIA's libraries through ctypes, for the few things that ONNX Runtime does not report or do."""
 
 import ctypes
 import re
@@ -12,7 +12,7 @@ _NOT_FOUND = re.compile(r"^(\S+?\.so[.\d]*): cannot open shared object file")
 
 
 def missing_library(library: Path) -> str | None:
-    """The shared library for lack of which `library` cannot be loaded; None where that is not the reason."""
+    """Returns the shared library that `library` needs and that is missing, or None if none is missing."""
     try:
         ctypes.CDLL(str(library))
     except OSError as error:
@@ -22,7 +22,7 @@ def missing_library(library: Path) -> str | None:
 
 
 def device_name(device_id: int) -> str:
-    """The GPU's name, as "NVIDIA H200". Raises `OSError` without a driver or without that device."""
+    """Returns the name of a GPU, for example "NVIDIA H200". Raises `OSError` if driver or device is missing."""
     driver = ctypes.CDLL("libcuda.so.1")
     device = ctypes.c_int()
     name = ctypes.create_string_buffer(256)
@@ -34,11 +34,11 @@ def device_name(device_id: int) -> str:
 
 
 def pin(array: NDArray[Any], cuda_version: str) -> None:
-    """Locks the array's memory into RAM until the array dies, so that the GPU reads it directly. Raises `OSError`."""
+    """Locks the memory of an array into RAM until it is freed, so that the GPU reads it directly. Raises `OSError`."""
     runtime = ctypes.CDLL(f"libcudart.so.{cuda_version.partition('.')[0]}")
     address = ctypes.c_void_p(array.ctypes.data)
     failure = runtime.cudaHostRegister(address, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0))
     if failure:
         raise OSError(f"cudaHostRegister of {array.nbytes} bytes failed with {failure}")
-    # The callback runs before the array's own memory is freed.
+    # `finalize` calls back before the memory of the array is freed.
     weakref.finalize(array, runtime.cudaHostUnregister, address)

@@ -1,4 +1,4 @@
-"""Which execution provider got which node of a graph, and whether that is what was asked for."""
+"""Checks which execution provider runs which node of a graph."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from cnnserve.model_config.providers import CPU, CUDA, TENSORRT, Provider
 
-# Integer arithmetic on shapes. ONNX Runtime keeps it on the CPU on purpose, where its few numbers are needed. The types
-# of a node's tensors are not told, so this is judged by operator, and only in a graph that asks for a shape at all:
-# every one of these also has a CUDA kernel, so none of them is on the CPU for want of one.
+# Operators of arithmetic on shapes. ONNX Runtime leaves such nodes on the CPU on purpose, because it needs their few
+# integers there. It does not report the types of a node's tensors, so the operator decides, and only in a graph that
+# reads a shape at all. All these operators have CUDA kernels, so none is on the CPU for lack of a kernel.
 _SHAPE_SOURCES = frozenset({"Shape", "Size"})
 _SHAPE_OPERATORS = _SHAPE_SOURCES | {
     "Add",
@@ -38,12 +38,12 @@ class Node:
 
 
 def nodes_per_provider(nodes: Sequence[Node]) -> dict[str, int]:
-    """How many nodes each provider runs."""
+    """Returns the number of nodes that each provider runs."""
     return dict(Counter(node.provider for node in nodes))
 
 
 def misplaced(nodes: Sequence[Node], provider: Provider) -> str | None:
-    """What runs elsewhere than on `provider`, in words; None where nothing does but the arithmetic of shapes."""
+    """Returns a text about the nodes that do not run on `provider`. None if only arithmetic on shapes does not."""
     if provider.kind == "tensorrt" and not any(node.provider == TENSORRT for node in nodes):
         return f"none of {len(nodes)} nodes runs on {TENSORRT}"
     asks_shapes = any(node.operator in _SHAPE_SOURCES for node in nodes)

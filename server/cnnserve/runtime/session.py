@@ -1,7 +1,7 @@
-"""ONNX Runtime, and nothing of it past this file.
+"""Loads and runs a model with ONNX Runtime. Only this module imports onnxruntime.
 
-The only importer of onnxruntime. Its exceptions stop here: a model that cannot be loaded is a `ModelLoadFailed`, a
-provider that is not there a `ProviderUnavailable`, a run that fails an `InferenceFailed`.
+It also replaces ONNX Runtime's exceptions: a model that cannot be loaded raises `ModelLoadFailed`, a provider that
+cannot be used `ProviderUnavailable`, a run that fails `InferenceFailed`.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from cnnserve.repository import onnx_header
 from cnnserve.runtime import cuda, diagnosis
 from cnnserve.runtime.placement import Node, misplaced, nodes_per_provider
 
-# Read when the library is loaded: since 1.29 its Linux wheels report models to their maker unless told not to.
+# Since 1.29, the Linux wheels send data about models to their maker unless this is set before the library is loaded.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import onnxruntime as ort
 
 ort.disable_telemetry_events()
-# Problems are raised; its own log lines would say them a second time.
+# Errors are raised as exceptions. Log lines of ONNX Runtime would repeat them.
 ort.set_default_logger_severity(4)
 
 _log = logging.getLogger(__name__)
-# ONNX Runtime's allocator of device buffers is made on first use, without a lock.
+# ONNX Runtime creates its allocator of device buffers at the first use, without a lock.
 _allocating = threading.Lock()
 
 _GRAPH_LEVELS = {
@@ -49,14 +49,15 @@ _BUFFER_DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
 
 
 class ProviderUnavailable(Exception):
-    """The provider cannot be used on this machine; the text says what is missing and what brings it."""
+    """The provider cannot be used on this machine. The text says what is missing and what to install."""
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """`threads` for one run; `spin`: whether they may wait busily inside a run (never after it).
+    """Options of a session.
 
-    Nodes that `provider` does not take fail the load, unless `allow_cpu_nodes`.
+    `threads`: number of threads of one run. `spin`: whether they may wait actively during a run; after a run they never
+    do. If `provider` does not run all nodes, the load fails unless `allow_cpu_nodes` is true.
     """
 
     threads: int = 1
@@ -67,7 +68,7 @@ class SessionOptions:
 
 
 class Binding:
-    """The buffers of one batch size, allocated and bound once. One thread at a time."""
+    """The buffers of one batch size, allocated and bound once. Use on one thread at a time."""
 
     def __init__(
         self, session: Any, bound: Any, *, source: Any, results: Sequence[Any], options: Any, host: Rows
@@ -80,11 +81,11 @@ class Binding:
         self.host = host
 
     def run(self, batch: Rows) -> list[Rows]:
-        """All outputs, in memory of their own. `batch` may be `host`. Raises `InferenceFailed`."""
+        """Returns all outputs, in new memory. `batch` may be `host`. Raises `InferenceFailed`."""
         try:
             self._source.update_inplace(batch)
             self._session.run_with_iobinding(self._bound, self._options)
-            # From a GPU this is a copy already, from the CPU a view of the buffer.
+            # On the CPU, `numpy()` returns a view of the buffer, which the next run overwrites.
             return [result.numpy().copy() for result in self._results]
         except Exception as error:
             raise _run_failed(error) from error
@@ -93,7 +94,7 @@ class Binding:
 class Session:
     """One loaded ONNX model. Thread-safe: runs may overlap.
 
-    Raises `ModelLoadFailed` for the model, `ProviderUnavailable` for the machine.
+    Raises `ModelLoadFailed` if the model cannot be loaded, `ProviderUnavailable` if this machine lacks the provider.
     """
 
     def __init__(self, model: Path, options: SessionOptions | None = None) -> None:
@@ -115,10 +116,10 @@ class Session:
         self.has_control_flow = any(node.operator in _CONTROL_FLOW for node in nodes)
         problem = misplaced(nodes, options.provider)
         if problem and not options.allow_cpu_nodes:
-            raise ModelLoadFailed(f"{problem}; set parameter cnnserve.allow_cpu_fallback to permit it")
+            raise ModelLoadFailed(f"{problem}; set the parameter cnnserve.allow_cpu_fallback to true to allow this")
 
     def run(self, batch: Rows, options: Any = None) -> list[Rows]:
-        """Returns all outputs for one batch of the first input. Raises `InferenceFailed`."""
+        """Returns all outputs for one batch of the input. Raises `InferenceFailed`."""
         try:
             return list(self._session.run(self._output_names, {self.inputs[0].name: batch}, options or self._options))
         except Exception as error:
@@ -130,11 +131,11 @@ class Session:
 
     @property
     def bindable(self) -> bool:
-        """Whether the size of every tensor follows from the batch size alone."""
+        """Whether the batch size alone determines the size of every tensor."""
         return all(size > 0 for spec in (*self.inputs, *self.outputs) for size in spec.shape[1:])
 
     def bind(self, rows: int, *, pinned: bool = False) -> Binding:
-        """Buffers for batches of exactly `rows`, on the provider's device. `pinned`: see `cuda.pin`."""
+        """Returns buffers for batches of exactly `rows` rows, on the provider's device. `pinned`: see `cuda.pin`."""
         spec = self.inputs[0]
         host = np.zeros((rows, *spec.shape[1:]), NUMPY_TYPES[spec.datatype])
         if pinned:
@@ -160,10 +161,10 @@ class Session:
             )
 
     def _run_options(self, rows: int | None) -> ort.RunOptions | None:
-        """The options of a run into the buffers for `rows`; None: of any other run."""
+        """Returns the options of runs in the buffers for `rows`; if `rows` is None, of all other runs."""
         entries = {}
         if self.provider.graphs:
-            # One captured graph a batch size; -1 runs without.
+            # Each batch size has its own captured graph. With -1, a run uses none.
             entries["gpu_graph_id"] = str(rows or -1)
         if self._runtime.arena_shrinkage:
             entries["memory.enable_memory_arena_shrinkage"] = self._runtime.arena_shrinkage
@@ -195,12 +196,12 @@ class TerminableRuns:
 
 
 def runtime_version() -> str:
-    """ONNX Runtime's version."""
+    """Returns the version of ONNX Runtime."""
     return str(ort.__version__)
 
 
 def require(provider: Provider) -> None:
-    """Raises `ProviderUnavailable` where the wheel lacks the provider, or the machine a library that it needs."""
+    """Raises `ProviderUnavailable` if the wheel lacks the provider or this machine lacks one of its libraries."""
     for name, _ in provider.chain:
         if name not in ort.get_available_providers():
             raise ProviderUnavailable(diagnosis.not_built_in(name, _distributions()))
@@ -220,18 +221,18 @@ def _open(model: Path, options: SessionOptions) -> ort.InferenceSession:
         session = ort.InferenceSession(str(model), _ort_options(options), providers=provider.chain, enable_fallback=0)
     except Exception as error:
         reason = diagnosis.reason(str(error))
-        # cuDNN is loaded late, when the first node needs it.
+        # cuDNN is loaded only when the first node needs it, so `require` cannot see that it is missing.
         if missing := diagnosis.library_in(str(error)):
             raise ProviderUnavailable(diagnosis.missing_library(missing, provider.name)) from error
         if diagnosis.is_device_failure(str(error)):
             raise ProviderUnavailable(f"{provider.name} cannot use GPU {provider.device_id}: {reason}") from error
         if new := diagnosis.too_new(str(error), onnx_header.read(model), _distribution(), ort.__version__):
             raise ModelLoadFailed(f"{model.name} cannot be loaded: {new}") from error
-        # The reason reaches clients; the server's folders are not theirs to know.
+        # Clients see the reason, but must not see the server's folders.
         reason = reason.replace(str(model), model.name)
         raise ModelLoadFailed(f"{model.name} cannot be loaded: {reason}") from error
     session.disable_fallback()
-    # A provider that cannot be started is left out without an exception.
+    # If a provider cannot be started, ONNX Runtime leaves it out and raises nothing.
     started = session.get_providers()
     if absent := [name for name, _ in provider.chain if name not in started]:
         raise ProviderUnavailable(f"{', '.join(absent)} could not be started on GPU {provider.device_id}")
@@ -241,7 +242,7 @@ def _open(model: Path, options: SessionOptions) -> ort.InferenceSession:
 def _ort_options(options: SessionOptions) -> ort.SessionOptions:
     runtime = options.runtime
     result = ort.SessionOptions()
-    # Explicit counts: with 0, ONNX Runtime takes every core of the host and pins threads to them.
+    # With 0, ONNX Runtime would use every core of the host and pin its threads to them.
     result.intra_op_num_threads = options.threads
     result.inter_op_num_threads = runtime.inter_op_threads or 1
     result.log_severity_level = 4
@@ -252,7 +253,7 @@ def _ort_options(options: SessionOptions) -> ort.SessionOptions:
         result.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     result.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
     result.add_session_config_entry("session.force_spinning_stop", "1")
-    # Not session.disable_cpu_ep_fallback: it also refuses the arithmetic of shapes. `placement` judges instead.
+    # session.disable_cpu_ep_fallback would also refuse arithmetic on shapes, so `placement` checks the nodes.
     result.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if runtime.device_allocator_for_initializers:
         result.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
@@ -261,7 +262,7 @@ def _ort_options(options: SessionOptions) -> ort.SessionOptions:
 
 @functools.cache
 def _preload() -> None:
-    """Loads NVIDIA's libraries from their wheels. What it cannot load is told, and told better, when it is missed."""
+    """Loads NVIDIA's libraries from their wheels. A missing one is only logged: a later error says more about it."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         ort.preload_dlls()
@@ -270,7 +271,7 @@ def _preload() -> None:
 
 
 def _distributions() -> list[str]:
-    from importlib import metadata  # noqa: PLC0415  (only a failed load needs it)
+    from importlib import metadata  # noqa: PLC0415  (only failed loads need it)
 
     found = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
@@ -280,7 +281,7 @@ def _distributions() -> list[str]:
 
 
 def _distribution() -> str:
-    """The wheel whose ONNX Runtime runs; where both are installed, nobody can tell."""
+    """Returns the installed wheel. If both are installed, nobody can know which is in use; then the first."""
     return next(iter(_distributions()), "onnxruntime")
 
 

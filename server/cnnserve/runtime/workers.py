@@ -1,7 +1,7 @@
-"""The sessions and instances of one version, as its execution plan says.
+"""Opens the sessions and starts the instances of a version, as its execution plan says.
 
-CPU instances share one session, whose threads and theirs together are the CPU budget. Every GPU instance has a session,
-buffers and, where asked for, CUDA graphs of its own.
+All CPU instances share one session. The threads of the session and of the instances together use the CPU budget. Every
+GPU instance has its own session and buffers and, if the config asks for them, its own CUDA graphs.
 """
 
 import logging
@@ -26,7 +26,7 @@ from cnnserve.runtime.session import ProviderUnavailable, Session, SessionOption
 _log = logging.getLogger(__name__)
 
 OnStage = Callable[[str], None]
-# Larger files are not even tried: their runs would be a cost at every start.
+# Models in larger files are not timed, because their runs would delay every start.
 _SMALL_BYTES = 4 * 2**20
 _SMALL_RUN_S = 0.0005
 _TIMED_RUNS = 5
@@ -38,18 +38,18 @@ BUILDING = "building TensorRT engines"
 
 @dataclass(frozen=True)
 class Worker:
-    """An instance and the session it runs on; `buckets` are the sizes it pads to, none: it runs what comes."""
+    """An instance and its session. `buckets`: the sizes to which batches are padded; empty: they are not padded."""
 
     instance: ModelInstance
     session: Session
     buckets: tuple[int, ...]
 
     def warm(self) -> None:
-        """Runs every bucket once on zeros, so that no request meets a new shape. Raises `InferenceFailed`."""
+        """Runs every bucket once on zeros, so that no request is the first of its shape. Raises `InferenceFailed`."""
         spec = self.session.inputs[0]
         if -1 in spec.shape[1:]:
             return
-        # The largest size second: TensorRT then widens an engine's range once, not once a size.
+        # The largest size comes second, so that TensorRT widens the range of an engine only once.
         for size in (*self.buckets[:1], *self.buckets[:0:-1]):
             self.instance.run([spec.zeros(size)])
 
@@ -57,22 +57,23 @@ class Worker:
 def open_sessions(
     model: Path, execution: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage
 ) -> tuple[Execution, list[Session]]:
-    """One session for all CPU instances (first, where there are any) and one a GPU instance; the plan that came true.
+    """Returns the plan that is in force, and its sessions. Blocks. Raises `ModelLoadFailed`.
 
-    It is another one only where the GPU is not there and the config permits the CPU. Blocks. Raises `ModelLoadFailed`.
+    The first session is that of all CPU instances, if there are any. Then there is one per GPU instance. The plan
+    differs from `execution` if the GPU cannot be used and the config allows the CPU.
     """
     try:
         return execution, _open(model, execution, cpu_threads, engine_cache, on_stage)
     except ProviderUnavailable as error:
         if not execution.allow_cpu_fallback:
             raise ModelLoadFailed(str(error)) from error
-        _log.warning("%s runs on the CPU, as cnnserve.allow_cpu_fallback permits: %s", model.parent, error)
+        _log.warning("%s runs on the CPU, which cnnserve.allow_cpu_fallback allows: %s", model.parent, error)
     execution = execution.on_cpu()
     return execution, _open(model, execution, cpu_threads, engine_cache, on_stage)
 
 
 def make_workers(name: str, execution: Execution, sessions: Sequence[Session], settings: Settings) -> list[Worker]:
-    """Instances with their threads. Raises `ModelLoadFailed` for buckets that cannot be."""
+    """Returns the instances, each with its own thread. Raises `ModelLoadFailed` for buckets that do not fit."""
     shared = [sessions[0]] * execution.cpu_instances if execution.cpu_instances else []
     of_gpus = sessions[1:] if execution.cpu_instances else sessions
     return [
@@ -107,8 +108,8 @@ def _shortest_run_s(session: Session, batch: Rows) -> float:
 def _open(model: Path, execution: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage) -> list[Session]:
     sessions = []
     if execution.cpu_instances:
-        # One instance owns the cores and may spin inside a run; several share them and must not. The instances' own
-        # threads compute too: with them, the session's pool makes up the budget.
+        # A single instance has the CPU budget for itself and may spin during a run. Several instances share it and must
+        # not. The thread of each instance computes, too, so the session adds only the rest of the budget.
         threads = execution.runtime.intra_op_threads or max(1, cpu_threads - execution.cpu_instances + 1)
         options = SessionOptions(threads, execution.cpu_instances == 1, Provider(), runtime=execution.runtime)
         session = Session(model, options)
@@ -129,9 +130,9 @@ def _open(model: Path, execution: Execution, cpu_threads: int, engine_cache: Pat
 
 
 def _is_small(model: Path, session: Session) -> bool:
-    """Whether one row takes less time than handing its work to other threads is worth.
+    """Returns whether a run of one row is too short to gain from more threads.
 
-    A LeNet-5's run of 0.02 ms gains nothing from a second thread, which then spins where the event loop should run.
+    A run of LeNet-5 takes 0.02 ms and gains nothing from a second thread, which would spin and delay the event loop.
     """
     spec = session.inputs[0]
     if model.stat().st_size > _SMALL_BYTES or -1 in spec.shape[1:]:
@@ -140,13 +141,13 @@ def _is_small(model: Path, session: Session) -> bool:
 
 
 def _engine_folder(root: Path, device_id: int) -> Path:
-    """Engines fit one kind of GPU and one runtime. Made if it is not there."""
+    """Returns the folder of the engines for this kind of GPU and this ONNX Runtime: they fit no other. Creates it."""
     try:
         gpu = re.sub(r"\W+", "-", cuda.device_name(device_id)).strip("-")
         folder = root.expanduser() / f"{gpu}-onnxruntime-{runtime_version()}"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise ProviderUnavailable(f"TensorRT cannot keep its engines: {error}") from error
+        raise ProviderUnavailable(f"TensorRT cannot store its engines: {error}") from error
     return folder
 
 
@@ -155,7 +156,7 @@ def _worker(name: str, execution: Execution, session: Session, settings: Setting
     if session.provider.kind == "cpu" or not session.bindable:
         if session.provider.graphs:
             raise ModelLoadFailed(
-                "config.pbtxt: enable_cuda_graph needs tensors whose sizes are fixed but for the batch"
+                "config.pbtxt: enable_cuda_graph needs tensors with fixed sizes, except for the batch; remove it"
             )
         return Worker(ModelInstance(session, name, sizes), session, sizes)
     runner = BoundRunner(session, sizes, pinned=execution.pinned_input)
@@ -165,7 +166,10 @@ def _worker(name: str, execution: Execution, session: Session, settings: Setting
 def _buckets(execution: Execution, session: Session, settings: Settings) -> tuple[int, ...]:
     if settings.fixed_batch is not None:
         if execution.batch_buckets is not None:
-            raise ModelLoadFailed(f"cnnserve.batch_buckets: the ONNX file fixes the batch at {settings.fixed_batch}")
+            raise ModelLoadFailed(
+                "config.pbtxt: parameter cnnserve.batch_buckets has no effect, because the ONNX file has the fixed "
+                f"batch size {settings.fixed_batch}; remove it"
+            )
         return (settings.fixed_batch,)
     if execution.batch_buckets is not None:
         return batch_buckets.checked_buckets(execution.batch_buckets, settings.max_batch_size)

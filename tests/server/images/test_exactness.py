@@ -205,7 +205,7 @@ def test_every_size(oracle: Oracle, width: int, height: int, kind: str, name: st
         options = {"JPEG": {"subsampling": chance.randrange(3), "quality": chance.randint(1, 95)}}
         source = data = saved(image, kind, **options.get(kind, {"compress_level": 1} if kind == "PNG" else {}))
     if wanted.resize and most_pixels(image.size, resized_size(image.size, wanted.resize)) > DEFAULT_PIXEL_LIMIT:
-        with pytest.raises(InvalidInput, match="limit of 50,000,000"):
+        with pytest.raises(InvalidInput, match=r"limit (is|of) 50,000,000"):
             pixels(source, wanted)
     else:
         assert (pixels(source, wanted) == oracle.pixels(data, wanted)).all()

@@ -88,17 +88,17 @@ def test_with_what_comes_before_the_pixels(kind: str, options: dict[str, object]
         (b"\0\0\0\x20ftypavif\0\0\0\0", "is AVIF"),
         (b'<?xml version="1.0"?><svg/>', "is SVG, XML or HTML"),
         (b"%PDF-1.7", "is PDF"),
-        (b"\0" * 50, "no image this server reads"),
+        (b"\0" * 50, "not an image that this server reads"),
         (b"\xff\xd8\xff", "ends within its header"),
-        (b"\xff\xd8\xff\xd9", "has no picture"),
+        (b"\xff\xd8\xff\xd9", "has no image data"),
         (PNG[:20], "ends within its header"),
-        (b"\x89PNG\r\n\x1a\n" + chunk(b"tEXt", b"a\0b") + PNG[8:], "does not begin with its header"),
+        (b"\x89PNG\r\n\x1a\n" + chunk(b"tEXt", b"a\0b") + PNG[8:], "does not begin with an IHDR chunk"),
         (PNG[:16] + bytes(4) + PNG[20:], "its size is 0x4"),
         (b"RIFF\0\0\0\0WEBPVP8 ", "ends within its header"),
         (b"RIFF\0\0\0\0WEBPVP8X" + bytes(8), "ends within its header"),
-        (b"RIFF\0\0\0\0WEBPJUNK" + bytes(30), "a WebP cannot begin with b'JUNK'"),
+        (b"RIFF\0\0\0\0WEBPJUNK" + bytes(30), "a WebP cannot begin with the chunk b'JUNK'"),
         (b"GIF89a", "ends within its header"),
-        (GIF[:GIF_PALETTE_END] + b";", "has no picture"),
+        (GIF[:GIF_PALETTE_END] + b";", "has no image data"),
         (b"BM" + bytes(12) + struct.pack("<IiiHHI", 40, 9, 9, 1, 8, 1) + bytes(40), "compressed"),
         (b"BM" + bytes(12) + struct.pack("<IiiHHI", 40, -9, 9, 1, 8, 0) + bytes(40), "its size is -9x9"),
     ],
@@ -127,10 +127,10 @@ BOMBS = {
         lambda: (
             GIF[:GIF_PALETTE_END] + b"\x2c" + struct.pack("<HHHH", 60_000, 60_000, 5, 5) + GIF[GIF_PALETTE_END + 9 :]
         ),
-        "image of 60005x60005 pixels is over",
+        "image has 60005x60005 pixels",
     ),
-    "a WebP's canvas": (lambda: b"RIFF\0\0\0\0WEBPVP8X" + bytes(8) + b"\xff" * 6, "16777216x16777216 pixels is over"),
-    "a column": (lambda: png(np.zeros((30_000, 1), np.uint8)), "resizing an image of 1x30000 to 64x1920000"),
+    "a WebP's canvas": (lambda: b"RIFF\0\0\0\0WEBPVP8X" + bytes(8) + b"\xff" * 6, "image has 16777216x16777216 pixels"),
+    "a column": (lambda: png(np.zeros((30_000, 1), np.uint8)), "resizing the image from 1x30000 to 64x1920000"),
     "two sizes": (lambda: second_size(JPEG), "damaged"),
     "more fill than a JPEG": (lambda: b"\xff\xd8" + b"\xff" * 10**7, "more than 512 segments"),
     "junk before the picture": (lambda: b"\xff\xd8\xff" + b"a" * 10**7, "JPEG"),
@@ -215,7 +215,7 @@ def test_the_passes_of_a_resize_count() -> None:
     """Between the two passes of the resize, 1 x 60,000 pixels become 28 x 60,000."""
     data = png(np.zeros((60_000, 1), np.uint8))
     assert read(data, EXACT_SIZE).shape == (28, 28, 1)
-    with pytest.raises(InvalidInput, match="resizing an image of 1x60000 to 28x28"):
+    with pytest.raises(InvalidInput, match="resizing the image from 1x60000 to 28x28"):
         read(data, EXACT_SIZE, pixel_limit=1_000_000)
 
 

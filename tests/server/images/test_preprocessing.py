@@ -128,14 +128,14 @@ def huge_png(width: int, height: int) -> bytes:
     ("data", "said"),
     [
         (b"", "empty"),
-        (b"hello, world", "no image this server reads"),
+        (b"hello, world", "not an image that this server reads"),
         (png(noise(64, 64))[:100], "damaged"),
-        (huge_png(100_000, 100_000), "limit of 50,000,000 pixels; send a smaller one, or raise cnnserve.max_pixels"),
+        (huge_png(100_000, 100_000), "limit is 50,000,000 pixels; send a smaller image, or raise cnnserve.max_pixels"),
         # The image has 3,000 pixels, but the resized image would have 256 x 768,000.
         (
             png(noise(3000, 1, 1)),
-            "1x3000 to 256x768000 takes more than this model's limit of 50,000,000 pixels; "
-            "send a smaller or less elongated one, or raise cnnserve.max_pixels",
+            "1x3000 to 256x768000 takes more pixels than this model's limit of 50,000,000; "
+            "send a smaller or less elongated image, or raise cnnserve.max_pixels",
         ),
     ],
 )

@@ -104,7 +104,7 @@ def test_a_gpu_instance_pads_binds_warms_and_proves_every_bucket(
 @needs_cpu_wheel
 @pytest.mark.parametrize(("config", "device"), [(GPU, "cpu"), ("", "cuda"), (GPU + TENSORRT, "cpu")])
 def test_a_gpu_that_is_asked_for_is_a_contract(root: Path, config: str, device: str) -> None:
-    with pytest.raises(ModelLoadFailed, match=r'has no \w+ExecutionProvider: .*pip install "cnnserve\[gpu\]"'):
+    with pytest.raises(ModelLoadFailed, match=r'has no \w+ExecutionProvider, .*pip install "cnnserve\[gpu\]"'):
         open_with(root, config, device=device)
 
 
@@ -116,7 +116,7 @@ def test_the_cpu_takes_over_only_where_the_config_says_so(
     assert set(version.info.placement) == {CPU}
     assert len(version.instances) == 2
     assert [options.provider.kind for options in opened] == ["cuda", "cpu"]
-    assert "as cnnserve.allow_cpu_fallback permits: the installed onnxruntime has no CUDA" in caplog.text
+    assert "which cnnserve.allow_cpu_fallback allows: the installed onnxruntime has no CUDA" in caplog.text
 
 
 def test_configured_buckets_are_proved_and_run(root: Path) -> None:
@@ -131,7 +131,7 @@ def test_configured_buckets_are_proved_and_run(root: Path) -> None:
 def test_buckets_of_a_file_with_a_fixed_batch_are_refused(tmp_path: Path) -> None:
     write_version(tmp_path / "m" / "1", tiny_onnx(batch=4), max_batch_size=4)
     assert open_with(tmp_path, "").info.self_test is not None
-    with pytest.raises(ModelLoadFailed, match="the ONNX file fixes the batch at 4"):
+    with pytest.raises(ModelLoadFailed, match="the ONNX file has the fixed batch size 4"):
         open_with(tmp_path, BUCKETS)
 
 
@@ -166,7 +166,7 @@ def test_fast_preprocessing_and_the_pixel_limit_are_configured(root: Path) -> No
     assert opened.preprocessor.options == ImageOptions(fast=True, pixel_limit=1000)
     assert opened.info.self_test is not None
     assert opened.info.self_test.fast_difference is not None
-    with pytest.raises(InvalidInput, match="40x30 pixels is over this model's limit of 1,000 pixels"):
+    with pytest.raises(InvalidInput, match="40x30 pixels, this model's limit is 1,000 pixels"):
         opened.preprocessor.row(png(np.zeros((30, 40), np.uint8)))
 
 
@@ -175,7 +175,11 @@ def test_fast_preprocessing_and_the_pixel_limit_are_configured(root: Path) -> No
     [
         ("cnnserve.preprocess", "quick", 'cnnserve.preprocess is "quick", expected exact or fast'),
         ("cnnserve.max_pixels", "0", "a whole number of at least 1"),
-        ("cnnserve.preprocessing", "fast", 'no "cnnserve.preprocessing"; known: .*cnnserve.preprocess'),
+        (
+            "cnnserve.preprocessing",
+            "fast",
+            '"cnnserve.preprocessing" is unknown, expected one of .*cnnserve.preprocess',
+        ),
     ],
 )
 def test_invalid_image_parameters_are_refused(root: Path, parameter: str, value: str, said: str) -> None:

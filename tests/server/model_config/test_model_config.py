@@ -128,16 +128,19 @@ def test_priorities() -> None:
         ('input { name: "data" data_type: TYPE_UINT8 dims: [8, 8, 1] }', 'input is "data", the ONNX file has "image"'),
         ('max_batch_size: 4 input { name: "image" data_type: TYPE_FP32 dims: [8, 8, 1] }', "has data_type TYPE_FP32"),
         ('max_batch_size: 4 input { name: "image" data_type: TYPE_UINT8 dims: [1, 8, 8] }', r"write dims: \[8, 8, 1\]"),
-        ("max_batch_size: 4 dynamic_batching { preferred_batch_size: 5 }", "preferred_batch_size 5 is not within"),
+        (
+            "max_batch_size: 4 dynamic_batching { preferred_batch_size: 5 }",
+            "preferred_batch_size is 5, expected 1 to 4",
+        ),
         (
             "dynamic_batching { priority_levels: 18446744073709551615 default_priority_level: 1 }",
             "priority_levels is 18446744073709551615, expected 1 to 1024",
         ),
-        ("max_batch_size: 2000000000", "max_batch_size is 2000000000, at most 65536"),
+        ("max_batch_size: 2000000000", "max_batch_size is 2000000000, the limit is 65536"),
         ("dynamic_batching { priority_levels: 2 }", "default_priority_level is 0, expected 1 to 2"),
         (
             "dynamic_batching { priority_queue_policy { key: 3 value { max_queue_size: 1 } } }",
-            "priority_queue_policy 3 is not a level",
+            "priority_queue_policy has level 3, expected 1 to 1",
         ),
     ],
 )
@@ -150,7 +153,7 @@ def test_a_fixed_batch_bounds_the_maximum() -> None:
     fixed = TensorSpec("image", "UINT8", (4, 8, 8, 1))
     settings = resolve("m", None, None, [fixed], [OUTPUT])
     assert (settings.max_batch_size, settings.fixed_batch) == (4, 4)
-    with pytest.raises(ModelLoadFailed, match="the ONNX file fixes the batch at 4"):
+    with pytest.raises(ModelLoadFailed, match="the ONNX file has the fixed batch size 4"):
         resolve("m", parse("max_batch_size: 8", "m"), None, [fixed], [OUTPUT])
 
 

@@ -43,15 +43,15 @@ def test_the_reason_without_its_origin(text: str, said: str) -> None:
 def test_a_file_that_is_too_new_is_told_with_the_fix(text: str, limit: str) -> None:
     header = OnnxHeader(14, {"ai.onnx": 27, "my": 1})
     assert diagnosis.too_new(text, header, "onnxruntime-gpu", "1.31.1") == (
-        "it is written in IR version 14 and opset 27 of ai.onnx, opset 1 of my, onnxruntime-gpu 1.31.1 reads up to "
-        f"{limit}: pip install -U onnxruntime-gpu, or make the file again with cnnserve export … --opset 18 or "
+        "the file has IR version 14 and opset 27 of ai.onnx, opset 1 of my, but onnxruntime-gpu 1.31.1 reads up to "
+        f"{limit}; pip install -U onnxruntime-gpu, or create the file again with cnnserve export … --opset 18 or "
         "torch.onnx.export(…, opset_version=18)"
     )
 
 
 def test_a_file_whose_header_cannot_be_read_is_told_by_what_the_runtime_says() -> None:
-    assert str(diagnosis.too_new(IR, None, "onnxruntime", "1")).startswith("it is written in IR version 99, onnx")
-    assert str(diagnosis.too_new(OPSET, None, "onnxruntime", "1")).startswith("it is written in opset 99 of ai.onnx,")
+    assert str(diagnosis.too_new(IR, None, "onnxruntime", "1")).startswith("the file has IR version 99, but onnx")
+    assert str(diagnosis.too_new(OPSET, None, "onnxruntime", "1")).startswith("the file has opset 99 of ai.onnx, but")
     assert diagnosis.too_new(OPERATOR, None, "onnxruntime", "1") is None
 
 
@@ -71,11 +71,11 @@ def test_the_machine_is_told_from_the_model() -> None:
 )
 def test_a_missing_library_is_named_with_what_brings_it(library: str, fix: str) -> None:
     told = diagnosis.missing_library(library, "X")
-    assert told.startswith(f"X cannot be used, {library} is missing: ")
+    assert told.startswith(f"X cannot be used, because {library} is missing; ")
     assert fix in told
 
 
 def test_the_cpu_wheel_has_to_go_first() -> None:
     both = diagnosis.not_built_in("X", ["onnxruntime", "onnxruntime-gpu"])
-    assert both.endswith('first pip uninstall -y onnxruntime onnxruntime-gpu, then pip install "cnnserve[gpu]"')
+    assert both.count('run pip uninstall -y onnxruntime onnxruntime-gpu, then pip install "cnnserve[gpu]"') == 1
     assert "uninstall" not in diagnosis.not_built_in("X", ["onnxruntime-gpu"])

@@ -119,7 +119,7 @@ def test_a_wheel_without_the_provider_is_told_with_the_fix(model: Path) -> None:
         pytest.skip("onnxruntime-gpu is installed")
     options = SessionOptions(provider=Provider("cuda", 0, cuda_options({})))
     with pytest.raises(
-        ProviderUnavailable, match=r'first pip uninstall -y onnxruntime, then pip install "cnnserve\[gp'
+        ProviderUnavailable, match=r'run pip uninstall -y onnxruntime, then pip install "cnnserve\[gp'
     ):
         Session(model, options)
 
@@ -137,8 +137,8 @@ def test_a_format_that_is_too_new_names_the_versions_and_the_fix(
     wheel, version = re.escape(next(iter(_distributions()))), re.escape(onnxruntime.__version__)
     with pytest.raises(
         ModelLoadFailed,
-        match=rf"^new\.onnx cannot be loaded: it is written in IR version {ir_version} and opset {opset} of ai\.onnx, "
-        rf"{wheel} {version} reads up to {limit} \d+: pip install -U {wheel}, or .* cnnserve export … --opset 18 or ",
+        match=rf"^new\.onnx cannot be loaded: the file has IR version {ir_version} and opset {opset} of ai\.onnx, but "
+        rf"{wheel} {version} reads up to {limit} \d+; pip install -U {wheel}, or .* cnnserve export … --opset 18 or ",
     ):
         Session(path)
 
