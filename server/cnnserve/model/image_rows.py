@@ -1,4 +1,4 @@
-"""The images of one request on their way to rows of the model's input."""
+"""Turns the images of one request into rows of the model's input, on the event loop or on the decoding threads."""
 
 import asyncio
 import time
@@ -11,13 +11,15 @@ from cnnserve.datatypes import Rows
 from cnnserve.errors import DeadlineExceeded, ServingError
 from cnnserve.images.preprocessing import ImageSource, Preprocessor
 
-# So many quick images are read on the event loop; more go to the decoding threads, in parts that are worth the way.
+# Handing over a single small image takes longer than decoding it. So if a request has only small images, at most
+# `_INLINE_IMAGES`, the event loop decodes them. Otherwise the decoding threads do: small images in groups of
+# `_QUICK_IMAGES`, each larger image alone.
 _INLINE_IMAGES = 4
 _QUICK_IMAGES = 16
 
 
 class ImageRows:
-    """One request's images on their way to rows; `errors` has an image's own error by its index."""
+    """The images of one request and their rows. `errors`: the errors of images that cannot be read, by index."""
 
     def __init__(self, preprocessor: Preprocessor, images: Sequence[ImageSource], deadline_ns: int | None) -> None:
         self.errors: dict[int, ServingError] = {}
@@ -27,7 +29,7 @@ class ImageRows:
         self._rows = preprocessor.empty(len(images))
 
     async def read(self, decoders: Executor) -> None:
-        """Reads all images: a few quick ones on the event loop, others on `decoders`. Raises `DeadlineExceeded`."""
+        """Reads all images: a few small ones on the event loop, others on `decoders`. Raises `DeadlineExceeded`."""
         quick, others = self._sorted_out()
         if not others and len(quick) <= _INLINE_IMAGES:
             self._read(quick)
@@ -39,18 +41,18 @@ class ImageRows:
         try:
             await asyncio.gather(*jobs)
         finally:
-            # Where it was cancelled or is too late, what has not begun is not decoded any more.
+            # If the request was cancelled or its deadline passed, images whose decoding has not begun are not decoded.
             for job in jobs:
                 job.cancel()
 
     def good_rows(self) -> Rows:
-        """The rows of the images that could be read, in order."""
+        """Returns the rows of the images that could be read, in order."""
         if not self.errors:
             return self._rows
         return np.delete(self._rows, list(self.errors), axis=0)
 
     def _sorted_out(self) -> tuple[list[int], list[int]]:
-        """Which images are quick to read, and which are not."""
+        """Returns the indices of the small images and of the others."""
         quick: list[int] = []
         others: list[int] = []
         for index, image in enumerate(self._images):
@@ -58,10 +60,10 @@ class ImageRows:
         return quick, others
 
     def _read(self, indices: Sequence[int]) -> None:
-        """Reads some of the images; on any thread. Raises `DeadlineExceeded`."""
+        """Reads the images at `indices`, on any thread. Raises `DeadlineExceeded`."""
         for index in indices:
             if self._deadline_ns is not None and self._deadline_ns <= time.monotonic_ns():
-                raise DeadlineExceeded("the deadline passed before the images were read")
+                raise DeadlineExceeded("the deadline passed before all images were read")
             try:
                 self._rows[index] = self._preprocessor.row(self._images[index])
             except ServingError as error:

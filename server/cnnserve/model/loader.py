@@ -1,6 +1,6 @@
-"""From a version folder to a `Model`: digests, sessions, settings, labels, instances, self-test.
+"""Loads a version: digests, sessions, settings, labels, instances and self-test make a `Model` of a version folder.
 
-The part that blocks (`open_version`) runs on a thread; the part that touches the event loop (`start`) is short.
+`open_version` blocks and runs on a thread of its own. `start` is short and runs on the event loop.
 """
 
 import logging
@@ -14,7 +14,7 @@ from cnnserve.batching.inline import InlineRuns
 from cnnserve.batching.instance import ModelInstance
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
-from cnnserve.model import proving, selftest
+from cnnserve.model import proving
 from cnnserve.model.version import Model, ModelInfo
 from cnnserve.model_config import execution as executions
 from cnnserve.model_config import image_settings, pbtxt, warmup
@@ -31,13 +31,13 @@ from cnnserve.wire.model_config_pb2 import ModelConfig
 
 _log = logging.getLogger(__name__)
 
-# Where a model takes them, as ModelConfig tells it.
+# What ModelConfig reports of a model that takes images.
 ENCODED_IMAGES = "input as BYTES of shape [n] or [n,1], each element an image file"
 
 
 @dataclass(frozen=True)
 class OpenVersion:
-    """A version that passed its self-test. Dropping it ends its instances."""
+    """A version that passed its self-test. If it is dropped, its instances end."""
 
     info: ModelInfo
     instances: tuple[ModelInstance, ...]
@@ -46,7 +46,7 @@ class OpenVersion:
 
 
 def _no_stage(_: str) -> None:
-    """Nobody listens."""
+    """Ignores the stage."""
 
 
 def open_version(
@@ -59,11 +59,10 @@ def open_version(
     budget: MemoryBudget | None = None,
     on_stage: OnStage = _no_stage,
 ) -> OpenVersion:
-    """Loads and proves one version. Blocks. Raises `ModelLoadFailed` with the reason.
+    """Loads and tests one version. Blocks. Raises `ModelLoadFailed` with the reason.
 
-    `engine_cache` is the folder that keeps TensorRT's engines; `device` is where a model runs whose config leaves it
-    open; `budget` counts what its images take while they are
-    decoded; `on_stage` is told, on this thread, what takes long.
+    `engine_cache`: folder for TensorRT's engines. `device`: device of a model whose config names none. `budget` counts
+    the memory of images while they are decoded. `on_stage` is called on this thread with the name of each long stage.
     """
     path = folder.versions[version]
     config = pbtxt.of(folder)
@@ -76,8 +75,10 @@ def open_version(
     preprocessor = _preprocessor(config, manifest, settings, budget)
     workers = make_workers(f"{folder.name}-{version}", execution, sessions, settings)
     warmups = warmup.batches(config, folder.path, settings)
-    proof = proving.prove(workers, settings, manifest=manifest, preprocessor=preprocessor, path=path, warmups=warmups)
-    class_count = manifest.class_count if manifest else proof.probe.class_count if proof.probe else 0
+    findings = proving.examine(
+        workers, settings, manifest=manifest, preprocessor=preprocessor, path=path, warmups=warmups
+    )
+    class_count = manifest.class_count if manifest else findings.probe.class_count if findings.probe else 0
     if labels:
         _check_labels(folder.name, labels, class_count, manifest)
     info = ModelInfo(
@@ -87,14 +88,14 @@ def open_version(
         labels,
         class_count,
         manifest,
-        proof.self_test,
-        proof.probe,
-        proof.placement,
+        findings.self_test,
+        findings.probe,
+        findings.placement,
         effective(config, settings, execution, model_file.relative_to(path).parts[0]),
     )
     report(
         info.config,
-        verified="true" if proof.self_test else "false",
+        verified="true" if findings.self_test else "false",
         activation="softmax, applied by Classify" if info.applies_softmax else "softmax, in the model",
         encoded_images=ENCODED_IMAGES if preprocessor else "no",
     )
@@ -103,7 +104,7 @@ def open_version(
 
 
 def start(opened: OpenVersion, decoders: Executor) -> Model:
-    """Gives an opened version its batcher. On the event loop."""
+    """Returns the model of an opened version, with its batcher. Call on the event loop."""
     settings = opened.info.settings
     batcher = DynamicBatcher(
         settings.policy, opened.instances, free_sizes=-1 in settings.row_shape, inline=opened.inline
@@ -120,15 +121,16 @@ def _preprocessor(
     if manifest is not None:
         if stated is not None:
             raise ModelLoadFailed(
-                f"config.pbtxt: parameter {image_settings.PARAMETER}: the manifest says it; remove it"
+                f"config.pbtxt: parameter {image_settings.PARAMETER} has no effect, because the manifest states the "
+                "preprocessing; remove it"
             )
         return Preprocessor(manifest.preprocessing, manifest.input, options, budget)
     if stated is not None:
         return Preprocessor(*stated, options, budget)
     if given := sorted(image_settings.IMAGE_PARAMETERS & parameters.keys()):
         raise ModelLoadFailed(
-            f"config.pbtxt: parameter {given[0]} has no effect: without a manifest or {image_settings.PARAMETER} the "
-            "model takes no images"
+            f"config.pbtxt: parameter {given[0]} has no effect, because without a manifest or "
+            f"{image_settings.PARAMETER} the model takes no images; remove it"
         )
     return None
 
@@ -145,10 +147,10 @@ def _model_file(path: Path, config: ModelConfig | None, manifest: Manifest | Non
         return path / manifest.onnx.file
     name = (config.default_model_filename if config else "") or MODEL_FILE
     if "/" in name or name.startswith("."):
-        raise ModelLoadFailed(f"default_model_filename is {name!r}; a plain file name is expected")
+        raise ModelLoadFailed(f"default_model_filename is {name!r}, expected a plain file name")
     file = path / name
     if file.is_dir():
-        # A model of several files, in Triton's layout.
+        # In Triton's layout, a model of several files is a folder.
         file /= MODEL_FILE
     if not file.is_file():
         raise ModelLoadFailed(f"file {file.relative_to(path)} is missing from the version folder")
@@ -162,13 +164,21 @@ def _labels(folder: ModelFolder, path: Path, manifest: Manifest | None, settings
         return ()
     file = folder.path / settings.label_file
     if not file.resolve().is_relative_to(folder.path.resolve()):
-        raise ModelLoadFailed(f"label_filename {settings.label_file!r} is outside the model's folder")
+        raise ModelLoadFailed(
+            f"label_filename {settings.label_file!r} is outside the model's folder; move the file there"
+        )
     return read_labels(file)
 
 
 def _check_labels(model: str, labels: Sequence[str], class_count: int, manifest: Manifest | None) -> None:
-    """A manifest promises a label for each class. A label file of Triton's may end early: the rest have none."""
+    """Raises `ModelLoadFailed` unless a manifest has one label per class.
+
+    Without a manifest, a wrong count is only logged, because Triton accepts label files that end early.
+    """
+    if len(labels) == class_count:
+        return
+    problem = f"there are {len(labels)} labels for {class_count} classes"
     if manifest is not None:
-        selftest.check_labels(labels, class_count)
-    elif class_count and len(labels) != class_count:
-        _log.warning("model %s: there are %d labels for %d classes", model, len(labels), class_count)
+        raise ModelLoadFailed(f"{problem}; export the model again")
+    if class_count:
+        _log.warning("model %s: %s; check its label file", model, problem)

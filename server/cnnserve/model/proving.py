@@ -1,4 +1,4 @@
-"""What a version is run for before it is READY: its self-test or probe, on every session that will serve it."""
+"""Runs a version before it is READY: its self-test or its probe, on every session, and its warm-up runs."""
 
 import contextlib
 from collections.abc import Iterable, Sequence
@@ -16,15 +16,18 @@ from cnnserve.runtime.workers import Worker
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What the runs showed: of a version with a manifest its self-test, of another one a probe; nodes by provider."""
+class Findings:
+    """The result of the runs: a self-test if the version has a manifest, otherwise a probe.
+
+    `placement`: number of nodes by provider.
+    """
 
     self_test: SelfTest | None
     probe: Probe | None
     placement: dict[str, int]
 
 
-def prove(
+def examine(
     workers: Sequence[Worker],
     settings: Settings,
     *,
@@ -32,26 +35,27 @@ def prove(
     preprocessor: Preprocessor | None,
     path: Path,
     warmups: Iterable[Rows],
-) -> Proof:
-    """Warms and tests the version in folder `path`, then runs `warmups` on every worker. Raises `ModelLoadFailed`."""
-    # One instance of each session: those that share one compute the same.
-    proved = list({id(worker.session): worker for worker in workers}.values())
+) -> Findings:
+    """Tests the version in folder `path`, then runs `warmups` on every worker. Raises `ModelLoadFailed`."""
+    # One instance of each session is enough, because instances that share a session compute the same.
+    tested = list({id(worker.session): worker for worker in workers}.values())
     test, probe = None, None
     try:
-        for worker in proved:
-            # The self-test runs every bucket as well; on a GPU the first run of a size is no proof of the later ones.
+        for worker in tested:
+            # The self-test also runs every bucket. But on a GPU, the first run of a size may differ from all others, so
+            # the self-test must not measure it.
             if manifest is None or worker.session.provider.kind != "cpu":
                 worker.warm()
         if manifest is None or preprocessor is None:
-            probe = _probe(proved[0], settings)
+            probe = _probe(tested[0], settings)
         else:
-            test = _self_test(proved, manifest, preprocessor, path, settings)
+            test = _self_test(tested, manifest, preprocessor, path, settings)
         for rows in warmups:
             for worker in workers:
                 worker.instance.run([rows])
     except (InferenceFailed, InvalidInput) as error:
         raise ModelLoadFailed(f"self-test: {error}") from error
-    return Proof(test, probe, _placement(proved))
+    return Findings(test, probe, _placement(tested))
 
 
 def _self_test(
@@ -67,7 +71,7 @@ def _self_test(
 
 
 def _probe(worker: Worker, settings: Settings) -> Probe:
-    """What a model without a manifest shows. A size that neither file nor config fixes cannot be tried."""
+    """Probes a model without a manifest. If an input size is free, nothing can be run."""
     output = settings.label_output
     if -1 in settings.row_shape:
         with contextlib.suppress(IndexError):
@@ -78,7 +82,7 @@ def _probe(worker: Worker, settings: Settings) -> Probe:
 
 
 def _placement(workers: Sequence[Worker]) -> dict[str, int]:
-    """Nodes by provider; where several sessions have nodes on one, the most."""
+    """Returns the number of nodes by provider: of all sessions, the largest."""
     nodes: dict[str, int] = {}
     for worker in workers:
         for provider, count in worker.session.placement.items():

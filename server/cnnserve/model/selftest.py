@@ -1,4 +1,4 @@
-"""What a version must show before it is READY, on the session and the instance that will really serve it."""
+"""The self-test of a version before it is READY, on the sessions and instances that will serve it."""
 
 import io
 import math
@@ -17,12 +17,12 @@ from cnnserve.model.classification import are_probabilities, softmax
 from cnnserve.model_config.providers import Provider
 from cnnserve.repository.manifest import Manifest
 
-# Sizes to try where no buckets are given.
+# Batch size of the self-test if there are no buckets.
 _INVARIANCE_BATCH = 3
-# TF32 and fp16 keep 11 significant bits: each factor is off by up to 5e-4 of itself, a logit of 20 after some dozen
-# layers by about 2e-2, and a probability by at most a quarter of that.
+# TF32 and fp16 have 11 significant bits, so each factor has a relative error of up to 5e-4. After a few dozen layers, a
+# logit of 20 differs by about 2e-2, and a probability by at most a quarter of that.
 _REDUCED_TOLERANCE = 1e-2
-# Enlarged so many times, the golden image shows what fast preprocessing does to large pictures.
+# Factors by which the golden image is enlarged, to show what fast preprocessing changes in large images.
 _FAST_SIZES = (1, 2, 4)
 
 Run = Callable[[Sequence[Rows]], list[Rows]]
@@ -30,10 +30,11 @@ Run = Callable[[Sequence[Rows]], list[Rows]]
 
 @dataclass(frozen=True)
 class SelfTest:
-    """The largest difference from the golden probabilities, alone and within a batch, and what was allowed.
+    """The result of a self-test: the largest differences from the golden probabilities, and the tolerance.
 
-    `batches` has the largest difference for each size of a run, `provider` where it was run. `fast_difference` is what
-    fast preprocessing changes of any probability, where it is on.
+    `golden_difference` is that of the golden image alone, `batch_difference` that in batches, `batches` that for each
+    batch size. `provider`: where it ran. `fast_difference`: the largest change of a probability by fast preprocessing;
+    None if that is off.
     """
 
     golden_difference: float
@@ -44,19 +45,21 @@ class SelfTest:
     fast_difference: float | None = None
 
     def __str__(self) -> str:
-        fast = "" if self.fast_difference is None else f"; fast preprocessing changes it by {self.fast_difference:.1e}"
-        proof = (
-            f"golden image within {self.golden_difference:.1e}, in batches of "
-            f"{', '.join(map(str, self.batches))} within {self.batch_difference:.1e} (allowed {self.tolerance:.0e})"
+        passed = (
+            "self-test passed: the probabilities of the golden image differ by at most "
+            f"{self.golden_difference:.1e} alone and by {self.batch_difference:.1e} in batches of "
+            f"{', '.join(map(str, self.batches))} (tolerance {self.tolerance:.0e})"
         )
-        return proof + fast
+        if self.fast_difference is None:
+            return passed
+        return f"{passed}; fast preprocessing changes them by at most {self.fast_difference:.1e}"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a model without a manifest showed in runs over noise: its classes, and whether its rows sum to 1.
+    """The result of running a model without a manifest on noise: class count, and whether rows are probabilities.
 
-    `sizes` are the batches that were run; none where the image size is free.
+    `sizes`: the batch sizes of the runs; empty if an input size is free, because then nothing is run.
     """
 
     class_count: int
@@ -65,43 +68,41 @@ class Probe:
 
     def __str__(self) -> str:
         if not self.sizes:
-            return "unverified: no manifest, and its free sizes leave nothing to run"
-        rows = "probabilities" if self.probabilities else "no probabilities, so Classify applies softmax"
-        return f"unverified: no manifest; in batches of {', '.join(map(str, self.sizes))} its rows are {rows}"
+            return "unverified: no manifest, and not run, because an input size is free"
+        rows = "probabilities" if self.probabilities else "not probabilities, so Classify applies a softmax"
+        return f"unverified: no manifest; in batches of {', '.join(map(str, self.sizes))} its output rows are {rows}"
 
 
 def probe(run: Run, shape: Sequence[int], datatype: str, output: int, *, sizes: Sequence[int]) -> Probe:
-    """Runs noise of one row's `shape` in batches of every size; `output` is the one that has the classes.
+    """Runs noise of a row's `shape` in batches of each size. `output`: index of the output with the classes.
 
-    Raises `ModelLoadFailed` where the batches disagree about the classes, `InferenceFailed` where a run fails.
+    Raises `ModelLoadFailed` if the number of classes differs between batches, `InferenceFailed` if a run fails.
     """
     generator = np.random.default_rng(0)
     results = []
     for size in sizes:
         noise = generator.uniform(0, 2 if datatype == "BOOL" else 255, (size, *shape))
-        # Floats are what images become: about 0 to 1.
+        # Preprocessing makes floats of about 0 to 1.
         rows = noise / 255 if datatype.startswith("FP") else noise
         results.append(run([rows.astype(NUMPY_TYPES[datatype])])[output].reshape(size, -1))
     counts = {result.shape[1] for result in results}
     if len(counts) > 1:
-        raise ModelLoadFailed(f"self-test: rows have {' or '.join(map(str, sorted(counts)))} values, by batch size")
+        values = " or ".join(map(str, sorted(counts)))
+        raise ModelLoadFailed(
+            f"self-test: an output row has {values} values, depending on the batch size; export the model with a free "
+            "batch dimension"
+        )
     return Probe(counts.pop(), all(map(are_probabilities, results)), tuple(sizes))
 
 
-def check_labels(labels: Sequence[str], class_count: int) -> None:
-    """Raises `ModelLoadFailed` unless there is one label per class."""
-    if len(labels) != class_count:
-        raise ModelLoadFailed(f"there are {len(labels)} labels for {class_count} classes")
-
-
 def tolerance(manifest: Manifest, provider: Provider) -> float:
-    """The manifest's tolerance, or a wider one where the provider computes with fewer bits than the model has."""
+    """Returns the manifest's tolerance, or a larger one if the provider computes with fewer bits than the model."""
     allowed = manifest.golden.tolerance
     return max(allowed, _REDUCED_TOLERANCE) if provider.reduced_precision else allowed
 
 
 def batch_sizes(buckets: Sequence[int], maximum: int) -> list[int]:
-    """The sizes that are tried: every bucket, or 1 and 3 (at most `maximum`) where nothing is padded."""
+    """Returns the batch sizes to test: all buckets; without buckets 1 and 3 (at most `maximum`)."""
     return sorted({*buckets}) if buckets else sorted({1, min(_INVARIANCE_BATCH, maximum)})
 
 
@@ -114,9 +115,10 @@ def run_golden(
     sizes: Sequence[int],
     provider: Provider,
 ) -> SelfTest:
-    """Repeats the golden image alone, and as first and last of a batch of every size. `run` takes parts of a batch.
+    """Runs the golden image alone, and as the first and last row of a batch of each size. Returns the differences.
 
-    Each must give the golden probabilities, and what the image gives alone. Raises `ModelLoadFailed` on a difference.
+    Each time, the probabilities must be the golden ones and, in a batch, also those of the image alone, within the
+    tolerance. Otherwise it raises `ModelLoadFailed`. `run` takes the parts of a batch.
     """
     image = (folder / manifest.golden.image).read_bytes()
     row = preprocessor.exact().encoded(image)[np.newaxis]
@@ -136,7 +138,7 @@ def run_golden(
 
 
 def worst(tests: Sequence[SelfTest]) -> SelfTest:
-    """Several instances' tests as one: the largest differences."""
+    """Returns the results of several instances as one: the largest differences."""
     sizes = sorted({size for test in tests for size in test.batches})
     return SelfTest(
         max(test.golden_difference for test in tests),
@@ -149,12 +151,12 @@ def worst(tests: Sequence[SelfTest]) -> SelfTest:
 
 
 def _fast_difference(run: Run, manifest: Manifest, preprocessor: Preprocessor, image: bytes) -> float:
-    """The largest change of any probability where the golden image, and JPEGs of it, are preprocessed fast."""
+    """Returns the largest change of a probability if fast preprocessing reads the golden image, and JPEGs of it."""
     exact = preprocessor.exact()
     differences = []
     for data in (image, *_as_jpegs(image, preprocessor.options.pixel_limit)):
         rows = np.stack([exact.encoded(data), preprocessor.encoded(data)])
-        # One by one: a model may take no batches.
+        # Each row runs alone, because the model may take no batches.
         scores = np.concatenate([run([row[np.newaxis]])[0] for row in rows])
         probabilities = softmax(scores) if manifest.activation == "none" else scores
         differences.append(np.abs(probabilities[0].astype(np.float64) - probabilities[1]).max())
@@ -162,7 +164,7 @@ def _fast_difference(run: Run, manifest: Manifest, preprocessor: Preprocessor, i
 
 
 def _as_jpegs(image: bytes, pixel_limit: int) -> Iterator[bytes]:
-    """The image as JPEGs of its own size and larger ones, which fast preprocessing decodes smaller."""
+    """Yields the image as JPEGs of its own and of larger sizes, which fast preprocessing decodes at smaller sizes."""
     with Image.open(io.BytesIO(image)) as opened:
         picture = opened.convert("RGB")
     for times in _FAST_SIZES:
@@ -181,7 +183,7 @@ def _batch(row: Rows, size: int) -> Rows:
 
 
 def _probabilities(run: Run, manifest: Manifest, rows: Rows) -> NDArray[np.float64]:
-    # All rows are checked, those of zeros as well.
+    # All rows are checked, also those of zeros.
     result: NDArray[np.float64] = run([rows])[0].astype(np.float64)
     if result.shape != (len(rows), manifest.class_count):
         raise ModelLoadFailed(
@@ -189,8 +191,9 @@ def _probabilities(run: Run, manifest: Manifest, rows: Rows) -> NDArray[np.float
         )
     if manifest.activation == "softmax" and not are_probabilities(result):
         raise ModelLoadFailed(
-            f"self-test: the rows are no probabilities (values {result.min():.3g} to {result.max():.3g}, "
-            f"sums {result.sum(axis=1).min():.3g} to {result.sum(axis=1).max():.3g}), the manifest promises softmax"
+            f"self-test: the output rows are not probabilities (values {result.min():.3g} to {result.max():.3g}, "
+            f"sums {result.sum(axis=1).min():.3g} to {result.sum(axis=1).max():.3g}), but the manifest says softmax; "
+            "export the model again"
         )
     return result
 
@@ -200,10 +203,10 @@ def _compare(
 ) -> float:
     differences = np.abs(actual - expected)
     worst_class = int(np.argmax(differences))
-    # Written so that a NaN fails.
+    # `not <=` instead of `>`, so that a NaN fails.
     if not differences[worst_class] <= allowed:
         raise ModelLoadFailed(
-            f"self-test: the golden image {where} gives class {worst_class} probability {actual[worst_class]:.6f}, "
-            f"{says} {expected[worst_class]:.6f} (allowed difference {allowed:.0e})"
+            f"self-test: the golden image {where} gives class {worst_class} the probability "
+            f"{actual[worst_class]:.6f}, but {says} {expected[worst_class]:.6f} (tolerance {allowed:.0e})"
         )
     return float(differences[worst_class])

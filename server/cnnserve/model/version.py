@@ -1,4 +1,4 @@
-"""One loaded version of a model and its two uses: tensors in (`infer`), images in (`classify`). Knows no wire."""
+"""A loaded version of a model: `infer` runs tensors, `classify` classifies images. Knows no protocol."""
 
 import asyncio
 import math
@@ -23,15 +23,15 @@ from cnnserve.model_config.settings import Settings
 from cnnserve.repository.manifest import Manifest
 from cnnserve.wire.model_config_pb2 import ModelConfig
 
-# Softmax and sorting of so many values take a few milliseconds on the event loop; more go to a thread.
+# Softmax and sorting of this many values take a few ms on the event loop. Larger outputs go to a thread.
 _INLINE_VALUES = 250_000
-# Each becomes an object there, and one of the answer's: so many take 0.2 s.
+# The event loop makes two objects of each class, one of them in the response. For this many classes that takes 0.2 s.
 MAX_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a loaded version; a client may see all of it."""
+    """All that is known about a loaded version. Clients may see all of it."""
 
     name: str
     version: int
@@ -40,15 +40,15 @@ class ModelInfo:
     class_count: int
     manifest: Manifest | None
     self_test: SelfTest | None
-    # Without a manifest: what the model showed when it was run.
+    # The result of the probe if there is no manifest; otherwise None.
     probe: Probe | None = None
     placement: dict[str, int] = field(default_factory=dict)
-    # As it is in force: what config.pbtxt says, and what was derived.
+    # The config in force: the settings of config.pbtxt, and those that were derived.
     config: ModelConfig = field(default_factory=ModelConfig)
 
     @property
     def applies_softmax(self) -> bool:
-        """Whether `classify` makes probabilities of the model's rows, which are none."""
+        """Whether `classify` applies a softmax, because the rows of the model are not probabilities."""
         if self.manifest is not None:
             return self.manifest.activation == "none"
         return self.probe is None or not self.probe.probabilities
@@ -56,7 +56,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Class:
-    """One class of one image; `label` is empty where the model has none for it."""
+    """One class of one image. `label` is empty if the model has no label for it."""
 
     index: int
     label: str
@@ -65,7 +65,7 @@ class Class:
 
 @dataclass(frozen=True)
 class Timings:
-    """Nanoseconds."""
+    """Times of one request in ns."""
 
     queue: int = 0
     preprocess: int = 0
@@ -74,14 +74,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class Classification:
-    """One outcome per image, in order: its classes, most probable first, or its own error."""
+    """The outcome of each image, in order: its classes, most probable first, or its own error."""
 
     outcomes: list[list[Class] | ServingError]
     timings: Timings
 
 
 class Model:
-    """A READY version. `preprocessor` is None where no manifest says how images become inputs."""
+    """A READY version. `preprocessor` is None if the model takes no images."""
 
     def __init__(
         self, info: ModelInfo, batcher: DynamicBatcher, preprocessor: Preprocessor | None, decoders: Executor
@@ -92,7 +92,7 @@ class Model:
         self._decoders = decoders
         settings = info.settings
         self._reshapes = any(output.reshaped for output in settings.outputs)
-        # A free size counts as 1: how large it is, only a request can say.
+        # A free size counts as 1, because only a request determines it.
         dims = settings.input.dims if settings.batched else settings.input.dims[1:]
         self.row_bytes = math.prod(max(size, 1) for size in dims) * NUMPY_TYPES[settings.input.datatype].itemsize
 
@@ -101,25 +101,26 @@ class Model:
 
     @property
     def accepts_images(self) -> bool:
-        """Whether `classify` works."""
+        """Whether the model takes images."""
         return self._preprocessor is not None
 
     @property
     def statistics(self) -> Statistics:
-        """What it has done since it was loaded."""
+        """Statistics since the version was loaded."""
         return self._batcher.statistics
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for an instance."""
+        """Number of requests that wait for an instance."""
         return self._batcher.waiting
 
     async def infer(
         self, tensor: Rows, deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0
     ) -> BatchResult:
-        """Runs a tensor of the input's wire shape; the outputs come in wire shape too. Raises `ServingError`s.
+        """Runs a tensor of the input's wire shape and returns the outputs in wire shape. Raises `ServingError`s.
 
-        `priority` 1 is the highest, 0 the model's default; `timeout_us` counts in the queue, where the model allows it.
+        `priority`: 1 is the highest, 0 means the model's default. `timeout_us`: longest time in the queue, if the model
+        lets requests set it.
         """
         started_ns = time.monotonic_ns()
         self.check_input(WORDS[tensor.dtype], tensor.shape)
@@ -170,7 +171,10 @@ class Model:
     async def infer_images(
         self, images: Sequence[ImageSource], deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0
     ) -> BatchResult:
-        """`infer` of what images become. Raises `ServingError`s; one image that cannot be read fails them all."""
+        """Preprocesses images and runs them as `infer` does. One image that cannot be read fails the request.
+
+        Raises `ServingError`s.
+        """
         work, result, _ = await self._run_images(images, deadline_ns, priority, timeout_us, alone=False)
         if result is None:
             index = min(work.errors)
@@ -180,7 +184,10 @@ class Model:
     async def classify(
         self, images: Sequence[ImageSource], top_k: int = 0, deadline_ns: int | None = None
     ) -> Classification:
-        """Classifies 1 to max_batch_size images, `top_k` classes each. An image that cannot be read fails alone."""
+        """Returns `top_k` classes of each of 1 to max_batch_size images. An image that cannot be read fails alone.
+
+        Raises `ServingError`s.
+        """
         self._check_classes(len(images), top_k)
         work, result, preprocess_ns = await self._run_images(images, deadline_ns)
         if result is None:
@@ -190,7 +197,7 @@ class Model:
         return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
 
     async def close(self) -> None:
-        """Answers everything accepted, then ends the instances."""
+        """Waits until all accepted requests have their results, then ends the instances."""
         await self._batcher.close()
 
     async def _run_images(
@@ -202,14 +209,15 @@ class Model:
         *,
         alone: bool = True,
     ) -> tuple[ImageRows, BatchResult | None, int]:
-        """The images' rows, what the good ones gave, and how long reading them took (ns).
+        """Returns the images' rows, the result of those that could be read, and the time to read all in ns.
 
-        No result where none is good; unless an image fails `alone`, where one is not.
+        The result is None if no image could be read or, without `alone`, if one could not.
         """
         if self._preprocessor is None:
             raise Unsupported(
-                f"model '{self.info.name}' has no manifest, so how an image becomes its input is unknown; send tensors "
-                "with ModelInfer, say it in config.pbtxt (cnnserve.image), or export the model with cnnserve"
+                f"model '{self.info.name}' takes no images, because it has no manifest that says how an image becomes "
+                "its input; send tensors with ModelInfer, set cnnserve.image in config.pbtxt, or export the model with "
+                "cnnserve"
             )
         started_ns = time.monotonic_ns()
         self.check_count(len(images), "images")
@@ -235,16 +243,16 @@ class Model:
         )
 
     async def _classes(self, rows: Rows, k: int) -> Iterator[list[Class]]:
-        best = partial(self._best, rows, k)
+        select = partial(self._select, rows, k)
         if rows.size > _INLINE_VALUES:
-            order, values = await asyncio.get_running_loop().run_in_executor(self._decoders, best)
+            order, values = await asyncio.get_running_loop().run_in_executor(self._decoders, select)
         else:
-            order, values = best()
+            order, values = select()
         pairs = zip(order.tolist(), values.tolist(), strict=True)
         return (list(map(self._class, indices, probabilities)) for indices, probabilities in pairs)
 
-    def _best(self, rows: Rows, k: int) -> tuple[NDArray[np.intp], Rows]:
-        """Indices and probabilities of each row's best classes."""
+    def _select(self, rows: Rows, k: int) -> tuple[NDArray[np.intp], Rows]:
+        """Returns the indices and probabilities of the most probable classes of each row."""
         scores = rows.reshape(len(rows), -1)
         if self.info.applies_softmax:
             scores = classification.softmax(scores)
@@ -257,7 +265,7 @@ class Model:
         return replace(result, outputs=[self._to_wire(*pair) for pair in enumerate(result.outputs)])
 
     def _to_wire(self, index: int, output: Rows) -> Rows:
-        """An output as its config declares it, where that is not the file's own shape."""
+        """Returns an output in the shape that the config declares."""
         settings = self.info.settings
         tensor = settings.outputs[index]
         if not tensor.reshaped:
@@ -269,7 +277,7 @@ class Model:
         return Class(index, labels[index] if index < len(labels) else "", probability)
 
     def check_count(self, count: int, what: str) -> None:
-        """Raises `InvalidInput` unless one request may carry `count` of `what`."""
+        """Raises `InvalidInput` unless one request may have `count` images or rows (`what`)."""
         limit = self.info.settings.max_batch_size
         if count < 1:
             raise InvalidInput(f"the request has no {what}; send 1 to {limit}")
@@ -282,12 +290,12 @@ class Model:
         classes = min(top_k or classification.DEFAULT_TOP_K, self.info.class_count)
         if images * classes > MAX_CLASSES:
             raise InvalidInput(
-                f"the request asks for {classes} classes of each of {images} images, an answer has at most "
-                f"{MAX_CLASSES}; ask for a smaller top_k, send fewer images, or ask for the values with ModelInfer"
+                f"the request asks for {classes} classes of each of {images} images, the limit of a response is "
+                f"{MAX_CLASSES} classes; lower top_k, send fewer images, or get all values with ModelInfer"
             )
 
     def check_input(self, datatype: str, shape: Sequence[int]) -> None:
-        """Raises `InvalidInput` unless a tensor of this type and wire shape is what one request may carry."""
+        """Raises `InvalidInput` unless one request may have a tensor of this type and wire shape."""
         settings = self.info.settings
         spec = settings.input
         if datatype != spec.datatype:
@@ -297,8 +305,8 @@ class Model:
             wanted = [*([-1] if settings.batched else []), *spec.dims]
             raise InvalidInput(f"input '{spec.name}' has shape {list(shape)}, expected {wanted}")
         if 0 in dims:
-            raise InvalidInput(f"input '{spec.name}' has shape {list(shape)}; no size may be 0")
+            raise InvalidInput(f"input '{spec.name}' has shape {list(shape)}, expected sizes of 1 or more")
         reshape = settings.input_reshape
-        # Without a batch dimension, the rows are those of the file's shape.
+        # Without a batch dimension, the shape in the ONNX file determines the number of rows.
         rows = shape[0] if reshape is None or settings.batched else math.prod(shape) // math.prod(reshape)
         self.check_count(rows, "rows")

@@ -16,7 +16,7 @@ from support import WIDE_IMAGE, RunningServer, picture, serving, write_wide
 
 CLASSES = 1_000_000
 REFUSED = (
-    "the request asks for 1000000 classes of each of 2 images, an answer has at most 100000; ask for a smaller top_k"
+    "the request asks for 1000000 classes of each of 2 images, the limit of a response is 100000 classes; lower top_k"
 )
 SERVICE = "cnnserve.v1.Classifier"
 
@@ -63,7 +63,7 @@ def test_too_many_classes(oip: Oip, model: str, top_k: int) -> None:
 
 
 def told(text: str) -> str:
-    return f"{text}, send fewer images, or ask for the values with ModelInfer"
+    return f"{text}, send fewer images, or get all values with ModelInfer"
 
 
 def test_the_largest_number_of_classes(oip: Oip) -> None:

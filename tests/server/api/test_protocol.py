@@ -380,7 +380,9 @@ def test_the_config_in_force_says_what_was_derived(oip: Oip) -> None:
 def test_the_index_marks_what_is_unverified(oip: Oip) -> None:
     index = {f"{row.name}/{row.version}": row for row in oip("RepositoryIndex").models}
     assert index["logits/1"].state == "READY"
-    assert index["logits/1"].reason.startswith("unverified: no manifest; in batches of 1, 3 its rows are no probab")
+    assert index["logits/1"].reason.startswith(
+        "unverified: no manifest; in batches of 1, 3 its output rows are not probab"
+    )
     assert (index["tiny/3"].state, index["tiny/3"].reason) == ("READY", "")
     ready = oip("RepositoryIndex", o.RepositoryIndexRequest(ready=True)).models
     assert {row.name for row in ready} == {"tiny", "waiting", "hasty", "logits"}

@@ -49,13 +49,13 @@ def test_without_a_config_rows_are_looked_at(tmp_path: Path, softmax: bool) -> N
     assert info.probe is not None
     assert (info.class_count, info.probe.probabilities, info.applies_softmax) == (3, softmax, not softmax)
     assert info.config.parameters["cnnserve.verified"].string_value == "false"
-    said = "rows are probabilities" if softmax else "no probabilities, so Classify applies softmax"
+    said = "rows are probabilities" if softmax else "not probabilities, so Classify applies a softmax"
     assert said in str(info.probe)
 
 
 def test_free_sizes_leave_nothing_to_run(tmp_path: Path) -> None:
     info = opened(write(tmp_path, model=free_onnx())).info
-    assert "nothing to run" in str(info.probe)
+    assert "not run, because an input size is free" in str(info.probe)
 
 
 def test_a_size_that_a_free_model_cannot_run_is_the_clients_error(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_invalid_image_parameters_are_refused(root: Path, parameter: str, value:
 def test_without_a_manifest_they_have_no_effect_and_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
     (tmp_path / "m" / "1" / "model.onnx").write_bytes(tiny_onnx())
-    with pytest.raises(ModelLoadFailed, match=r"cnnserve\.preprocess has no effect: without a manifest"):
+    with pytest.raises(ModelLoadFailed, match=r"cnnserve\.preprocess has no effect, because without a manifest"):
         open_with(tmp_path, FAST)
 
 

@@ -143,7 +143,7 @@ def test_models_come_and_go_by_call(tmp_path: Path) -> None:
             [version] = model.versions
             assert (model.name, version.version, version.state) == ("m", "1", c.MODEL_STATE_READY)
             assert tuple(version.labels) == CLASSES
-            assert version.self_test.startswith("golden image within")
+            assert version.self_test.startswith("self-test passed: ")
         assert server.log.count("READY in") == 1
         assert call(f"{CLASSIFIER}/Classify", classify()).results[0].classes[0].label == "left"
         assert index(call) == [("m", "1", "READY"), ("other", "", "")]

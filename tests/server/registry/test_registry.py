@@ -70,7 +70,7 @@ async def test_one_broken_model_never_stops_the_others(tmp_path: Path, registry:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": tiny_onnx(softmax=False)}, "the manifest promises softmax"),
+        ({"model": tiny_onnx(softmax=False)}, "the manifest says softmax"),
         ({"golden": "wrong"}, "golden image alone gives class"),
         ({"class_count": "wrong"}, "output shape"),
         ({"labels": "wrong"}, "2 labels for 3 classes"),

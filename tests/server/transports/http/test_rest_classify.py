@@ -42,7 +42,7 @@ def test_a_form_of_files_answers_in_order_and_a_bad_one_fails_alone(http: httpx.
     assert response.status_code == 200
     left, bad, bright = response.json()["results"]
     assert [item["label"] for item in left["classes"] + bright["classes"]] == ["left", "bright"]
-    assert "are no image" in bad["error"]
+    assert "are not an image" in bad["error"]
 
 
 @pytest.mark.parametrize("arguments", [{"content": b"no image"}, {"files": form(b"no image")}, {"content": b""}])
