@@ -1,16 +1,21 @@
-"""cnnserve_export: PyTorch classifier -> verified ONNX -> a version in a model repository.
+"""cnnserve_export: publishes PyTorch and ONNX classifiers, fully checked, as versions in a model repository.
 
-Parts, in the order an export meets them:
+An export goes from a PyTorch network to a published version, an import from an existing ONNX file. The modules, in the
+order in which an export meets them:
 
-- `cli`: the commands `cnnserve export`, `cnnserve import` and `cnnserve train-lenet`; `flags`: what they may be told
-- `architectures`: one paper per file, and the table of what can be exported by name
-- `networks`, `user_code`: a person's own network; `preparation`: how its images are made its input
-- `behaviour`, `activation`: what a network shows when it is run
-- `checkpoints`, `labels`, `golden`: what comes in beside the network: weights, class names, the golden image
-- `digits`, `train`: scanned digits and the LeNet-5 trained on them
-- `pipeline`: one export from network to published version; `importing`: one import of a foreign ONNX file, which
-  `foreign` and `external_data` read and `surgery` makes servable; `companions`, `proof`: what both share
-- `contract`: what the served model takes and answers
-- `convert`: nn.Module -> ONNX; `verify`: proof that the two agree; `publish`: all of it or nothing, on disk
-- `progress`: what a person sees meanwhile; `errors`: what can go wrong
+- `cli`, `flags`: the commands `cnnserve export`, `cnnserve import` and `cnnserve train-lenet`, and their flags
+- `architectures`: one module for each paper, and the table of networks that can be exported by name
+- `networks`, `user_code`: the user's own network, and errors of the user's code
+- `preparation`: from the flags about images to a preprocessing
+- `weights`, `hub`, `checkpoints`, `state_dicts`: trained weights, with the preprocessing and labels that they bring
+- `behaviour`, `activation`: what runs of a network show, such as its number of classes
+- `labels`, `golden`, `files`: label files, golden images, and files that a command names
+- `pipeline`: one export; `importing`: one import
+- `contract`: input, output and preprocessing of the served model
+- `convert`: from the network to ONNX; `verify`: the parity of the ONNX file with PyTorch
+- `foreign`, `external_data`, `surgery`: reading an ONNX file to import, and changing it so that it can be served
+- `precision`, `quantize`, `calibration`, `agreement`, `images`: fp16 and int8 files, and their agreement with fp32
+- `publish`, `staging`: a version becomes visible as a whole or not at all
+- `companions`, `proof`: what exports and imports share; `progress`: what users see meanwhile; `errors`: the error
+- `train`, `digits`: LeNet-5 and the scanned digits on which it is trained
 """

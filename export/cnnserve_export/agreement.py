@@ -1,4 +1,4 @@
-"""How files of less precision answer beside the fp32 file they were made from, over a set of images."""
+"""Measures how far fp16 and int8 files agree with the fp32 file from which they were made, over a set of images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from cnnserve_export.images import ImageSet
 
 @dataclass
 class Measured:
-    """Counts of images, and the largest difference of any probability.
+    """Counts of images, and the largest difference of a probability from fp32.
 
-    `same`: the same most probable class as fp32; `labelled`: of a known class; `right`, `fp32_right`: of these, how
-    many the file and fp32 put into it.
+    `same` images have the same top class as in fp32. `labelled` images are of a known class; of these, the file finds
+    the class of `right` images, and fp32 of `fp32_right` images.
     """
 
     images: int = 0
@@ -32,23 +32,23 @@ class Measured:
 
     @property
     def top1(self) -> float:
-        """The share of images whose most probable class is fp32's."""
+        """Agreement: share of the images with the same top class as in fp32 (0 to 1)."""
         return self.same / self.images
 
     @property
     def accuracy(self) -> float | None:
-        """The share of labelled images that the file puts into their class; None where no class is known."""
+        """Share of the labelled images whose class the file finds (0 to 1); None if no class is known."""
         return self.right / self.labelled if self.labelled else None
 
     @property
     def fp32_accuracy(self) -> float | None:
-        """The same for fp32."""
+        """Share of the labelled images whose class fp32 finds (0 to 1); None if no class is known."""
         return self.fp32_right / self.labelled if self.labelled else None
 
     def add(
         self, actual: NDArray[np.float32], expected: NDArray[np.float32], classes: Sequence[frozenset[int]]
     ) -> None:
-        """Counts a batch: probabilities (N, classes) of both, and each image's right classes; none where not known."""
+        """Adds a batch: probabilities (N, classes) of the file and of fp32, and the right classes of each image."""
         found, wanted = actual.argmax(axis=1), expected.argmax(axis=1)
         self.images += len(actual)
         self.same += int(np.count_nonzero(found == wanted))
@@ -68,10 +68,11 @@ def measure(
     class_count: int,
     tell: Callable[[int, int], None],
 ) -> list[Measured]:
-    """Runs every image through all files; `tell` hears how many of how many are done.
+    """Returns the agreement of each candidate with fp32; runs every image through all files.
 
-    An image's class is its folder's: a label, of whichever class has it, or else the number of a class.
-    Raises `ExportError` for images that cannot be read and for answers that are no probabilities.
+    The name of an image's folder is its class: a label, which several classes may have, or else the number of a class.
+    `tell` gets the number of images done and of all images.
+    Raises `ExportError` if an image cannot be read, and if a candidate does not return probabilities.
     """
     options = SessionOptions(threads=cpu_budget())
     reference, sessions = Session(fp32, options), [Session(path, options) for path in candidates]
@@ -85,8 +86,8 @@ def measure(
             actual = session.run(batch.rows)[0]
             if not are_probabilities(actual):
                 raise ExportError(
-                    "with less precision the answers are no probabilities any more: values leave what the type can "
-                    "hold; publish this network with --precision fp32"
+                    "with lower precision the network does not return probabilities, because values exceed the range "
+                    "of the type; pass --precision fp32"
                 )
             result.add(actual, expected, known)
         tell(results[0].images, len(images))
@@ -94,7 +95,7 @@ def measure(
 
 
 def _classes(labels: Sequence[str]) -> dict[str, frozenset[int]]:
-    # Published lists repeat names: ImageNet's has two cranes and two maillots.
+    # Several classes may have one label: ImageNet has two cranes and two maillots.
     found: dict[str, set[int]] = {}
     for number, label in enumerate(labels):
         found.setdefault(label, set()).add(number)

@@ -1,4 +1,4 @@
-"""What a network shows when it is run: its classes, its softmax, and whether each image is answered by itself."""
+"""Runs a network to learn its number of classes and whether it has a softmax, and checks that rows are independent."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,25 +12,28 @@ from cnnserve_export.contract import Activation
 from cnnserve_export.errors import ExportError
 from cnnserve_export.user_code import told
 
-# Images that `examine` runs.
+# Number of images that `examine` runs.
 ROWS = 3
-# Rows that differ by more depend on chance or on each other; kernels of other batch sizes sum in another order.
+# Largest difference of two rows of one image, as a share of the largest value (at least 1). Kernels for other batch
+# sizes sum in another order; a larger difference means that a row depends on chance or on other rows.
 _SAME = 1e-4
-_WRAP = "name a function that wraps the network in a module whose forward picks that tensor"
+_WRAP = "name a function that wraps the network in a module whose forward returns that tensor alone"
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a network answers to an image."""
+    """What runs of a network have shown."""
 
     class_count: int
     ends_in_softmax: bool
 
 
 def examine(network: nn.Module, rows: NDArray[Any], activation: Activation = "auto") -> Behaviour:
-    """Runs the network on normalised images (3, C, H, W): alone, again, and together.
+    """Returns the behaviour of the network on normalised images (3, C, H, W).
 
-    Raises `ExportError` where it answers no (N, classes), is not deterministic, or mixes or counts the images.
+    The network runs each image alone, the first image once more, and all images in one batch.
+    Raises `ExportError` if a run fails, if it does not return float values of shape (N, classes) with at least 2
+    classes, if two runs of the same image differ, and if a row depends on the batch.
     """
     images = torch.from_numpy(rows[:ROWS])
     shape = "x".join(map(str, images.shape[1:]))
@@ -41,19 +44,19 @@ def examine(network: nn.Module, rows: NDArray[Any], activation: Activation = "au
         allowed = _SAME * max(1.0, float(alone.abs().max()))
         if (difference := _difference(again, alone[:1])) > allowed:
             raise ExportError(
-                f"the network answers the same image differently (by {difference:.2g}): it is random in eval mode too; "
-                "dropout applied by hand needs training=self.training"
+                f"two runs of the network on the same image differ by {difference:.2g}: it is random in eval mode; if "
+                "forward calls functional.dropout, pass training=self.training"
             )
         try:
             together = _answer(network, images, f"a batch of {ROWS} images")
         except ExportError as error:
             raise ExportError(
-                f"{error}; one image alone works, so the batch size is written into it: use x.flatten(1) or x.shape[0]"
+                f"{error}; one image alone works, so a batch size is fixed; use x.flatten(1) or x.shape[0]"
             ) from error
     if (difference := _difference(together, alone)) > allowed:
         raise ExportError(
-            f"an image's answer depends on the other images of its batch (by {difference:.2g}); "
-            "each row must be computed from its own image alone, with batch normalisation's running statistics"
+            f"the row of an image changes by {difference:.2g} with the other images of its batch; compute each row "
+            "from its own image alone, and use the running statistics of batch normalisation"
         )
     answers = alone.numpy()
     return Behaviour(answers.shape[1], ends_in_softmax(answers, activation))
@@ -61,33 +64,34 @@ def examine(network: nn.Module, rows: NDArray[Any], activation: Activation = "au
 
 def _answer(network: nn.Module, images: Tensor, what: str) -> Tensor:
     try:
-        # A copy: a network may change its input in place.
+        # A copy, because a network may change its input in place.
         answer = network(images.clone())
     except (Exception, SystemExit) as error:
         raise ExportError(_other_floats(network) or f"the network fails on {what}: {told(error)}") from error
     if not isinstance(answer, Tensor):
-        raise ExportError(f"the network answers {_described(answer)}, expected one tensor (N, classes); {_WRAP}")
+        raise ExportError(f"the network returns {_described(answer)}, expected one tensor (N, classes); {_WRAP}")
     if answer.ndim != 2 or len(answer) != len(images):
         raise ExportError(
-            f"the network answers shape {list(answer.shape)} to {what}, expected [{len(images)}, classes]"
+            f"the network returns shape {list(answer.shape)} for {what}, expected [{len(images)}, classes]; "
+            "return one row of logits for each image"
         )
     if not answer.is_floating_point():
-        raise ExportError(f"the network answers {answer.dtype}, expected floating-point logits or probabilities")
+        raise ExportError(f"the network returns {answer.dtype} values; return floating-point logits or probabilities")
     if answer.shape[1] < 2:
         raise ExportError(
-            "the network answers 1 value for an image, a classifier at least 2; "
-            "for a sigmoid's p answer torch.cat([1 - p, p], dim=1)"
+            f"the network returns {answer.shape[1]} value(s) for an image, a classifier returns at least 2; "
+            "if the value is the p of a sigmoid, return torch.cat([1 - p, p], dim=1)"
         )
     return answer.float()
 
 
 def _other_floats(network: nn.Module) -> str:
-    """Names the first parameter or buffer of another floating-point type than the images'; "" where there is none."""
+    """Returns an error that names a parameter or buffer of another floating-point type than float32, or ""."""
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             return (
-                f"the network is no float32 network ({name} is {tensor.dtype}), images are float32: "
-                "call network.float() where it is made"
+                f"the network is not in float32 ({name} is {tensor.dtype}), but images are; "
+                "call network.float() in the code that makes it"
             )
     return ""
 

@@ -1,7 +1,7 @@
-"""The range of every activation over real images: what static quantization takes its scales from.
+"""Measures the range of every activation over real images; static quantization takes its scales from these ranges.
 
-The ranges are the smallest and largest values met. On the trained networks tried here that came closer to fp32 than
-percentiles, which cut rare large values off, and as close as entropy.
+A range goes from the smallest to the largest value that occurred. On the trained networks tried here, such ranges came
+closer to fp32 than percentiles, which cut rare large values off, and as close as entropy.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from cnnserve.process.cpu import cpu_budget
 from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export.images import ImageSet
 
-# Smallest and largest value, each of shape (1,), by the tensor's name.
+# By the name of a tensor: its smallest and its largest value, each of shape (1,).
 Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
@@ -28,10 +28,10 @@ def ranges(
     preprocessor: Preprocessor,
     tell: Callable[[int, int], None],
 ) -> Ranges:
-    """Runs all images through `model`; `tell` hears how many of how many are done.
+    """Returns the range, over all images, of every float tensor that a node of the types `operators` takes or returns.
 
-    Ranges are those of every float tensor that a node of the types `operators` takes or gives. `model` needs inferred
-    shapes; a second file is written beside it. Raises `ExportError` for images that cannot be read.
+    `model` needs inferred shapes; a second file is written beside it. `tell` gets the number of images done and of all
+    images. Raises `ExportError` if an image cannot be read.
     """
     observed, tensors = _observed(onnx.load(model), operators)
     path = model.with_suffix(".observed.onnx")
@@ -41,7 +41,7 @@ def ranges(
     highs = np.full(len(tensors), -np.inf, np.float32)
     done = 0
     for batch in images.batches(preprocessor):
-        # The network's own output comes first, then a minimum and a maximum for each tensor.
+        # The first output is the network's own; a minimum and a maximum of each tensor follow.
         extremes = np.array(session.run(batch.rows)[1:], np.float32)
         np.minimum(lows, extremes[0::2], out=lows)
         np.maximum(highs, extremes[1::2], out=highs)
@@ -51,14 +51,14 @@ def ranges(
 
 
 def _observed(model: onnx.ModelProto, operators: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:
-    """`model` with a minimum and a maximum of each tensor as further outputs, and the tensors' names."""
+    """Returns `model` with a minimum and a maximum of each tensor as further outputs, and the tensors' names."""
     graph = model.graph
     floats = {
         value.name
         for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     } - {weight.name for weight in graph.initializer}
-    # A dictionary keeps the order, and with it the file, the same from run to run.
+    # A dictionary keeps the order, so that the file is the same in every run.
     tensors = list(
         dict.fromkeys(
             name for node in graph.node if node.op_type in operators for name in (*node.input, *node.output)

@@ -1,7 +1,7 @@
-"""Weights in: a network from its architecture, filled from a checkpoint or drawn from a seed.
+"""Builds a network from its architecture, with weights from a checkpoint or random weights from a seed.
 
-A checkpoint must fit exactly. Every problem of it is reported at once: a person who brings the wrong file sees that
-from a few lists, not from the first of two hundred keys.
+A checkpoint must fit exactly. All its problems are reported together, because lists of keys show that a file is the
+wrong one, and the first of two hundred keys does not.
 """
 
 import hashlib
@@ -26,36 +26,37 @@ _STEPS = {
 
 
 def build(architecture: Architecture, class_count: int, seed: int = SEED) -> nn.Module:
-    """The network in eval mode with the weights `seed` gives; torch's global generator is left as it was."""
+    """Returns the network in eval mode, with random weights from `seed`; torch's global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = architecture.factory(class_count)
-        # A person's own may not answer itself.
+        # The eval() of a user's network may return something else.
         network.eval()
         return network
 
 
 def random_origin(seed: int = SEED) -> dict[str, str]:
-    """What the manifest says about weights that were never trained."""
+    """Returns the manifest's entry for weights that were never trained."""
     return {"source": "random", "seed": str(seed)}
 
 
 def load(
     network: nn.Module, path: Path, training_only: Sequence[str] = (), *, sha256_prefix: str = ""
 ) -> dict[str, str]:
-    """Fills `network` from a checkpoint and returns the manifest's account of it: file, SHA-256, what was unwrapped.
+    """Fills `network` from a checkpoint and returns the manifest's entry: file, SHA-256 and what was unwrapped.
 
-    A checkpoint is a PyTorch file (`.pth`, `.pt`) or a `.safetensors` file; see `state_dicts.unwrap` for its forms.
-    Keys that begin with one of `training_only` are dropped. Raises `ExportError` where the file cannot be read, has not
-    the SHA-256 that was expected, holds more than tensors, or does not fit; the network is then as it was.
+    The checkpoint is a PyTorch file (`.pth`, `.pt`) or a `.safetensors` file; `state_dicts.unwrap` says in which forms.
+    Keys that begin with one of `training_only` are dropped.
+    Raises `ExportError` if the file cannot be read, has another SHA-256 than `sha256_prefix`, holds more than tensors,
+    or does not fit. The network is then unchanged.
     """
-    # Hashed and parsed from the same bytes: the digest cannot be of a file that changed in between.
+    # The digest is that of the bytes that are parsed, even if the file changes in between.
     data = files.read(path, f"the weights {path}")
     sha256 = hashlib.sha256(data).hexdigest()
     if not sha256.startswith(sha256_prefix):
         raise ExportError(
-            f"{path} is not the published file: its SHA-256 begins {sha256[: len(sha256_prefix)]}, expected "
-            f"{sha256_prefix}; delete it, and it is downloaded again"
+            f"{path} is not the published file: its SHA-256 begins with {sha256[: len(sha256_prefix)]}, not with "
+            f"{sha256_prefix}; delete the file, and the next export downloads it again"
         )
     own = network.state_dict()
     state, unwrapped = state_dicts.unwrap(state_dicts.parse(data, path.name), own, path.name)
@@ -69,7 +70,7 @@ def load(
 
 
 def describe(account: dict[str, str]) -> str:
-    """One line for a person of what `load` returned."""
+    """Returns one line for the user about the entry that `load` returned."""
     steps = [form.format(account[key]) for key, form in _STEPS.items() if key in account]
     return ", ".join([account["file"], f"SHA-256 {account['sha256'][:12]}…", *steps])
 
@@ -80,28 +81,30 @@ def _check_fit(own: StateDict, state: StateDict, name: str) -> None:
     unexpected = [key for key in state if key not in own]
     shared = [key for key in own if key in state]
     misshapen = [key for key in shared if state[key].shape != own[key].shape]
-    # float16 becomes float32 as it should; a quantised file's integers would become wrong weights.
+    # float16 values become float32 values, as they should. Integers of a quantised file would become wrong weights.
     mistyped = [key for key in shared if own[key].is_floating_point() and _kind(state[key]) != "float"]
     if not (missing or unexpected or mistyped) and (counts := _class_counts(own, state, misshapen)):
         file, network = counts
         raise ExportError(
-            f"the weights in {name} do not fit this network: the file has {file} classes, use --num-classes {file} "
-            f"(the network has {network})"
+            f"the weights in {name} do not fit this network: the file has {file} classes, the network has {network}; "
+            f"pass --num-classes {file}"
         )
     shapes = [f"{key} ({_shape(state[key])} in the file, {_shape(own[key])} in the network)" for key in misshapen]
     groups = {
         "missing": missing,
         "unexpected": unexpected,
-        "misshapen": shapes,
-        "no floating-point values": [f"{key} ({_kind(state[key])})" for key in mistyped],
+        "of another shape": shapes,
+        "without floating-point values": [f"{key} ({_kind(state[key])})" for key in mistyped],
     }
     problems = [f"\n  {len(keys)} {kind}: {listed(keys)}" for kind, keys in groups.items() if keys]
     if problems:
-        raise ExportError(f"the weights in {name} do not fit this network:" + "".join(problems))
+        raise ExportError(
+            f"the weights in {name} do not fit this network; give a file of this architecture:" + "".join(problems)
+        )
 
 
 def _class_counts(own: StateDict, state: StateDict, misshapen: Sequence[str]) -> tuple[int, int] | None:
-    """Classes of the file and of the network, where nothing but the width of one last layer tells them apart."""
+    """Returns the numbers of classes of file and network if nothing else differs, else None."""
     if not all(own[key].dim() and state[key].shape[1:] == own[key].shape[1:] for key in misshapen):
         return None
     counts = {(state[key].shape[0], own[key].shape[0]) for key in misshapen}

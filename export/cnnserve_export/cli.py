@@ -1,7 +1,8 @@
-"""`cnnserve export`, `cnnserve import` and `cnnserve train-lenet`: flags in, exit status out.
+"""Runs the commands `cnnserve export`, `cnnserve import` and `cnnserve train-lenet`.
 
-Progress goes to stderr, the published folder to stdout. Exit status 0, 1 for an error (one message, nothing left
-behind), 2 for a wrong flag, 130 when interrupted. torch is imported only once there is something to do.
+Progress goes to stderr, the path of the published folder to stdout. The exit status is 0 after success, 1 after an
+error (one message; nothing was published), 2 after a wrong flag and 130 after an interruption. torch is imported only
+if a command needs it.
 """
 
 import argparse
@@ -24,19 +25,19 @@ if TYPE_CHECKING:
 
 
 def export(argv: list[str]) -> int:
-    """Runs `cnnserve export` with these arguments; returns the exit status."""
+    """Runs `cnnserve export` with the arguments `argv` and returns the exit status."""
     arguments = flags.export_parser().parse_args(argv)
     return _guarded(_export, arguments)
 
 
 def import_onnx(argv: list[str]) -> int:
-    """Runs `cnnserve import` with these arguments; returns the exit status."""
+    """Runs `cnnserve import` with the arguments `argv` and returns the exit status."""
     arguments = flags.import_parser().parse_args(argv)
     return _guarded(_import, arguments)
 
 
 def train_lenet(argv: list[str]) -> int:
-    """Runs `cnnserve train-lenet` with these arguments; returns the exit status."""
+    """Runs `cnnserve train-lenet` with the arguments `argv` and returns the exit status."""
     arguments = flags.train_parser().parse_args(argv)
     return _guarded(_train, arguments)
 
@@ -45,7 +46,7 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
     from cnnserve.errors import ServingError
     from cnnserve_export.errors import ExportError
 
-    # An orchestrator's stop is treated as Ctrl-C: what was begun is removed.
+    # Orchestrators stop a process with SIGTERM. As after Ctrl-C, unfinished files are then removed.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # What the user's code prints must not mix with the one line that scripts read from stdout.
@@ -79,11 +80,11 @@ def _export(arguments: argparse.Namespace) -> Path:
     with progress.stage("weights") as stage:
         loaded = weights.load(network, architecture, arguments.weights, stage)
     account = weights.transform_input(network, loaded.account) if arguments.transform_input else loaded.account
-    # What the command says counts for more than what published weights bring.
+    # Flags win over the preprocessing that published weights bring.
     preprocessing = preparation.of_architecture(flags.given(arguments), loaded.preprocessing)
     behaviour = _check(network, preprocessing, arguments, golden_png, progress)
     networks.check_class_count(behaviour.class_count, wanted)
-    # A factory that was given no number may take none.
+    # Without --num-classes the factory got no number and may not take one, so the error must not propose the flag.
     fix = "correct the file" if networks.is_reference(architecture.name) and arguments.num_classes is None else ""
     names = labels.read(arguments.labels, behaviour.class_count, fix) if arguments.labels else loaded.labels
     job = pipeline.Export(
@@ -107,7 +108,7 @@ def _export(arguments: argparse.Namespace) -> Path:
 
 
 def _architecture(arguments: argparse.Namespace) -> "Architecture":
-    """A built-in architecture, or a person's own network as one."""
+    """Returns a built-in architecture, or the user's own network as one."""
     from cnnserve_export import networks, preparation
     from cnnserve_export.architectures import ARCHITECTURES
     from cnnserve_export.errors import ExportError
@@ -128,7 +129,7 @@ def _limit_threads() -> None:
 
     from cnnserve.process.cpu import cpu_budget
 
-    # torch counts the host's cores, not those a container may use.
+    # torch counts the cores of the host, but a container may be limited to fewer.
     torch.set_num_threads(cpu_budget())
 
 
@@ -150,15 +151,15 @@ def _check(
     golden_png: bytes,
     progress: "Progress",
 ) -> "Behaviour":
-    """Runs the network on images prepared like this."""
+    """Returns the behaviour of the network on images with this preprocessing."""
     from cnnserve_export import behaviour, contract, proof
 
     with progress.stage("check") as stage:
         spec, tensor = contract.image_input(preprocessing, "float32")
         rows = proof.rows(spec, tensor, golden_png, behaviour.ROWS)
         found = behaviour.examine(network, rows, arguments.activation)
-        softmax = "has its own softmax" if found.ends_in_softmax else "answers logits; softmax is added"
-        stage.finding = f"{found.class_count} classes, {softmax}"
+        returned = "probabilities" if found.ends_in_softmax else "logits; a softmax is added"
+        stage.finding = f"{found.class_count} classes, returns {returned}"
         return found
 
 
@@ -194,9 +195,9 @@ def _train(arguments: argparse.Namespace) -> Path:
         trained = train.train_lenet5(
             epochs, arguments.seed, lambda epoch, loss: stage.advance(epoch, epochs, f"epochs, loss {loss:.3f}")
         )
-        stage.finding = f"{epochs} epochs, {trained.accuracy:.2%} of the held-out digits right"
+        stage.finding = f"{epochs} epochs, accuracy {trained.accuracy:.2%} on the held-out digits"
     if arguments.save_weights:
-        # A path given to torch.save itself fails with a RuntimeError of C++ words.
+        # If torch.save gets a path that cannot be written, it raises a RuntimeError with a text from its C++ code.
         with arguments.save_weights.open("wb") as file:
             torch.save(trained.network.state_dict(), file)
     architecture = ARCHITECTURES["lenet5"]

@@ -1,4 +1,4 @@
-"""What a version folder holds beside the network, and which software made it: the same for an export and an import."""
+"""The files beside the model in a version folder, and the software that made it; exports and imports share them."""
 
 import platform
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from cnnserve_export.golden import GOLDEN_FILE
 
 
 def write(folder: Path, golden_png: bytes, names: Sequence[str] | None) -> None:
-    """Writes the golden image and, where there are any, the class names."""
+    """Writes the golden image and, if `names` is not None, the label file into `folder`."""
     (folder / GOLDEN_FILE).write_bytes(golden_png)
     if names is not None:
         (folder / labels.LABELS_FILE).write_text(labels.render(names), encoding="utf-8", newline="\n")
 
 
 def producer(**others: str) -> dict[str, str]:
-    """The versions of what made the file, for the manifest."""
+    """Returns the versions of the software that made the model, for the manifest."""
     return {
         "cnnserve": cnnserve.__version__,
         "python": platform.python_version(),

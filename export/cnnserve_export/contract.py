@@ -1,4 +1,4 @@
-"""What a served model takes and answers: chosen once, and then held to by converter, proof, manifest and publisher."""
+"""The contract of a served model: its input, output and preprocessing, which every step of an export keeps to."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ INPUT_NAME = "image"
 OUTPUT_NAME = "probabilities"
 
 DEFAULT_MAX_BATCH_SIZE = 32
-# Every row is run, in PyTorch and in ONNX Runtime: larger batches would take hours to prove and are served no faster.
+# Every row runs in PyTorch and in ONNX Runtime. Checks of larger batches would take hours, and serving would not be
+# faster.
 LARGEST_BATCH_SIZE = 1024
-# Share of images on which fp16 and int8 must put the same class first as fp32 does.
+# Share of images with the same top class as in fp32 that fp16 and int8 need.
 DEFAULT_MIN_AGREEMENT = 0.99
 DEFAULT_OPSET = PORTABLE_OPSET
 OPSETS = range(18, 23)
@@ -28,9 +29,9 @@ OPSETS = range(18, 23)
 
 @dataclass(frozen=True)
 class Contract:
-    """One image's input and output tensors, and the preprocessing that makes the input.
+    """The input and output tensors for one image, and the preprocessing that makes the input.
 
-    `ends_in_softmax`: the network answers probabilities by itself; else the converter adds the softmax.
+    If `ends_in_softmax` is true, the network itself returns probabilities; if not, the converter adds a softmax.
     """
 
     input: TensorInfo
@@ -40,25 +41,26 @@ class Contract:
 
     @property
     def class_count(self) -> int:
-        """Probabilities in an answer."""
+        """Number of classes: of probabilities in an output row."""
         return self.output.shape[0]
 
 
 def contract(trained: Preprocessing, form: InputForm, class_count: int, *, ends_in_softmax: bool = False) -> Contract:
-    """The contract of a network trained behind `trained`.
+    """Returns the contract of a network that was trained with the preprocessing `trained`.
 
-    "uint8" takes pixels (H, W, C) and normalises inside the graph, "float32" takes normalised values (C, H, W).
-    Raises `ExportError` where the preprocessing ends at no fixed size.
+    If `form` is "uint8", the input is pixels (H, W, C), and the graph normalises them. If `form` is "float32", the
+    input is normalised values (C, H, W).
+    Raises `ExportError` if the preprocessing gives images no fixed size.
     """
     spec, tensor = image_input(trained, form)
     return Contract(tensor, TensorInfo(OUTPUT_NAME, "FP32", (class_count,)), spec, ends_in_softmax)
 
 
 def image_input(trained: Preprocessing, form: InputForm) -> tuple[Preprocessing, TensorInfo]:
-    """The input's half of `contract`: how an image is prepared, and the tensor it becomes."""
+    """Returns the preprocessing of an image and the input tensor that it gives; the input's half of `contract`."""
     size = trained.crop or (trained.resize.size if trained.resize else ())
     if len(size) != 2:
-        raise ExportError("the preprocessing ends at no fixed size; give it a crop or an exact resize")
+        raise ExportError("the preprocessing gives images no fixed size; add a crop or an exact resize")
     height, width = size
     channels = len(trained.mean)
     if form == "uint8":

@@ -1,4 +1,4 @@
-"""nn.Module -> ONNX: normalisation and softmax in the graph, a symbolic batch, the same bytes every time."""
+"""Converts an nn.Module to ONNX: normalisation and softmax in the graph, any batch size, the same bytes every time."""
 
 import io
 import logging
@@ -18,19 +18,19 @@ from cnnserve_export.user_code import told
 
 MODEL_FILE = "model.onnx"
 
-# The newest that the runtimes which know these operator sets all read; torch's own choice changes with its version.
+# The newest version that all runtimes with these operator sets can read; torch's own choice changes with its version.
 IR_VERSION = 10
 
-# With an example batch of 1 the exporter takes the batch for a constant (pytorch#157621).
+# If the example has a batch size of 1, torch's exporter makes the batch size a constant (pytorch#157621).
 _EXAMPLE_BATCH = 2
 
 
 def to_onnx(network: nn.Module, contract: Contract, path: Path, opset: int = DEFAULT_OPSET) -> OnnxInfo:
-    """Writes `network` as one ONNX file without external data.
+    """Writes `network` as one ONNX file without external data; returns the manifest's entry for the file.
 
-    It takes normalised images (N, C, H, W) and answers logits, or probabilities (N, classes) with `ends_in_softmax`.
-
-    The file takes and answers what `contract` says, for any N. Raises `ExportError`.
+    `network` takes normalised images (N, C, H, W) and returns logits (N, classes), or probabilities if
+    `contract.ends_in_softmax` is true. Input and output of the file are those of `contract`, for any N.
+    Raises `ExportError` if torch cannot convert the network, or if the file has another shape.
     """
     served = _Served(network, contract).eval()
     dtype = torch.uint8 if contract.input.datatype == "UINT8" else torch.float32
@@ -41,14 +41,14 @@ def to_onnx(network: nn.Module, contract: Contract, path: Path, opset: int = DEF
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a file that is the same every time and names no machine."""
+    """Writes `model` with the same bytes every time, and without paths of this machine."""
     model.ir_version = IR_VERSION
     _strip(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 class _Served(nn.Module):
-    """The network as the server runs it: image rows (N, *contract.input.shape) in, probabilities (N, classes) out."""
+    """The network as the server runs it: rows (N, *contract.input.shape) to probabilities (N, classes)."""
 
     def __init__(self, network: nn.Module, contract: Contract) -> None:
         super().__init__()
@@ -85,20 +85,22 @@ def _trace(network: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as error:
-        # Every part of the exporter raises its own; what a person can act on is the cause in their network.
+        # Each part of torch's exporter raises errors of its own. Users can act on the cause, which is in their network.
         raise ExportError(
             f"torch.onnx.export cannot convert the network: {told(error.__cause__ or error)}; "
-            "its forward must take the same path for every image and use operators that ONNX has"
+            "write its forward so that it takes the same path for every image and uses operators that ONNX has"
         ) from error
     if program is None:
-        raise ExportError("torch.onnx.export gave no program")
+        raise ExportError(
+            "torch.onnx.export returned no program; install the version of torch that constraints.txt names"
+        )
     model: onnx.ModelProto = program.model_proto
     return model
 
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silences what torch's exporter says about its own parts, and the graphs it prints when it fails."""
+    """Hides messages of torch's exporter about its own parts, and the graphs that it prints if it fails."""
     disabled = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
@@ -111,12 +113,13 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    # The exporter notes source paths and stack traces on every node: they betray the machine and change the digest.
+    # torch's exporter writes source paths and stack traces to every node. They would show paths of this machine and
+    # change the digest.
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
-    # Intermediate shapes; every runtime infers them.
+    # Shapes of intermediate tensors, which every runtime infers.
     graph.ClearField("value_info")
 
 
@@ -125,12 +128,12 @@ def _check_shapes(model: onnx.ModelProto, class_count: int) -> None:
         batch = value.type.tensor_type.shape.dim[0]
         if not batch.dim_param:
             raise ExportError(
-                f"the exporter fixed the batch of {value.name!r} at {batch.dim_value}; "
-                "the network computes with its batch size as a constant"
+                f"torch.onnx.export fixed the batch of {value.name!r} at {batch.dim_value}, because the network uses "
+                "a constant as batch size; use x.flatten(1) or x.shape[0]"
             )
     output = [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim[1:]]
     if output != [class_count]:
-        raise ExportError(f"the network answers {output} values for an image, expected {[class_count]} classes")
+        raise ExportError(f"the network returns {output} values for an image, expected {[class_count]} classes")
 
 
 def _opset(model: onnx.ModelProto) -> int:

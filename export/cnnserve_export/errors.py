@@ -1,5 +1,8 @@
-"""The one error an export ends with; its text is for the person who typed the command."""
+"""The error that ends an export or an import."""
 
 
 class ExportError(Exception):
-    """The export cannot be done or was not proved right; nothing was published. The text says why and what to do."""
+    """The version cannot be made, or a check of it failed; nothing was published.
+
+    The text is for the user who typed the command: what happened, which value caused it, and what to do.
+    """

@@ -1,7 +1,7 @@
-"""Tensors that an ONNX file keeps in other files: read into it, from plain files in its own folder only.
+"""Embeds tensors that an ONNX file keeps in other files, but only from regular files in the folder of the ONNX file.
 
-The file names its data by path. One that leads out of the folder, through `..`, an absolute path or a link, could put
-any file of this machine into a model that is then published.
+The ONNX file names the other files by path. A path that leads out of the folder, through `..`, as absolute path or
+through a link, could put any file of this machine into a model that is then published.
 """
 
 import hashlib
@@ -14,14 +14,15 @@ import onnx
 
 from cnnserve_export.errors import ExportError
 
-# A protobuf message, and so one ONNX file, ends here.
+# Largest size in bytes of a protobuf message, and so of an ONNX file.
 MAX_BYTES = 2**31 - 1
 
 
 def embed(model: onnx.ModelProto, folder: Path) -> dict[str, str]:
-    """Replaces every reference to external data by the data; returns the files' SHA-256 by name.
+    """Replaces every reference to external data by the data; returns the SHA-256 of each file by its path.
 
-    Raises `ExportError` for a path that leaves `folder`, a link, data that is not there, and 2 GB or more in all.
+    Raises `ExportError` if a path leads out of `folder` or to a link, if data is missing, and if the model and its data
+    have 2 GiB or more together.
     """
     external = [tensor for tensor in tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     total = model.ByteSize()
@@ -43,7 +44,7 @@ def embed(model: onnx.ModelProto, folder: Path) -> dict[str, str]:
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of the file: initialisers, and values of attributes, in functions and nested graphs too."""
+    """Yields every tensor of the file: initialisers and values of attributes, also in functions and nested graphs."""
     yield from _of_graph(model.graph)
     for function in model.functions:
         yield from _of_nodes(function.node)
@@ -75,9 +76,11 @@ def _inside(folder: Path, location: str, tensor: str) -> Path:
     where = f"the external data of tensor {tensor!r}, {location!r},"
     relative = PurePosixPath(location)
     if not location or "\0" in location:
-        raise ExportError(f"{where} names no file")
+        raise ExportError(f"{where} names no file; save the model again")
     if relative.is_absolute() or "\\" in location or location[1:2] == ":":
-        raise ExportError(f"{where} is no path inside the ONNX file's folder; save the model with its data beside it")
+        raise ExportError(
+            f"{where} is not a path inside the ONNX file's folder; save the model with its data beside it"
+        )
     if ".." in relative.parts:
         raise ExportError(f"{where} leads out of the ONNX file's folder; save the model with its data beside it")
     path = folder
@@ -86,11 +89,11 @@ def _inside(folder: Path, location: str, tensor: str) -> Path:
         try:
             mode = path.lstat().st_mode
         except OSError as error:
-            raise ExportError(f"{where} cannot be read: {error.strerror}") from error
+            raise ExportError(f"{where} cannot be read: {error.strerror}; put the file there") from error
         if stat.S_ISLNK(mode):
             raise ExportError(f"{where} is a symbolic link; put the file itself there")
     if not stat.S_ISREG(mode):
-        raise ExportError(f"{where} is no plain file")
+        raise ExportError(f"{where} is not a regular file; put the file itself there")
     return path
 
 
@@ -99,21 +102,25 @@ def _number(entries: dict[str, str], key: str, tensor: str) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdecimal()):
-        raise ExportError(f"the external data of tensor {tensor!r} has {key} {text!r}, expected a number")
+        raise ExportError(
+            f"the external data of tensor {tensor!r} has {key} {text!r}, not a number; save the model again"
+        )
     return int(text)
 
 
 def _read(path: Path, start: int, length: int | None, room: int, tensor: str) -> bytes:
-    # The link check and the opening are two moments: this one refuses a link that came between.
+    # A link may appear after `_inside` has checked the path, so the file is opened without following links.
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:  # noqa: PTH123  (Path.open takes no flags)
         size = os.fstat(file.fileno()).st_size
         wanted = max(0, size - start) if length is None else length
         if start + wanted > size:
             raise ExportError(
-                f"the external data of tensor {tensor!r} ends at byte {start + wanted}, {path.name} has {size} bytes; "
-                "the file is not whole"
+                f"the external data of tensor {tensor!r} ends at byte {start + wanted}, but {path.name} has {size} "
+                "bytes; copy the whole file"
             )
         if wanted > room:
-            raise ExportError("the model and its external data have 2 GB or more; one ONNX file holds less")
+            raise ExportError(
+                "the model and its external data have 2 GiB or more, but an ONNX file holds less; use a smaller model"
+            )
         file.seek(start)
         return file.read(wanted)

@@ -1,4 +1,4 @@
-"""Files that a command names: read whole, and only where they end."""
+"""Reads files that a command names, but no pipes and devices, which may never end."""
 
 import stat
 from pathlib import Path
@@ -7,7 +7,7 @@ from cnnserve_export.errors import ExportError
 
 
 def read(path: Path, name: str) -> bytes:
-    """The bytes of the plain file at `path`, which errors call `name`. Raises `ExportError`."""
+    """Returns the bytes of the regular file `path`. Raises `ExportError`, which calls the file `name`."""
     check_plain(path, name)
     try:
         return path.read_bytes()
@@ -16,11 +16,11 @@ def read(path: Path, name: str) -> bytes:
 
 
 def check_plain(path: Path, name: str) -> None:
-    """Raises `ExportError` for a device, which may never end, and for a pipe, which may never begin."""
+    """Raises `ExportError` if `path` is a pipe, a device or a socket: reading could take forever."""
     try:
         mode = path.stat().st_mode
     except OSError:
-        # Whoever opens it learns what is wrong.
+        # The code that opens the file reports what is wrong.
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ExportError(f"{name} cannot be read: it is no plain file; write its contents to one and name that")
+        raise ExportError(f"{name} cannot be read: it is not a regular file; write its content into one and give that")

@@ -1,4 +1,4 @@
-"""The flags of the commands, with their defaults. Imports nothing heavy: `--help` answers at once."""
+"""The flags of the commands, with their defaults. It imports no large packages, so that `--help` is fast."""
 
 import argparse
 import dataclasses
@@ -28,10 +28,10 @@ _IMAGENET = "imagenet"
 
 
 def export_parser() -> argparse.ArgumentParser:
-    """The flags of `cnnserve export`."""
+    """Returns the parser for the flags of `cnnserve export`."""
     parser = argparse.ArgumentParser(
         prog="cnnserve export",
-        description="Converts a network to ONNX, proves it equal to PyTorch and publishes it into a model repository.",
+        description="Convert a network to ONNX, compare the file with PyTorch and publish it in a model repository.",
         epilog="""examples:
   cnnserve export resnet50 --weights imagenet --repository models
   cnnserve export nets.birds:make --weights birds.pth --labels birds.txt --shape 3,224,224 \\
@@ -42,36 +42,38 @@ def export_parser() -> argparse.ArgumentParser:
         "architecture",
         metavar="ARCH",
         help="lenet5, alexnet, googlenet, resnet18, resnet34, resnet50, resnet101 or resnet152; or your own network as "
-        "package.module:factory, found as python -m would: an nn.Module, or a class or function that makes one",
+        "package.module:factory: an nn.Module, or a class or function that makes one, found as python -m finds modules",
     )
     parser.add_argument(
         "--weights",
         type=_utf8,
         metavar="FILE",
-        help="checkpoint, .pth, .pt or .safetensors; or imagenet, imagenet-v1, imagenet-v2: torchvision's published "
-        "weights with their preprocessing and labels, downloaded once (default: random, seed 0)",
+        help="checkpoint (.pth, .pt or .safetensors); or imagenet, imagenet-v1 or imagenet-v2: torchvision's published "
+        "weights with their preprocessing and labels, downloaded once (default: random weights from seed 0, or those "
+        "that your own network comes with)",
     )
     parser.add_argument(
         "--transform-input",
         action="store_true",
-        help="googlenet only: the weights expect values from -1 to 1, as those ported from TensorFlow do "
-        "(torchvision's published file is recognised)",
+        help="expect weights for values from -1 to 1, as those ported from TensorFlow are; googlenet only (not needed "
+        "for torchvision's published file, which is recognised)",
     )
     parser.add_argument(
         "--num-classes",
         type=_positive,
         metavar="N",
-        help="classes of the network (default: 1000, lenet5 10); your own factory gets it as its only argument, "
-        "and none without it",
+        help="number of classes (default: 1000, lenet5: 10); the only argument of your own factory, which is called "
+        "without arguments by default",
     )
-    _add_labels(parser)
-    _add_target(parser, default_name="ARCH, or the factory's")
-    _add_preprocessing(parser, "needed for your own network; a built-in one has its own, which these change")
+    _add_labels(parser, default="those of published weights, else none")
+    _add_target(parser, default_name="ARCH, or the name of the factory")
+    _add_preprocessing(parser, "needed for your own network; for a built-in architecture they change its preprocessing")
     parser.add_argument(
         "--input",
         choices=INPUT_FORMS,
         default=INPUT_FORMS[0],
-        help="uint8: NHWC pixels, normalised inside the graph; float32: NCHW, normalised before it (default: uint8)",
+        help="input of the model; uint8: NHWC pixels, which the graph normalises; float32: NCHW values, normalised "
+        "before they reach the model (default: uint8)",
     )
     _add_proof(parser)
     parser.add_argument(
@@ -87,42 +89,48 @@ def export_parser() -> argparse.ArgumentParser:
 
 
 def import_parser() -> argparse.ArgumentParser:
-    """The flags of `cnnserve import`."""
+    """Returns the parser for the flags of `cnnserve import`."""
     parser = argparse.ArgumentParser(
         prog="cnnserve import",
-        description="""Checks an ONNX classifier that was made elsewhere and publishes it into a model repository.
-It takes one image tensor, float32 or uint8, and answers logits or probabilities. What is published answers,
-at every batch size, what the file answers to one image at a time.""",
+        description="""Check an existing ONNX classifier and publish it in a model repository.
+The file takes one image tensor, float32 or uint8, and returns logits or probabilities. The published version
+returns, in all batch sizes that are compared, what the file returns for one image at a time.""",
         epilog="""example:
   cnnserve import mobilenet.onnx --labels imagenet --repository models \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --resize 256""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=_path, metavar="FILE", help="the ONNX file; external data may lie beside it")
-    _add_labels(parser)
-    _add_target(parser, default_name="the file's")
-    _add_preprocessing(parser, "how images become the file's input; --mean and --std are needed where that is float32")
+    parser.add_argument("file", type=_path, metavar="FILE", help="ONNX file; external data must be in the same folder")
+    _add_labels(parser, default="none")
+    _add_target(parser, default_name="the name of the file")
+    _add_preprocessing(
+        parser, "how images become the input of the file; --mean and --std are needed if the input is float32"
+    )
     _add_proof(parser)
     return parser
 
 
 def given(arguments: argparse.Namespace) -> Given:
-    """What the preprocessing flags said."""
+    """Returns the values of the preprocessing flags."""
     return Given(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Given)})
 
 
 def train_parser() -> argparse.ArgumentParser:
-    """The flags of `cnnserve train-lenet`."""
+    """Returns the parser for the flags of `cnnserve train-lenet`."""
     parser = argparse.ArgumentParser(
         prog="cnnserve train-lenet",
-        description="Trains LeNet-5 on scikit-learn's scanned digits and publishes it into a model repository.",
+        description="Train LeNet-5 on the scanned digits of scikit-learn and publish it in a model repository.",
     )
     _add_target(parser, default_name="lenet5")
-    parser.add_argument("--save-weights", type=_path, metavar="FILE", help="also save the state dict here")
+    parser.add_argument("--save-weights", type=_path, metavar="FILE", help="also save the state dict in this file")
     parser.add_argument(
-        "--epochs", type=_positive, default=_EPOCHS, metavar="N", help=f"passes over the digits (default: {_EPOCHS})"
+        "--epochs",
+        type=_positive,
+        default=_EPOCHS,
+        metavar="N",
+        help=f"number of passes over the digits (default: {_EPOCHS})",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (default: 0)")
     return parser
 
 
@@ -132,52 +140,66 @@ def _add_target(parser: argparse.ArgumentParser, default_name: str) -> None:
         type=_path,
         default=_REPOSITORY,
         metavar="DIR",
-        help=f"model repository (default: {_REPOSITORY})",
+        help=f"folder of the model repository (default: {_REPOSITORY})",
     )
     parser.add_argument("--name", help=f"name of the served model (default: {default_name})")
-    parser.add_argument("--version", type=_positive, metavar="N", help="version to publish (default: the next one)")
+    parser.add_argument(
+        "--version", type=_positive, metavar="N", help="number of the version (default: the next number)"
+    )
 
 
-def _add_labels(parser: argparse.ArgumentParser) -> None:
+def _add_labels(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--labels",
         type=_label_file,
         metavar="FILE",
         help=f"UTF-8 text file with one label a line; {_IMAGENET}: the built-in list of the 1,000 ImageNet labels "
-        f"(./{_IMAGENET} is a file)",
+        f"(./{_IMAGENET} means a file); default: {default}",
     )
 
 
 def _add_preprocessing(parser: argparse.ArgumentParser, description: str) -> None:
     group = parser.add_argument_group("preprocessing", description)
-    group.add_argument("--shape", type=_shape, metavar="C,H,W", help="the network's input for one image")
+    group.add_argument("--shape", type=_shape, metavar="C,H,W", help="input of the network for one image, in pixels")
     group.add_argument(
-        "--mean", type=_numbers, metavar="M,M,M", help="subtracted from pixels of 0 to 1, a value for each channel"
+        "--mean",
+        type=_numbers,
+        metavar="M,M,M",
+        help="mean of each channel on the scale from 0 to 1, which training subtracted",
     )
     group.add_argument(
         "--std",
         type=_numbers,
         metavar="S,S,S",
-        help="divided by after that; a network that takes 0 to 255 has mean 0 and std 0.003921569 (1/255)",
+        help="standard deviation of each channel on the scale from 0 to 1, by which training divided; for a network "
+        "that takes values of 0 to 255, use --mean 0 and --std 0.003921569 (1/255) for each channel",
     )
     group.add_argument(
         "--resize",
         type=_sizes,
         metavar="N|H,W",
-        help="N: the shorter side becomes N, the middle is used; H,W: exactly that (default: H,W of the input)",
+        help="size of the resized image in pixels; N: the shorter side, the centre is kept; H,W: height and width "
+        "(default: H,W of the input)",
     )
     group.add_argument(
-        "--crop", type=_sizes, metavar="N|H,W", help="the middle that is used after --resize (default: the input's H,W)"
+        "--crop",
+        type=_sizes,
+        metavar="N|H,W",
+        help="centre of the resized image to keep, in pixels (default: H,W of the input)",
     )
-    group.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of --resize (default: bilinear)")
     group.add_argument(
-        "--color", choices=("RGB", "BGR", "L"), help="order of channels (default: RGB; L, grey, for one)"
+        "--interpolation", choices=("bilinear", "bicubic"), help="interpolation of the resize (default: bilinear)"
+    )
+    group.add_argument(
+        "--color",
+        choices=("RGB", "BGR", "L"),
+        help="order of the channels; L is grey (default: RGB, or L for one channel)",
     )
     group.add_argument(
         "--activation",
         choices=ACTIVATIONS,
         default=ACTIVATIONS[0],
-        help="auto: a softmax is added unless answers are probabilities; softmax: it is added even where all values "
+        help="auto: add a softmax unless the network returns probabilities; softmax: add a softmax even if all values "
         "are within 0 and 1 (default: auto)",
     )
 
@@ -188,10 +210,14 @@ def _add_proof(parser: argparse.ArgumentParser) -> None:
         type=_batch_size,
         default=DEFAULT_MAX_BATCH_SIZE,
         metavar="N",
-        help=f"largest batch, proved equal (1 to {LARGEST_BATCH_SIZE}, default: {DEFAULT_MAX_BATCH_SIZE})",
+        help="largest batch to check and to serve, in images "
+        f"(1 to {LARGEST_BATCH_SIZE}, default: {DEFAULT_MAX_BATCH_SIZE})",
     )
     parser.add_argument(
-        "--golden", type=_path, metavar="FILE", help="image the server repeats before serving (default: a built-in one)"
+        "--golden",
+        type=_path,
+        metavar="FILE",
+        help="golden image, which the self-test of the server must repeat (default: a built-in image)",
     )
 
 
@@ -200,26 +226,26 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=PRECISIONS,
         default=PRECISIONS[0],
-        help="fp16 for NVIDIA GPUs, int8 for CPUs; published only where it agrees with fp32 (default: fp32)",
+        help="fp16 for NVIDIA GPUs, int8 for CPUs; published only if the agreement with fp32 suffices (default: fp32)",
     )
     parser.add_argument(
         "--calibration",
         type=_path,
         metavar="DIR",
-        help="int8: images like those the model will be sent, also in sub-folders",
+        help="folder of images like those that clients will send, for int8 only; sub-folders count",
     )
     parser.add_argument(
         "--evaluation",
         type=_path,
         metavar="DIR",
-        help="images to measure the agreement on; in sub-folders named by class also the accuracy "
-        "(default: int8 the calibration images, fp16 built-in pictures)",
+        help="folder of images to measure the agreement with fp32, and the accuracy if sub-folders are named by class "
+        "(default: for int8 the calibration images, for fp16 built-in pictures)",
     )
     parser.add_argument(
         "--min-agreement",
         type=_share,
         metavar="SHARE",
-        help="share of images on which the most probable class must be fp32's "
+        help="agreement needed: share of images with the same top class as in fp32 "
         f"(0 to 1, default: {DEFAULT_MIN_AGREEMENT})",
     )
 
@@ -240,7 +266,7 @@ def _label_file(text: str) -> Path:
 
 
 def _utf8(text: str) -> str:
-    # ONNX Runtime opens no other path, and the manifest could not name it.
+    # ONNX Runtime cannot open other paths, and the manifest could not name them.
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -252,7 +278,7 @@ def _utf8(text: str) -> str:
 def _share(text: str) -> float:
     value = _converted(text, float, "a number from 0 to 1")
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 1")
     return value
 
 
@@ -263,7 +289,7 @@ def _positive(text: str) -> int:
 def _batch_size(text: str) -> int:
     value = _positive(text)
     if value > LARGEST_BATCH_SIZE:
-        raise argparse.ArgumentTypeError(f"{value} is too large to be proved; {LARGEST_BATCH_SIZE} is the largest")
+        raise argparse.ArgumentTypeError(f"{value} is too large; the largest batch is {LARGEST_BATCH_SIZE}")
     return value
 
 
@@ -282,7 +308,7 @@ def _shape(text: str) -> tuple[int, ...]:
 def _size(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{value} is too small; give at least 1")
     return value
 
 

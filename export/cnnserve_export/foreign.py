@@ -1,4 +1,4 @@
-"""An ONNX file made elsewhere: read, and looked at before anything runs it."""
+"""Reads an ONNX file to import, and checks it before anything runs it."""
 
 import hashlib
 import math
@@ -16,18 +16,18 @@ from cnnserve_export.contract import LARGEST_BATCH_SIZE
 from cnnserve_export.errors import ExportError
 
 _TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
-# Operators of these come with ONNX Runtime; those of any other must be functions in the file.
+# ONNX Runtime has the operators of these domains. Operators of others must be functions in the file.
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 _QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger")
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A classifier's file: one image tensor in, one float32 tensor out.
+    """The ONNX file of a classifier, which has one image tensor as input and one float32 tensor as output.
 
-    `input` has -1 where the file leaves a size open; `fixed_batch` is None where it leaves the batch open.
-    `data` is the file with its external data inside, unaltered where there is none; `origin` is for the manifest;
-    `parameters` counts the values of its tensors, batch normalisation's statistics and a few constants among them.
+    `input` has -1 for sizes that the file leaves open; `fixed_batch` is None if the file leaves the batch size open.
+    `data` is the file, with its external data embedded if it has any; `origin` is the manifest's entry about it.
+    `parameters` counts the values of its tensors, including statistics of batch normalisation and a few constants.
     """
 
     model: onnx.ModelProto
@@ -41,7 +41,7 @@ class Foreign:
 
 
 def read(path: Path) -> Foreign:
-    """Reads the file and its external data. Raises `ExportError` for what is no classifier that can be served."""
+    """Returns the classifier in a file and its external data. Raises `ExportError` if it cannot be served."""
     data = _bytes(path)
     model = _parse(data, path)
     digests = external_data.embed(model, path.parent)
@@ -70,7 +70,7 @@ def _bytes(path: Path) -> bytes:
     files.check_plain(path, str(path))
     try:
         if path.stat().st_size > external_data.MAX_BYTES:
-            raise ExportError(f"{path} has 2 GB or more, which no ONNX file can have")
+            raise ExportError(f"{path} has 2 GiB or more, which no ONNX file can have; use a smaller model")
         return path.read_bytes()
     except OSError as error:
         raise ExportError(f"{path} cannot be read: {error.strerror}") from error
@@ -78,15 +78,20 @@ def _bytes(path: Path) -> bytes:
 
 def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     if data.startswith(b"PK\x03\x04"):
-        raise ExportError(f"{path.name} is a zip archive, as PyTorch's checkpoints are; those go to cnnserve export")
+        raise ExportError(
+            f"{path.name} is a zip archive, like PyTorch's checkpoints; pass checkpoints to cnnserve export"
+        )
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
         raise ExportError(
-            f"{path.name} is no ONNX file, or not a whole one ({len(data)} bytes beginning {data[:16]!r})"
+            f"{path.name} is not an ONNX file, or not complete ({len(data)} bytes beginning with {data[:16]!r}); "
+            "save the model again"
         ) from error
     if not model.ir_version or not model.graph.node:
-        raise ExportError(f"{path.name} holds no network ({len(data)} bytes beginning {data[:16]!r})")
+        raise ExportError(
+            f"{path.name} holds no network ({len(data)} bytes beginning with {data[:16]!r}); save the model again"
+        )
     return model
 
 
@@ -95,12 +100,12 @@ def _check_operators(model: onnx.ModelProto) -> None:
     for node in _nodes(model.graph):
         if node.domain not in _KNOWN_DOMAINS and (node.domain, node.op_type) not in local:
             raise ExportError(
-                f"the file uses operator {node.op_type!r} of {node.domain!r}, which ONNX Runtime does not have; "
+                f"the file uses operator {node.op_type!r} of domain {node.domain!r}, which ONNX Runtime does not have; "
                 "export the network without custom operators"
             )
         if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
             raise ExportError(
-                f"the file's {node.op_type} {node.name!r} is in training mode; export the network again after "
+                f"the node {node.name!r} ({node.op_type}) is in training mode; export the network again after "
                 "network.eval(), with training=TrainingMode.EVAL"
             )
 
@@ -114,7 +119,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    # Files from before IR 4 list every initialiser as an input as well.
+    # Before IR version 4, files list every initialiser as an input, too.
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {sparse.values.name for sparse in model.graph.sparse_initializer}
     return [value for value in model.graph.input if value.name not in constants]
@@ -125,12 +130,12 @@ def _check_count(kind: Literal["input", "output"], values: list[onnx.ValueInfoPr
         if value.type.WhichOneof("value") != "tensor_type":
             raise ExportError(
                 f"the {kind} {value.name!r} is a {(value.type.WhichOneof('value') or 'thing').removesuffix('_type')}, "
-                "not a tensor; skl2onnx writes tensors with options={'zipmap': False}"
+                "not a tensor; if skl2onnx made the file, pass it options={'zipmap': False}"
             )
     if len(values) != 1:
         names = ", ".join(repr(value.name) for value in values) or "none"
         fix = (
-            f"; onnx.utils.extract_model({path.name!r}, 'one.onnx', [INPUT], [OUTPUT]) makes a file of one"
+            f"; make a file with one by onnx.utils.extract_model({path.name!r}, 'one.onnx', [INPUT], [OUTPUT])"
             if values
             else ""
         )
@@ -138,22 +143,22 @@ def _check_count(kind: Literal["input", "output"], values: list[onnx.ValueInfoPr
 
 
 def _image(value: onnx.ValueInfoProto) -> tuple[TensorInfo, int | None]:
-    """The input for one image, and the batch where it is fixed."""
+    """Returns the input for one image, and the fixed batch size or None."""
     datatype = _datatype(value, "input", tuple(_TYPES))
     shape = tuple(dim.dim_value if dim.dim_value > 0 else -1 for dim in value.type.tensor_type.shape.dim)
     where = f"the input {value.name!r} has shape {[size if size > 0 else '?' for size in shape]}"
     if len(shape) != 4:
-        raise ExportError(f"{where}, expected images (N, C, H, W) or (N, H, W, C)")
+        raise ExportError(f"{where}; give a network for images (N, C, H, W) or (N, H, W, C)")
     first, last = shape[1] in (1, 3), shape[3] in (1, 3)
     if first == last:
         raise ExportError(
-            f"{where}, so where its 1 or 3 channels are is not clear; fix that dimension: "
+            f"{where}, which does not show where its 1 or 3 channels are; fix that dimension: "
             f"python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {value.name} "
             "--input_shape 1,3,224,224 IN.onnx OUT.onnx"
         )
     if shape[0] > LARGEST_BATCH_SIZE:
         raise ExportError(
-            f"{where}; batches of more than {LARGEST_BATCH_SIZE} are not proved: export it with a free batch"
+            f"{where}; the largest batch size is {LARGEST_BATCH_SIZE}: export the network with a free batch"
         )
     layout: Literal["NHWC", "NCHW"] = "NCHW" if first else "NHWC"
     return TensorInfo(value.name, datatype, shape[1:], layout), shape[0] if shape[0] > 0 else None
@@ -163,7 +168,7 @@ def _datatype(value: onnx.ValueInfoProto, kind: str, known: tuple[int, ...]) -> 
     elem_type = value.type.tensor_type.elem_type
     if elem_type not in known:
         names = " or ".join(_name(item) for item in known)
-        raise ExportError(f"the {kind} {value.name!r} is {_name(elem_type)}, expected {names}")
+        raise ExportError(f"the {kind} {value.name!r} is {_name(elem_type)}; export the network with {names}")
     return _TYPES[elem_type]
 
 

@@ -1,7 +1,7 @@
-"""torchvision's published ImageNet weights: which files there are, and getting one into torch's cache.
+"""The table of torchvision's published ImageNet weights, and the download of a file into torch's cache.
 
-Files, digests and transforms are those of torchvision 0.28 (`torchvision.models`, `WeightsEnum`), the 1000 names in
-`imagenet_labels.txt` its `_meta._IMAGENET_CATEGORIES`. torchvision itself is not needed.
+Files, digests and transforms are those of torchvision 0.28 (`torchvision.models`, `WeightsEnum`). torchvision itself is
+not needed.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import torch
 
 from cnnserve_export.errors import ExportError
 
-# What `--weights` understands besides a file; the first is the newest edition, torchvision's DEFAULT.
+# What `--weights` accepts beside a file. The first word means the newest edition, torchvision's DEFAULT.
 WORDS = ("imagenet", "imagenet-v1", "imagenet-v2")
 
 _FOLDER = "https://download.pytorch.org/models/"
@@ -29,9 +29,10 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Published:
-    """One published file. `resize` is the shorter side before the crop of 224, in pixels.
+    """One published file.
 
-    With `transform_input` the network first takes the values from ImageNet's normalisation to -1 to 1.
+    `resize` is the shorter side before the crop of 224, in pixels. If `transform_input` is true, the network first
+    changes the values from ImageNet's normalisation to the range -1 to 1.
     """
 
     architecture: str
@@ -42,21 +43,21 @@ class Published:
 
     @property
     def file(self) -> str:
-        """Its name in torch's cache, NAME-DIGITS.pth."""
+        """Name of the file in torch's cache, NAME-DIGITS.pth."""
         return self.url.rpartition("/")[2]
 
     @property
     def sha256_prefix(self) -> str:
-        """What its SHA-256 begins with: the file's name says it."""
+        """First digits of the file's SHA-256, which are part of its name."""
         return self.file.removesuffix(".pth").rpartition("-")[2]
 
     @property
     def edition(self) -> str:
-        """torchvision's name for it."""
+        """torchvision's name of the edition, such as IMAGENET1K_V1."""
         return self.word.replace("imagenet-v", "IMAGENET1K_V")
 
 
-# An architecture's newest edition last.
+# The newest edition of an architecture is its last.
 PUBLISHED = (
     Published("alexnet", "imagenet-v1", _FOLDER + "alexnet-owt-7be5be79.pth"),
     Published("googlenet", "imagenet-v1", _FOLDER + "googlenet-1378be20.pth", transform_input=True),
@@ -72,36 +73,40 @@ PUBLISHED = (
 
 
 def find(architecture: str, word: str) -> Published:
-    """The file that one of `WORDS` means for an architecture. Raises `ExportError` where there is none."""
+    """Returns the file that one of `WORDS` means for an architecture. Raises `ExportError` if there is none."""
     editions = {published.word: published for published in PUBLISHED if published.architecture == architecture}
     if not editions:
         names = ", ".join(dict.fromkeys(published.architecture for published in PUBLISHED))
-        raise ExportError(f"there are no published ImageNet weights for {architecture}, only for {names}")
+        raise ExportError(
+            f"there are no published ImageNet weights for {architecture}, only for {names}; "
+            "give a file as --weights FILE"
+        )
     if word == WORDS[0]:
         return list(editions.values())[-1]
     if word not in editions:
-        raise ExportError(f"there are no {word} weights for {architecture}, only {', '.join(editions)}")
+        raise ExportError(f"there are no {word} weights for {architecture}; use --weights {' or '.join(editions)}")
     return editions[word]
 
 
 def recognise(architecture: str, sha256: str) -> Published | None:
-    """The published file with this digest, whatever it is called now; None where it is none of them."""
+    """Returns the published file with this digest, whatever its name is now; None if there is none."""
     return next((p for p in PUBLISHED if p.architecture == architecture and sha256.startswith(p.sha256_prefix)), None)
 
 
 def cache() -> Path:
-    """Where torch keeps downloaded weights: below `TORCH_HOME`, by default in ~/.cache/torch."""
+    """Returns the folder of torch's downloaded weights: below `TORCH_HOME`, by default in ~/.cache/torch."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def fetch(published: Published, folder: Path, tell: Callable[[int, int], None]) -> Path:
-    """The file in `folder`, downloaded first where it is missing; `tell` hears of bytes done and in all (0: unknown).
+    """Returns the path of a published file in `folder`; downloads the file first if it is missing.
 
-    A download appears under its name when it is complete and its SHA-256 begins as it should. A file that was there is
-    given unread: who loads it compares its digest. Raises `ExportError`; nothing is left in `folder` then.
+    `tell` gets the bytes done and the bytes in all (0: unknown). A download gets its name when it is complete and its
+    SHA-256 begins as the table says. A file that is already there is not read: the caller must compare its digest.
+    Raises `ExportError` if the file cannot be downloaded or written; nothing new is left in `folder` then.
     """
     path = folder / published.file
-    # Two exports may download the same file at once: each has its own, and the later one replaces the earlier.
+    # Two exports may download the same file at once. Each writes a file of its own, and the later replaces the earlier.
     partial = folder / f"{published.file}.{secrets.token_hex(4)}.partial"
     try:
         if not path.exists():
@@ -110,7 +115,7 @@ def fetch(published: Published, folder: Path, tell: Callable[[int, int], None]) 
             partial.replace(path)
     except OSError as error:
         raise ExportError(
-            f"{published.file} cannot be kept in {folder}: {error.strerror}; TORCH_HOME names another folder"
+            f"{published.file} cannot be written to {folder}: {error.strerror}; set TORCH_HOME to another folder"
         ) from error
     finally:
         with suppress(OSError):
@@ -129,19 +134,20 @@ def _download(published: Published, path: Path, partial: Path, tell: Callable[[i
         os.fsync(file.fileno())
     if not digest.hexdigest().startswith(published.sha256_prefix):
         raise ExportError(
-            f"what {published.url} gave is not the published file: its SHA-256 begins "
-            f"{digest.hexdigest()[: len(published.sha256_prefix)]}, expected {published.sha256_prefix}"
+            f"the download of {published.url} is not the published file: its SHA-256 begins with "
+            f"{digest.hexdigest()[: len(published.sha256_prefix)]}, not with {published.sha256_prefix}; try again, or "
+            f"download the file elsewhere and put it at {path}"
         )
 
 
 def _pieces(url: str, path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """The answer's bytes piece by piece, each with how many there are so far and in all."""
+    """Yields the bytes of the response in pieces, each with the number of bytes so far and in all."""
     done = size = 0
     try:
-        # The table's addresses alone come here, all of them https.
-        with urlopen(Request(url), timeout=_TIMEOUT_S) as answer:  # noqa: S310
-            size = int(answer.headers.get("Content-Length", 0))
-            while piece := answer.read(_PIECE):
+        # The URL comes from the table above, where all begin with https.
+        with urlopen(Request(url), timeout=_TIMEOUT_S) as response:  # noqa: S310
+            size = int(response.headers.get("Content-Length", 0))
+            while piece := response.read(_PIECE):
                 done += len(piece)
                 yield piece, done, size
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -153,12 +159,12 @@ def _pieces(url: str, path: Path) -> Iterator[tuple[bytes, int, int]]:
 def _unreachable(url: str, path: Path, reason: str) -> ExportError:
     return ExportError(
         f"{path.name} is not in torch's cache and cannot be downloaded: {url}: {reason}; "
-        f"get the file some other way and put it at {path}"
+        f"download the file elsewhere and put it at {path}"
     )
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, HTTPError):
         error.close()
-        return f"the server answered {error.code} {error.reason}"
+        return f"the server returned status {error.code} {error.reason}"
     return str(getattr(error, "reason", error)) or type(error).__name__

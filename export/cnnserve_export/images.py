@@ -1,4 +1,4 @@
-"""Sets of images to calibrate and to measure on, read one after the other: a folder of any size fits into memory."""
+"""Sets of images for calibration and evaluation; images are read one by one, so a folder may have any size."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +21,14 @@ _BUILT_IN = 100
 
 @dataclass(frozen=True)
 class Item:
-    """One image: its path within the set, and how its file's bytes are had."""
+    """One image: its path within the set, and a function that returns the bytes of its file."""
 
     name: str
     read: Callable[[], bytes]
 
     @property
     def folder(self) -> str:
-        """The first folder of the path, by ImageFolder's custom the class; "" where there is none."""
+        """First folder of the path, which is the class as in torchvision's ImageFolder; "" if there is none."""
         parts = PurePosixPath(self.name).parts
         return parts[0] if len(parts) > 1 else ""
 
@@ -43,7 +43,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images under a name that people know them by."""
+    """A list of images with a name for messages and for the manifest."""
 
     name: str
     items: tuple[Item, ...]
@@ -52,10 +52,10 @@ class ImageSet:
         return len(self.items)
 
     def batches(self, preprocessor: Preprocessor) -> Iterator[Batch]:
-        """All images as the server would preprocess them, a few at a time.
+        """Yields all images in batches of at most 8, preprocessed as the server does.
 
-        Raises `ExportError` naming every image that cannot be read. What follows the first of them is still decoded, so
-        that one attempt finds them all, but not given.
+        Raises `ExportError` if images cannot be read; the error names the first ten. After the first of them, the other
+        images are still decoded, so that one attempt finds all, but no more batches are yielded.
         """
         rows: list[NDArray[np.generic]] = []
         folders: list[str] = []
@@ -77,11 +77,11 @@ class ImageSet:
             yield Batch(np.stack(rows), tuple(folders))
 
     def digests(self) -> list[str]:
-        """SHA-256 of every file, in order. Raises `ExportError` where one cannot be read."""
+        """Returns the SHA-256 of every file, in order. Raises `ExportError` if a file cannot be read."""
         return [self._digest(item) for item in self.items]
 
     def distinct(self, enough: int) -> int:
-        """How many of its files differ, counted no further than `enough`. Raises as `digests`."""
+        """Returns the number of different files, or `enough` if there are more. Raises `ExportError` like `digests`."""
         seen: set[str] = set()
         for item in self.items:
             if len(seen) == enough:
@@ -93,7 +93,7 @@ class ImageSet:
         try:
             return hashlib.sha256(item.read()).hexdigest()
         except OSError as error:
-            raise ExportError(f"an image of {self.name} cannot be read: {error}") from error
+            raise ExportError(f"an image of {self.name} cannot be read: {error}; repair or remove it") from error
 
     def _complaint(self, broken: list[str]) -> str:
         more = f"\n  and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
@@ -104,12 +104,12 @@ class ImageSet:
 
 
 def folder(path: Path) -> ImageSet:
-    """Every image below `path`, by suffix and in the order of their paths; hidden files are left out.
+    """Returns all images below `path`: files with one of `SUFFIXES`, sorted by path, without hidden files.
 
-    Raises `ExportError` where there is no folder, no image in it, or a pipe or device that is called as one.
+    Raises `ExportError` if `path` is not a folder or has no image, and if a pipe or a device has such a suffix.
     """
     if not path.is_dir():
-        raise ExportError(f"{path} is no folder; give one that holds images, in sub-folders or not")
+        raise ExportError(f"{path} is not a folder; give a folder with images, which may be in sub-folders")
     found = {
         file.relative_to(path).as_posix(): file
         for file in path.rglob("*")
@@ -120,12 +120,12 @@ def folder(path: Path) -> ImageSet:
     for file in found.values():
         files.check_plain(file, str(file))
     if not found:
-        raise ExportError(f"{path} holds no image ({', '.join(SUFFIXES)})")
+        raise ExportError(f"{path} holds no image; give a folder with files that end in {', '.join(SUFFIXES)}")
     return ImageSet(path.resolve().name, tuple(Item(name, found[name].read_bytes) for name in sorted(found)))
 
 
 def built_in() -> ImageSet:
-    """Pictures that are drawn: for a precision that needs no calibration, where no folder was given."""
+    """Returns 100 generated images, for a precision that needs no calibration, if the user gives no folder."""
 
     def drawn(seed: int) -> Item:
         height, width = 200 + 37 * seed % 200, 200 + 53 * seed % 200
@@ -135,5 +135,5 @@ def built_in() -> ImageSet:
 
 
 def digest(digests: Sequence[str]) -> str:
-    """One SHA-256 for a set of files, whatever their names and order."""
+    """Returns one SHA-256 for a set of files, which does not depend on their names and order."""
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()

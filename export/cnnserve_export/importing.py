@@ -1,6 +1,7 @@
-"""One import, from an ONNX file made elsewhere to a published version, or to nothing.
+"""One import: from an existing ONNX file to a published version.
 
-The file's own answers to one image at a time are the reference; what is published gives the same at every batch size.
+What the file returns for one image at a time is the reference. The published version must return the same
+probabilities in all batch sizes that are compared.
 """
 
 import shutil
@@ -27,7 +28,7 @@ from cnnserve_export.golden import GOLDEN_FILE
 from cnnserve_export.progress import Progress, Stage
 
 MODEL_FILE = "model.onnx"
-# Largest difference allowed for any probability, from what the file answers to the image alone.
+# Largest allowed difference of a probability from what the file returns for the image alone.
 TOLERANCE = 1e-4
 
 _ORIGINAL = "original"
@@ -35,7 +36,7 @@ _ORIGINAL = "original"
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """What to import and where to. `given` says how images become the file's input, `labels` is a file of names."""
+    """What to import, and where to publish it; `given` says how images become the input, `labels` is a label file."""
 
     file: Path
     given: preparation.Given
@@ -50,18 +51,18 @@ class Import:
 
 @dataclass(frozen=True)
 class _Reference:
-    """What the file answers: `rows` are its inputs, `expected` the probabilities for each of them alone."""
+    """What the imported file returns: `rows` are its inputs, `expected` the probabilities of each row alone."""
 
     rows: NDArray[np.generic]
     expected: NDArray[np.float32]
     ends_in_softmax: bool
-    # Its rows have further dimensions of 1.
+    # True if its output rows have further dimensions of 1.
     flattened: bool
 
 
 @dataclass(frozen=True)
 class _Proved:
-    """The served file: `fixed_batch` where it runs no other; `differences` by batch size."""
+    """The model to publish; `fixed_batch` is its only batch size or None, `differences` has batch sizes as keys."""
 
     model: onnx.ModelProto
     fixed_batch: int | None
@@ -70,9 +71,10 @@ class _Proved:
 
 
 def run(job: Import, progress: Progress) -> Path:
-    """Checks, proves and publishes; returns the version's folder.
+    """Checks the file, publishes it and returns the folder of the version.
 
-    Raises `ExportError` or cnnserve's `ModelLoadFailed`; nothing is left in the repository then.
+    Raises `ExportError`, or `ModelLoadFailed` if ONNX Runtime cannot load the file. Nothing is left in the repository
+    then.
     """
     target = publish.plan(job.repository, job.name, job.version)
     with progress.stage("read") as stage:
@@ -89,14 +91,14 @@ def run(job: Import, progress: Progress) -> Path:
             names = labels.read(job.labels, class_count, "correct the file") if job.labels else None
             model = _finished(source, reference)
             contract = Contract(tensor, TensorInfo(model.graph.output[0].name, "FP32", (class_count,)), spec)
-            # Before the work, not after it.
+            # `commit` checks it again, but users should not have to wait for this error.
             publish.check_compatible(target, contract, job.max_batch_size)
-            softmax_is = "probabilities" if reference.ends_in_softmax else "logits; softmax is added"
-            stage.finding = f"{class_count} classes, answers {softmax_is}"
+            softmax_is = "probabilities" if reference.ends_in_softmax else "logits; a softmax is added"
+            stage.finding = f"{class_count} classes, returns {softmax_is}"
         with progress.stage("verify") as stage:
             proved = _prove(job, source, model, reference, folder)
             measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in proved.differences.items())
-            stage.finding = f"{proved.change}; largest difference from the file {measured} (allowed {TOLERANCE:.0e})"
+            stage.finding = f"{proved.change}; largest difference of a probability from the file: {measured} (tolerance {TOLERANCE:.0e})"
             stage.finding += proof.doubt(reference.expected, TOLERANCE)
         with progress.stage("publish") as stage:
             companions.write(folder, job.golden_png, names)
@@ -109,8 +111,8 @@ def run(job: Import, progress: Progress) -> Path:
 def _ask(
     job: Import, source: Foreign, spec: Preprocessing, tensor: TensorInfo, folder: Path, *, stage: Stage
 ) -> _Reference:
-    """Runs the original, one image at a time."""
-    # Under its own name, which errors tell; with its external data inside, as it was looked at.
+    """Runs the imported file, one image at a time, and returns its rows and probabilities."""
+    # The copy has the name of the file, because errors contain it. It includes the external data that was checked.
     path = folder / _ORIGINAL / job.file.name
     path.parent.mkdir()
     path.write_bytes(source.data)
@@ -126,8 +128,8 @@ def _ask(
         shutil.rmtree(path.parent)
     if not np.allclose(again, answers[:1], atol=TOLERANCE, equal_nan=True):
         raise ExportError(
-            "the file answers the same image differently: it draws random numbers; export the network again after "
-            "network.eval()"
+            "two runs of the file on the same image differ, because it draws random numbers; export the network again "
+            "after network.eval()"
         )
     flat = answers.reshape(len(rows), -1)
     is_softmax = ends_in_softmax(flat, job.activation)
@@ -139,15 +141,15 @@ def _row_count(job: Import, source: Foreign) -> int:
 
 
 def _answer(session: Session, row: NDArray[np.generic], batch: int) -> NDArray[np.float32]:
-    """The file's answer to one image, (1, classes, ...); where its batch is fixed, to as many of it."""
+    """Returns the file's output for one image, (1, classes, ...), which is repeated to fill a batch of `batch`."""
     try:
         answer: NDArray[np.float32] = session.run(np.repeat(row[np.newaxis], batch, axis=0))[0]
     except InferenceFailed as error:
         raise ExportError(f"the file fails on a batch of {batch}: {error}") from error
     if answer.ndim < 2 or len(answer) != batch or answer.shape[1] < 2 or any(size != 1 for size in answer.shape[2:]):
         raise ExportError(
-            f"the file answers shape {list(answer.shape)} to a batch of {batch}, expected [{batch}, classes] with at "
-            "least 2 classes"
+            f"the file returns shape {list(answer.shape)} for a batch of {batch}, expected [{batch}, classes] with at "
+            "least 2 classes; import a classifier"
         )
     return answer[:1]
 
@@ -156,11 +158,11 @@ def _check_onnx(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the file breaks ONNX's rules: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"the file is not valid ONNX: {str(error).splitlines()[0]}; export it again") from error
 
 
 def _prove(job: Import, source: Foreign, finished: onnx.ModelProto, reference: _Reference, folder: Path) -> _Proved:
-    """The first form of the file that gives the reference's answers, written as the version's model."""
+    """Writes and returns the first form of the file that returns the reference's probabilities."""
     path = folder / MODEL_FILE
     reason: Exception | None = None
     for model, fixed_batch, change in _forms(source, finished):
@@ -173,9 +175,11 @@ def _prove(job: Import, source: Foreign, finished: onnx.ModelProto, reference: _
         except (ExportError, ModelLoadFailed, InferenceFailed) as error:
             reason = reason or error
             continue
-        told = f"{change}, any other fails ({reason})" if fixed_batch and reason else change
-        return _Proved(model, fixed_batch, differences, "the file as it is" if unaltered else told)
-    raise ExportError(f"no form of the file gives its answers again: {reason}") from reason
+        told = f"{change}, because others fail ({reason})" if fixed_batch and reason else change
+        return _Proved(model, fixed_batch, differences, "the file is published unchanged" if unaltered else told)
+    raise ExportError(
+        f"no form of the file returns its probabilities in batches: {reason}; export it again with a free batch"
+    ) from reason
 
 
 def _finished(source: Foreign, reference: _Reference) -> onnx.ModelProto:
@@ -184,12 +188,20 @@ def _finished(source: Foreign, reference: _Reference) -> onnx.ModelProto:
 
 
 def _forms(source: Foreign, model: onnx.ModelProto) -> Iterator[tuple[onnx.ModelProto, int | None, str]]:
-    """The model for any batch, as it is or made so, and at last for the one size that it was made for."""
+    """Yields forms of the model, each with its fixed batch size or None and what was changed.
+
+    First those for any batch size, as the file is or changed; last the form for the one size of the file.
+    """
     name, size = source.input.name, source.fixed_batch or 1
+    before = f"fixed at {source.fixed_batch}" if source.fixed_batch else "declared, but not possible"
     if source.fixed_batch is None:
-        yield model, None, "any batch"
+        yield model, None, "batches of any size"
     free = surgery.with_free_reshapes(model, name, size)
-    yield surgery.with_batch(free, name, surgery.BATCH), None, f"made for any batch, was {source.fixed_batch or 'not'}"
+    yield (
+        surgery.with_batch(free, name, surgery.BATCH),
+        None,
+        f"changed to batches of any size (before: {before})",
+    )
     fixed = model if source.fixed_batch else surgery.with_batch(model, name, size)
     yield fixed, size, f"only batches of {size}"
 

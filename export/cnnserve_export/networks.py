@@ -1,7 +1,7 @@
-"""A person's own network, named as `package.module:factory`: found, and made.
+"""Finds and makes the user's own network, which a command names as `package.module:factory`.
 
-The code behind the name is theirs and is executed, as `python -m` would. Whatever it raises is told with the line it
-came from, for the fix is in their file.
+The code behind the name belongs to the user and is executed, as `python -m` would do. Errors that it raises are
+reported with their line, because the user has to change that file.
 """
 
 import importlib
@@ -23,36 +23,40 @@ _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def is_reference(text: str) -> bool:
-    """Whether this is meant as `package.module:factory`, not as the name of an architecture."""
+    """Returns whether `text` means `package.module:factory`, not the name of a built-in architecture."""
     return ":" in text
 
 
 def short_name(text: str) -> str:
-    """What an architecture's model is called by default: its name, or `factory` of `package.module:factory`."""
+    """Returns the default name of the model: the architecture's, or `factory` of `package.module:factory`."""
     return re.split(r"[:.]", text)[-1]
 
 
 def architecture(reference: str, preprocessing: Preprocessing, class_count: int | None) -> Architecture:
-    """The network as an `Architecture`, imported now and made later.
+    """Returns the user's network as an `Architecture`: its code is imported now, the network is made later.
 
-    A class or callable is given nothing, or `class_count` alone where that is not None; a module that is there already
-    is taken as it is. Raises `ExportError`.
+    A class or a function is called without arguments, or with `class_count` alone if that is not None. If the name
+    stands for an `nn.Module`, that is the network.
+    Raises `ExportError` if the name leads to no network; `Architecture.factory` does so if the code fails.
     """
     make = _factory(reference, class_count)
-    return Architecture(reference, lambda _: make(), "your own", class_count=0, preprocessing=preprocessing)
+    return Architecture(reference, lambda _: make(), "your own network", class_count=0, preprocessing=preprocessing)
 
 
 def origin(reference: str) -> dict[str, str]:
-    """What the manifest says about weights that the network came with."""
+    """Returns the manifest's entry for weights that the user's network came with."""
     return {"source": "network", "network": reference}
 
 
 def check_class_count(found: int, expected: int) -> None:
-    """Raises `ExportError` where another number of classes was asked for than is answered; 0: none was."""
+    """Raises `ExportError` if `found`, the number of classes that the network returns, differs from `expected`.
+
+    If `expected` is 0, nothing is checked.
+    """
     if expected and found != expected:
         raise ExportError(
-            f"the network answers {found} classes, --num-classes says {expected}; "
-            "let the factory use its argument, or leave the flag out"
+            f"the network returns {found} classes, but --num-classes is {expected}; "
+            "let the factory use its argument, or leave --num-classes out"
         )
 
 
@@ -62,11 +66,15 @@ def _factory(reference: str, class_count: int | None) -> Callable[[], nn.Module]
     if isinstance(found, nn.Module):
         if class_count is not None:
             raise ExportError(
-                f"{reference} is a network already; --num-classes is for a class or function that makes one"
+                f"{reference} is a network already, so --num-classes {class_count} has no effect; leave the flag out, "
+                "or name a class or function that makes the network"
             )
         return lambda: _checked(reference, found)
     if not callable(found):
-        raise ExportError(f"{reference} is of type {type(found).__name__}, expected a torch.nn.Module or its maker")
+        raise ExportError(
+            f"{reference} is of type {type(found).__name__}, expected a torch.nn.Module; "
+            "name a network, or a class or function that makes one"
+        )
     arguments = () if class_count is None else (class_count,)
     _check_call(reference, found, arguments)
     return lambda: _make(reference, found, arguments)
@@ -75,8 +83,8 @@ def _factory(reference: str, class_count: int | None) -> Callable[[], nn.Module]
 def _refuse_torchscript(reference: str, found: object) -> None:
     if isinstance(found, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         raise ExportError(
-            f"{reference} is TorchScript, which torch.onnx.export does not read; give the nn.Module that it was made "
-            "from, and its state_dict() as --weights"
+            f"{reference} is TorchScript, which torch.onnx.export does not read; name the nn.Module that it was made "
+            "from, and give its state_dict() as --weights"
         )
 
 
@@ -87,14 +95,14 @@ def _find(reference: str) -> object:
             hint = "; write the module, not its file: " + reference.replace(".py:", ":").strip("./").replace("/", ".")
         raise ExportError(f"{reference!r} is not of the form package.module:factory{hint}")
     name, _, path = reference.partition(":")
-    # As `python -m` does.
+    # `python -m` looks there first, too.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     module = found = _import(name)
     for attribute in path.split("."):
         if not hasattr(found, attribute):
             near = ", ".join(_offers(module)) or "none"
-            raise ExportError(f"{name} has no {path!r}; classes and functions it defines: {near}")
+            raise ExportError(f"{name} has no {path!r}; name one of its own classes and functions: {near}")
         found = getattr(found, attribute)
     return found
 
@@ -103,7 +111,7 @@ def _import(name: str) -> object:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # Else it is a module of theirs that misses another one.
+        # Otherwise the module exists, but a module that it imports does not.
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ExportError(
                 f"there is no module {error.name!r}, neither in {Path.cwd()} nor installed; "
@@ -115,7 +123,7 @@ def _import(name: str) -> object:
 
 
 def _offers(module: object) -> list[str]:
-    """Names that could have been meant: defined there, not imported from elsewhere."""
+    """Returns the names that the user may have meant: networks, and classes and functions defined in the module."""
     own = getattr(module, "__name__", None)
     return sorted(
         name
@@ -129,7 +137,7 @@ def _check_call(reference: str, found: Callable[..., object], arguments: tuple[i
     try:
         signature = inspect.signature(found)
     except ValueError:
-        # Some of C have none.
+        # Some callables written in C have none.
         return
     try:
         signature.bind(*arguments)
@@ -150,8 +158,8 @@ def _fix(signature: inspect.Signature, arguments: tuple[int, ...]) -> str:
     if arguments and not needed:
         return "leave --num-classes out"
     if not arguments and len(needed) == 1:
-        return f"pass --num-classes N where {needed[0]} is that number, or name a function that needs nothing"
-    return "write a function that makes the network without arguments, and name that"
+        return f"if {needed[0]} is the number of classes, pass --num-classes; else name a function without arguments"
+    return "name a function that makes the network without arguments"
 
 
 def _make(reference: str, found: Callable[..., object], arguments: tuple[int, ...]) -> nn.Module:
@@ -162,12 +170,12 @@ def _make(reference: str, found: Callable[..., object], arguments: tuple[int, ..
         raise ExportError(f"{call} failed: {told(error)}") from error
     _refuse_torchscript(reference, made)
     if not isinstance(made, nn.Module):
-        raise ExportError(f"{reference} made an object of type {type(made).__name__}, expected a torch.nn.Module")
+        raise ExportError(f"{reference} returned an object of type {type(made).__name__}, expected a torch.nn.Module")
     return _checked(reference, made)
 
 
 def _checked(reference: str, made: nn.Module) -> nn.Module:
-    """The network, once what every export asks of it works: theirs may override all of it."""
+    """Returns the network if the methods that every export calls work: the user's class may override them."""
     try:
         is_lazy = any(nn.parameter.is_lazy(parameter) for parameter in made.parameters())
         made.eval()
@@ -177,5 +185,5 @@ def _checked(reference: str, made: nn.Module) -> nn.Module:
             f"{reference}: the network's eval(), parameters() or state_dict() failed: {told(error)}"
         ) from error
     if is_lazy:
-        raise ExportError(f"{reference} has lazy layers without a size; run the network once before it is returned")
+        raise ExportError(f"{reference} has lazy layers without a size; run the network once before you return it")
     return made

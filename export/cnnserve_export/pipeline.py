@@ -1,4 +1,4 @@
-"""One export, from a network in memory to a published version, or to nothing."""
+"""One export: from a network in memory to a published version."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from cnnserve_export.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What to export and where to. `network` takes normalised images (N, C, H, W) and answers logits (N, classes).
+    """What to export, and where to publish it.
 
-    With `ends_in_softmax` it answers probabilities instead.
-    `weights` says where the parameters came from, for the manifest; `golden_png` is the golden image's file; without a
-    `lowering` the proved fp32 file is what is published.
+    `network` takes normalised images (N, C, H, W) and returns logits (N, classes), or probabilities if
+    `ends_in_softmax` is true. `weights` is the manifest's entry about the origin of the weights, `golden_png` the
+    golden image as PNG. If `lowering` is None, the fp32 file is published.
     """
 
     network: nn.Module
@@ -41,15 +41,16 @@ class Export:
 
 
 def run(job: Export, progress: Progress) -> Path:
-    """Converts, verifies and publishes; returns the version's folder.
+    """Converts and verifies the network, publishes it and returns the folder of the version.
 
-    Raises `ExportError` or cnnserve's `ModelLoadFailed`; nothing is left in the repository then.
+    Raises `ExportError`, or `ModelLoadFailed` if ONNX Runtime cannot load the file. Nothing is left in the repository
+    then.
     """
     contract = contracts.contract(
         job.preprocessing, job.input_form, job.class_count, ends_in_softmax=job.ends_in_softmax
     )
     target = publish.plan(job.repository, job.name, job.version)
-    # Before the work, not after it.
+    # `commit` checks it again, but users should not have to wait for this error.
     publish.check_compatible(target, contract, job.max_batch_size)
     with publish.staging(target) as folder:
         info = _convert(job, contract, folder, progress)
@@ -74,7 +75,7 @@ def run(job: Export, progress: Progress) -> Path:
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Trained values of the network; buffers such as running means are none."""
+    """Returns the number of trained values; buffers such as running means do not count."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -101,7 +102,9 @@ def _verify(job: Export, contract: Contract, folder: Path, progress: Progress) -
             report=stage.advance,
         )
         measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in evidence.parity.batches.items())
-        stage.finding = f"largest difference from PyTorch {measured} (allowed {evidence.parity.tolerance:.0e})"
+        stage.finding = (
+            f"largest difference of a probability from PyTorch: {measured} (tolerance {evidence.parity.tolerance:.0e})"
+        )
         stage.finding += evidence.doubt
         return evidence
 

@@ -1,4 +1,4 @@
-"""The step from a proved fp32 file to the one that is published, in fp16 or int8, with evidence or not at all."""
+"""Makes the fp16 or int8 file of a version from the verified fp32 file, and requires that it agrees with fp32."""
 
 import dataclasses
 import math
@@ -25,21 +25,21 @@ from cnnserve_export.progress import Progress
 from cnnserve_export.quantize import WeightBits
 from cnnserve_export.verify import Evidence
 
-# Largest difference allowed for any probability of the golden image, from one machine to another. fp16 keeps 11 bits:
-# up to 3e-3 was measured on networks of up to 152 layers. int8's sums are exact, but a float that lands on the other
-# side of a rounding step moves a value by a 255th of its tensor's range.
+# Largest allowed difference of a probability of the golden image from one machine to another. fp16 keeps 11 bits; the
+# largest difference measured on networks of up to 152 layers was 3e-3. Sums of int8 are exact, but if a float is
+# rounded to the next step, a value changes by 1/255 of its tensor's range.
 TOLERANCE = 1e-2
-# Fewer do not show the range of a layer's values.
+# Fewer images do not show the range of a layer's values.
 _CALIBRATION_IMAGES = 32
-# With so many, one image that changes its class costs a percent; more are welcome, never demanded.
+# With 100 images, one image that changes its class costs 1 %. More are useful, but never required.
 _EVALUATION_IMAGES = 100
-# 7-bit weights compute the same on every processor. That is worth this much agreement.
+# 7-bit weights give the same results on every processor. 8-bit weights must agree better by more than this share.
 _PORTABLE_WORTH = 0.005
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """A precision below fp32: what it is calibrated and judged on, and the top-1 agreement it needs (0 to 1)."""
+    """A precision below fp32, with the images to calibrate and to evaluate it, and the agreement it needs (0 to 1)."""
 
     precision: Literal["fp16", "int8"]
     calibration: ImageSet | None
@@ -56,9 +56,9 @@ class _Candidate:
 def request(
     precision: Precision, calibration_folder: Path | None, evaluation_folder: Path | None, min_agreement: float | None
 ) -> Lowering | None:
-    """What the flags ask for; None is fp32.
+    """Returns what the flags ask for; None means fp32.
 
-    Raises `ExportError` where they do not fit, or a folder has too few different images to calibrate or to judge on.
+    Raises `ExportError` if the flags contradict each other, and if a folder has too few different images.
     """
     if precision == "fp32":
         given = {
@@ -67,16 +67,17 @@ def request(
             "--min-agreement": min_agreement,
         }
         if unused := [flag for flag, value in given.items() if value is not None]:
-            raise ExportError(f"{', '.join(unused)}: has no meaning for fp32; add --precision fp16 or int8")
+            raise ExportError(f"{', '.join(unused)}: no effect with --precision fp32; add --precision fp16 or int8")
         return None
     if precision == "fp16" and calibration_folder:
         raise ExportError(
-            "--calibration belongs to int8: fp16 takes nothing from images; use --evaluation to measure it"
+            "--calibration has no effect with --precision fp16, which needs no ranges; to measure the agreement on "
+            "these images, pass --evaluation"
         )
     if precision == "int8" and not calibration_folder:
         raise ExportError(
-            "--precision int8 needs --calibration FOLDER: a hundred images or more like those the model will be sent, "
-            "from which the range of every layer's values is taken"
+            "--precision int8 needs the range of every layer's values; pass --calibration DIR with 100 or more images "
+            "like those that clients will send"
         )
     calibrated_on = images.folder(calibration_folder) if calibration_folder else None
     needed = DEFAULT_MIN_AGREEMENT if min_agreement is None else min_agreement
@@ -94,14 +95,14 @@ def _require_calibration(chosen: ImageSet) -> None:
     found = chosen.distinct(_CALIBRATION_IMAGES)
     if found < _CALIBRATION_IMAGES:
         raise ExportError(
-            f"--calibration: {chosen.name} holds {found} different images; the range of every layer's values needs at "
-            f"least {_CALIBRATION_IMAGES}, a hundred are better"
+            f"--calibration: {chosen.name} holds {found} different images, too few to show the range of every layer's "
+            f"values; give at least {_CALIBRATION_IMAGES}, better 100"
         )
 
 
 def _require_evaluation(chosen: ImageSet, needed: float) -> None:
-    """As many images as make one of them the share that may change its class."""
-    # Decimals are no binary fractions: 1 / (1 - 0.9) is a little more than 10.
+    """Raises `ExportError` if one image is a larger share of the set than the share that may change its class."""
+    # Decimals are not exact in binary: 1 / (1 - 0.9) is a little more than 10.
     allowed = round(1 - needed, 9)
     count = min(_EVALUATION_IMAGES, math.ceil(round(1 / allowed, 6))) if allowed > 0 else _EVALUATION_IMAGES
     found = chosen.distinct(count)
@@ -125,14 +126,15 @@ def lower(
     max_batch_size: int,
     progress: Progress,
 ) -> Evidence:
-    """Replaces the file `model`, which `evidence` proves, by one of the wanted precision that agrees with it.
+    """Replaces the fp32 file `model` by a file of the wanted precision, and returns the evidence for the new file.
 
-    Returns the evidence with the new file's golden probabilities and its agreement.
-    Raises `ExportError` with the measured and the needed agreement where it does not, and where the new file answers an
-    image differently in a batch of 2, 3 or `max_batch_size`.
+    The parity stays that of the fp32 file, which is `evidence`. The golden image's probabilities and the agreement are
+    those of the new file.
+    Raises `ExportError` if the agreement is too low, with the measured and the needed agreement, and if the new file
+    returns other probabilities for an image alone than in a batch of 2, 3 or `max_batch_size` (tolerance 1e-2).
     """
     preprocessor = Preprocessor(contract.preprocessing, contract.input)
-    # In the folder that the next export removes where this one is killed.
+    # In the hidden folder, which the next export removes if this export is killed.
     with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
         candidates = _candidates(model, Path(scratch), wanted, preprocessor, progress)
         with progress.stage("compare") as stage:
@@ -189,35 +191,38 @@ def _candidates(
 
 
 def _choose(results: list[Measured], needed: float) -> int:
-    """The first, unless it falls short and the last does not, or that one agrees much better."""
+    """Returns the index of the first, or of the last if only the last agrees enough or if it agrees much better."""
     first, last = results[0], results[-1]
-    # One image more is chance.
+    # A difference of one image may be chance.
     better = last.same - first.same > max(1, _PORTABLE_WORTH * first.images)
     return len(results) - 1 if better or first.top1 < needed <= last.top1 else 0
 
 
 def _describe(wanted: Lowering, measured: Measured) -> str:
     where = (
-        f"{wanted.evaluation.name}, calibrated on"
+        f"{wanted.evaluation.name}, also used for calibration"
         if wanted.evaluation is wanted.calibration
         else wanted.evaluation.name
     )
     text = (
-        f"{wanted.precision} puts fp32's class first for {measured.same} of {measured.images} images "
-        f"({where}): {measured.top1:.2%}, needed {wanted.min_agreement:.2%}; "
-        f"largest difference {measured.largest_difference:.1e}"
+        f"{wanted.precision} and fp32 have the same top class for {measured.same} of {measured.images} images "
+        f"({where}): agreement {measured.top1:.2%}, needed {wanted.min_agreement:.2%}; "
+        f"largest difference of a probability {measured.largest_difference:.1e}"
     )
     if measured.accuracy is not None and measured.fp32_accuracy is not None:
-        text += f"; accuracy {measured.accuracy:.2%}, fp32's {measured.fp32_accuracy:.2%}, of {measured.labelled}"
+        text += (
+            f"; accuracy {measured.accuracy:.2%}, of fp32 {measured.fp32_accuracy:.2%} "
+            f"({measured.labelled} labelled images)"
+        )
     return text
 
 
 def _require(wanted: Lowering, measured: Measured) -> None:
     if measured.top1 >= wanted.min_agreement:
         return
-    ways = ["publish it with --precision fp32", f"allow it with --min-agreement {_floor(measured.top1)}"]
+    ways = ["pass --precision fp32", f"accept it with --min-agreement {_floor(measured.top1)}"]
     if wanted.calibration is not None:
-        ways.insert(0, "calibrate on more images, or on images more like those it will be sent")
+        ways.insert(0, "calibrate on more images, or on images more like those that clients will send")
     raise ExportError(f"{_describe(wanted, measured)}. Nothing was published; {'; or '.join(ways)}")
 
 
@@ -226,7 +231,7 @@ def _floor(share: float) -> float:
 
 
 def _alone_and_together(path: Path, rows: NDArray[np.generic], name: str) -> NDArray[np.float32]:
-    """The file's answer to the first row; every row's must be the same alone and in each batch that is proved."""
+    """Returns the probabilities of the first row. Raises `ExportError` if a batch changes those of a row."""
     session = Session(path, SessionOptions(threads=cpu_budget()))
     alone = np.concatenate([session.run(row[np.newaxis])[0] for row in rows])
     for size in proof.batch_sizes(len(rows)):

@@ -1,7 +1,7 @@
-"""From the flags that describe an image's preparation to a `Preprocessing` that can be served.
+"""Makes a `Preprocessing` that can be served from the flags that describe it.
 
-What cannot be guessed is asked for, what contradicts itself is refused: a wrong mean still gives probabilities that
-look right.
+Missing values are not guessed and contradictions are refused, because even with a wrong mean the probabilities look
+plausible.
 """
 
 import math
@@ -15,16 +15,16 @@ from cnnserve_export.errors import ExportError
 Color = Literal["RGB", "BGR", "L"]
 Interpolation = Literal["bilinear", "bicubic"]
 
-# float32's smallest normal number: what is much less becomes 0 there, and pixels are divided by it.
+# Smallest normal number of float32. Much smaller values become 0 in float32, and pixels are divided by them.
 _SMALLEST = 2.0**-126
 _CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a command said; None where it said nothing. `shape` is (C, H, W), `crop` (H, W) or one side of a square.
+    """The values of the preprocessing flags; None for a flag that was not given. Sizes are in pixels.
 
-    `resize` is one number for the shorter side, or (H, W).
+    `shape` is (C, H, W). `crop` is (H, W) or the side of a square. `resize` is (H, W) or the shorter side.
     """
 
     shape: tuple[int, int, int] | None = None
@@ -37,54 +37,61 @@ class Given:
 
     @property
     def anything(self) -> bool:
-        """Whether any flag was used."""
+        """Whether any flag was given."""
         return self != Given()
 
 
 def of_network(given: Given) -> Preprocessing:
-    """The preprocessing of a person's own network. Raises `ExportError` for what is missing or contradictory."""
+    """Returns the preprocessing of the user's own network. Raises `ExportError` if flags are missing or wrong."""
     if given.shape is None:
-        raise ExportError("--shape is missing: the network's input for one image, such as --shape 3,224,224")
+        raise ExportError("--shape is missing; give the network's input for one image, such as --shape 3,224,224")
     return _complete(given, given.shape)
 
 
 def of_architecture(given: Given, base: Preprocessing) -> Preprocessing:
-    """A built-in architecture's preprocessing with what the command changes. Raises `ExportError`."""
+    """Returns `base` with what the flags change. Raises `ExportError` if the flags contradict each other or `base`."""
     if not given.anything:
         return base
     height, width = base.crop or (base.resize.size if base.resize else (0, 0))
     size = _size(given) or (height, width)
     channels = given.shape[0] if given.shape else len(base.mean)
     if channels != len(base.mean):
-        raise ExportError(f"--shape has {channels} channels, this architecture takes {len(base.mean)}")
+        raise ExportError(
+            f"--shape has {channels} channels, but this architecture takes {len(base.mean)}; correct --shape"
+        )
     if given.mean is None and given.std is None:
         given = replace(given, mean=base.mean, std=base.std)
     if base.resize is not None:
         if given.resize is None:
             if size != (height, width):
-                raise ExportError(f"an input of {size[0]}x{size[1]} needs --resize too: how images get to that size")
+                raise ExportError(
+                    f"an input of {size[0]}x{size[1]} pixels needs --resize, too; say how images get to that size"
+                )
             given = replace(given, resize=base.resize.size)
         given = replace(given, interpolation=given.interpolation or base.resize.interpolation)
     return _complete(replace(given, color=given.color or base.color), (channels, *size))
 
 
 def of_tensor(given: Given, tensor: TensorInfo) -> tuple[Preprocessing, TensorInfo]:
-    """The preprocessing of an ONNX file's input, and that tensor with sizes where it leaves them open (-1).
+    """Returns the preprocessing for an ONNX file's input, and the input with sizes in place of open ones (-1).
 
-    A uint8 input takes pixels: its normalisation is the file's own. Raises `ExportError`.
+    A uint8 input takes pixels, because the file normalises them itself.
+    Raises `ExportError` if flags are missing, or if they contradict each other or the file.
     """
     own = tensor.shape if tensor.layout == "NCHW" else (tensor.shape[2], *tensor.shape[:2])
     channels, *open_size = own
     wanted = _size(given)
     if -1 in open_size and wanted is None:
         raise ExportError(
-            f"the input {tensor.name!r} leaves its size open; give one, such as --shape {channels},224,224"
+            f"the input {tensor.name!r} leaves its size open; give a size, such as --shape {channels},224,224"
         )
     asked = (given.shape[0] if given.shape else channels, *(wanted or open_size))
     shape = (channels, *(has if has > 0 else wants for has, wants in zip(own[1:], asked[1:], strict=True)))
-    # Only --shape speaks of the input itself; that a crop ends elsewhere is told below.
+    # Only --shape means the input itself. `_resize` reports a crop of another size.
     if given.shape and asked != shape:
-        raise ExportError(f"--shape is {_text(asked)}, the file's input {tensor.name!r} takes {_text(shape)}")
+        raise ExportError(
+            f"--shape is {_text(asked)}, but the file's input {tensor.name!r} takes {_text(shape)}; correct --shape"
+        )
     pixels = tensor.datatype == "UINT8"
     if pixels:
         if given.mean or given.std:
@@ -95,7 +102,7 @@ def of_tensor(given: Given, tensor: TensorInfo) -> tuple[Preprocessing, TensorIn
 
 
 def _size(given: Given) -> tuple[int, int] | None:
-    """Where the flags say that the preprocessing ends."""
+    """Returns the size (H, W) of the input if the flags give it, else None."""
     if given.shape is not None:
         return given.shape[1:]
     if given.crop is not None:
@@ -114,10 +121,12 @@ def _complete(given: Given, shape: Sequence[int]) -> Preprocessing:
 
 def _color(given: Given, channels: int) -> Color:
     if channels not in _CHANNELS.values():
-        raise ExportError(f"the input has {channels} channels; images have 3 (RGB, BGR) or 1 (L, grey)")
+        raise ExportError(f"the input has {channels} channels; only 3 (RGB, BGR) or 1 (L, grey) can be served")
     color: Color = given.color or ("L" if channels == 1 else "RGB")
     if _CHANNELS[color] != channels:
-        raise ExportError(f"--color {color} gives {_CHANNELS[color]} channels, the input takes {channels}")
+        raise ExportError(
+            f"--color {color} gives {_CHANNELS[color]} channels, but the input takes {channels}; choose another --color"
+        )
     return color
 
 
@@ -126,29 +135,36 @@ def _normalisation(given: Given, channels: int) -> tuple[tuple[float, ...], tupl
         missing = " and ".join(f"--{name}" for name in ("mean", "std") if getattr(given, name) is None)
         example = "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225" if channels == 3 else "--mean 0.5 --std 0.5"
         raise ExportError(
-            f"{missing} missing: what training subtracted from and divided pixels of 0 to 1 by, such as {example}; "
-            f"--mean {_text([0] * channels)} --std {_text([1] * channels)} where it did neither"
+            f"{missing} missing: give the mean and the standard deviation with which training normalised pixels of 0 "
+            f"to 1, such as {example}; if training did not normalise, use --mean {_text([0] * channels)} "
+            f"--std {_text([1] * channels)}"
         )
     for name, values in (("mean", given.mean), ("std", given.std)):
         if len(values) != channels:
-            raise ExportError(f"--{name} has {len(values)} value(s), the input {channels} channel(s)")
+            raise ExportError(
+                f"--{name} has {len(values)} value(s), but the input has {channels} channel(s); give one value for each"
+            )
         if largest := next((value for value in values if value > 1), None):
             raise ExportError(
-                f"--{name} has {largest:g}, expected values on the scale from 0 to 1: divide those of 0 to 255 by 255"
+                f"--{name} has {largest:g}, but pixels are on the scale from 0 to 1; divide values of 0 to 255 by 255"
             )
     if not all(math.isfinite(value) and value >= 0 for value in given.mean):
-        raise ExportError(f"--mean {_text(given.mean)} is not within 0 and 1")
+        raise ExportError(f"--mean {_text(given.mean)} is not within 0 and 1; correct --mean")
     if not all(value >= _SMALLEST for value in given.std):
-        raise ExportError(f"--std {_text(given.std)} must be above 0, and no less than float32 holds ({_SMALLEST:.2g})")
+        raise ExportError(
+            f"--std {_text(given.std)} is too small to divide by; give values of at least {_SMALLEST:.2g}"
+        )
     return given.mean, given.std
 
 
 def _resize(given: Given, size: tuple[int, int]) -> Resize:
     if given.crop is not None:
         if given.resize is None:
-            raise ExportError(f"--crop {_text(given.crop)} needs --resize too: what an image is scaled to before it")
+            raise ExportError(f"--crop {_text(given.crop)} needs --resize, too; give the size before the crop")
         if _pair(given.crop) != size:
-            raise ExportError(f"--crop {_text(given.crop)} does not give the input's size {_text(size)}")
+            raise ExportError(
+                f"--crop {_text(given.crop)} does not give the input's size {_text(size)}; correct --crop"
+            )
     interpolation = given.interpolation or "bilinear"
     if given.resize is None:
         return Resize("exact", size, interpolation)
@@ -156,7 +172,7 @@ def _resize(given: Given, size: tuple[int, int]) -> Resize:
     if given.crop is None and resize.mode == "exact" and resize.size != size:
         raise ExportError(
             f"--resize {_text(given.resize)} does not give the input's size {_text(size)}; "
-            f"add --crop {_text(size)} if its middle is meant"
+            f"if the centre is to be kept, add --crop {_text(size)}"
         )
     if resize.mode == "shorter":
         small = resize.size[0] < min(size)
@@ -164,7 +180,8 @@ def _resize(given: Given, size: tuple[int, int]) -> Resize:
         small = any(had < wanted for had, wanted in zip(resize.size, size, strict=True))
     if small:
         raise ExportError(
-            f"--resize {_text(given.resize)} is smaller than the input's {_text(size)}: every image would be padded"
+            f"--resize {_text(given.resize)} is smaller than the input's {_text(size)}, so every image would be "
+            "padded; give a larger --resize"
         )
     return resize
 

@@ -1,7 +1,7 @@
-"""What a person sees while an export runs: one line per stage, with its time and its findings.
+"""Shows the progress of an export: one line for each stage, with its time and what it found.
 
-On a terminal the running stage is shown in place, with a bar where its steps are counted; elsewhere nothing is written
-before a stage's end, so that logs hold one line per stage.
+On a terminal, the line of the running stage is rewritten in place, with a bar if its steps are counted. Elsewhere
+nothing is written before the end of a stage, so that logs have one line for each stage.
 """
 
 import shutil
@@ -12,14 +12,14 @@ from typing import TextIO, TypeVar
 
 _CLEAR_LINE = "\r\x1b[K"
 _BAR = 24
-# Redrawing more often is nothing but flicker.
+# Drawn more often, the line would only flicker.
 _INTERVAL_S = 0.1
 
 _T = TypeVar("_T")
 
 
 class Progress:
-    """Writes stages to a stream; on a terminal the running stage is shown and rewritten in place."""
+    """Writes the lines of stages to a stream; on a terminal, the line of the running stage is rewritten in place."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -28,7 +28,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator["Stage"]:
-        """Times one stage and prints its line at the end; a stage that raises leaves no line."""
+        """Times one stage and writes its line at the end; if the stage raises an exception, no line is written."""
         stage = Stage(self, name)
         stage.update("…")
         began = time.perf_counter()
@@ -39,13 +39,13 @@ class Progress:
         self._write(f"{name:<9}{time.perf_counter() - began:6.1f} s  {stage.finding}".rstrip())
 
     def show(self, text: str) -> None:
-        """Replaces the running stage's line; nothing where the stream is no terminal."""
+        """Replaces the line of the running stage; does nothing if the stream is not a terminal."""
         if self._live:
-            # A line that wraps could not be taken back.
+            # A line that wraps could not be erased.
             self._write(text[: shutil.get_terminal_size().columns - 1], end="")
 
     def bar(self, fraction: float) -> str:
-        """A bar that is full at 1."""
+        """Returns a bar that is empty at 0 and full at 1."""
         full = round(min(1.0, fraction) * _BAR)
         return self._full * full + self._empty * (_BAR - full)
 
@@ -55,7 +55,7 @@ class Progress:
 
 
 class Stage:
-    """One running stage: `finding` is what its line will say."""
+    """One running stage; `finding` is the text of its line."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress = progress
@@ -66,13 +66,13 @@ class Stage:
         self.finding = ""
 
     def update(self, text: str) -> None:
-        """Shows how far the stage is."""
+        """Shows `text` in the line of the stage while it runs."""
         self._progress.show(f"{self._name:<9}{text}")
 
     def advance(self, done: int, total: int, text: str = "") -> None:
-        """Shows a bar, the count and the time left, judged by the steps since the first call for this total.
+        """Shows a bar, `done` of `total`, and the time left, estimated from the steps since the first call.
 
-        `text` says of what.
+        Another `total` starts a new count. `text` says what is counted.
         """
         now = time.perf_counter()
         if total != self._total or done < self._first:
@@ -85,7 +85,10 @@ class Stage:
         self.update(f"{self._progress.bar(done / max(1, total))} {done}/{total} {text}".rstrip() + left)
 
     def track(self, items: Iterable[_T], total: int | None = None, text: str = "") -> Iterator[_T]:
-        """The items, with a bar that moves as they are used up; `total` where their number cannot be asked for."""
+        """Yields the items and moves a bar as they are used.
+
+        `total` is the number of items, for items without a length; `text` says what is counted.
+        """
         count = total if total is not None or not isinstance(items, Sized) else len(items)
         for number, item in enumerate(items):
             if count is None:

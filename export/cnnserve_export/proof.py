@@ -1,4 +1,4 @@
-"""What every proof needs: the same pictures on both sides, and the largest difference between two sets of answers."""
+"""What comparisons share: the same images on both sides, the batch sizes, and the largest difference."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from cnnserve_export.errors import ExportError
 
 
 def rows(spec: Preprocessing, tensor: TensorInfo, golden_png: bytes, count: int) -> NDArray[np.generic]:
-    """`count` rows as the server makes them: the golden image, then pictures of different sizes."""
+    """Returns `count` rows as the server makes them: of the golden image and of generated images of several sizes."""
     preprocessor = Preprocessor(spec, tensor)
     made = [preprocessor.encoded(golden_png)]
     for seed in range(1, count):
@@ -22,41 +22,44 @@ def rows(spec: Preprocessing, tensor: TensorInfo, golden_png: bytes, count: int)
 
 
 def batch_sizes(maximum: int) -> list[int]:
-    """The batches that are compared: 1, 2 and 3, where exporters and runtimes go wrong, and the largest."""
+    """Returns the batch sizes to compare: the largest, and 1, 2 and 3, with which exporters and runtimes fail most."""
     return sorted({min(size, maximum) for size in (1, 2, 3, maximum)})
 
 
 def largest_difference(
     actual: NDArray[np.float32], expected: NDArray[np.float32], *, reference: str, tolerance: float
 ) -> float:
-    """The largest absolute difference of any probability from what `reference` answered.
+    """Returns the largest absolute difference of a probability between `actual` and `expected`, both (N, classes).
 
-    Raises `ExportError` naming batch size, row, class and both values where it is more than `tolerance`.
+    `reference` names what returned `expected`, for errors. Raises `ExportError` if the shapes differ, if `actual` are
+    not probabilities, and if the difference is larger than `tolerance`; that error names batch size, row, class and
+    both values.
     """
     size = len(expected)
     if actual.shape != expected.shape:
-        raise ExportError(f"batch {size}: the ONNX file answers shape {actual.shape}, {reference} {expected.shape}")
+        raise ExportError(
+            f"batch of {size}: the ONNX file returns shape {actual.shape}, {reference} returns {expected.shape}"
+        )
     if not are_probabilities(actual):
-        raise ExportError(f"batch {size}: the ONNX file's answers are no probabilities that sum to 1")
+        raise ExportError(f"batch of {size}: the ONNX file does not return probabilities that sum to 1")
     difference = np.abs(actual - expected)
     row, column = np.unravel_index(difference.argmax(), difference.shape)
     largest = float(difference[row, column])
     if largest > tolerance:
         raise ExportError(
-            f"the ONNX file does not answer what {reference} does: batch {size}, row {row}, class {column}: "
-            f"{actual[row, column]:.7f}, {reference} {expected[row, column]:.7f} (allowed difference {tolerance})"
+            f"the ONNX file differs from {reference} in a batch of {size}, row {row}, class {column}: it returns "
+            f"{actual[row, column]:.7f}, {reference} returns {expected[row, column]:.7f} (tolerance {tolerance})"
         )
     return largest
 
 
 def doubt(answers: NDArray[np.float32], tolerance: float) -> str:
-    """What a comparison of these probabilities (N, classes) within `tolerance` cannot see, for a person; else ""."""
+    """Returns a warning if a comparison of these probabilities (N, classes) cannot show every mistake, else ""."""
     if np.all(answers.max(axis=1) == 1.0):
         return (
-            "; WARNING: every answer is exactly 0 or 1, which hides differences of the logits: check the weights' scale"
+            "; WARNING: every probability is exactly 0 or 1, which hides differences of the logits; check the scale of "
+            "the weights"
         )
     if len(answers) > 1 and float(np.ptp(answers, axis=0).max()) <= tolerance:
-        return (
-            "; WARNING: all pictures get the same answer, so a wrongly read image would not be seen: check the weights"
-        )
+        return "; WARNING: all images have the same probabilities, which hides wrong preprocessing; check the weights"
     return ""

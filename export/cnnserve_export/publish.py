@@ -1,7 +1,7 @@
-"""A version appears in the repository as a whole or not at all, and never changes afterwards.
+"""Publishes a version: it becomes visible as a whole or not at all, and never changes afterwards.
 
-Everything is written in a hidden folder of the same repository, flushed to disk, and made visible by one rename: of the
-model folder with a model's first version, of the version folder later.
+All files are written to a hidden folder of the same repository and flushed to disk. One rename then makes them visible:
+a rename of the model folder for the first version of a model, of the version folder for later versions.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from cnnserve_export.staging import alone, explained, flush, hidden_folder, sync
 
 @dataclass(frozen=True)
 class Target:
-    """Where a version is to appear; `chosen`: its number was asked for, not only the next one."""
+    """Where a version will be published; `chosen` is true if the user asked for its number."""
 
     repository: Path
     model: str
@@ -36,21 +36,25 @@ class Target:
 
     @property
     def model_folder(self) -> Path:
-        """The model's folder in the repository."""
+        """Folder of the model in the repository."""
         return self.repository / self.model
 
     @property
     def folder(self) -> Path:
-        """The version's folder."""
+        """Folder of the version."""
         return self.model_folder / str(self.version)
 
 
 def plan(repository: Path, model: str, version: int | None = None) -> Target:
-    """The place for a new version, by default the one after the newest. Raises `ExportError` where it is taken."""
+    """Returns the place of a new version, by default with the number after the newest.
+
+    Raises `ExportError` if the name or the number is not allowed, if the version exists, and if the folders cannot be
+    used.
+    """
     if not MODEL_NAME.fullmatch(model):
         raise ExportError(
-            f"{model!r} is no model name; pass --name with letters, digits, '.', '_' and '-', "
-            "a letter or digit first, 128 at most"
+            f"{model!r} is not a model name; pass --name with at most 128 letters, digits, '.', '_' and '-', the first "
+            "of them a letter or a digit"
         )
     with explained(repository):
         for folder in (repository, repository / model):
@@ -59,16 +63,16 @@ def plan(repository: Path, model: str, version: int | None = None) -> Target:
         number = version or max(_versions(repository / model), default=0) + 1
     target = Target(repository, model, number, chosen=version is not None)
     if target.version > MAX_VERSION:
-        raise ExportError(f"version {target.version} is larger than servers read; the largest is {MAX_VERSION}")
+        raise ExportError(f"version {target.version} is too large; pass a --version of at most {MAX_VERSION}")
     _refuse_taken(target)
     return target
 
 
 def check_compatible(target: Target, contract: Contract, max_batch_size: int) -> None:
-    """Refuses a version that the model's earlier versions or its config.pbtxt contradict. Raises `ExportError`."""
+    """Raises `ExportError` if the version contradicts the model's earlier versions or its config.pbtxt."""
     for version in _versions(target.model_folder):
         with suppress(ModelLoadFailed):
-            # A broken version serves no one, so it binds no one.
+            # No server loads a version with a broken manifest, so no client depends on it.
             earlier = manifests.read(target.model_folder / str(version))
             if earlier is not None:
                 _check_same_contract(target, earlier, contract)
@@ -77,7 +81,7 @@ def check_compatible(target: Target, contract: Contract, max_batch_size: int) ->
 
 @contextmanager
 def staging(target: Target) -> Iterator[Path]:
-    """A folder to fill with the version's files. Whatever `commit` has not made visible is gone at the end."""
+    """Yields a folder for the version's files; at the end, files that `commit` has not published are removed."""
     with hidden_folder(target.repository) as root:
         folder = root / str(target.version)
         folder.mkdir()
@@ -85,21 +89,22 @@ def staging(target: Target) -> Iterator[Path]:
 
 
 def commit(staged: Path, draft: Manifest, target: Target) -> Path:
-    """Makes the files in `staged` a version: adds digests and manifest, flushes, renames. Returns the version's folder.
+    """Publishes the files in `staged` with digests and manifest as a version, and returns the version's folder.
 
-    Where `target` left the number open, it is the next one at that moment: other exports may have published meanwhile.
-    Raises `ExportError` where they took the number that was asked for, or contradict this version.
+    If the user did not ask for a number, the version gets the next one at this moment, because other exports may have
+    published versions meanwhile. Raises `ExportError` if they took the number that the user asked for, or if this
+    version does not fit theirs.
     """
     root = staged.parent
     files = {path.name: manifests.digest(path) for path in sorted(staged.iterdir())}
-    # The large files, before anyone else has to wait.
+    # Large files are flushed before the lock is taken, so that other exports need not wait for them.
     flush(root)
     with alone(target.repository):
         target = _settled(target)
         check_compatible(target, Contract(draft.input, draft.output, draft.preprocessing), draft.max_batch_size)
         manifest = dataclasses.replace(draft, version=target.version, files=files)
         _write_manifest(staged, manifest)
-        # A folder that is a link or holds anything is its owner's: nothing is added to it but the version.
+        # A model folder that is a link or holds anything belongs to the user, so only the version is added to it.
         first = not target.model_folder.is_symlink() and _is_absent_or_empty(target.model_folder)
         if first:
             _write_config(root, staged, manifest)
@@ -134,28 +139,28 @@ def _refuse_unusable(folder: Path) -> None:
         return
     if not folder.is_dir():
         what = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
-        raise ExportError(f"{folder} is {what}, expected a folder")
-    # Told before minutes of work, not by the rename after them.
+        raise ExportError(f"{folder} is {what}, expected a folder; remove it, or choose another --repository or --name")
+    # Checked now, because the rename would report it only after minutes of work.
     if not os.access(folder, os.W_OK | os.X_OK):
         reason = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
         raise OSError(reason, os.strerror(reason), str(folder))
 
 
 def _refuse_elsewhere(repository: Path, model_folder: Path) -> None:
-    # Only within one file system is a rename one step.
+    # A rename is one step only within one file system.
     if model_folder.exists() and model_folder.stat().st_dev != repository.stat().st_dev:
         what = "is a link to" if model_folder.is_symlink() else "is on"
         raise ExportError(
-            f"{model_folder} {what} another file system than the repository's, and no version can appear there as a "
-            "whole; move the folder into the repository, or choose another --name"
+            f"{model_folder} {what} another file system than the repository, so one rename cannot publish a version "
+            "there; move the folder into the repository, or choose another --name"
         )
 
 
 def _refuse_taken(target: Target) -> None:
     if os.path.lexists(target.folder):
         raise ExportError(
-            f"{target.folder} exists, and a published version never changes; "
-            "leave --version out to publish the next one"
+            f"{target.folder} exists, and a published version never changes; leave --version out to publish the next "
+            "version"
         )
 
 
@@ -164,13 +169,13 @@ def _check_same_contract(target: Target, earlier: Manifest, contract: Contract) 
     now = _describe(contract.input, contract.class_count)
     if was != now:
         raise ExportError(
-            f"version {earlier.version} of {target.model} takes {was}, this export {now}; "
-            "clients of one model must not care for its version: publish this one under another --name"
+            f"version {earlier.version} of {target.model} has {was}, this version has {now}; all versions of a model "
+            "must suit the same clients, so pass another --name"
         )
 
 
 def _describe(tensor: TensorInfo, class_count: int) -> str:
-    return f"{tensor.name!r} {tensor.datatype} {list(tensor.shape)} and has {class_count} classes"
+    return f"the input {tensor.name!r} {tensor.datatype} {list(tensor.shape)} and {class_count} classes"
 
 
 def _check_config(target: Target, contract: Contract, max_batch_size: int) -> None:
@@ -181,9 +186,13 @@ def _check_config(target: Target, contract: Contract, max_batch_size: int) -> No
     if settings.max_batch_size > max_batch_size:
         wanted = settings.max_batch_size
         raise ExportError(
-            f"{target.model}/{pbtxt.CONFIG_FILE} allows batches of {wanted}, this export proves "
-            f"{max_batch_size}; "
-            + (f"pass --max-batch-size {wanted}" if wanted <= LARGEST_BATCH_SIZE else f"write {max_batch_size} there")
+            f"{target.model}/{pbtxt.CONFIG_FILE} allows batches of {wanted}, but this version is checked "
+            f"for batches of up to {max_batch_size}; "
+            + (
+                f"pass --max-batch-size {wanted}"
+                if wanted <= LARGEST_BATCH_SIZE
+                else f"set max_batch_size to {max_batch_size} there"
+            )
         )
 
 
@@ -194,14 +203,14 @@ def _specs(*tensors: TensorInfo) -> Iterator[list[TensorSpec]]:
 
 def _write_manifest(staged: Path, manifest: Manifest) -> None:
     text = manifests.to_json(manifest)
-    # What the server would refuse must not be published.
+    # The server must be able to read what is published.
     manifests.parse(text)
     (staged / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
 def _write_config(root: Path, staged: Path, manifest: Manifest) -> None:
     text = pbtxt.render(manifest)
-    # As with the manifest.
+    # As for the manifest: the server must be able to read it.
     config = pbtxt.parse(text, manifest.model)
     resolve(manifest.model, config, manifest, *_specs(manifest.input, manifest.output))
     (root / pbtxt.CONFIG_FILE).write_text(text, encoding="utf-8")
@@ -218,7 +227,5 @@ def _rename(source: Path, destination: Path, target: Target) -> None:
         source.rename(destination)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise ExportError(
-                f"{target.model} was published by someone else meanwhile; run the export again"
-            ) from error
+            raise ExportError(f"somebody else published {target.model} meanwhile; run the command again") from error
         raise

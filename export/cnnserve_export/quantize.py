@@ -1,6 +1,6 @@
-"""A proved fp32 file -> the same network in fp16 or int8, with the same input and the same FP32 probabilities.
+"""Converts an fp32 ONNX file to fp16 or int8; the input stays the same, and the probabilities stay FP32.
 
-int8 is static and in QDQ form: uint8 activations, int8 weights with a scale per channel, int32 biases. The
+int8 quantization is static and in QDQ form: uint8 activations, int8 weights with a scale per channel, int32 biases. The
 normalisation before the first layer, the logits and the softmax stay in float.
 """
 
@@ -14,7 +14,7 @@ from typing import Literal
 
 import onnx
 
-# First: it keeps ONNX Runtime from reporting home, which is read when that is loaded.
+# First, because it disables the telemetry of ONNX Runtime, which reads that setting when it is loaded.
 from cnnserve.runtime import session as _session  # noqa: F401
 from cnnserve_export import convert
 from cnnserve_export.calibration import Ranges
@@ -22,7 +22,7 @@ from cnnserve_export.errors import ExportError
 
 WeightBits = Literal[7, 8]
 
-# What ONNX Runtime's CPU provider computes with integers, and what it passes through.
+# Operators that ONNX Runtime's CPU provider computes with integers, or that pass integers through.
 OPERATORS = (
     "Add",
     "AveragePool",
@@ -41,26 +41,27 @@ OPERATORS = (
     "Sigmoid",
     "Transpose",
 )
-# How many times the source file's size its conversion may take on the disk at once.
+# Most disk space that a conversion needs at once, as a multiple of the size of its source file.
 _ROOM = 3
-# Where the normalisation ends; what is computed from a shape is no part of it either.
+# Operators at which the normalisation ends. Values computed from a shape do not belong to it either.
 _ENDS = frozenset({"Conv", "Gemm", "MatMul", "Shape", "Size"})
 
 
 def prepare(source: Path, target: Path) -> None:
-    """Folds constants and batch normalisations and infers shapes, as both conversions need it."""
+    """Writes `source` to `target` with constants and batch normalisations folded and shapes inferred."""
     from onnxruntime.quantization import quant_pre_process  # noqa: PLC0415
 
     with _tools(source, target.parent):
-        # Symbolic inference is for transformers' shapes.
+        # Symbolic shape inference is for the shapes of transformers.
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
 
 
 def to_int8(prepared: Path, target: Path, ranges: Ranges, weight_bits: WeightBits) -> None:
-    """Writes the int8 form of a prepared model.
+    """Writes the int8 form of a prepared model to `target`.
 
-    With 7 bits no sum of two products leaves 16 bits, so that x86 processors without VNNI, which saturate there,
-    compute what all others do.
+    x86 processors without VNNI saturate sums of two products at 16 bits. With weights of 7 bits no sum needs more bits,
+    so these processors compute the same as all others.
+    Raises `ExportError` if the network has no layer to quantize, or if ONNX Runtime cannot convert it.
     """
     from onnxruntime import quantization as ort  # noqa: PLC0415
 
@@ -88,7 +89,10 @@ def to_int8(prepared: Path, target: Path, ranges: Ranges, weight_bits: WeightBit
 
 
 def to_fp16(prepared: Path, target: Path) -> None:
-    """Writes the fp16 form of a prepared model: weights and layers in half precision."""
+    """Writes the fp16 form of a prepared model to `target`: weights and layers in half precision.
+
+    Raises `ExportError` if ONNX Runtime cannot convert the network.
+    """
     from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415
     from onnxruntime.transformers.onnx_model import OnnxModel  # noqa: PLC0415
 
@@ -97,13 +101,13 @@ def to_fp16(prepared: Path, target: Path) -> None:
     with _tools(prepared, target.parent):
         half: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
         _end_in_float(half.graph)
-        # The casts were put at the end.
+        # The converter appends its casts at the end of the graph.
         OnnxModel.graph_topological_sort(half.graph)
     _write(half, target)
 
 
 def _end_in_float(graph: onnx.GraphProto) -> None:
-    # The converter takes the probabilities to half precision and back, where they no longer sum to 1.
+    # The converter casts the probabilities to half precision and back; then they no longer sum to 1.
     producer = {name: node for node in graph.node for name in node.output}
     node = producer[graph.output[0].name]
     casts = []
@@ -117,7 +121,7 @@ def _end_in_float(graph: onnx.GraphProto) -> None:
 
 
 def _write(model: onnx.ModelProto, target: Path) -> None:
-    # ONNX Runtime's tools name every operator set that they know.
+    # ONNX Runtime's tools list every operator set that they know, used or not.
     used = {node.domain for node in model.graph.node}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
@@ -126,7 +130,7 @@ def _write(model: onnx.ModelProto, target: Path) -> None:
 
 
 def _normalisation(graph: onnx.GraphProto) -> list[str]:
-    """The names of the nodes between the image and the first layers with weights."""
+    """Returns the names of the nodes between the image and the first layers with weights."""
     reached = {value.name for value in graph.input}
     names = []
     for node in graph.node:
@@ -138,9 +142,9 @@ def _normalisation(graph: onnx.GraphProto) -> list[str]:
 
 @contextmanager
 def _tools(source: Path, folder: Path) -> Iterator[None]:
-    """ONNX Runtime's tools at work on `source`, with their temporary files in `folder`.
+    """Lets ONNX Runtime's tools work on `source`, with their temporary files in `folder`.
 
-    Their advice to programmers, which goes to the root logger, is kept from the person who exports.
+    The tools log advice for programmers to the root logger; users do not see it.
     """
     disabled, elsewhere = logging.root.manager.disable, tempfile.tempdir
     logging.disable(logging.CRITICAL)
@@ -150,9 +154,9 @@ def _tools(source: Path, folder: Path) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        # Their own code does not look at what the disk answers, and fails later at what it did not write.
+        # The tools ignore errors of the disk, and fail later because a file is incomplete.
         _require_room(folder, _ROOM * source.stat().st_size)
-        # Whatever they meet first in a network that they were not made for.
+        # The tools raise errors of any type if they do not support a network.
         raise ExportError(
             f"ONNX Runtime cannot convert this network ({error}); publish it with --precision fp32"
         ) from error
@@ -162,6 +166,6 @@ def _tools(source: Path, folder: Path) -> Iterator[None]:
 
 
 def _require_room(folder: Path, size: int) -> None:
-    """Raises the disk's own `OSError` where it has no room for so many bytes."""
+    """Raises the `OSError` of the disk if it has no room for `size` bytes."""
     with tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, size)

@@ -1,7 +1,7 @@
-"""The hidden folder that a version is made in, and what the disk may refuse.
+"""The hidden folder in which a version is made, and errors of the disk.
 
-It is locked for as long as its export lives. The kernel gives the lock back however a process ends, so a folder that
-can be locked is what a killed export left, and the next export removes it.
+An export locks its folder. The kernel releases the lock whatever ends the process, so a folder that another export can
+lock was left by an export that was killed, and the next export removes it.
 """
 
 import errno
@@ -15,28 +15,28 @@ from pathlib import Path
 
 from cnnserve_export.errors import ExportError
 
-# The server's scan passes over hidden folders.
+# The server ignores hidden folders.
 PREFIX = ".publish-"
-# Containers read the repository as another user, whatever the exporting user's umask.
+# Containers read the repository as another user, so the umask of the exporting user must not matter.
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
 
 _ELSEWHERE = "or choose another --repository"
 _FIXES = {
-    errno.ENOSPC: f"free space on its disk, {_ELSEWHERE}",
+    errno.ENOSPC: f"free space on the disk, {_ELSEWHERE}",
     errno.EDQUOT: f"free some of your quota, {_ELSEWHERE}",
     errno.EFBIG: f"raise the limit on the size of files (ulimit -f), {_ELSEWHERE}",
-    errno.EACCES: f"get the right to write there, {_ELSEWHERE}",
-    errno.EPERM: f"get the right to write there, {_ELSEWHERE}",
+    errno.EACCES: f"get permission to write there, {_ELSEWHERE}",
+    errno.EPERM: f"get permission to write there, {_ELSEWHERE}",
     errno.EROFS: "choose another --repository",
 }
 
 
 @contextmanager
 def hidden_folder(repository: Path) -> Iterator[Path]:
-    """A hidden folder in `repository`, which is made if it is not there; what dead exports left there is removed.
+    """Yields a new hidden folder in `repository`; makes the repository if it is missing.
 
-    At the end the folder is gone with all that is still in it, and so are folders that were made for it and are empty.
-    What the disk refuses meanwhile is raised as `ExportError`.
+    First it removes the hidden folders of exports that were killed. At the end it removes the folder with all files
+    that are still in it, and the empty folders that it made. Raises errors of the disk as `ExportError`.
     """
     with explained(repository):
         made = [path for path in (repository, *repository.parents) if not path.exists()]
@@ -46,7 +46,7 @@ def hidden_folder(repository: Path) -> Iterator[Path]:
                 path.chmod(_FOLDER_MODE)
             with alone(repository):
                 _sweep(repository)
-                # Locked before anyone else may look for leftovers.
+                # Locked at once: without the lock, the next export would remove the folder.
                 root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=repository))
                 lock = _locked(root)
             try:
@@ -56,18 +56,18 @@ def hidden_folder(repository: Path) -> Iterator[Path]:
                 os.close(lock)
         finally:
             for path in made:
-                # Fails where something was published, as it should.
+                # Fails if something was published, as it should.
                 with suppress(OSError):
                     path.rmdir()
 
 
 @contextmanager
 def explained(repository: Path) -> Iterator[None]:
-    """What the disk refuses the repository, as an `ExportError` that says what to do."""
+    """Raises errors of the disk in `repository` as an `ExportError` that says what to do."""
     try:
         yield
     except OSError as error:
-        # Errors of decoders have no number, those of other files a name.
+        # Errors of image decoders have no number; errors of other files name a path outside.
         foreign = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(repository)
         if error.errno is None or foreign:
             raise
@@ -78,7 +78,7 @@ def explained(repository: Path) -> Iterator[None]:
 
 @contextmanager
 def alone(repository: Path) -> Iterator[None]:
-    """Keeps other exports into the same repository out for a moment."""
+    """Makes other exports into the same repository wait while the block runs."""
     descriptor = os.open(repository, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -88,7 +88,7 @@ def alone(repository: Path) -> Iterator[None]:
 
 
 def flush(root: Path) -> None:
-    """Sets the modes below and of `root` and writes all of it to disk, folders after what they hold."""
+    """Sets the modes of `root` and all that is in it, and flushes it to disk, each folder after its content."""
     for folder, _, files in os.walk(root, topdown=False):
         for name in files:
             path = Path(folder, name)
@@ -99,7 +99,7 @@ def flush(root: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Writes a file or a folder's names to disk."""
+    """Flushes a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -109,7 +109,7 @@ def sync(path: Path) -> None:
 
 def _sweep(repository: Path) -> None:
     for path in repository.glob(f"{PREFIX}*"):
-        # One that is locked is being filled; one that cannot be removed is another user's and hinders nobody.
+        # A locked folder is in use. A folder that cannot be removed belongs to another user and does no harm.
         with suppress(OSError):
             lock = _locked(path)
             try:
@@ -119,7 +119,7 @@ def _sweep(repository: Path) -> None:
 
 
 def _locked(folder: Path) -> int:
-    """The descriptor that holds the folder's lock. Raises `BlockingIOError` where someone else holds it."""
+    """Returns the descriptor that holds the folder's lock. Raises `BlockingIOError` if another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

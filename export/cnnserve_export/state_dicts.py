@@ -1,4 +1,4 @@
-"""A checkpoint's bytes -> a state dict: parsed without running anything, taken out of what training wrapped it in."""
+"""Parses the bytes of a checkpoint without running its code, and takes the state dict out of its wrappers."""
 
 import io
 import warnings
@@ -14,42 +14,46 @@ from cnnserve_export.errors import ExportError
 
 StateDict = dict[str, Tensor]
 
-# Where training scripts put the network's state dict, beside optimizer, epoch and the like.
+# Keys under which training scripts store the network's state dict, beside the optimizer's and others.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-# What DataParallel and torch.compile put before every name.
+# Prefixes that DataParallel and torch.compile give to every name.
 _PREFIXES = ("module.", "_orig_mod.")
 _LISTED = 10
 
 
 def parse(data: bytes, name: str) -> Any:
-    """What a `.safetensors` file or a PyTorch file (any other ending) holds, its tensors on the CPU.
+    """Returns the content of a `.safetensors` file, or of a PyTorch file (any other suffix), with tensors on the CPU.
 
-    `name` is the file's, for messages and for its ending. Raises `ExportError` for anything that needs code to load.
+    `name` is the name of the file, for its suffix and for errors. Raises `ExportError` if the file is damaged, or if
+    loading it would run code.
     """
     if name.lower().endswith(".safetensors"):
         try:
             return safetensors.torch.load(data)
         except (SafetensorError, ValueError, KeyError) as error:
-            raise ExportError(f"{name} is no safetensors file, or a damaged one: {error}") from error
+            raise ExportError(
+                f"{name} is not a safetensors file, or is damaged ({error}); save the state dict again"
+            ) from error
     try:
         with warnings.catch_warnings():
-            # Of old pickles and TorchScript archives: what follows from them is said below.
+            # Warnings about old pickles and TorchScript archives; the errors below say what to do about them.
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
-        # zipfile, pickle and torch each raise their own; torch's text advises to run the file's code.
+        # zipfile, pickle and torch raise errors of their own, and torch's text advises to run the file's code.
         raise ExportError(_refusal(data, name, error)) from error
 
 
 def unwrap(content: object, own: Collection[str], name: str) -> tuple[StateDict, dict[str, str]]:
-    """The state dict in a checkpoint's content, and what was done to get it, for the manifest.
+    """Returns the state dict in the content of a checkpoint, and what was unwrapped, for the manifest.
 
-    It may be nested under `state_dict`, `model` or `model_state_dict`. Prefixes of DataParallel and torch.compile are
-    removed where no name is one of `own`, the network's. Raises `ExportError`.
+    The state dict may be nested under `state_dict`, `model` or `model_state_dict`. Prefixes of DataParallel and
+    torch.compile are removed if no name is one of `own`, the names in the network.
+    Raises `ExportError` if there is no state dict, or more than one.
     """
     keys: list[str] = []
     beside: list[str] = []
-    # A pickle may hold itself: as deep as there are wrappers, no deeper.
+    # A pickle may contain itself, so the depth is limited to the number of wrappers.
     for _ in _WRAPPERS:
         if not isinstance(content, dict) or (key := _wrapper(content, name)) is None:
             break
@@ -66,7 +70,7 @@ def unwrap(content: object, own: Collection[str], name: str) -> tuple[StateDict,
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first ten names and how many more there are."""
+    """Returns the first ten names and the number of the others."""
     rest = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -78,15 +82,15 @@ def _refusal(data: bytes, name: str, error: Exception) -> str:
         objects = []
     if objects:
         return (
-            f"{name} holds more than tensors ({listed(objects)}), and loading that could run code; if you trust the "
-            "file, load it where it was made and write torch.save(network.state_dict(), FILE)"
+            f"{name} holds more than tensors ({listed(objects)}), and loading them could run code; if you trust the "
+            "file, load it where it was made and save the state dict with torch.save(network.state_dict(), FILE)"
         )
-    kind = "a TorchScript archive" if "TorchScript" in str(error) else "no PyTorch file, or a damaged one"
-    return f"{name} is {kind}; expected a state dict as torch.save(network.state_dict(), FILE) writes it"
+    kind = "a TorchScript archive" if "TorchScript" in str(error) else "not a PyTorch file, or damaged"
+    return f"{name} is {kind}; save a state dict with torch.save(network.state_dict(), FILE)"
 
 
 def _wrapper(content: dict[Any, Any], name: str) -> str | None:
-    """The key under which the state dict is nested; None where it is not."""
+    """Returns the key under which the state dict is nested, or None if it is not nested."""
     found = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
     if len(found) > 1:
         raise ExportError(f"{name} holds several state dicts ({', '.join(found)}); save the one to export alone")
@@ -96,13 +100,13 @@ def _wrapper(content: dict[Any, Any], name: str) -> str | None:
 def _flat(content: object, name: str) -> StateDict:
     if not isinstance(content, dict):
         raise ExportError(
-            f"{name} holds a {type(content).__name__}, expected a state dict: parameter names with tensors"
+            f"{name} holds a {type(content).__name__}, expected a state dict; save the network's state_dict()"
         )
     if others := [
         str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)
     ]:
         raise ExportError(
-            f"{name} is not a state dict: {listed(others)} hold no tensors; save the network's state_dict() alone, "
+            f"{name} is not a state dict: {listed(others)} are no tensors; save the network's state_dict() alone, "
             f"or under one of {', '.join(_WRAPPERS)}"
         )
     return content
@@ -110,7 +114,7 @@ def _flat(content: object, name: str) -> StateDict:
 
 def _without_prefixes(state: StateDict, own: Collection[str]) -> tuple[StateDict, str]:
     removed = ""
-    # A network may itself have a part named `module`: nothing is removed from names that it knows.
+    # A network may itself have a part called `module`, so nothing is removed from names that the network has.
     while state and not any(key in own for key in state):
         prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in state)), None)
         if prefix is None:

@@ -1,6 +1,6 @@
-"""The few changes that a foreign file may need to be served: a symbolic batch, rows of classes, a softmax.
+"""Changes that an imported ONNX file may need before it can be served: a symbolic batch, rows of classes, a softmax.
 
-Each makes a new model that nothing is claimed about; whether it answers what the file did is proved by running it.
+Each function returns a changed copy. Only a run of the copy shows whether it returns what the file does.
 """
 
 import onnx
@@ -10,7 +10,7 @@ BATCH = "batch"
 
 
 def with_batch(model: onnx.ModelProto, input_name: str, batch: int | str) -> onnx.ModelProto:
-    """The model with this batch dimension declared, a number or a symbol; what its nodes compute stays."""
+    """Returns the model with `batch`, a number or a symbol, declared as batch size; the nodes stay the same."""
     changed = _copy(model)
     for value in (*changed.graph.input, *changed.graph.output):
         dims = value.type.tensor_type.shape.dim
@@ -21,16 +21,16 @@ def with_batch(model: onnx.ModelProto, input_name: str, batch: int | str) -> onn
             dims[0].dim_value = batch
         else:
             dims[0].dim_param = batch
-    # Shapes of what is between were inferred from the old batch; every runtime infers them again.
+    # The shapes of intermediate tensors come from the old batch size. Every runtime infers them again.
     changed.graph.ClearField("value_info")
     return changed
 
 
 def with_free_reshapes(model: onnx.ModelProto, input_name: str, batch: int) -> onnx.ModelProto:
-    """The model where no Reshape of what comes from the input begins with the constant `batch`.
+    """Returns the model without the constant `batch` as first size in Reshape nodes that depend on the input.
 
-    It takes the first size of what it reshapes instead. Exporters write that constant where a network computes a shape
-    from its example's.
+    Such a Reshape keeps the first size of its input instead. Exporters write the constant if a network computes a shape
+    from that of its example.
     """
     changed = _copy(model)
     graph = changed.graph
@@ -47,11 +47,11 @@ def with_free_reshapes(model: onnx.ModelProto, input_name: str, batch: int) -> o
             shape = numpy_helper.to_array(constants[node.input[1]]).copy()
             if shape.ndim == 1 and shape.size and shape[0] == batch and 0 not in shape:
                 shape[0] = 0
-                # A node, not an initialiser: before IR 4 those must be inputs as well.
+                # A node, not an initialiser, because before IR version 4 initialisers must be inputs, too.
                 name = f"{node.output[0]}_rows_{index}"
                 nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(shape)))
                 node.input[1] = name
-                # With allowzero a 0 is a size of nothing, not the input's.
+                # With allowzero, a 0 would mean an empty dimension instead of the input's size.
                 node.ClearField("attribute")
         nodes.append(node)
     _set_nodes(graph, nodes)
@@ -59,12 +59,12 @@ def with_free_reshapes(model: onnx.ModelProto, input_name: str, batch: int) -> o
 
 
 def with_rows(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its output (N, classes, 1, 1) flattened to (N, classes)."""
+    """Returns the model with its output (N, classes, 1, 1) flattened to (N, classes)."""
     return _appended(model, "Flatten", "rows")
 
 
 def with_softmax(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The model with a softmax over the classes behind its output (N, classes), which is then called `name`."""
+    """Returns the model with a softmax after its output (N, classes); the new output is called `name`."""
     return _appended(model, "Softmax", name)
 
 
@@ -77,7 +77,7 @@ def _appended(model: onnx.ModelProto, operator: str, name: str) -> onnx.ModelPro
     taken = {result for node in graph.node for result in node.output} | {value.name for value in graph.input}
     while name in taken:
         name += "_"
-    # Axis 1 means the same in every opset for rows of classes; the default does not.
+    # For rows of classes, axis 1 means the same in every opset; the default axis does not.
     graph.node.append(helper.make_node(operator, [output.name], [name], axis=1))
     made = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, None])
     if batch is not None and classes is not None:

@@ -1,4 +1,4 @@
-"""Trains LeNet-5 on the scanned digits of scikit-learn, in less than a minute."""
+"""Trains LeNet-5 on the scanned digits of scikit-learn, in less than a minute for 30 epochs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Errors of a person's own code, told with the line of it that they came from."""
+"""Describes errors of the user's own code, with the line from which they came."""
 
 import os
 import traceback
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-# Frames in these are not where a person looks for their mistake.
+# Frames of torch, of this package and of the standard library do not show the user's mistake.
 _FOREIGN = ("<", *(f"{Path(file).parent}{os.sep}" for file in (str(torch.__file__), __file__, os.__file__)))
 
 
 def told(error: BaseException) -> str:
-    """Type and first line of an error, and the line of the person's own code that it came through last."""
+    """Returns the type and the first line of an error, and the last line of the user's code that it passed."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename:

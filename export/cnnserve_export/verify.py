@@ -1,7 +1,7 @@
-"""Proof that the ONNX file answers what PyTorch answers, through the server's own preprocessing and session.
+"""Measures the parity of the ONNX file with PyTorch, through the server's own preprocessing and session.
 
-The PyTorch side gets float32 rows that the server's `Preprocessor` normalised on the host, the served side the rows of
-its own input form: so the normalisation inside the graph is proved as well, not only the network behind it.
+PyTorch gets float32 rows that the server's `Preprocessor` normalised. The ONNX file gets rows of its own input form. So
+the comparison covers the normalisation in the graph, too.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ from cnnserve_export import golden, proof
 from cnnserve_export.contract import Contract
 from cnnserve_export.errors import ExportError
 
-# Largest difference allowed for any probability. float32 sums in another order differ by about 1e-6.
+# Largest allowed difference of a probability. If the order of float32 sums changes, they differ by about 1e-6.
 TOLERANCE = 1e-4
-# Rows that PyTorch computes at once.
+# Number of rows that PyTorch computes at once.
 _PART = 8
 
 Report = Callable[[int, int], None]
@@ -33,9 +33,9 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured: the parity record, the golden image's probabilities, and below fp32 the agreement with it.
+    """What was measured: the parity, the golden image's probabilities and, for fp16 and int8, the agreement.
 
-    `doubt` says what the parity cannot show of this network; empty where it shows all.
+    `doubt` says what the parity cannot show for this network; it is empty if there is nothing.
     """
 
     parity: Parity
@@ -45,7 +45,7 @@ class Evidence:
 
 
 def _to_nobody(_done: int, _total: int) -> None:
-    """Nobody watches."""
+    """Does nothing."""
 
 
 def verify(
@@ -57,12 +57,14 @@ def verify(
     max_batch_size: int,
     report: Report = _to_nobody,
 ) -> Evidence:
-    """Compares the ONNX file with `network` at batch 1, 2, 3 and `max_batch_size`.
+    """Returns the evidence that the ONNX file returns what `network` does, in batches of 1, 2, 3 and `max_batch_size`.
 
-    The rows are the golden image and varied pictures, all different. `report` hears how many rows of how many were
-    computed. Raises `ExportError` naming batch size, row, class and both values where they differ most.
+    The rows are the golden image and generated images, all different. `report` gets the number of computed rows and of
+    all rows.
+    Raises `ExportError` if a probability differs by more than 1e-4. The error names batch size, row, class and both
+    values of the largest difference.
     """
-    # Cheap, and a file that the runtime cannot read is told before minutes of PyTorch.
+    # First, because a file that ONNX Runtime cannot read is then reported before minutes of PyTorch.
     session = Session(model, SessionOptions(threads=cpu_budget()))
     sizes = proof.batch_sizes(max_batch_size)
     total = max_batch_size + sum(sizes)
@@ -92,11 +94,13 @@ def _pytorch(
     parts = []
     with torch.inference_mode():
         for start in range(0, len(rows), _PART):
-            # A copy: a network may change its input in place.
+            # A copy, because a network may change its input in place.
             answers = network(torch.from_numpy(rows[start : start + _PART].copy()))
             parts.append(answers if ends_in_softmax else torch.softmax(answers, dim=1))
             report(min(start + _PART, len(rows)))
     values: NDArray[np.float32] = torch.cat(parts).numpy()
     if not are_probabilities(values):
-        raise ExportError("the PyTorch network's own answers are no probabilities (NaN or infinite); check its weights")
+        raise ExportError(
+            "the PyTorch network does not return probabilities, but NaN or infinite values; check its weights"
+        )
     return values

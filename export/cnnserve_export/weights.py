@@ -1,4 +1,4 @@
-"""Which weights an export uses, and what belongs to them: preprocessing and labels."""
+"""Loads the weights of an export, and the preprocessing and labels that belong to them."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from cnnserve_export.progress import Stage
 
 @dataclass(frozen=True)
 class Weights:
-    """`account` is what the manifest says of them; `labels` is None where they bring no names."""
+    """What belongs to weights: their entry in the manifest (`account`), preprocessing, and labels or None."""
 
     account: dict[str, str]
     preprocessing: Preprocessing
@@ -24,16 +24,17 @@ class Weights:
 
 
 def load(network: nn.Module, architecture: Architecture, source: str | None, stage: Stage) -> Weights:
-    """Fills `network` from `source`: a file or one of `hub.WORDS`. Raises `ExportError`.
+    """Fills `network` from `source`, a file or one of `hub.WORDS`, and returns what belongs to the weights.
 
-    None means random weights, or those that a person's own network came with.
-    Published ImageNet weights bring their own preprocessing and names, also where they are given as a file.
+    If `source` is None, the network keeps its weights: random ones, or those that the user's own network came with.
+    Published ImageNet weights bring their own preprocessing and labels, even if they are given as a file.
+    Raises `ExportError` if the weights cannot be found, downloaded or read, or if they do not fit.
     """
     if source is None and networks.is_reference(architecture.name):
-        stage.finding = f"as {architecture.name} made them (--weights FILE loads others)"
+        stage.finding = f"those that came with {architecture.name} (--weights FILE loads others)"
         return Weights(networks.origin(architecture.name), architecture.preprocessing)
     if source is None:
-        stage.finding = f"random, seed {checkpoints.SEED}: the model is untrained (use --weights)"
+        stage.finding = f"random, seed {checkpoints.SEED}: the model is untrained (--weights loads trained weights)"
         return Weights(checkpoints.random_origin(), architecture.preprocessing)
     if source in hub.WORDS:
         wanted = hub.find(architecture.name, source)
@@ -49,12 +50,14 @@ def load(network: nn.Module, architecture: Architecture, source: str | None, sta
 
 
 def transform_input(network: nn.Module, account: dict[str, str]) -> dict[str, str]:
-    """Makes a GoogLeNet expect what torchvision's published weights do; the account with that in it.
+    """Makes a GoogLeNet change its input to the range -1 to 1; returns `account` with a note of that.
 
-    Raises `ExportError` for any other network.
+    The weights that torchvision publishes need it. Raises `ExportError` if the network is not a GoogLeNet.
     """
     if not isinstance(network, GoogLeNet):
-        raise ExportError("--transform-input belongs to googlenet; no other network has such a step")
+        raise ExportError(
+            "--transform-input is for googlenet only, because no other network has this step; leave the flag out"
+        )
     network.transform_input = True
     return {**account, "transform_input": "true"}
 

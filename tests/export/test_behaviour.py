@@ -53,19 +53,19 @@ def test_a_network_in_training_mode_is_judged_as_it_will_serve() -> None:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Net(lambda y: (y, y)), "answers type tuple of 2, expected one tensor"),
-        (Net(lambda y: Output(y, y)), "answers type Output of logits, aux, expected"),
-        (Net(lambda y: OrderedDict(logits=y)), "answers type OrderedDict with 'logits', expected"),
-        (Net(lambda y: y[:, :, None]), r"answers shape \[1, 4, 1\] to one image of 3x8x8, expected \[1, classes\]"),
-        (Net(lambda y: y.squeeze(0)), r"answers shape \[4\]"),
-        (Net(lambda y: y.argmax(1, keepdim=True)), "answers torch.int64, expected floating-point"),
-        (Net(classes=1), "answers 1 value for an image, a classifier at least 2"),
-        (Net(nn.functional.dropout), "answers the same image differently"),
+        (Net(lambda y: (y, y)), "returns type tuple of 2, expected one tensor"),
+        (Net(lambda y: Output(y, y)), "returns type Output of logits, aux, expected"),
+        (Net(lambda y: OrderedDict(logits=y)), "returns type OrderedDict with 'logits', expected"),
+        (Net(lambda y: y[:, :, None]), r"returns shape \[1, 4, 1\] for one image of 3x8x8, expected \[1, classes\]"),
+        (Net(lambda y: y.squeeze(0)), r"returns shape \[4\]"),
+        (Net(lambda y: y.argmax(1, keepdim=True)), "returns torch.int64 values; return floating-point logits"),
+        (Net(classes=1), r"returns 1 value\(s\) for an image, a classifier returns at least 2"),
+        (Net(nn.functional.dropout), "two runs of the network on the same image differ"),
         (Net(lambda y: y.view(1, 4)), r"fails on a batch of 3 images: RuntimeError: shape .* \(test_behaviour.py line"),
-        (Net(lambda y: y.reshape(1, -1)), r"answers shape \[1, 12\] to a batch of 3 images, .* one image alone works"),
-        (Net(lambda y: y - y.mean(0)), "answer depends on the other images of its batch"),
-        (Net(lambda y: y * float("nan")), "answers have NaN or infinite values"),
-        (Net(lambda y: y.sigmoid()), "do not sum to 1, as those of a sigmoid for each class"),
+        (Net(lambda y: y.reshape(1, -1)), r"returns shape \[1, 12\] for a batch of 3 images, .* one image alone works"),
+        (Net(lambda y: y - y.mean(0)), "row of an image changes by .* with the other images of its batch"),
+        (Net(lambda y: y * float("nan")), "returned NaN or infinite values"),
+        (Net(lambda y: y.sigmoid()), "do not sum to 1, as if each class had its own sigmoid"),
     ],
 )
 def test_what_is_no_classifier_that_can_be_served(network: nn.Module, message: str) -> None:
@@ -75,13 +75,13 @@ def test_what_is_no_classifier_that_can_be_served(network: nn.Module, message: s
 
 def test_a_softmax_can_be_demanded_but_not_twice() -> None:
     assert not examine(Net(lambda y: y.sigmoid()), ROWS, "softmax").ends_in_softmax
-    with pytest.raises(ExportError, match="a second softmax would flatten them"):
+    with pytest.raises(ExportError, match="returns probabilities, which a second softmax would flatten"):
         examine(Net(lambda y: y.softmax(1)), ROWS, "softmax")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_a_network_of_another_type_is_told_to_become_float32(dtype: torch.dtype) -> None:
-    with pytest.raises(ExportError, match=rf"head.weight is {dtype}\), images are float32: call network.float\(\)"):
+    with pytest.raises(ExportError, match=rf"head.weight is {dtype}\), but images are; call network.float\(\)"):
         examine(Net().to(dtype), ROWS)
 
 

@@ -54,7 +54,7 @@ def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     assert "11 missing: conv1.weight, layer4.1.conv1.weight" in text
     assert "and 1 more" in text
     assert "1 unexpected: head.weight" in text
-    assert "1 misshapen: fc.weight (7x512 in the file, 10x512 in the network)" in text
+    assert "1 of another shape: fc.weight (7x512 in the file, 10x512 in the network)" in text
     assert torch.equal(untouched.get_parameter("fc.weight"), network().get_parameter("fc.weight"))
 
 
@@ -130,7 +130,7 @@ def test_safetensors_load(tmp_path: Path) -> None:
     assert checkpoints.load(loaded, path)["removed_prefix"] == "module."
     assert torch.equal(loaded.get_parameter("0.weight"), source.get_parameter("0.weight"))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ExportError, match=r"model\.SafeTensors is no safetensors file, or a damaged one"):
+    with pytest.raises(ExportError, match=r"model\.SafeTensors is not a safetensors file, or is damaged"):
         checkpoints.load(loaded, path)
 
 
@@ -143,14 +143,14 @@ def test_half_precision_and_the_oldest_format_load(tmp_path: Path) -> None:
 
 def test_another_class_count_is_named(tmp_path: Path) -> None:
     torch.save(network(classes=7).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ExportError, match=r"the file has 7 classes, use --num-classes 7 \(the network has 10\)"):
+    with pytest.raises(ExportError, match="the file has 7 classes, the network has 10; pass --num-classes 7"):
         checkpoints.load(network(), tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (torch.zeros(3, 2, dtype=torch.int8), r"1 no floating-point values: 0\.weight \(int8\)"),
+        (torch.zeros(3, 2, dtype=torch.int8), r"1 without floating-point values: 0\.weight \(int8\)"),
         (torch.zeros(3, 2, device="meta"), r"0\.weight \(no values\)"),
         (torch.zeros(3, 2).to_sparse(), r"0\.weight \(sparse_coo\)"),
     ],
@@ -163,7 +163,7 @@ def test_values_that_are_no_weights_are_refused(values: torch.Tensor, message: s
 
 def test_a_file_with_another_digest_is_refused(tmp_path: Path) -> None:
     torch.save(tiny().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ExportError, match=r"w\.pth is not the published file: .* expected 00000000; delete it"):
+    with pytest.raises(ExportError, match=r"w\.pth is not the published file: .* not with 00000000; delete the file"):
         checkpoints.load(tiny(), tmp_path / "w.pth", sha256_prefix="00000000")
 
 
@@ -184,9 +184,9 @@ NESTED["model"] = NESTED
         ({"model": {}, "args": argparse.Namespace(lr=1)}, r"more than tensors \(argparse\.Namespace\)"),
         ({"model": {}, "best": np.float64(1)}, r"more than tensors \(numpy\._core\.multiarray\.scalar"),
         ([torch.zeros(1)], "holds a list"),
-        ({"net": {"fc.bias": torch.zeros(1)}, "epoch": 3}, "net, epoch hold no tensors; .* or under one of state_dict"),
+        ({"net": {"fc.bias": torch.zeros(1)}, "epoch": 3}, "net, epoch are no tensors; .* or under one of state_dict"),
         ({"model": {}, "state_dict": {}}, r"several state dicts \(state_dict, model\)"),
-        (NESTED, "not a state dict: model hold no tensors"),
+        (NESTED, "not a state dict: model are no tensors"),
     ],
 )
 def test_anything_but_a_state_dict_is_refused(
@@ -202,7 +202,7 @@ def test_anything_but_a_state_dict_is_refused(
 @pytest.mark.parametrize("data", [b"", b"not a checkpoint", pickle.dumps(Path("x")), b"\x80\x04."])
 def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(data)
-    with pytest.raises(ExportError, match=r"weights\.pth is no PyTorch file, or a damaged one; expected a state dict"):
+    with pytest.raises(ExportError, match=r"weights\.pth is not a PyTorch file, or damaged; save a state dict"):
         checkpoints.load(network(), tmp_path / "weights.pth")
 
 
@@ -210,7 +210,7 @@ def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(network().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ExportError, match=r"weights\.pth is no PyTorch file, or a damaged one"):
+    with pytest.raises(ExportError, match=r"weights\.pth is not a PyTorch file, or damaged"):
         checkpoints.load(network(), path)
 
 
@@ -219,7 +219,7 @@ def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
         # torch warns that this way of saving is deprecated.
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(tiny()), tmp_path / "weights.pt")
-    with pytest.raises(ExportError, match=r"weights\.pt is a TorchScript archive; expected a state dict"):
+    with pytest.raises(ExportError, match=r"weights\.pt is a TorchScript archive; save a state dict"):
         checkpoints.load(network(), tmp_path / "weights.pt")
 
 

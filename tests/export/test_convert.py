@@ -80,7 +80,7 @@ def test_a_later_opset_is_stated(job: Export, tmp_path: Path) -> None:
 
 def test_a_wrong_class_count_is_refused(job: Export, tmp_path: Path) -> None:
     wrong = contract(job.preprocessing, "uint8", 5)
-    with pytest.raises(ExportError, match=r"answers \[4\] values for an image, expected \[5\] classes"):
+    with pytest.raises(ExportError, match=r"returns \[4\] values for an image, expected \[5\] classes"):
         convert.to_onnx(job.network, wrong, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
 

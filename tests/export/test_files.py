@@ -26,7 +26,7 @@ def test_what_is_no_plain_file_is_not_read(kind: str, read: Callable[[Path], obj
         os.mkfifo(path)
     elif kind == "link to a device":
         path.symlink_to("/dev/zero")
-    with pytest.raises(ExportError, match=f"{path} cannot be read: it is no plain file"):
+    with pytest.raises(ExportError, match=f"{path} cannot be read: it is not a regular file"):
         read(path)
 
 
@@ -47,5 +47,5 @@ def test_a_pipe_among_images_is_named_and_a_folder_is_no_image(tmp_path: Path) -
     (tmp_path / "folder.jpg" / "0.png").write_bytes(golden.digit())
     assert [item.name for item in images.folder(tmp_path).items] == ["folder.jpg/0.png"]
     os.mkfifo(tmp_path / "1.png")
-    with pytest.raises(ExportError, match=r"1\.png cannot be read: it is no plain file"):
+    with pytest.raises(ExportError, match=r"1\.png cannot be read: it is not a regular file"):
         images.folder(tmp_path)

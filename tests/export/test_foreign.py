@@ -37,7 +37,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     path.write_bytes(tiny_onnx(batch=2))
     assert foreign.read(path).fixed_batch == 2
     path.write_bytes(tiny_onnx(batch=1025))
-    with pytest.raises(ExportError, match=r"shape \[1025, 8, 8, 1\]; batches of more than 1024 are not proved"):
+    with pytest.raises(ExportError, match=r"shape \[1025, 8, 8, 1\]; the largest batch size is 1024"):
         foreign.read(path)
 
 
@@ -79,17 +79,17 @@ def training(model: ModelProto) -> None:
     [
         (
             second_output,
-            "has 2 outputs ('probabilities', 'logits'), a classifier has one; onnx.utils.extract_model('m",
+            "has 2 outputs ('probabilities', 'logits'), a classifier has one; make a file with one by onnx.utils",
         ),
         (second_input, "has 2 inputs ('image', 'size'), a classifier has one"),
         (lambda model: model.graph.ClearField("output"), "has 0 outputs (none), a classifier has one"),
-        (of_maps, "the output 'z' is a sequence, not a tensor; skl2onnx writes tensors with"),
-        (datatype(TensorProto.DOUBLE), "the input 'image' is double, expected float or uint8"),
-        (shape("n", 8, 8), "has shape ['?', 8, 8], expected images (N, C, H, W) or (N, H, W, C)"),
-        (shape("n", "h", "w", "c"), "so where its 1 or 3 channels are is not clear; fix that dimension: python -m"),
-        (shape("n", 3, 8, 3), "where its 1 or 3 channels are is not clear"),
-        (foreign_operator, "uses operator 'Swirl' of 'my.ops', which ONNX Runtime does not have"),
-        (training, "BatchNormalization 'bn' is in training mode"),
+        (of_maps, "the output 'z' is a sequence, not a tensor; if skl2onnx made the file, pass it options="),
+        (datatype(TensorProto.DOUBLE), "the input 'image' is double; export the network with float or uint8"),
+        (shape("n", 8, 8), "has shape ['?', 8, 8]; give a network for images (N, C, H, W) or (N, H, W, C)"),
+        (shape("n", "h", "w", "c"), "which does not show where its 1 or 3 channels are; fix that dimension: python -m"),
+        (shape("n", 3, 8, 3), "which does not show where its 1 or 3 channels are"),
+        (foreign_operator, "uses operator 'Swirl' of domain 'my.ops', which ONNX Runtime does not have"),
+        (training, "the node 'bn' (BatchNormalization) is in training mode"),
     ],
 )
 def test_what_is_no_image_classifier(change: Change, message: str, tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_what_is_no_image_classifier(change: Change, message: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "holds no network (0 bytes beginning b'')"),
-        (b"hello, world\n", "is no ONNX file, or not a whole one (13 bytes beginning b'hello, world"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "beginning b'version https://'"),
-        (tiny_onnx()[:900], "is no ONNX file, or not a whole one (900 bytes"),
+        (b"", "holds no network (0 bytes beginning with b'')"),
+        (b"hello, world\n", "is not an ONNX file, or not complete (13 bytes beginning with b'hello, world"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "beginning with b'version https://'"),
+        (tiny_onnx()[:900], "is not an ONNX file, or not complete (900 bytes"),
     ],
 )
 def test_what_is_no_onnx_file(data: bytes, message: str, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_what_is_no_onnx_file(data: bytes, message: str, tmp_path: Path) -> None
 
 def test_other_files_are_named(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "m.onnx")
-    with pytest.raises(ExportError, match="is a zip archive, as PyTorch's checkpoints are; those go to"):
+    with pytest.raises(ExportError, match="is a zip archive, like PyTorch's checkpoints; pass"):
         foreign.read(tmp_path / "m.onnx")
     with pytest.raises(ExportError, match=r"none\.onnx cannot be read: No such file"):
         foreign.read(tmp_path / "none.onnx")
@@ -185,19 +185,19 @@ def test_data_in_the_files_own_folder_is_embedded(location: str, entries: dict[s
     [
         ("../secret", {}, "'../secret', leads out of the ONNX file's folder"),
         ("sub/../../secret", {}, "leads out of the ONNX file's folder"),
-        ("/etc/passwd", {}, "'/etc/passwd', is no path inside the ONNX file's folder"),
-        ("C:/secret", {}, "is no path inside"),
-        ("..\\secret", {}, "is no path inside"),
+        ("/etc/passwd", {}, "'/etc/passwd', is not a path inside the ONNX file's folder"),
+        ("C:/secret", {}, "is not a path inside"),
+        ("..\\secret", {}, "is not a path inside"),
         ("", {}, "'', names no file"),
         ("link", {}, "'link', is a symbolic link; put the file itself there"),
         ("links/secret", {}, "'links/secret', is a symbolic link"),
-        ("sub", {}, "'sub', is no plain file"),
-        ("pipe", {}, "'pipe', is no plain file"),
+        ("sub", {}, "'sub', is not a regular file"),
+        ("pipe", {}, "'pipe', is not a regular file"),
         ("none.bin", {}, "'none.bin', cannot be read: No such file or directory"),
         ("w.bin/x", {}, "cannot be read: Not a directory"),
-        ("w.bin", {"offset": "x"}, "has offset 'x', expected a number"),
-        ("w.bin", {"offset": 9, "length": len(WEIGHTS)}, "w.bin has 776 bytes; the file is not whole"),
-        ("w.bin", {"offset": 10**18}, "w.bin has 776 bytes; the file is not whole"),
+        ("w.bin", {"offset": "x"}, "has offset 'x', not a number"),
+        ("w.bin", {"offset": 9, "length": len(WEIGHTS)}, "but w.bin has 776 bytes; copy the whole file"),
+        ("w.bin", {"offset": 10**18}, "but w.bin has 776 bytes; copy the whole file"),
     ],
 )
 def test_data_elsewhere_is_refused(location: str, entries: dict[str, object], message: str, folder: Path) -> None:
@@ -211,11 +211,11 @@ def test_data_in_a_nested_graph_is_looked_at_too(folder: Path) -> None:
     inner = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "inner", [], [])
     model = tiny()
     model.graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner))
-    with pytest.raises(ExportError, match="'/etc/passwd', is no path inside"):
+    with pytest.raises(ExportError, match="'/etc/passwd', is not a path inside"):
         external_data.embed(model, folder)
 
 
 def test_more_than_one_file_can_hold_is_refused_unread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(external_data, "MAX_BYTES", 1000)
-    with pytest.raises(ExportError, match="have 2 GB or more"):
+    with pytest.raises(ExportError, match="have 2 GiB or more"):
         foreign.read(outside(folder, "sub/w.bin"))

@@ -69,10 +69,10 @@ def test_a_long_list_of_unreadable_images_is_cut(tmp_path: Path, preprocessor: P
 
 def test_a_folder_without_images_and_no_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ExportError, match=r"holds no image \(.jpg, "):
+    with pytest.raises(ExportError, match=r"holds no image; give a folder with files that end in .jpg, "):
         images.folder(tmp_path)
     for path in (tmp_path / "none", tmp_path / "notes.txt"):
-        with pytest.raises(ExportError, match="is no folder"):
+        with pytest.raises(ExportError, match="is not a folder"):
             images.folder(path)
 
 

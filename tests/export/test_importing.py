@@ -96,7 +96,7 @@ def test_a_file_that_needs_no_change_is_published_as_it_is(imported: Importer, t
     manifest = imported(path)
     assert served(tmp_path).read_bytes() == path.read_bytes()
     assert (manifest.activation, manifest.activation_by, manifest.output.name) == ("softmax", "network", "scores")
-    with pytest.raises(ExportError, match="a second softmax would flatten them"):
+    with pytest.raises(ExportError, match="which a second softmax would flatten"):
         imported(path, activation="softmax", name="again")
 
 
@@ -213,10 +213,10 @@ class Random(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Random(), "answers the same image differently: it draws random numbers"),
-        (nn.Sequential(foreign_networks.network("densenet"), nn.Sigmoid()), "as those of a sigmoid for each class"),
-        (nn.Conv2d(3, 4, 3), r"answers shape \[1, 4, 14, 14\] to a batch of 1, expected \[1, classes\]"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(768, 1)), r"answers shape \[1, 1\] .* at least 2 classes"),
+        (Random(), "two runs of the file on the same image differ, because it draws random numbers"),
+        (nn.Sequential(foreign_networks.network("densenet"), nn.Sigmoid()), "as if each class had its own sigmoid"),
+        (nn.Conv2d(3, 4, 3), r"returns shape \[1, 4, 14, 14\] for a batch of 1, expected \[1, classes\]"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 1)), r"returns shape \[1, 1\] .* at least 2 classes"),
     ],
 )
 def test_what_is_no_classifier_leaves_nothing(
@@ -257,8 +257,8 @@ def test_the_command_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out, err = capsys.readouterr()
     assert out == f"{tmp_path}/models/tiny/1\n"
     assert [line.split()[0] for line in err.splitlines()] == ["read", "check", "verify", "publish"]
-    assert "3 classes, answers probabilities" in err
-    assert "the file as it is" in err
+    assert "3 classes, returns probabilities" in err
+    assert "the file is published unchanged" in err
     (tmp_path / "names.txt").write_text("dark\nbright\n")
     assert import_onnx(command) == 1
     assert "names.txt has 2 labels, the network has 3 classes; correct the file\n" in capsys.readouterr().err

@@ -139,18 +139,22 @@ def test_random_weights_are_the_same_each_time(module: Module) -> None:
         (
             "Nothing",
             None,
-            "has no 'Nothing'; classes and functions it defines: Net, NoEval, NoParameters, NoSelf, NoTrain, Outer",
+            "has no 'Nothing'; name one of its own classes and functions: Net, NoEval, NoParameters, NoSelf, NoTrain",
         ),
         ("Outer.other", None, "has no 'Outer.other'"),
         ("number", None, "number is of type int, expected a torch.nn.Module"),
-        ("ready", 4, "is a network already; --num-classes is for"),
-        ("sized", None, r"sized\(count\) cannot be called with no arguments .* pass --num-classes N where count is"),
-        ("wide", None, "write a function that makes the network without arguments"),
+        ("ready", 4, "is a network already, so --num-classes 4 has no effect"),
+        (
+            "sized",
+            None,
+            r"sized\(count\) cannot be called with no arguments .* if count is the number of classes, pass --num",
+        ),
+        ("wide", None, "name a function that makes the network without arguments"),
         ("wide", 3, r"cannot be called with the number of classes alone \(missing"),
         ("make", 3, r"make\(\) cannot be called with the number of classes alone .* leave --num-classes out"),
         ("broken", None, r"broken\(\) failed: OSError: no weights here \(own_network_\d+.py line \d+\)"),
-        ("text", None, "text made an object of type str, expected a torch.nn.Module"),
-        ("traced", None, r"traced is TorchScript, .* give the nn\.Module that it was made from"),
+        ("text", None, "text returned an object of type str, expected a torch.nn.Module"),
+        ("traced", None, r"traced is TorchScript, .* name the nn\.Module that it was made from"),
         ("compiled", None, "compiled is TorchScript"),
         ("NoEval", None, r"failed: ValueError: not like this \(own_network_\d+.py line \d+\)"),
         ("unready", None, r"failed: ValueError: not like this \(own_network_\d+.py line \d+\)"),
@@ -222,9 +226,9 @@ def test_a_softmax_inside_is_noticed_and_said(
 ) -> None:
     name = module(NETS)
     assert export([f"{name}:Soft", *FLAGS, "--name", "soft"]) == 0
-    assert "4 classes, has its own softmax" in capsys.readouterr().err
+    assert "4 classes, returns probabilities" in capsys.readouterr().err
     assert export([f"{name}:Net", *FLAGS, "--name", "plain"]) == 0
-    assert "4 classes, answers logits; softmax is added" in capsys.readouterr().err
+    assert "4 classes, returns logits; a softmax is added" in capsys.readouterr().err
     soft, plain = (manifests.read(tmp_path / "models" / model / "1") for model in ("soft", "plain"))
     assert soft is not None
     assert plain is not None
@@ -238,7 +242,7 @@ def test_a_softmax_inside_is_noticed_and_said(
     [
         ("--labels names.txt", r"names.txt has 2 labels, the network has 4 classes; correct the file\n"),
         ("--weights other.pth", "1 unexpected: other"),
-        ("--transform-input", "belongs to googlenet"),
+        ("--transform-input", "is for googlenet only"),
         ("--shape 3,2,2", r"fails on one image of 3x2x2: RuntimeError: .* \(own_network_\d+.py line 14\)"),
     ],
 )
@@ -270,7 +274,7 @@ def test_what_a_network_prints_does_not_mix_with_the_published_folder(
 def test_another_class_count_than_asked_for(module: Module, capsys: pytest.CaptureFixture[str]) -> None:
     name = module(NETS + "\ndef stubborn(count):\n    return Net()\n")
     assert export([f"{name}:stubborn", *FLAGS, "--num-classes", "5"]) == 1
-    assert "error: the network answers 4 classes, --num-classes says 5; let the factory" in capsys.readouterr().err
+    assert "error: the network returns 4 classes, but --num-classes is 5; let the factory" in capsys.readouterr().err
 
 
 def test_a_network_that_looks_at_its_values_cannot_be_converted(

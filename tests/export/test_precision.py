@@ -51,11 +51,11 @@ def run(job: Export) -> tuple[manifests.Manifest, Path, list[str]]:
 @pytest.mark.parametrize(
     ("wanted", "calibration", "evaluation", "needed", "said"),
     [
-        ("int8", False, False, None, "int8 needs --calibration FOLDER"),
-        ("int8", False, True, None, "int8 needs --calibration FOLDER"),
-        ("fp16", True, False, None, "--calibration belongs to int8"),
-        ("fp32", True, True, None, "--calibration, --evaluation: has no meaning for fp32"),
-        ("fp32", False, False, 0.0, "--min-agreement: has no meaning for fp32"),
+        ("int8", False, False, None, "int8 needs the range of every layer's values; pass --calibration DIR"),
+        ("int8", False, True, None, "int8 needs the range of every layer's values; pass --calibration DIR"),
+        ("fp16", True, False, None, "--calibration has no effect with --precision fp16"),
+        ("fp32", True, True, None, "--calibration, --evaluation: no effect with --precision fp32"),
+        ("fp32", False, False, 0.0, "--min-agreement: no effect with --precision fp32"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(
@@ -77,7 +77,7 @@ def test_copies_of_one_image_are_no_calibration(tmp_path: Path) -> None:
         (tmp_path / f"black-{number}.png").write_bytes(black)
     assert precision.request("int8", tmp_path, None, 0.0) is not None
     (tmp_path / "000.png").unlink()
-    with pytest.raises(ExportError, match=r"--calibration: .* holds 31 different images; .* at least 32"):
+    with pytest.raises(ExportError, match=r"--calibration: .* holds 31 different images, .* at least 32"):
         precision.request("int8", tmp_path, None, 0.0)
 
 
@@ -140,7 +140,7 @@ def test_int8_on_other_images_than_it_is_calibrated_on(
     assert found.accuracy == pytest.approx(np.mean(actual.argmax(1)[known] == classes[known]))
     assert found.fp32_accuracy == pytest.approx(np.mean(expected.argmax(1)[known] == classes[known]))
     assert f"{found.top1:.2%}, needed 0.00%" in said[3]
-    assert "of 9; " in said[3]
+    assert "(9 labelled images)" in said[3]
 
 
 def test_the_golden_probabilities_are_the_published_files(
@@ -161,7 +161,7 @@ def test_without_an_evaluation_the_manifest_says_what_was_seen(
     assert manifest.agreement is not None
     assert manifest.agreement.seen_in_calibration == manifest.agreement.images.count == 32
     assert (manifest.agreement.labelled, manifest.agreement.accuracy) == (0, None)
-    assert "(calibration, calibrated on)" in said[3]
+    assert "(calibration, also used for calibration)" in said[3]
 
 
 def test_fp16_without_a_folder_is_compared_on_built_in_pictures(tiny_export: TinyExport, tmp_path: Path) -> None:
@@ -198,7 +198,8 @@ def test_too_little_agreement_publishes_nothing(tiny_export: TinyExport, tmp_pat
         job.network.get_parameter("head.bias").zero_()
     said = io.StringIO()
     with pytest.raises(
-        ExportError, match=r"\d+ of 32 images .*, needed 96.00%; largest difference .*. Nothing was publ"
+        ExportError,
+        match=r"\d+ of 32 images .*, needed 96.00%; largest difference of a probability .*. Nothing was publ",
     ):
         pipeline.run(job, Progress(said))
     assert not (tmp_path / "models").exists()
@@ -239,7 +240,7 @@ def test_answers_that_are_no_probabilities_are_refused(tiny_export: TinyExport, 
     with torch.no_grad():
         job.network.get_parameter("body.0.weight").mul_(1e6)
         job.network.get_parameter("head.weight").mul_(1e-6)
-    with pytest.raises(ExportError, match="no probabilities any more"):
+    with pytest.raises(ExportError, match="does not return probabilities, because values exceed"):
         pipeline.run(job, Progress(io.StringIO()))
     assert not (tmp_path / "models").exists()
 
@@ -287,7 +288,7 @@ def test_an_image_that_a_batch_changes_is_found(tiny_export: TinyExport, tmp_pat
     made = contract(job.preprocessing, "uint8", 4)
     rows = proof.rows(made.preprocessing, made.input, job.golden_png, 8)
     precision._alone_and_together(folder / "model.onnx", rows, "int8")
-    with pytest.raises(ExportError, match=r"does not answer what int8 with one image at a time does: batch \d+, row"):
+    with pytest.raises(ExportError, match=r"differs from int8 with one image at a time in a batch of \d+, row"):
         precision._alone_and_together(tmp_path / "mixing.onnx", rows, "int8")
 
 

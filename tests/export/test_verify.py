@@ -74,7 +74,8 @@ def test_an_altered_weight_is_found(job: Export, tmp_path: Path) -> None:
     path, made = converted(job, tmp_path)
     change(path, "network.head.bias", 0.01)
     with pytest.raises(
-        ExportError, match=r"batch 1, row 0, class \d: 0\.\d{7}, PyTorch 0\.\d{7} \(allowed .* 0\.0001\)"
+        ExportError,
+        match=r"batch of 1, row 0, class \d: it returns 0\.\d{7}, PyTorch returns 0\.\d{7} \(tolerance 0\.0001\)",
     ):
         proof(path, job, made)
 
@@ -82,7 +83,7 @@ def test_an_altered_weight_is_found(job: Export, tmp_path: Path) -> None:
 def test_a_wrong_normalisation_in_the_graph_is_found(job: Export, tmp_path: Path) -> None:
     path, made = converted(job, tmp_path)
     change(path, "shift", 0.05)
-    with pytest.raises(ExportError, match="does not answer what PyTorch does"):
+    with pytest.raises(ExportError, match="differs from PyTorch"):
         proof(path, job, made)
 
 
@@ -93,7 +94,7 @@ def test_logits_are_no_probabilities(job: Export, tmp_path: Path) -> None:
     softmax.op_type = "Identity"
     del softmax.attribute[:]
     onnx.save(model, path)
-    with pytest.raises(ExportError, match="no probabilities that sum to 1"):
+    with pytest.raises(ExportError, match="does not return probabilities that sum to 1"):
         proof(path, job, made)
 
 
@@ -101,7 +102,7 @@ def test_a_network_that_answers_nan_is_refused(job: Export, tmp_path: Path) -> N
     with torch.no_grad():
         job.network.get_parameter("head.bias")[0] = float("nan")
     path, made = converted(job, tmp_path)
-    with pytest.raises(ExportError, match="PyTorch network's own answers are no probabilities"):
+    with pytest.raises(ExportError, match="PyTorch network does not return probabilities"):
         proof(path, job, made)
 
 
@@ -143,7 +144,8 @@ def test_the_progress_ends_at_its_total(job: Export, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "doubt"), [(1.0, ""), (0.0, "all pictures get the same answer"), (1e30, "every answer is exactly 0 or 1")]
+    ("scale", "doubt"),
+    [(1.0, ""), (0.0, "all images have the same probabilities"), (1e30, "every probability is exactly 0 or 1")],
 )
 def test_what_the_proof_cannot_see_is_said(scale: float, doubt: str, tiny_export: TinyExport, tmp_path: Path) -> None:
     job, said = tiny_export(tmp_path / "models"), io.StringIO()
