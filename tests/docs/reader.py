@@ -1,8 +1,8 @@
 """Does what one page tells its reader to do: `python reader.py PAGE FOLDER MEMORY`.
 
-FOLDER is a checkout's stand-in, where the page's files and models come into being. A `cnnserve serve` runs until the
-page starts another one on the same port, or ends. MEMORY is a folder for what all pages share: an export that a page has
-run comes back in the next one that shows it, since the same command gives the same files.
+FOLDER stands for the reader's checkout. A `cnnserve serve` runs until the page starts another one on the same port, or
+ends. MEMORY is a folder that all pages share: an export that one page has run is copied for the next page that shows
+it, since the same command gives the same files.
 
 A page that says "This page goes on where [Start](start.md) ends." begins in the folder that Start has left.
 
@@ -23,7 +23,6 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 

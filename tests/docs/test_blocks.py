@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from blocks import Command, PageError, commands, read
 
 

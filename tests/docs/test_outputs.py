@@ -1,7 +1,6 @@
 """Shown and printed output."""
 
 import pytest
-
 from outputs import difference
 
 
