@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from cnnserve.model_config import execution, providers
+from cnnserve.model_config import parameters, providers
 
 from .tables import code, table
 
@@ -46,12 +46,12 @@ def page() -> str:
     return (
         _HEAD
         + "## parameters of cnnserve\n\n"
-        + _described(_OWN, execution.OWN_PARAMETERS)
+        + _described(_OWN, parameters.OWN_PARAMETERS)
         + "\n## parameters of ONNX Runtime\n\n"
-        + _described(_RUNTIME, execution._RUNTIME_PARAMETERS)
+        + _described(_RUNTIME, parameters._RUNTIME_PARAMETERS)
         + "\n## parameters that the server reports\n\n"
         + "`ModelConfig` adds these. In a config.pbtxt they have no effect.\n\n"
-        + _described(_REPORTED, execution.REPORTED_PARAMETERS)
+        + _described(_REPORTED, parameters.REPORTED_PARAMETERS)
         + '\n## gpu_execution_accelerator "cuda"\n\n'
         + _rules(providers._CUDA_RULES, providers._CUDA_DEFAULTS)
         + '\n## gpu_execution_accelerator "tensorrt"\n\n'
