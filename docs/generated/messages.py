@@ -62,7 +62,7 @@ def _described(package: str, part: _Part) -> str:
     name = f"{package}.{part.name}" if part.kind == "service" else part.name
     anchor = package.replace(".", "") + part.name.replace(".", "").lower()
     text = f"### {name} {{#{anchor}}}\n\n"
-    text += f"{part.kind.capitalize()}. {part.comment}\n\n"
+    text += f"{part.comment}\n\n" if part.comment else ""
     return text + (table(header, rows) + "\n" if rows else "It has no fields.\n\n")
 
 
