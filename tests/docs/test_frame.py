@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import blocks
 import pytest
+
+import blocks
 import reader
 
 ROOT = reader.ROOT

@@ -1,6 +1,7 @@
 """Shown and printed output."""
 
 import pytest
+
 from outputs import difference
 
 

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import reader
 import yaml
+
+import reader
 
 ROOT = reader.ROOT
 
