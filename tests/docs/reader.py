@@ -58,7 +58,8 @@ class Server:
     def stop(self) -> None:
         """Ctrl-C. Raises `PageError` unless it ends well."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            # To all that the shell started, as a terminal does.
+            os.killpg(self.process.pid, signal.SIGINT)
         if (code := self.process.wait(_LIMIT_S)) != 0:
             raise PageError(f"a server ended with exit code {code}:\n{self.log.read_text()}")
 
@@ -86,7 +87,7 @@ class Reader:
         finally:
             for server in self.servers.values():
                 if server.process.poll() is None:
-                    server.process.kill()
+                    os.killpg(server.process.pid, signal.SIGKILL)
 
     def _do(self, block: Block) -> None:
         if block.not_run:
@@ -196,6 +197,7 @@ class Reader:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,
             )
         server = Server(process, log, port)
         self.last_code = _wait_until_settled(server)
@@ -235,7 +237,7 @@ def _wait_until_settled(server: Server) -> int:
                 return 0
         time.sleep(0.05)
     if code is None:
-        server.process.kill()
+        os.killpg(server.process.pid, signal.SIGKILL)
         raise PageError(f"the server is not ready after {_LIMIT_S:g} s:\n{server.log.read_text()}")
     return code or 1
 
