@@ -1,4 +1,4 @@
-"""Pages of the reference that are made from the code when the site is built, so that they cannot miss a change of it."""
+"""Pages of the reference that are made from the code when the site is built, so they cannot miss a change of it."""
 
 from generated import commands, config_pbtxt, errors, http_routes, messages, metrics, settings
 from mkdocs.config.defaults import MkDocsConfig

@@ -12,8 +12,8 @@ _HEAD = """# Commands
 
 All commands of `cnnserve`. `cnnserve COMMAND --help` prints the same in the terminal.
 
-The commands of the client (`classify`, `models`, `labels`, `load`, `unload`, `health`) exit with 0 if all went well, with
-1 if something failed, and with 2 if the command line is wrong. Ctrl-C ends them with 130. `export`, `import` and
+The commands of the client (`classify`, `models`, `labels`, `load`, `unload`, `health`) exit with 0 if all went well,
+with 1 if something failed, and with 2 if the command line is wrong. Ctrl-C ends them with 130. `export`, `import` and
 `train-lenet` use the same codes.
 
 """
@@ -67,6 +67,7 @@ def _rows(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> It
         if isinstance(action, argparse._HelpAction) or action.help == argparse.SUPPRESS:
             continue
         name = action.option_strings[0] if action.option_strings else ""
-        value = "" if action.nargs == 0 else formatter._format_args(action, formatter._get_default_metavar_for_optional(action))
+        metavar = formatter._get_default_metavar_for_optional(action)
+        value = "" if action.nargs == 0 else formatter._format_args(action, metavar)
         help_text = formatter._expand_help(action) if action.help else ""
         yield code(" ".join(filter(None, (name, value)))), help_text

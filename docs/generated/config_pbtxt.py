@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from cnnserve.model_config import execution, providers
+from cnnserve.model_config import parameters, providers
 
 from .tables import code, table
 
 _OWN = {
-    "cnnserve.allow_cpu_fallback": "`true`: if there is no GPU, or for nodes that the GPU cannot run, the CPU is allowed",
+    "cnnserve.allow_cpu_fallback": "`true`: if there is no GPU, or for nodes that it cannot run, the CPU is allowed",
     "cnnserve.batch_buckets": "sizes to which batches are padded, for example `1,2,4,8`",
     "cnnserve.image": "for a model without a manifest: [how an image becomes the input](../images.md"
     "#models-without-a-manifest), as JSON",
@@ -46,12 +46,12 @@ def page() -> str:
     return (
         _HEAD
         + "## parameters of cnnserve\n\n"
-        + _described(_OWN, execution.OWN_PARAMETERS)
+        + _described(_OWN, parameters.OWN_PARAMETERS)
         + "\n## parameters of ONNX Runtime\n\n"
-        + _described(_RUNTIME, execution._RUNTIME_PARAMETERS)
+        + _described(_RUNTIME, parameters._RUNTIME_PARAMETERS)
         + "\n## parameters that the server reports\n\n"
         + "`ModelConfig` adds these. In a config.pbtxt they have no effect.\n\n"
-        + _described(_REPORTED, execution.REPORTED_PARAMETERS)
+        + _described(_REPORTED, parameters.REPORTED_PARAMETERS)
         + '\n## gpu_execution_accelerator "cuda"\n\n'
         + _rules(providers._CUDA_RULES, providers._CUDA_DEFAULTS)
         + '\n## gpu_execution_accelerator "tensorrt"\n\n'

@@ -9,8 +9,8 @@ from .tables import code, table
 
 _HEAD = """# Errors of the server
 
-Each error of the server has one gRPC status and one HTTP status. [Operate](../operate.md#errors) says what clients should
-do about them. Any other error is `INTERNAL` (HTTP 500) with a fixed text; the cause is in the log of the server.
+Each error of the server has one gRPC status and one HTTP status. [Operate](../operate.md#errors) says what clients
+should do about them. Any other error is `INTERNAL` (HTTP 500) with a fixed text; the cause is in the log of the server.
 
 """
 _HTTP_ONLY = """

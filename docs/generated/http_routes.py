@@ -1,8 +1,9 @@
 """Every route of the HTTP port, from the server's own table."""
 
+from starlette.responses import Response
+
 from cnnserve.transports.http import routes
 from cnnserve.transports.http.exchange import Exchange
-from starlette.responses import Response
 
 from .tables import code, table
 
@@ -18,14 +19,13 @@ def page() -> str:
     """The page."""
     rows = [
         (
-            code(f"{operation.method} {operation.path}"),
-            operation.summary,
+            f"{code(f'{operation.method} {operation.path}')}<br>{operation.summary}",
             code(operation.rpc.rpartition("/")[2]),
             ", ".join(map(str, sorted(operation.errors))),
         )
         for operation in [*routes.operations(), routes.scraping(_never)]
     ]
-    return _HEAD + table(("Route", "What it does", "RPC", "Errors"), rows)
+    return _HEAD + table(("Route", "RPC", "Errors"), rows)
 
 
 async def _never(exchange: Exchange) -> Response:

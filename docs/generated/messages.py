@@ -43,12 +43,14 @@ def _section(path: Path) -> str:
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     package = next(match["name"] for line in lines if (match := _PACKAGE.fullmatch(line)))
     about = " ".join(line.removeprefix("// ") for line in lines[: lines.index("")])
-    return f"## {path.name}\n\n{about}\n\n" + "".join(_described(package, part) for part in _parts(path.name, lines))
+    return f"## {path.name}\n\n{about} The package is `{package}`.\n\n" + "".join(
+        _described(package, part) for part in _parts(path.name, lines)
+    )
 
 
 def _described(package: str, part: _Part) -> str:
     header = {
-        "service": ("RPC", "Request", "Response", "Meaning"),
+        "service": ("RPC", "Request → response", "Meaning"),
         "message": ("Field", "Type", "Number", "Meaning"),
         "enum": ("Value", "Number", "Meaning"),
     }[part.kind]
@@ -57,7 +59,9 @@ def _described(package: str, part: _Part) -> str:
         header, rows = header[:-1], [row[:-1] for row in part.rows]
     else:
         rows = part.rows
-    text = f"### {part.kind} {package}.{part.name} {{#{package.replace('.', '')}{part.name.replace('.', '').lower()}}}\n\n"
+    name = f"{package}.{part.name}" if part.kind == "service" else part.name
+    anchor = package.replace(".", "") + part.name.replace(".", "").lower()
+    text = f"### {name} {{#{anchor}}}\n\n"
     text += f"{part.comment}\n\n" if part.comment else ""
     return text + (table(header, rows) + "\n" if rows else "It has no fields.\n\n")
 
@@ -95,7 +99,8 @@ def _parts(file: str, lines: Iterable[str]) -> Iterator[_Part]:
 def _add(file: str, line: str, within: list[_Part | str], comment: str) -> None:
     part = next(part for part in reversed(within) if isinstance(part, _Part))
     if rpc := _RPC.fullmatch(line):
-        part.rows.append((code(rpc["name"]), code(rpc["request"]), code(rpc["response"]), comment))
+        messages = f"{code(rpc['request'])} → <br>{code(rpc['response'])}"
+        part.rows.append((code(rpc["name"]), messages, comment))
     elif value := _VALUE.fullmatch(line):
         part.rows.append((code(value["name"]), value["number"], comment))
     elif item := _FIELD.fullmatch(line):

@@ -26,15 +26,17 @@ def page() -> str:
     """The page."""
     rows = [
         (
-            code("--" + field.name.replace("_", "-")),
-            code(f"CNNSERVE_{field.name.upper()}"),
-            code(field.name),
+            "<br>".join(map(code, _names(field.name))),
             _default(field),
             field.metadata["help"],
         )
         for field in dataclasses.fields(ServerConfig)
     ]
-    return _HEAD + table(("Flag", "Variable", "Key", "Default", "Meaning"), rows)
+    return _HEAD + table(("Flag, variable, key", "Default", "Meaning"), rows)
+
+
+def _names(key: str) -> tuple[str, str, str]:
+    return "--" + key.replace("_", "-"), f"CNNSERVE_{key.upper()}", key
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -31,8 +31,9 @@ PIXELS = (500, 300)
 START_S = 60.0
 
 EXPORT = r"""cnnserve export examples.efficientnet_lite0:efficientnet_lite0 --labels imagenet \
-    --shape 3,224,224 --mean 0.498039,0.498039,0.498039 --std 0.501961,0.501961,0.501961 \
-    --resize 256 --crop 224 --interpolation bicubic"""
+    --shape 3,224,224 --resize 256 --crop 224 --interpolation bicubic \
+    --mean 0.498039,0.498039,0.498039 --std 0.501961,0.501961,0.501961 \
+    --repository models"""
 SERVE = "cnnserve serve --model-repository models"
 CLASSIFY = f"cnnserve classify {PHOTOGRAPHS} --top-k 2"
 
@@ -75,13 +76,23 @@ def main() -> int:
 
 def environment() -> dict[str, str]:
     """Ours, with this Python's commands first."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": str(WIDTH)}
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": str(WIDTH),
+    }
 
 
 def run(command: str, folder: Path) -> str:
     """What a command prints."""
     done = subprocess.run(
-        command, shell=True, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     if done.returncode:
         sys.exit(f"{command}\n{done.stdout}")
@@ -133,7 +144,8 @@ def photograph(result: dict[str, object], x: float, y: float, width: float) -> s
     data = base64.b64encode(picture.getvalue()).decode()
     height = width * PIXELS[1] / PIXELS[0]
     return (
-        f'<image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" href="data:image/jpeg;base64,{data}"/>'
+        f'<image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'href="data:image/jpeg;base64,{data}"/>'
         f'<text class="t-label" x="{x:.1f}" y="{y + height + 34:.1f}">'
         f"{best['label']}, {best['probability']:.0%}</text>"
     )

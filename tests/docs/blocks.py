@@ -1,7 +1,14 @@
 """The fenced blocks of a Markdown page: what a reader runs, which files they save, and which output the page shows.
 
-The rules that `read` enforces keep the pages honest: a block says its language, an output belongs to what was run just
-before it, and a block that the tests do not run says so where its reader sees it:
+| block | what its reader does |
+|---|---|
+| `sh` | runs the commands; a `cnnserve serve` at the end runs on while they read on |
+| `console` | runs each command behind `$ ` and sees the lines below it; after a failure comes `$ echo $?` |
+| `python` | runs the program |
+| any with `title="PATH"` | saves the text as this file |
+| `text` with `title="Output"` | sees what the block before printed |
+
+In an output, `...` stands for what was left out. A block that the tests do not run says so above, for its reader:
 
     *Not run by our tests: needs a GPU.*
 

@@ -1,8 +1,8 @@
 """Does what one page tells its reader to do: `python reader.py PAGE FOLDER MEMORY`.
 
-FOLDER is a checkout's stand-in, where the page's files and models come into being. A `cnnserve serve` runs until the
-page starts another one on the same port, or ends. MEMORY is a folder for what all pages share: an export that a page has
-run comes back in the next one that shows it, since the same command gives the same files.
+FOLDER stands for the reader's checkout. A `cnnserve serve` runs until the page starts another one on the same port, or
+ends. MEMORY is a folder that all pages share: an export that one page has run is copied for the next page that shows
+it, since the same command gives the same files.
 
 A page that says "This page goes on where [Start](start.md) ends." begins in the folder that Start has left.
 
@@ -23,7 +23,6 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +58,8 @@ class Server:
     def stop(self) -> None:
         """Ctrl-C. Raises `PageError` unless it ends well."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            # To all that the shell started, as a terminal does.
+            os.killpg(self.process.pid, signal.SIGINT)
         if (code := self.process.wait(_LIMIT_S)) != 0:
             raise PageError(f"a server ended with exit code {code}:\n{self.log.read_text()}")
 
@@ -87,7 +87,7 @@ class Reader:
         finally:
             for server in self.servers.values():
                 if server.process.poll() is None:
-                    server.process.kill()
+                    os.killpg(server.process.pid, signal.SIGKILL)
 
     def _do(self, block: Block) -> None:
         if block.not_run:
@@ -197,6 +197,7 @@ class Reader:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,
             )
         server = Server(process, log, port)
         self.last_code = _wait_until_settled(server)
@@ -236,7 +237,7 @@ def _wait_until_settled(server: Server) -> int:
                 return 0
         time.sleep(0.05)
     if code is None:
-        server.process.kill()
+        os.killpg(server.process.pid, signal.SIGKILL)
         raise PageError(f"the server is not ready after {_LIMIT_S:g} s:\n{server.log.read_text()}")
     return code or 1
 

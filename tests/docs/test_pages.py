@@ -14,7 +14,7 @@ ROOT = reader.ROOT
 
 def _pages() -> list[Path]:
     """README, then the documentation's pages as its navigation has them."""
-    navigation = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"]  # noqa: S506 - plain strings only
+    navigation = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"]
     names = [name for entry in navigation for name in _names(entry)]
     return [ROOT / "README.md", *(path for name in names if (path := ROOT / "docs" / name).is_file())]
 
@@ -22,9 +22,8 @@ def _pages() -> list[Path]:
 def _names(entry: str | dict[str, str | list[object]]) -> list[str]:
     if isinstance(entry, str):
         return [entry]
-    return [
-        name for part in entry.values() for item in ([part] if isinstance(part, str) else part) for name in _names(item)
-    ]
+    parts = [part for value in entry.values() for part in ([value] if isinstance(value, str) else value)]
+    return [name for part in parts for name in _names(part)]
 
 
 @pytest.fixture(scope="session")
