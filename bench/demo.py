@@ -5,6 +5,7 @@ serves both. Classifies 360 held-out handwritten digits and two photographs, and
 with PyTorch's.
 """
 
+import argparse
 import contextlib
 import io
 import os
@@ -37,21 +38,30 @@ START_S = 60.0
 
 def main() -> int:
     """Runs the demo and returns the exit status: 0 if all results are as expected."""
+    parser = argparse.ArgumentParser(description="Export two networks, serve them and classify real images.")
+    text = "network that classifies the photographs (default: %(default)s)"
+    parser.add_argument("--network", default="resnet50", help=text)
+    text = "number of epochs of LeNet-5's training (default: %(default)s)"
+    parser.add_argument("--epochs", type=int, default=30, help=text)
+    options = parser.parse_args()
+    network = options.network
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cnnserve-demo-") as folder:
         repository = Path(folder) / "models"
         title("1. Export: LeNet-5, trained now on 1,437 scanned handwritten digits")
-        cnnserve("train-lenet", "--repository", repository, "--name", "lenet5")
-        title("2. Export: ResNet-50 with seeded random weights (untrained: labels mean nothing, probabilities compare)")
-        cnnserve("export", "resnet50", "--repository", repository)
+        cnnserve("train-lenet", "--repository", repository, "--name", "lenet5", "--epochs", str(options.epochs))
+        title(
+            f"2. Export: {network} with seeded random weights (untrained: labels mean nothing, probabilities compare)"
+        )
+        cnnserve("export", network, "--repository", repository)
         title("3. Serve both")
         with serving(repository, Path(folder) / "server.log") as address, Client(address) as client:
             for model in client.list_models():
                 print(f"   {model.name}: " + ", ".join(f"version {v.version} {v.state}" for v in model.versions))
             title("4. Classify the 360 digits that were not used for training, over gRPC")
             right = digits(client)
-            title("5. Classify two photographs with ResNet-50, and compare with PyTorch on the same pixels")
-            equal = photographs(client)
+            title(f"5. Classify two photographs with {network}, and compare with PyTorch on the same pixels")
+            equal = photographs(client, network)
         title(f"Done in {time.monotonic() - started:.0f} s; the server has stopped.")
     return 0 if right and equal else 1
 
@@ -76,7 +86,7 @@ def digits(client: Client) -> bool:
     return correct >= 0.98 * len(images)
 
 
-def photographs(client: Client) -> bool:
+def photographs(client: Client, network: str) -> bool:
     """Prints the five most probable classes of server and PyTorch side by side.
 
     Returns whether these classes are the same, and all 1000 probabilities differ by at most 1e-4.
@@ -85,8 +95,8 @@ def photographs(client: Client) -> bool:
     for name in ("china.jpg", "flower.jpg"):
         jpeg = io.BytesIO()
         Image.fromarray(load_sample_image(name)).save(jpeg, "JPEG", quality=95)
-        served = client.classify(jpeg.getvalue(), model="resnet50", top_k=1000).results[0]
-        expected = pytorch(jpeg.getvalue())
+        served = client.classify(jpeg.getvalue(), model=network, top_k=1000).results[0]
+        expected = pytorch(network, jpeg.getvalue())
         best = np.argsort(-expected, kind="stable")[:5]
         difference = max(abs(expected[item.index] - item.probability) for item in served.classes)
         print(f"   {name}: {'class':>5} {'served':>9}   {'class':>5} {'PyTorch':>9}")
@@ -99,9 +109,9 @@ def photographs(client: Client) -> bool:
     return equal
 
 
-def pytorch(jpeg: bytes) -> np.ndarray:
-    """Returns ResNet-50's probabilities from PyTorch: with the usual float pipeline and without ONNX."""
-    architecture = ARCHITECTURES["resnet50"]
+def pytorch(network: str, jpeg: bytes) -> np.ndarray:
+    """Returns the network's probabilities from PyTorch: with the usual float pipeline and without ONNX."""
+    architecture = ARCHITECTURES[network]
     spec = architecture.preprocessing
     pixels = Preprocessor(spec, TensorInfo("image", "UINT8", (224, 224, 3), "NHWC")).encoded(jpeg)
     values = torch.tensor(pixels).permute(2, 0, 1).float() / 255
