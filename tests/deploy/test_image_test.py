@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 from support import REPOSITORY, RunningServer, serving, spawn
 
@@ -148,6 +147,6 @@ def test_the_image_installs_what_the_extra_says(tmp_path: Path) -> None:
         cwd=ROOT,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
-    names = {Requirement(line).name for line in done.stdout.splitlines()}
+    names = {re.split(r"[^\w-]", line)[0] for line in done.stdout.splitlines()}
     assert {"grpcio", "onnxruntime", "uvicorn", "pillow"} <= names
     assert not names & {"torch", "onnx", "onnxruntime-gpu", "pytest"}
