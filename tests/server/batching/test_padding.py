@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cnnserve.batching.instance import ModelInstance, run_rows
+from cnnserve.batching.instance import ModelInstance
 
 
 class Recorder:
@@ -26,7 +26,9 @@ def test_padding_is_zero_where_the_memory_was_not(parts: list[int]) -> None:
     # As the memory is after a full batch of another client's pixels.
     buffers = {size: np.full((size, 4), 9, np.uint8) for size in (4, 8)}
     count = sum(parts)
-    outputs = run_rows(session, [np.ones((part, 4), np.uint8) for part in parts], (4, 8), buffers.get)
+    instance = ModelInstance(session, "padding", (4, 8), buffers.get)
+    outputs = instance.run([np.ones((part, 4), np.uint8) for part in parts])
+    instance.close()
     (batch,) = session.batches
     assert len(batch) == (4 if count <= 4 else 8)
     assert (batch[:count] == 1).all()
@@ -48,8 +50,10 @@ def test_an_instance_that_keeps_its_buffer_clears_it_each_time() -> None:
 def test_without_a_buffer_padding_is_zero_too() -> None:
     session = Recorder()
     rows = np.full((2**16 + 1, 2), 7, np.uint8)
+    instance = ModelInstance(session, "padding", (2**17,))
     # Memory of a size that was just freed is given out again as it was.
     for _ in range(3):
         np.full((2**17, 2), 9, np.uint8)
-        run_rows(session, [rows], (2**17,))
+        instance.run([rows])
+    instance.close()
     assert not any(batch[len(rows) :].any() for batch in session.batches)

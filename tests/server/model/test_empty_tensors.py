@@ -21,7 +21,7 @@ from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve.transports.http import infer_json
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, encoded
-from support import SIDE, free_onnx, picture, serving, tiny_onnx, write_version
+from support import SIDE, free_onnx, open_version, picture, serving, tiny_onnx, write_version
 
 
 def write(root: Path, model: bytes, config: str = "", name: str = "m") -> Path:
@@ -32,7 +32,7 @@ def write(root: Path, model: bytes, config: str = "", name: str = "m") -> Path:
 
 
 async def opened(root: Path) -> Model:
-    return loader.start(loader.open_version(folders.find(root, "m"), 1, 1), None)  # type: ignore[arg-type]
+    return loader.start(open_version(folders.find(root, "m"), 1), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(1, 0, 8), (1, 8, 0), (2, 0, 0), (0, 8, 8), (0, 0, 0)])
@@ -106,7 +106,7 @@ def test_a_stated_image_needs_sizes_that_are_fixed_and_not_0(tmp_path: Path) -> 
       '{"color": "L", "resize": {"mode": "exact", "size": [8, 0]}, "mean": [0], "std": [1], "normalize": "graph"}' } }
     """
     with pytest.raises(ModelLoadFailed, match="resize"):
-        loader.open_version(folders.find(write(tmp_path, tiny_onnx(), stated), "m"), 1, 1)
+        open_version(folders.find(write(tmp_path, tiny_onnx(), stated), "m"), 1)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ def test_a_config_states_positive_sizes(tmp_path: Path, config: str, said: str) 
     write_version(tmp_path / "m" / "1")
     (tmp_path / "m" / "config.pbtxt").write_text(config)
     with pytest.raises(ModelLoadFailed, match=said):
-        loader.open_version(folders.find(tmp_path, "m"), 1, 1)
+        open_version(folders.find(tmp_path, "m"), 1)
 
 
 def test_a_warmup_of_free_sizes_has_none_of_size_0(tmp_path: Path) -> None:
     sample = "data_type: TYPE_FP32 dims: [8, 0] zero_data: true"
     config = f'model_warmup {{ name: "w" inputs {{ key: "image" value {{ {sample} }} }} }}'
     with pytest.raises(ModelLoadFailed, match=r"warmup .*\[8, 0\]"):
-        loader.open_version(folders.find(write(tmp_path, free_onnx(), config), "m"), 1, 1)
+        open_version(folders.find(write(tmp_path, free_onnx(), config), "m"), 1)
 
 
 def test_a_warmup_file_lies_in_the_models_warmup_folder(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_warmup_file_lies_in_the_models_warmup_folder(tmp_path: Path) -> None:
     write(tmp_path, free_onnx(SIDE), config)
     (tmp_path / "m" / "warmup").mkdir()
     with pytest.raises(ModelLoadFailed, match=r"input_data_file '../../rows\.bin'"):
-        loader.open_version(folders.find(tmp_path, "m"), 1, 1)
+        open_version(folders.find(tmp_path, "m"), 1)
 
 
 def test_a_body_cannot_tell_the_rows_of_an_input_that_has_no_bytes() -> None:

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
 from cnnserve.repository import folders
-from support import CLASSES, tiny_onnx
+from support import CLASSES, open_version, tiny_onnx
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def root(tmp_path: Path) -> Path:
 def open_labelled(root: Path, label_filename: str, model: str = "m") -> OpenVersion:
     output = f'output {{ name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "{label_filename}" }}'
     (root / model / "config.pbtxt").write_text(output)
-    return loader.open_version(folders.find(root, model), 1, 1)
+    return open_version(folders.find(root, model), 1)
 
 
 @pytest.mark.parametrize(
@@ -70,4 +69,4 @@ def test_so_is_the_models_own_file(root: Path, name: str) -> None:
         (root / place).write_bytes(tiny_onnx())
     (root / "m" / "config.pbtxt").write_text(f'default_model_filename: "{name}"')
     with pytest.raises(ModelLoadFailed, match="default_model_filename"):
-        loader.open_version(folders.find(root, "m"), 1, 1)
+        open_version(folders.find(root, "m"), 1)

@@ -22,7 +22,7 @@ from cnnserve.repository import folders
 from cnnserve_client import Client
 from cnnserve_client.errors import InvalidInputError
 from oip import Oip, encoded
-from support import RunningServer, picture, png, serving, until, write_version
+from support import RunningServer, open_version, picture, png, serving, until, write_version
 
 BROKEN = picture("left")[:40]
 # More pixels than are read on the event loop.
@@ -42,7 +42,7 @@ async def model(tmp_path: Path, memory: MemoryBudget) -> AsyncIterator[Model]:
     """The tiny model, whose queue of eight images waits a minute for a full batch."""
     write_version(tmp_path / "m" / "1")
     (tmp_path / "m" / "config.pbtxt").write_text(QUEUE)
-    opened = loader.open_version(folders.find(tmp_path, "m"), 1, 1, memory=memory)
+    opened = open_version(folders.find(tmp_path, "m"), 1, budget=memory)
     with ThreadPoolExecutor(1) as decoders:
         model = loader.start(opened, decoders)
         yield model

@@ -66,7 +66,7 @@ def test_an_input_has_three_positive_sizes(raw: dict[str, Any], shape: list[int]
 )
 def test_a_resize_has_positive_sizes(raw: dict[str, Any], resize: dict[str, Any], crop: list[int]) -> None:
     raw["preprocessing"] |= {"resize": resize, "crop": crop}
-    assert f"resize.size {resize['size']}" in refused(raw)
+    assert str(resize["size"]) in refused(raw)
 
 
 @pytest.mark.parametrize("size", [0, -1])

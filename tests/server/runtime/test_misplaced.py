@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
 from cnnserve.model_config.providers import CPU, CUDA, Provider
 from cnnserve.repository import folders
 from cnnserve.runtime import session
 from cnnserve.runtime.session import Session, SessionOptions
-from support import tiny_onnx, write_version
+from support import open_version, tiny_onnx, write_version
 
 FALLBACK = 'parameters { key: "cnnserve.allow_cpu_fallback" value { string_value: "true" } }'
 
@@ -27,7 +26,7 @@ def nothing_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def open_on_gpu(root: Path, config: str = "") -> OpenVersion:
     write_version(root / "m" / "1")
     (root / "m" / "config.pbtxt").write_text("instance_group { kind: KIND_GPU }" + config)
-    return loader.open_version(folders.find(root, "m"), 1, 1)
+    return open_version(folders.find(root, "m"), 1)
 
 
 def test_a_misplaced_node_fails_the_load(tmp_path: Path) -> None:
