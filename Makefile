@@ -75,7 +75,7 @@ soak: setup ## minutes of load, reloads, kills and changing versions (SOAK_MINUT
 interop: setup ## other people's clients, and the wheel, in environments of their own (installs from the index)
 	CNNSERVE_INTEROP=1 $(BIN)/python -m pytest -m "" -rP tests/interop
 
-image-test: setup ## build the container image, run it, classify ten digits, stop it under load, print its size
+image-test: setup ## build the container image and try it; run this before a change to deploy/ is done
 	bash deploy/docker/image-test.sh
 
 clean: ## remove the environments and everything built

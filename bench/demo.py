@@ -5,6 +5,7 @@ serves both. Classifies 360 held-out handwritten digits and the photographs of `
 the photographs with PyTorch's. The model repository stays in `.demo/models`.
 """
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -44,12 +45,16 @@ START_S = 60.0
 
 def main() -> int:
     """Runs the demo and returns the exit status: 0 if all results are as expected."""
+    parser = argparse.ArgumentParser(description="Export two networks, serve them and classify real images.")
+    text = "number of epochs of LeNet-5's training (default: %(default)s)"
+    parser.add_argument("--epochs", type=int, default=30, help=text)
+    options = parser.parse_args()
     started = time.monotonic()
     os.chdir(ROOT)
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     title("1. Export: LeNet-5, trained now on 1,437 scanned handwritten digits")
-    cnnserve("train-lenet", "--repository", REPOSITORY)
+    cnnserve("train-lenet", "--repository", REPOSITORY, "--epochs", str(options.epochs))
     title("2. Export: EfficientNet-Lite0 with its ImageNet weights, from Python packages")
     cnnserve("export", *EXPORT, "--repository", REPOSITORY)
     title("3. Serve both")

@@ -29,7 +29,8 @@ from cnnserve.repository.manifest import read as read_manifest
 from cnnserve.wire import open_inference_pb2 as pb
 
 BENCH = Path(__file__).parent
-RESULTS = BENCH / "results"
+# Tests write their results elsewhere.
+RESULTS = Path(os.environ.get("CNNSERVE_BENCH_RESULTS", BENCH / "results"))
 INFER = "inference.GRPCInferenceService/ModelInfer"
 START_S = 120.0
 STOP_S = 60.0
@@ -282,7 +283,7 @@ def verdict(*, passed: bool) -> str:
 
 
 def write_result(name: str, data: dict[str, Any]) -> Path:
-    """Writes a run to bench/results, with commit, machine and versions, and returns the file."""
+    """Writes a run to `RESULTS`, with commit, machine and versions, and returns the file."""
     now = dt.datetime.now(dt.UTC)
     versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "grpcio", "numpy", "protobuf")}
     head = {
@@ -293,10 +294,10 @@ def write_result(name: str, data: dict[str, Any]) -> Path:
         "machine": machine.describe(),
         "versions": versions,
     }
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}-{now:%Y%m%d-%H%M%S}.json"
     path.write_text(json.dumps(head | data, indent=1) + "\n")
-    print(f"\nwritten to {path.relative_to(BENCH.parent)}")
+    print(f"\nwritten to {os.path.relpath(path)}")
     return path
 
 

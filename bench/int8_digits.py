@@ -35,6 +35,7 @@ RATES = {"lenet5": (DIGITS, 3e-3), "resnet18": (COLOUR, 1e-3)}
 def main() -> int:
     """Runs the benchmark and returns the exit status: 0 if the accuracy of int8 is high enough on both networks."""
     parser = argparse.ArgumentParser(description="Train on the digits and compare fp32, fp16 and int8.")
+    harness.add_models(parser, list(RATES))
     parser.add_argument("--epochs", type=int, default=8, help="number of epochs of the training (default: %(default)s)")
     harness.add_rounds(parser, 3, seconds=2.0)
     options = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> int:
         root = Path(folder)
         digits.write_folder(digits.training_digits(), root / "training")
         digits.write_folder(digits.held_out_digits(), root / "held-out")
-        for name in RATES:
+        for name in options.models:
             versions = publish(root, name, options.epochs)
             result = int8.compare(versions["fp32"], versions["int8"], options.rounds, options.seconds)
             half = harness.manifest_in(versions["fp16"]).agreement

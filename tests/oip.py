@@ -45,13 +45,13 @@ class Oip:
             self(name, request)
         return caught.value.code(), caught.value.details()
 
-    def stream(self, requests: Any, metadata: Any = ()) -> Any:
+    def stream(self, requests: Any, metadata: Any = (), timeout: float = TIMEOUT_S) -> Any:
         """Calls ModelStreamInfer and returns the call, which yields the responses."""
         return self.channel.stream_stream(
             f"/{SERVICE}/ModelStreamInfer",
             request_serializer=o.ModelInferRequest.SerializeToString,
             response_deserializer=o.ModelStreamInferResponse.FromString,
-        )(requests, timeout=TIMEOUT_S, metadata=metadata)
+        )(requests, timeout=timeout, metadata=metadata)
 
 
 def rows(count: int = 1, side: int = SIDE) -> np.ndarray:

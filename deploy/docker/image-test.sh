@@ -56,7 +56,7 @@ prepared() { # FOLDER
 }
 
 choose_engine() {
-  if [[ -n ${CNNSERVE_CONTAINERS:-} && -f $setup ]]; then
+  if [[ -n ${CNNSERVE_CONTAINERS:-} && ( -x $CNNSERVE_CONTAINERS/build.sh || -f $setup ) ]]; then
     prepared "$CNNSERVE_CONTAINERS"
   elif usable docker; then
     engine=docker

@@ -25,12 +25,9 @@ from cnnserve_client import Client
 from cnnserve_client.errors import CnnserveError, ConnectionFailedError, UnavailableError
 from cnnserve_export.digits import held_out_digits
 
-# Most clients send one digit at a time. Every fourth sends several, blown up to this many pixels a side: these take
-# long enough to be anywhere on their way when the server is told to stop.
-_CLIENTS = 24
-_LARGE_SIDE = 2500
+# Most clients send one digit at a time. Every fourth sends several large ones: these take long enough to be anywhere on
+# their way when the server is told to stop.
 _LARGE_IMAGES = 4
-_WARM_UP_S = 2.0
 _START_TIMEOUT_S = 60.0
 _REQUEST_TIMEOUT_S = 60.0
 
@@ -56,6 +53,9 @@ def main() -> int:
     classify.add_argument("address", metavar="HOST:PORT")
     classify.add_argument("model")
     stop = commands.add_parser("stop", help="run a command that stops the server while it is under load")
+    stop.add_argument("--clients", type=int, default=24, help="clients at once (default: 24)")
+    stop.add_argument("--side", type=int, default=2500, help="pixels a side of the large images (default: 2500)")
+    stop.add_argument("--load-s", type=float, default=2.0, help="seconds of load before the command (default: 2)")
     stop.add_argument("address", metavar="HOST:PORT")
     stop.add_argument("model")
     stop.add_argument("stop_command", nargs="+", metavar="COMMAND")
@@ -64,7 +64,7 @@ def main() -> int:
         return _wait(args.http_address, args.since)
     if args.command == "classify":
         return _classify(args.address, args.model)
-    return _stop(args.address, args.model, args.stop_command)
+    return _stop(args)
 
 
 def _wait(address: str, since: float) -> int:
@@ -93,8 +93,9 @@ def _classify(address: str, model: str) -> int:
         for value, png in _digits().items():
             files[value].write_bytes(png)
         done = subprocess.run([*command, *map(str, files.values())], check=True, stdout=subprocess.PIPE)
-    labels = [image["classes"][0]["label"] for image in json.loads(done.stdout)["images"]]
-    right = sum(label == str(value) for value, label in zip(files, labels, strict=True))
+    images = [json.loads(line) for line in done.stdout.splitlines()]
+    found = {image["file"]: image["classes"][0]["label"] for image in images}
+    right = sum(found.get(str(file)) == str(value) for value, file in files.items())
     print(f"{right} of {len(files)} digits right")
     return 0 if right == len(files) else 1
 
@@ -104,20 +105,20 @@ def _digits() -> dict[int, bytes]:
     return {value: png for png, value in reversed(held_out_digits())}
 
 
-def _stop(address: str, model: str, command: Sequence[str]) -> int:
-    load = _Load(address, model)
+def _stop(args: argparse.Namespace) -> int:
+    load = _Load(args.address, args.model)
     small = [([png], [str(value)]) for value, png in _digits().items()]
-    large = [([_enlarge(images[0])] * _LARGE_IMAGES, labels * _LARGE_IMAGES) for images, labels in small]
+    large = [([_enlarge(images[0], args.side)] * _LARGE_IMAGES, labels * _LARGE_IMAGES) for images, labels in small]
     threads = [
         threading.Thread(target=load.run_client, args=(small if number % 4 else large, number))
-        for number in range(_CLIENTS)
+        for number in range(args.clients)
     ]
     for thread in threads:
         thread.start()
     try:
-        time.sleep(_WARM_UP_S)
+        time.sleep(args.load_s)
         told = time.monotonic()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(args.stop_command, check=True, stdout=subprocess.DEVNULL)
         stopped = time.monotonic()
     finally:
         load.finished.set()
@@ -186,10 +187,10 @@ def _describe(request: Request, told: float) -> str:
     return f"{when}: {type(request.error).__name__} {request.error}"
 
 
-def _enlarge(png: bytes) -> bytes:
+def _enlarge(png: bytes, side: int) -> bytes:
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
-        image.resize((_LARGE_SIDE, _LARGE_SIDE), Image.Resampling.BILINEAR).save(buffer, "PNG", compress_level=1)
+        image.resize((side, side), Image.Resampling.BILINEAR).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -35,3 +35,10 @@ def test_every_batch_fits_with_less_than_half_of_it_padding(sizes: tuple[int, in
 
 def test_without_buckets_and_above_them_nothing_is_padded() -> None:
     assert (padded_size((), 5), padded_size((1, 4), 5), padded_size((1, 4), 3)) == (5, 5, 4)
+
+
+@pytest.mark.parametrize("sizes", [(0,), (4, 0), (-1,), (5,)])
+def test_a_bucket_is_from_one_row_to_the_maximum(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ModelLoadFailed, match=str(min(sizes) if min(sizes) < 1 else max(sizes))):
+        checked_buckets(sizes, 4)
+    assert checked_buckets((1, 4), 4) == (1, 4)

@@ -1,5 +1,6 @@
 """The memory budget of requests."""
 
+import contextlib
 import threading
 
 import pytest
@@ -41,7 +42,7 @@ def test_a_decoding_waits_for_its_memory() -> None:
             began.set()
 
     with budget.hold(30):
-        thread = threading.Thread(target=decode)
+        thread = threading.Thread(target=decode, daemon=True)
         with budget.decoding(50):
             thread.start()
             # The decoding cannot have begun: 30 + 50 + 60 bytes exceed the limit.
@@ -58,3 +59,35 @@ def test_one_decoding_alone_is_let_in_and_an_error_gives_back() -> None:
     with budget.hold(90), pytest.raises(ZeroDivisionError), budget.decoding(1000):
         raise ZeroDivisionError
     assert budget.decoding_bytes == 0
+
+
+def test_who_is_refused_is_told_to_wait_as_long_as_requests_take() -> None:
+    budget = MemoryBudget(100)
+    with budget.hold(100), pytest.raises(QueueFull) as caught, budget.hold(1):
+        pass
+    assert 10 <= caught.value.retry_after_ms <= 1000
+    assert budget.refused == 1
+
+
+@pytest.mark.parametrize("leaves", ["request", "decoding"])
+def test_whoever_leaves_lets_a_waiting_decoding_begin(leaves: str) -> None:
+    budget = MemoryBudget(100)
+    began = threading.Event()
+
+    def decode() -> None:
+        with budget.decoding(50):
+            began.set()
+
+    thread = threading.Thread(target=decode, daemon=True)
+    with contextlib.ExitStack() as stays, contextlib.ExitStack() as goes:
+        # 30 of 100 stay: with the other 60, 50 more are too many.
+        (stays if leaves == "request" else goes).enter_context(budget.decoding(30 if leaves == "request" else 60))
+        (goes if leaves == "request" else stays).enter_context(budget.hold(60 if leaves == "request" else 30))
+        # Without a decoding at work, one would be let in whatever its size.
+        stays.enter_context(budget.decoding(1))
+        thread.start()
+        assert not began.wait(0.05)
+        goes.close()
+        assert began.wait(10)
+    thread.join(10)
+    assert (budget.held_bytes, budget.decoding_bytes) == (0, 0)

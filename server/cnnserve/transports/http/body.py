@@ -77,11 +77,10 @@ class BodyReader:
         decoder = zlib.decompressobj(_ANY_WINDOW)
         try:
             async for piece in self._arriving():
-                data, full = piece, False
-                while (data or full) and not decoder.eof:
-                    output = decoder.decompress(data, _PIECE)
-                    yield output
-                    data, full = decoder.unconsumed_tail, len(output) == _PIECE
+                data = piece
+                while data and not decoder.eof:
+                    yield decoder.decompress(data, _PIECE)
+                    data = decoder.unconsumed_tail
                     # A small compressed piece may decompress to thousands of large ones; others get their turn.
                     await asyncio.sleep(0)
         except zlib.error as error:
