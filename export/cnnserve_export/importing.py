@@ -98,7 +98,8 @@ def run(job: Import, progress: Progress) -> Path:
         with progress.stage("verify") as stage:
             proved = _prove(job, source, model, reference, folder)
             measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in proved.differences.items())
-            stage.finding = f"{proved.change}; largest difference of a probability from the file: {measured} (tolerance {TOLERANCE:.0e})"
+            stage.finding = f"{proved.change}; largest difference of a probability from the file: {measured} "
+            stage.finding += f"(tolerance {TOLERANCE:.0e})"
             stage.finding += proof.doubt(reference.expected, TOLERANCE)
         with progress.stage("publish") as stage:
             companions.write(folder, job.golden_png, names)

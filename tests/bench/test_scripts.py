@@ -87,9 +87,9 @@ def test_a_benchmark_gives_its_verdict_and_keeps_its_result(tmp_path: Path, scri
 
 @pytest.mark.timeout(300)
 def test_the_demo_shows_what_it_promises() -> None:
-    said = run("demo", "--network", "resnet18", "--epochs", "8")
-    assert re.search(r"360 digits in all: 35[3-9]|360 right", said)
-    assert said.count("equal: largest difference over all 1000 classes") == 2
+    said = run("demo", "--epochs", "8")
+    assert re.search(r"360 digits in total: 35[3-9]|360 right", said)
+    assert "espresso" in said
 
 
 def test_bare_classify(tmp_path: Path) -> None:
