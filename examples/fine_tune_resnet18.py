@@ -1,7 +1,7 @@
 """Fine-tunes a ResNet-18 on your own images and exports it.
 
 Each class has a sub-folder with its images, such as `flowers/daisy/1.jpg` and `flowers/rose/1.jpg`. A hundred images of
-each class are a good start. Run this in the folder above, with the extras `cpu` and `export`:
+each class are a good start. Run this in the folder of the repository, with the extras `cpu` and `export`:
 
     python examples/fine_tune_resnet18.py flowers --repository models
     cnnserve serve --model-repository models

@@ -1,7 +1,7 @@
 """Classifies a folder of any size into a CSV file, and counts how many images have the label of their sub-folder.
 
-Run this in the folder above, while a server runs. It needs the base install only. The images and the model are those
-that `examples/import_onnx.py` makes:
+It needs the base install only. Run this in the folder of the repository. The images and the model are those that
+`examples/import_onnx.py` makes:
 
     cnnserve serve --model-repository models
     python examples/folder_to_csv.py digits digits.csv --model digits

@@ -1,6 +1,6 @@
 """Imports an ONNX file that PyTorch did not make: a neural network of scikit-learn that reads digits.
 
-Run this in the folder above, with the extras `cpu`, `export` and `train`:
+Run this in the folder of the repository, with the extras `cpu`, `export` and `train`:
 
     python examples/import_onnx.py
     cnnserve import digits.onnx --labels digits.txt --repository models --mean 0 --std 0.0625

@@ -1,7 +1,7 @@
 r"""Calls a server without its message files: gRPC reflection describes the services and their messages.
 
 This is how to write a client in a language for which you generate no code. In Python it needs grpcio, protobuf and
-grpcio-reflection, and nothing of cnnserve. Run this in the folder above:
+grpcio-reflection, and nothing of cnnserve. Run this in the folder of the repository:
 
     cnnserve serve --model-repository model_repo
     python examples/reflection.py model_repo/lenet5/1/golden.png --model lenet5

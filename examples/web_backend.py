@@ -1,6 +1,6 @@
 """A web application that says what is in an uploaded photograph. One asyncio client serves all requests.
 
-Run this in the folder above. The extra `cpu` has what it needs: starlette, uvicorn and python-multipart.
+Run this in the folder of the repository. The extra `cpu` has what it needs: starlette, uvicorn and python-multipart.
 
     cnnserve serve --model-repository model_repo
     MODEL=lenet5 uvicorn --app-dir examples web_backend:application --port 8080

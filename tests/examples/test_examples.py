@@ -34,10 +34,12 @@ pytestmark = pytest.mark.timeout(300)
 FLOWERS = {"daisy": (240, 230, 60), "rose": (200, 20, 40), "violet": (90, 40, 200)}
 
 
-def test_every_example_has_a_test() -> None:
-    # make interop and the pages of the documentation export efficientnet_lite0.
+def test_every_example_is_tested_and_listed() -> None:
+    # make interop and the tests of the documentation export efficientnet_lite0.
     tested = {"fine_tune_resnet18", "import_onnx", "folder_to_csv", "web_backend", "reflection"}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested | {"efficientnet_lite0"}
+    examples = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert examples == tested | {"efficientnet_lite0"}
+    assert set(re.findall(r"\]\((\w+)\.py\)", (EXAMPLES / "README.md").read_text())) == examples
 
 
 def reader_folder(folder: Path) -> Path:
