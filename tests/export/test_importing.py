@@ -231,8 +231,8 @@ def test_what_is_no_classifier_leaves_nothing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"opset": 99}, r"theirs.onnx cannot be loaded: .*opset 99 of ai.onnx, onnxruntime \S+ reads up to opset \d+"),
-        ({"ir": 99}, r"theirs.onnx cannot be loaded: .*IR version 99 .*, onnxruntime \S+ reads up to IR version \d+"),
+        ({"opset": 99}, r"theirs.onnx cannot be loaded: .*opset 99 .*, but onnxruntime \S+ reads up to opset \d+"),
+        ({"ir": 99}, r"theirs.onnx cannot be loaded: .*IR version 99 .*, but \S+ \S+ reads up to IR version \d+"),
     ],
 )
 def test_a_file_too_new_names_the_versions(

@@ -129,7 +129,7 @@ def test_a_file_that_the_runtime_cannot_read_is_refused_before_the_work(
     onnx.save(model, path)
     job.network.register_forward_pre_hook(lambda *_: pytest.fail("PyTorch was asked"))
     with pytest.raises(
-        ModelLoadFailed, match=rf"IR version {ir_version} and opset {opset} of ai.onnx, onnx.* reads .*pip install -U"
+        ModelLoadFailed, match=rf"IR version {ir_version} and opset {opset} of ai.onnx, but .* reads .*pip install -U"
     ):
         proof(path, job, made)
 

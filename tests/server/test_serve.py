@@ -158,5 +158,5 @@ def test_a_model_without_softmax_is_named_at_start(tmp_path: Path) -> None:
     write_version(tmp_path / "repository" / "logits" / "1", tiny_onnx(softmax=False))
     write_version(tmp_path / "repository" / "tiny" / "1")
     with serving(tmp_path / "log", tmp_path / "repository") as server:
-        assert re.search(r"model logits version 1 did not load: .*promises softmax", server.log)
+        assert re.search(r"model logits version 1 did not load: .*the manifest says softmax", server.log)
         assert re.search(r"model tiny version 1 READY in [\d.]+ s; \d+ nodes on CPUExecutionProvider", server.log)

@@ -133,14 +133,14 @@ class Model:
 
     @property
     def is_untimed(self) -> bool:
-        """Whether no time limit but a request's own deadline holds in the queue."""
+        """Whether the queue has no time limit except the deadlines of requests."""
         return self._batcher.is_untimed
 
     def start_infer(self, tensor: Rows, on_done: OnDone, deadline_ns: int | None) -> Callable[[], bool]:
-        """Queues a tensor that `check_input` has accepted and returns at once; `on_done` gets what `infer` would.
+        """Queues a tensor that `check_input` accepted and returns at once. `on_done` gets what `infer` gives or raises.
 
-        Returns how to withdraw the request; that returns whether it was still under way. No timer watches the deadline.
-        Raises `ServingError`s if the queue has no room.
+        Returns a function that withdraws the request; the function returns False if the request has already ended. No
+        timer watches the deadline. Raises `ServingError`s if the queue is full.
         """
         started_ns = time.monotonic_ns()
         reshape = self.info.settings.input_reshape

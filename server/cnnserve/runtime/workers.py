@@ -30,7 +30,7 @@ OnStage = Callable[[str], None]
 _SMALL_BYTES = 4 * 2**20
 _SMALL_RUN_S = 0.0005
 _TIMED_RUNS = 5
-# A run on the event loop delays everybody, so a batch must be done in this time; measured with so many rows.
+# A run on the event loop delays all requests, so a batch may take this long. It is measured with this many rows.
 _INLINE_S = 0.001
 _INLINE_ROWS = 16
 BUILDING = "building TensorRT engines"
@@ -81,11 +81,12 @@ def make_workers(name: str, execution: Execution, sessions: Sequence[Session], s
     ]
 
 
-def inline_runs(plan: Execution, workers: Sequence[Worker], settings: Settings) -> InlineRuns | None:
-    """Returns how the event loop runs the batches of a small model, None if the model is none. Blocks for some runs."""
+def inline_runs(execution: Execution, workers: Sequence[Worker], settings: Settings) -> InlineRuns | None:
+    """Returns the runs of a small model on the event loop, or None if the model is not small. Blocks for some runs."""
     session, spec = workers[0].session, workers[0].session.inputs[0]
     alone = len(workers) == 1 and session.provider.kind == "cpu" and not workers[0].buckets
-    if not alone or session.threads > 1 or plan.runtime.parallel or session.has_control_flow or -1 in spec.shape[1:]:
+    parallel = session.threads > 1 or execution.runtime.parallel
+    if not alone or parallel or session.has_control_flow or -1 in spec.shape[1:]:
         return None
     rows = min(_INLINE_ROWS, settings.max_batch_size)
     one_s, many_s = (_shortest_run_s(session, spec.zeros(count)) for count in (1, rows))

@@ -59,7 +59,7 @@ class GrpcioTransport:
         return bound
 
     async def start(self) -> None:
-        """Begins to answer."""
+        """Starts to accept calls."""
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
@@ -71,7 +71,8 @@ class GrpcioTransport:
         deadline = loop.time() + grace_s
         # Calls that arrive at a stopping grpc server, or wait in it to be accepted, are CANCELLED, which no client
         # tries again. So calls and responses are held here until no call has come for a while: a client that waits
-        # for a response sends no more. Then grpc tells every client to go elsewhere, and after that they get them.
+        # for a response sends no more calls. Then grpc tells all clients to use another connection, and after that the
+        # calls are handled and the responses sent.
         self._gate.close(loop.time())
         try:
             await lull(lambda: self._gate.last_call, deadline)
@@ -87,8 +88,8 @@ def _rpc_handler(method: Method, gate: Gate, max_message_bytes: int) -> "grpc.Rp
     make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = _MAKERS[method.kind]
     return make(
         (_unary if method.kind is Kind.UNARY else _streaming)(method, gate, max_message_bytes),
-        # Bytes come through as they are. So what cannot be read is the caller's error and leaves as all errors do, and
-        # so does a response that is too large: grpc would call it RESOURCE_EXHAUSTED, which says: try again.
+        # Requests and responses stay bytes, so this module reports all errors. grpc would report a request that cannot
+        # be read as its own error, and a response that is too large as RESOURCE_EXHAUSTED, so that clients try again.
         request_deserializer=None,
         response_serializer=None,
     )

@@ -1,4 +1,4 @@
-"""Waits for a lull: a short time without a new request. If a port closes then, no client loses its response."""
+"""Waits for a lull: a short time without new requests. If a port closes then, no client loses its response."""
 
 import asyncio
 from collections.abc import Callable

@@ -112,8 +112,8 @@ def test_a_stated_image_needs_sizes_that_are_fixed_and_not_0(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("dynamic_batching { preferred_batch_size: 0 }", "preferred_batch_size 0"),
-        ("dynamic_batching { preferred_batch_size: -1 }", "preferred_batch_size -1"),
+        ("dynamic_batching { preferred_batch_size: 0 }", "preferred_batch_size is 0"),
+        ("dynamic_batching { preferred_batch_size: -1 }", "preferred_batch_size is -1"),
         ("max_batch_size: -1", "max_batch_size is -1"),
         ('parameters { key: "cnnserve.batch_buckets" value { string_value: "0,4" } }', "batch_buckets"),
         ('parameters { key: "cnnserve.max_pixels" value { string_value: "0" } }', "max_pixels"),
