@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = "Output"
 _COMMANDS = ("sh", "console", "python")
 # Saved under their title: a later block uses them.

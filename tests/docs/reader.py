@@ -20,18 +20,17 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import blocks
+import checks
 import network
 import outputs
-from blocks import Block, PageError
+from blocks import ROOT, Block, PageError
 
-ROOT = Path(__file__).resolve().parents[2]
 # What pages use of a checkout.
 CHECKOUT = ("model_repo", "examples", "proto", "deploy", "constraints.txt")
 _LIMIT_S = 240.0
@@ -39,10 +38,6 @@ _SERVE = re.compile(r"(?:\w+=\S+ )*cnnserve serve\b")
 _EXPORT = re.compile(r"cnnserve (?:export|train-lenet)\b")
 _PORT = re.compile(r"--http-port[ =](\d+)")
 _LOADING = ("LOADING", "BUILDING")
-# The environment of the tests is what these make; `_check_install` compares them with pyproject.toml.
-_INSTALL = re.compile(r"(?:python3? -m venv|\. \S*/bin/activate|(?:python3? -m )?pip install|git clone|cd cnnserve$)")
-_EXTRAS = re.compile(r"\.\[([\w,]+)\]")
-_CONSTRAINTS = "constraints.txt"
 _START = ROOT / "docs" / "start.md"
 _GOES_ON = "This page goes on where [Start](start.md) ends."
 
@@ -91,7 +86,7 @@ class Reader:
 
     def _do(self, block: Block) -> None:
         if block.not_run:
-            _check_syntax(block)
+            checks.check_syntax(block)
         elif block.is_output:
             self._compare(list(block.lines), block)
         elif block.is_file:
@@ -109,9 +104,9 @@ class Reader:
 
     def _script(self, block: Block) -> None:
         lines = [line for line in block.lines if not line.startswith("#")]
-        for line in filter(_INSTALL.match, lines):
-            _check_install(line)
-        rest = "\n".join(line for line in lines if not _INSTALL.match(line)).strip()
+        for line in filter(checks.INSTALL.match, lines):
+            checks.check_install(line)
+        rest = "\n".join(line for line in lines if not checks.INSTALL.match(line)).strip()
         # A server is the last command of its block: its reader goes on in another terminal.
         first, last = _split(rest)
         for command in filter(None, (first, last)):
@@ -249,32 +244,6 @@ def _get(url: str, data: bytes | None = None) -> list[dict[str, str]] | None:
             return list(json.loads(response.read() or b"[]"))
     except urllib.error.HTTPError:
         return None
-
-
-def _check_syntax(block: Block) -> None:
-    """Of what is not run: that it could be."""
-    if block.language == "python":
-        try:
-            compile(block.text, block.place, "exec")
-        except SyntaxError as error:
-            raise PageError(str(error)) from error
-    elif block.language in ("sh", "console"):
-        script = "\n".join(c.text for c in blocks.commands(block)) if block.language == "console" else block.text
-        checked = subprocess.run(["bash", "-n", "-c", script], stderr=subprocess.PIPE, text=True, check=False)
-        if checked.returncode:
-            raise PageError(checked.stderr)
-
-
-def _check_install(line: str) -> None:
-    """Raises `PageError` for an extra that there is not, and for a package that no extra pins."""
-    if "pip install" not in line:
-        return
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    if _CONSTRAINTS not in line:
-        raise PageError(f"{line}: without -c {_CONSTRAINTS} it installs versions that nobody tested")
-    for extras in _EXTRAS.findall(line):
-        if unknown := set(extras.split(",")) - project["optional-dependencies"].keys():
-            raise PageError(f"{line}: there is no extra {', '.join(sorted(unknown))}")
 
 
 def follow(page: Path, folder: Path, memory: Path) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import blocks
-import reader
 
-ROOT = reader.ROOT
+ROOT = blocks.ROOT
 README = ROOT / "README.md"
 _LINK = re.compile(r"\]\((?P<path>[^)#]+)(?:#(?P<anchor>[^)]+))?\)")
 # What a browser loads when it shows a page; links that a reader may follow are no such thing.

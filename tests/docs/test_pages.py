@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import blocks
 import reader
 
-ROOT = reader.ROOT
+ROOT = blocks.ROOT
 
 
 def _pages() -> list[Path]:
