@@ -33,6 +33,7 @@ from cnnserve.model_config.execution import Device
 from cnnserve.process import heap
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.cpu import cpu_budget
+from cnnserve.process.pressure import MemoryPressure
 from cnnserve.registry import snapshot
 from cnnserve.registry.control import EXPLICIT, ModelControl
 from cnnserve.registry.health import Health
@@ -123,7 +124,9 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
         *repository.methods(),
         *HealthService(health).methods(),
     ]
-    grpc = await grpc_transport(config.grpc_transport, methods, max_message_bytes)
+    pressure = MemoryPressure(budget)
+    registry.on_change(pressure.learn)
+    grpc = await grpc_transport(config.grpc_transport, methods, max_message_bytes, budget, pressure)
     grpc_port = grpc.bind(config.host, config.grpc_port)
     http_socket = listen(config.host, config.http_port)
     ports = Ports(grpc_port, http_socket.getsockname()[1])

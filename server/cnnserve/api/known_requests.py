@@ -62,6 +62,7 @@ class _Known:
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     tensor_bytes: int
+    sent_bytes: int
     outputs: tuple[int, ...]
     constant: _Constant | None = None
 
@@ -101,7 +102,7 @@ class KnownRequests:
         return self._run(known, data, data[id_at:behind_id], deadline_ns, respond)
 
     def _run(self, known: _Known, data: bytes, id_field: bytes, deadline_ns: int | None, respond: Respond) -> Leave:
-        budget, size = self._inference.budget, len(data)
+        budget, size = self._inference.budget, len(data) + known.sent_bytes
         budget.take(size)
 
         def on_done(outcome: BatchResult | Exception) -> None:
@@ -162,7 +163,7 @@ class KnownRequests:
             return None
         outputs = tuple(item.index for item in checked.wanted)
         name, version = request.model_name, request.model_version
-        return _Known(head, name, version, model, dtype, tuple(tensor.shape), size, outputs)
+        return _Known(head, name, version, model, dtype, tuple(tensor.shape), size, checked.sent_bytes, outputs)
 
     def _serving(self, name: str, version: str) -> Model | None:
         try:

@@ -50,6 +50,8 @@ class Checked:
     shape: tuple[int, ...]
     images: bool
     tensor_bytes: int
+    # Of the response, as far as the model says.
+    sent_bytes: int
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ class Inference:
         else:
             model.check_input(tensor.datatype, shape)
         _check_classes(wanted, shape[0], model)
-        self._check_size(_sent_bytes(wanted, shape[0], model))
-        return Checked(wanted, shape, images, 0 if images else tensors.byte_size(tensor))
+        sent_bytes = _sent_bytes(wanted, shape[0], model)
+        self._check_size(sent_bytes)
+        return Checked(wanted, shape, images, 0 if images else tensors.byte_size(tensor), sent_bytes)
 
     def _check_size(self, size: int) -> None:
         answer_size.check(
@@ -106,7 +109,8 @@ class Inference:
         priority, timeout_us = integer(request.parameters, "priority"), integer(request.parameters, "timeout")
         tensor, shape, images = request.inputs[0], checked.shape, checked.images
         place = place_of(tensor.parameters, tensor.name, self.memory)
-        with self.budget.hold(_held_bytes(request, place, shape[0] * model.row_bytes if images else 0)):
+        rows_bytes = shape[0] * model.row_bytes if images else 0
+        with self.budget.hold(_held_bytes(request, place, rows_bytes) + checked.sent_bytes):
             raw = self._raw(request, place, checked.tensor_bytes)
             if images:
                 sources = tensors.read_strings(tensor, raw)

@@ -33,6 +33,20 @@ class MemoryBudget:
         finally:
             self.give(size)
 
+    @property
+    def total_bytes(self) -> int:
+        """All bytes that requests and images being decoded hold."""
+        return self._total()
+
+    def has_room(self, size: int) -> bool:
+        """Returns whether `size` more bytes fit into the limit."""
+        return self._fits(size)
+
+    def add(self, size: int) -> None:
+        """Holds `size` bytes that exist already, also beyond the limit, until `give`."""
+        with self._changed:
+            self.held_bytes += size
+
     def take(self, size: int) -> None:
         """Holds `size` bytes until `give`. Otherwise as `hold`."""
         with self._changed:

@@ -9,6 +9,8 @@ from typing import Protocol
 import grpc
 
 from cnnserve.api.methods import Method
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.process.pressure import MemoryPressure
 from cnnserve.transports.grpcio import GrpcioTransport
 
 _log = logging.getLogger(__name__)
@@ -30,7 +32,9 @@ class GrpcTransport(Protocol):
         """Answers accepted calls for at most `grace_s` seconds, then ends."""
 
 
-async def grpc_transport(choice: str, methods: Iterable[Method], max_message_bytes: int) -> GrpcTransport:
+async def grpc_transport(
+    choice: str, methods: Iterable[Method], max_message_bytes: int, budget: MemoryBudget, pressure: MemoryPressure
+) -> GrpcTransport:
     """Returns the transport for `--grpc-transport`. Raises `OSError` if core was asked for and does not work."""
     if choice == "aio":
         return GrpcioTransport(methods, max_message_bytes)
@@ -39,7 +43,7 @@ async def grpc_transport(choice: str, methods: Iterable[Method], max_message_byt
     if reason is None:
         _log.info("gRPC transport: core (grpcio %s)", grpc.__version__)
         module = importlib.import_module("cnnserve.transports.core.server")
-        transport: GrpcTransport = module.CoreTransport(methods, max_message_bytes)
+        transport: GrpcTransport = module.CoreTransport(methods, max_message_bytes, budget, pressure)
         return transport
     if choice == "core":
         raise OSError(f"grpc_transport is core, which does not work here: {reason}; set it to auto or aio")

@@ -15,11 +15,19 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 from cnnserve import errors
 from cnnserve.api.methods import CallContext, Kind, Method
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.process.pressure import MemoryPressure
 from cnnserve.transports.core.server import CoreTransport
 from cnnserve.transports.grpcio import GrpcioTransport
 from support import until
 
-TRANSPORTS = {"core": CoreTransport, "aio": GrpcioTransport}
+
+def core(methods: list[Method], max_message_bytes: int, limit: int = 64 * 2**20) -> CoreTransport:
+    budget = MemoryBudget(limit)
+    return CoreTransport(methods, max_message_bytes, budget, MemoryPressure(budget))
+
+
+TRANSPORTS = {"core": core, "aio": GrpcioTransport}
 MIB = 2**20
 LIMIT = 4 * MIB
 TEXTS = {
@@ -121,7 +129,8 @@ class Service:
 class Server:
     """A transport that listens, and a channel to it."""
 
-    def __init__(self, transport: Any, service: Service, port: int) -> None:
+    def __init__(self, kind: Any, transport: Any, service: Service, port: int) -> None:
+        self.kind = kind
         self.transport = transport
         self.service = service
         self.address = f"127.0.0.1:{port}"
@@ -144,7 +153,7 @@ async def listening(kind: Any) -> AsyncIterator[Server]:
     transport = kind(service.methods(), LIMIT)
     port = transport.bind("127.0.0.1", 0)
     await transport.start()
-    server = Server(transport, service, port)
+    server = Server(kind, transport, service, port)
     try:
         yield server
     finally:
@@ -379,7 +388,7 @@ async def test_reflection_lists_and_describes_the_services(channel: grpc.aio.Cha
 
 
 async def test_a_port_that_is_taken_is_told(server: Server) -> None:
-    other = type(server.transport)(server.service.methods(), LIMIT)
+    other = server.kind(server.service.methods(), LIMIT)
     with pytest.raises(OSError, match="cannot listen on"):
         other.bind("127.0.0.1", int(server.address.rpartition(":")[2]))
     # Also one that never listened ends well.
@@ -450,7 +459,7 @@ async def test_a_loop_that_is_blocked_for_a_while_loses_no_call(server: Server) 
     assert answers == [b"x"] * 20
 
 
-@pytest.mark.parametrize("kind", [CoreTransport])
+@pytest.mark.parametrize("kind", [core])
 async def test_fifty_servers_start_and_stop(kind: Any) -> None:
     before = threading.active_count()
     for _ in range(50):

@@ -17,11 +17,14 @@ from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.api.status import INTERNAL_TEXT, Code, Status
 from cnnserve.transports.calls import parse, serialized
+from cnnserve.transports.core.receiving import Turn
 
 if TYPE_CHECKING:
     from cnnserve.transports.core.server import CoreTransport
 
 _NO_FLAGS = 0
+# An estimate of when memory is free again.
+_RETRY_MS = 100
 # Seconds since 1970; the core says "none" by a time that is centuries away.
 _NO_DEADLINE = 1e11
 _INITIAL_METADATA = cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)
@@ -36,7 +39,18 @@ class CallBroken(Exception):
 class Call:
     """A call that was accepted. It is over when the core has reported its end and its last response was sent."""
 
-    __slots__ = ("_call", "_event", "_loop", "_said", "_sending", "_transport", "cancelled", "closed")
+    __slots__ = (
+        "_call",
+        "_event",
+        "_loop",
+        "_said",
+        "_sending",
+        "_transport",
+        "_turn",
+        "closed",
+        "message_bytes",
+        "sending_bytes",
+    )
 
     def __init__(self, transport: "CoreTransport", event: Any) -> None:
         self._transport = transport
@@ -46,25 +60,66 @@ class Call:
         self._sending = False
         # Whether the status was handed over.
         self._said = False
-        self.cancelled = False
+        self._turn: Turn | None = None
+        # Of a message that has come and that no handler counts yet.
+        self.message_bytes = 0
+        # Of a message that was handed over and has not been sent.
+        self.sending_bytes = 0
         self.closed = False
 
     def begin(self) -> None:
         """Asks the core to report the call's end."""
         self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
 
-    def refuse(self, code: Code, text: str) -> None:
+    def refuse(self, told: Status) -> None:
         """Ends the call with a status, whatever it is doing. Does nothing if it has one already."""
         self._leave()
         if not self._said and not self.closed and not self._sending:
-            self._say(Status(code, text))
+            self._say(told)
+
+    def abandon(self) -> None:
+        """Ends the call although its client has not read what was sent."""
+        self._leave()
+        self._call.cancel(Code.RESOURCE_EXHAUSTED.value, "the response was not read, and the server needs its memory")
+
+    def exhausted(self, text: str) -> None:
+        """Ends the call, because there is no memory for its message."""
+        self._message_done(None)
+        self.refuse(Status(Code.RESOURCE_EXHAUSTED, text, _RETRY_MS))
 
     def _on_close(self, event: Any) -> None:
         self.closed = True
-        self.cancelled = bool(event.batch_operations[0].cancelled())
-        if self.cancelled:
+        if event.batch_operations[0].cancelled():
             self._leave()
+        if self._turn is not None:
+            self._message_done(None)
         self._check_over()
+
+    def _ask(self) -> None:
+        """Has the next message read as soon as there is memory for it."""
+        self._turn = self._transport.receiving.ask(self._call.peer(), self)
+
+    def read(self) -> None:
+        """Asks the core for the message."""
+        try:
+            self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
+        except CallBroken:
+            self._call.cancel(Code.INTERNAL.value, INTERNAL_TEXT)
+
+    def _on_message(self, event: Any) -> None:
+        data = event.batch_operations[0].message()
+        if data is not None and not self.closed:
+            self._transport.hold_message(self, len(data))
+        self._message_done(None if data is None else len(data))
+        self._handle(data)
+
+    def _handle(self, data: bytes | None) -> None:
+        """Goes on with a message; None if there is none."""
+
+    def _message_done(self, size: int | None) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self._transport.receiving.done(turn, size)
 
     def _leave(self) -> None:
         """Stops the work: the client has left, its deadline has passed, or the server ends the call."""
@@ -72,17 +127,25 @@ class Call:
     def _say(self, told: Status, message: bytes | None = None) -> None:
         """Sends the status and with it, for a unary call, the response."""
         self._said = True
-        operations = [cygrpc.SendMessageOperation(message, _NO_FLAGS)] if message is not None else []
+        operations = [] if message is None else [cygrpc.SendMessageOperation(message, _NO_FLAGS)]
         details = told.message.encode(errors="replace")
         trailers = tuple(told.trailers.items())
-        self._send([*operations, cygrpc.SendStatusFromServerOperation(trailers, told.code.value, details, _NO_FLAGS)])
+        operations.append(cygrpc.SendStatusFromServerOperation(trailers, told.code.value, details, _NO_FLAGS))
+        self._send(operations, 0 if message is None else len(message))
 
-    def _send(self, operations: list[Any]) -> None:
+    def _send(self, operations: list[Any], size: int) -> None:
         self._start((_INITIAL_METADATA, *operations), self._on_sent)
+        self._hand_over(size)
+
+    def _hand_over(self, size: int) -> None:
+        """A response is in memory until the client has taken it."""
         self._sending = True
+        self.sending_bytes = size
+        self._transport.sending(self)
 
     def _on_sent(self, _: Any) -> None:
         self._sending = False
+        self._transport.sent(self)
         self._check_over()
 
     def _check_over(self) -> None:
@@ -106,16 +169,19 @@ class Call:
         return CallContext(deadline_ns, pairs)
 
 
-class UnknownCall(Call):
-    """A call of a method that is not in the table."""
+class RefusedCall(Call):
+    """A call that gets a status at once, and whose message is never read."""
 
-    __slots__ = ()
+    __slots__ = ("_told",)
+
+    def __init__(self, transport: "CoreTransport", event: Any, told: Status) -> None:
+        super().__init__(transport, event)
+        self._told = told
 
     def begin(self) -> None:
-        """Answers UNIMPLEMENTED."""
+        """Ends the call."""
         super().begin()
-        name = self._event.call_details.method.decode(errors="replace")
-        self._say(Status(Code.UNIMPLEMENTED, f"this server has no method {name[:200]}"))
+        self._say(self._told)
 
 
 class UnaryCall(Call):
@@ -131,30 +197,36 @@ class UnaryCall(Call):
     def begin(self) -> None:
         """Reads the request."""
         super().begin()
-        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
-
-    def _on_message(self, event: Any) -> None:
-        data = event.batch_operations[0].message()
-        gate = self._transport.gate
-        if gate.is_open or self._method.while_draining:
-            self._handle(data)
-        else:
-            gate.last_call = self._loop.time()
-            gate.hold(partial(self._handle, data))
+        self._ask()
 
     def _handle(self, data: bytes | None) -> None:
+        gate = self._transport.gate
+        if gate.is_open or self._method.while_draining:
+            self._respond_to(data)
+        else:
+            gate.last_call = self._loop.time()
+            gate.hold(partial(self._respond_to, data))
+
+    def _respond_to(self, data: bytes | None) -> None:
         if self.closed or self._said:
             return
         try:
             context = self.context()
             if self._method.quick is not None and data is not None:
+                self._transport.release_message(self)
                 self._end_early = self._method.quick(data, context.deadline_ns, self._on_quick)
             if self._end_early is None and not self._said:
-                task = self._loop.create_task(self._method.handler(parse(self._method, data), context))  # type: ignore[arg-type]
+                task = self._loop.create_task(self._handler(parse(self._method, data), context))
                 task.add_done_callback(self._on_done)
                 self._end_early = task.cancel
         except Exception as error:
             self._answer(None, error)
+
+    async def _handler(self, request: Any, context: CallContext) -> Any:
+        handler: Any = self._method.handler
+        # From here on the handler counts what it holds.
+        self._transport.release_message(self)
+        return await handler(request, context)
 
     def _on_quick(self, data: bytes | None, error: Exception | None) -> None:
         if error is not None:
@@ -202,13 +274,14 @@ class UnaryCall(Call):
 class StreamCall(Call):
     """Messages in and out, one after the other; its handler runs as a task."""
 
-    __slots__ = ("_metadata_sent", "_method", "_sent", "_task")
+    __slots__ = ("_metadata_sent", "_method", "_received", "_sent", "_task")
 
     def __init__(self, transport: "CoreTransport", event: Any, method: Method) -> None:
         super().__init__(transport, event)
         self._method = method
         self._metadata_sent = False
         self._sent: asyncio.Future[bool] | None = None
+        self._received: asyncio.Future[bytes | None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -252,25 +325,26 @@ class StreamCall(Call):
 
     async def _receive(self) -> bytes | None:
         received: asyncio.Future[bytes | None] = self._loop.create_future()
-
-        def on_message(event: Any) -> None:
-            if not received.done():
-                received.set_result(event.batch_operations[0].message())
-
-        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), on_message)
+        self._received = received
+        self._ask()
         return await received
+
+    def _handle(self, data: bytes | None) -> None:
+        self._transport.release_message(self)
+        if self._received is not None and not self._received.done():
+            self._received.set_result(data)
 
     async def _write(self, data: bytes) -> bool:
         """Sends a message as soon as the client takes it; returns whether it may still take more."""
         self._sent = self._loop.create_future()
-        self._send([cygrpc.SendMessageOperation(data, _NO_FLAGS)])
+        self._send([cygrpc.SendMessageOperation(data, _NO_FLAGS)], len(data))
         return await asyncio.shield(self._sent)
 
-    def _send(self, operations: list[Any]) -> None:
+    def _send(self, operations: list[Any], size: int) -> None:
         first = () if self._metadata_sent else (_INITIAL_METADATA,)
         self._metadata_sent = True
         self._start((*first, *operations), self._on_sent)
-        self._sending = True
+        self._hand_over(size)
 
     async def _sent_before(self) -> None:
         """Waits for a message that is still on its way: the core takes one send at a time."""

@@ -14,6 +14,8 @@ import grpc
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from cnnserve.api.methods import CallContext, Kind, Method
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.process.pressure import MemoryPressure
 from cnnserve.transports.core.server import CoreTransport
 
 _TIMEOUT_S = 10.0
@@ -26,7 +28,8 @@ _ACKNOWLEDGED = bytes((0, 0, 0, 4, 1, 0, 0, 0, 0))
 async def problem() -> str | None:
     """Returns what does not work with the installed grpcio, or None."""
     try:
-        transport = CoreTransport(_METHODS, _LIMIT)
+        budget = MemoryBudget(_LIMIT)
+        transport = CoreTransport(_METHODS, _LIMIT, budget, MemoryPressure(budget))
         port = transport.bind("127.0.0.1", 0)
         silent = _settings_unread(transport, port)
         await transport.start()

@@ -9,14 +9,26 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from cnnserve.api.methods import Kind, Method
-from cnnserve.api.status import Code
+from cnnserve.api.status import Code, Status
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.process.pressure import MemoryPressure
 from cnnserve.transports.calls import Gate, channel_arguments
-from cnnserve.transports.core.call import Call, StreamCall, UnaryCall, UnknownCall
+from cnnserve.transports.core.call import Call, RefusedCall, StreamCall, UnaryCall
 from cnnserve.transports.core.events import EventPump
+from cnnserve.transports.core.receiving import CALL_BYTES, Receiving, memory_of
 from cnnserve.transports.lull import lull
 
 _log = logging.getLogger(__name__)
 
+_SHUTTING_DOWN = Status(Code.UNAVAILABLE, "the server is shutting down; send the request to another one")
+_TOO_MANY = Status(
+    Code.RESOURCE_EXHAUSTED,
+    "the server has too many calls for its memory (max_pending_mib); try again later",
+    100,
+)
+_LEAST_CALLS = 1024
+# A client that has not read its response for this time loses it if the server needs the memory.
+_UNREAD_S = 1.0
 # Calls that the core may hand over at once.
 _ACCEPTS = 64
 # What clients have after the end of the last call to read what was sent, and to leave.
@@ -26,8 +38,15 @@ _LAST_BYTES_S = 1.0
 class CoreTransport:
     """A gRPC server for a method table. Use on one event loop."""
 
-    def __init__(self, methods: Iterable[Method], max_message_bytes: int) -> None:
+    def __init__(
+        self, methods: Iterable[Method], max_message_bytes: int, budget: MemoryBudget, pressure: MemoryPressure
+    ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.receiving = Receiving(budget, max_message_bytes, pressure, self._relieve)
+        self._budget = budget
+        self._most_calls = max(_LEAST_CALLS, budget.limit_bytes // 2 // CALL_BYTES)
+        # Calls whose response was handed over and is not sent yet, and since when.
+        self._unsent: dict[Call, float] = {}
         self.gate = Gate()
         self.max_message_bytes = max_message_bytes
         self._methods = {f"/{method.name}".encode(): method for method in [*methods]}
@@ -92,7 +111,7 @@ class CoreTransport:
             self.gate.open()
         await self._until_idle(deadline - self.loop.time())
         for call in list(self._calls):
-            call.refuse(Code.UNAVAILABLE, "the server is shutting down; send the request to another one")
+            call.refuse(_SHUTTING_DOWN)
         # The core is down when every client has read its last bytes and its connection is closed. `cancel_all_calls`
         # closes connections at once, which would take a response from a client that has not read it yet.
         await asyncio.wait((down,), timeout=_LAST_BYTES_S)
@@ -105,8 +124,45 @@ class CoreTransport:
     def over(self, call: Call) -> None:
         """Forgets a call."""
         self._calls.discard(call)
+        self.release_message(call)
+        self.receiving.advance()
         if not self._calls:
             self._idle.set()
+
+    def hold_message(self, call: Call, size: int) -> None:
+        """Counts a message that has come, until a handler counts what it holds."""
+        call.message_bytes = memory_of(size)
+        self._budget.add(call.message_bytes)
+
+    def release_message(self, call: Call) -> None:
+        """Gives back what `hold_message` has counted. Further calls do nothing."""
+        if call.message_bytes:
+            self._budget.give(call.message_bytes)
+            call.message_bytes = 0
+
+    def sending(self, call: Call) -> None:
+        """Counts a response until `sent`."""
+        if call.sending_bytes:
+            self._budget.add(call.sending_bytes)
+            self._unsent[call] = self.loop.time()
+            self.receiving.watch()
+
+    def sent(self, call: Call) -> None:
+        """Gives back the memory of a response that the client has taken."""
+        if call.sending_bytes:
+            self._budget.give(call.sending_bytes)
+            call.sending_bytes = 0
+            del self._unsent[call]
+
+    def _relieve(self) -> None:
+        """Gives up the oldest responses that their clients do not read, until the rest fits into the budget."""
+        latest = self.loop.time() - _UNREAD_S
+        too_many = self._budget.total_bytes - self._budget.limit_bytes
+        for call, since in list(self._unsent.items()):
+            if too_many <= 0 or since > latest:
+                return
+            too_many -= call.sending_bytes
+            call.abandon()
 
     async def _until_idle(self, seconds: float) -> None:
         try:
@@ -126,8 +182,11 @@ class CoreTransport:
             self._accept_next()
         method = self._methods.get(event.call_details.method)
         call: Call
-        if method is None:
-            call = UnknownCall(self, event)
+        if len(self._calls) >= self._most_calls and (method is None or not method.while_draining):
+            self._budget.refused += 1
+            call = RefusedCall(self, event, _TOO_MANY)
+        elif method is None:
+            call = RefusedCall(self, event, _unknown(event))
         elif method.kind is Kind.UNARY:
             call = UnaryCall(self, event, method)
         else:
@@ -140,6 +199,11 @@ class CoreTransport:
             _log.exception("a call of %s could not be accepted", event.call_details.method)
             event.call.cancel(Code.INTERNAL.value, "internal error")
             self.over(call)
+
+
+def _unknown(event: Any) -> Status:
+    name = event.call_details.method.decode(errors="replace")
+    return Status(Code.UNIMPLEMENTED, f"this server has no method {name[:200]}")
 
 
 def _reflection(services: list[str]) -> Method:

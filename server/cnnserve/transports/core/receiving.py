@@ -1,0 +1,220 @@
+"""Decides when the message of a call is read, so that what arrives stays within the memory budget.
+
+The core holds a message in memory from the moment the server asks for it, and does not say how large it is before it is
+whole. Until the server asks, flow control holds the bytes at the sender. So each call waits here for its turn:
+
+1. A connection's next message is expected to be as large as its largest recent one. A connection that has sent none is
+   expected to send the largest message that is allowed, and only one at a time. A message is asked for if what requests
+   hold and what is expected fit into the budget. A call that is alone is always asked.
+2. If a new connection's message does not come for `_PATIENCE_S` while others wait, its call ends: silent connections
+   must not keep others out.
+3. Messages may be larger than expected, and compressed ones are unpacked by the core. So while messages are on their
+   way, the process's memory is watched, and if it exceeds the budget, the calls whose message does not come end.
+
+Calls that end here get RESOURCE_EXHAUSTED with a time after which to try again.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Protocol
+
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.process.pressure import MemoryPressure
+
+# Expected sizes are at least this, with room for a message that is a little larger than the largest before.
+_LEAST_BYTES = 4096
+_MARGIN = 1.25
+_LARGE_BYTES = 2**20
+# Of the largest recent message, after each smaller one.
+_FADING = 0.9
+_PATIENCE_S = 1.0
+# How often memory is looked at while messages are on their way, and from which age a message counts as slow.
+_LOOK_S = 0.02
+_SLOW_S = 0.02
+# Memory that was freed last is returned to the system after this many looks at an idle server.
+_QUIET_LOOKS = 60
+# Connections whose sizes are remembered.
+_MOST_PEERS = 4096
+# What a call takes besides its messages: objects here and in the core.
+CALL_BYTES = 16 * 2**10
+
+
+def memory_of(message_bytes: int) -> int:
+    """Returns what a message takes until a handler has it: a large one is there twice, as bytes and as an object."""
+    return 2 * message_bytes if message_bytes > _LARGE_BYTES else message_bytes
+
+
+class Reader(Protocol):
+    """A call that wants its next message."""
+
+    def read(self) -> None:
+        """Asks the core for the message."""
+
+    def exhausted(self, text: str) -> None:
+        """Ends the call with RESOURCE_EXHAUSTED."""
+
+
+class _Peer:
+    """A connection: the size that its next message is expected to have, and its calls that wait."""
+
+    __slots__ = ("expected", "name", "reading", "waiting")
+
+    def __init__(self, name: bytes, expected: int) -> None:
+        self.name = name
+        # 0: not known.
+        self.expected = expected
+        self.reading = 0
+        self.waiting: deque[Turn] = deque()
+
+
+class Turn:
+    """One message of one call: waiting to be asked for, on its way, or done."""
+
+    __slots__ = ("expected", "is_new", "peer", "reader", "started")
+
+    def __init__(self, peer: _Peer, reader: Reader) -> None:
+        self.peer = peer
+        self.reader = reader
+        self.expected = 0
+        self.started = 0.0
+        self.is_new = False
+
+
+class Receiving:
+    """The messages of all calls. Use on one event loop.
+
+    `relieve` is called again and again while requests hold more than the budget allows.
+    """
+
+    def __init__(
+        self,
+        budget: MemoryBudget,
+        max_message_bytes: int,
+        pressure: MemoryPressure,
+        relieve: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._budget = budget
+        self._max_message_bytes = max_message_bytes
+        self._pressure = pressure
+        self._relieve = relieve
+        self._loop = asyncio.get_running_loop()
+        self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
+        # Peers with calls that wait, each once: they take turns.
+        self._queue: deque[_Peer] = deque()
+        self._reading: set[Turn] = set()
+        self._expected = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._quiet_looks = 0
+
+    def __repr__(self) -> str:
+        waiting = sum(len(peer.waiting) for peer in self._queue)
+        return f"<Receiving reading={len(self._reading)} expected={self._expected} waiting={waiting}>"
+
+    def ask(self, peer: bytes, reader: Reader) -> Turn:
+        """Has the reader's next message read, now or later, and returns the turn, which `done` has to end."""
+        entry = self._peer(peer)
+        turn = Turn(entry, reader)
+        if not entry.waiting and self._fits(entry):
+            self._start(turn)
+        else:
+            if not entry.waiting:
+                self._queue.append(entry)
+            entry.waiting.append(turn)
+            self.watch()
+        return turn
+
+    def done(self, turn: Turn, size: int | None) -> None:
+        """Ends a turn: the message has come with `size` bytes, or none will (None). Further calls do nothing."""
+        peer = turn.peer
+        if turn in self._reading:
+            self._reading.discard(turn)
+            peer.reading -= 1
+            self._expected -= turn.expected
+            if size is not None:
+                faded = peer.expected * _FADING
+                peer.expected = min(self._max_message_bytes, int(max(_LEAST_BYTES, size * _MARGIN, faded)))
+        elif turn in peer.waiting:
+            peer.waiting.remove(turn)
+            if not peer.waiting:
+                self._queue.remove(peer)
+
+    def advance(self) -> None:
+        """Asks for the messages that fit by now, one of each connection in turn. Call it when memory was given back."""
+        if not self._queue or self._pressure.is_high:
+            return
+        for _ in range(len(self._queue)):
+            peer = self._queue.popleft()
+            if not self._fits(peer):
+                self._queue.appendleft(peer)
+                if peer.expected:
+                    return
+                # A new connection needs much room, or has a message on its way: others may fit.
+                self._queue.rotate(-1)
+                continue
+            turn = peer.waiting.popleft()
+            if peer.waiting:
+                self._queue.append(peer)
+            self._start(turn)
+
+    def _peer(self, name: bytes) -> _Peer:
+        peer = self._peers.get(name)
+        if peer is None:
+            peer = self._peers[name] = _Peer(name, 0)
+            if len(self._peers) > _MOST_PEERS:
+                self._forget()
+        return peer
+
+    def _forget(self) -> None:
+        for name, peer in list(self._peers.items())[: _MOST_PEERS // 4]:
+            if not peer.reading and not peer.waiting:
+                del self._peers[name]
+
+    def _fits(self, peer: _Peer) -> bool:
+        if not peer.expected and peer.reading:
+            return False
+        if not self._reading and not self._budget.held_bytes:
+            return True
+        size = memory_of(peer.expected or self._max_message_bytes)
+        return not self._pressure.is_high and self._budget.has_room(self._expected + size)
+
+    def _start(self, turn: Turn) -> None:
+        peer = turn.peer
+        turn.is_new = not peer.expected
+        turn.expected = memory_of(peer.expected or self._max_message_bytes)
+        turn.started = self._loop.time()
+        peer.reading += 1
+        self._expected += turn.expected
+        self._reading.add(turn)
+        self.watch()
+        turn.reader.read()
+
+    def watch(self) -> None:
+        """Looks at the memory from now on until nothing is on its way."""
+        self._quiet_looks = 0
+        if self._timer is None:
+            self._timer = self._loop.call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._pressure.look():
+            self._end(self._older(_SLOW_S), "the server has no memory for messages that are large or arrive slowly")
+        elif self._queue:
+            silent = [turn for turn in self._older(_PATIENCE_S) if turn.is_new]
+            self._end(silent, f"no whole message came within {_PATIENCE_S:g} s while other requests waited")
+            self.advance()
+        if not self._budget.has_room(0):
+            self._relieve()
+        self._pressure.trim_if_worth_it()
+        self._quiet_looks = 0 if self._reading or self._queue or self._budget.total_bytes else self._quiet_looks + 1
+        if self._quiet_looks < _QUIET_LOOKS:
+            self._timer = self._loop.call_later(_LOOK_S, self._look)
+
+    def _older(self, seconds: float) -> list[Turn]:
+        latest = self._loop.time() - seconds
+        return [turn for turn in self._reading if turn.started <= latest]
+
+    def _end(self, turns: list[Turn], text: str) -> None:
+        for turn in turns:
+            self._budget.refused += 1
+            turn.reader.exhausted(f"{text} (max_pending_mib); try again later")
