@@ -30,10 +30,10 @@ from cnnserve.config import ServerConfig
 from cnnserve.errors import ServingError
 from cnnserve.model import loader
 from cnnserve.model_config.execution import Device
-from cnnserve.process import heap
+from cnnserve.process import heap, memory_limit
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.cpu import cpu_budget
-from cnnserve.process.pressure import MemoryPressure
+from cnnserve.process.pressure import MemoryPressure, resident_bytes
 from cnnserve.registry import snapshot
 from cnnserve.registry.control import EXPLICIT, ModelControl
 from cnnserve.registry.health import Health
@@ -97,14 +97,14 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     # As many decoding threads as CPU threads would not decode more images/s, but would delay the event loop and the
     # runs: the p99 of ResNet-18 with JPEGs on 2 cores rose by 10 % to 75 %. So the server uses one thread less.
     decoders = ThreadPoolExecutor(config.decode_threads or max(1, threads - 1), "decode")
-    budget = MemoryBudget(config.max_pending_mib * 2**20)
+    budget = _memory_budget(config)
     registry = _registry(config, threads, decoders, budget)
     explicit = config.model_control_mode == EXPLICIT
     control = ModelControl(
         registry, config.model_repository, mode=config.model_control_mode, allowed=config.allow_model_control
     )
     health = Health(registry, strict=config.strict_readiness, may_be_empty=explicit)
-    max_message_bytes = config.max_message_mib * 2**20
+    max_message_bytes = _largest_message(config, budget)
     classifier = ClassifierService(registry, budget, max_message_bytes)
     repository = RepositoryService(control)
     regions = SharedMemory(config.shared_memory_prefix)
@@ -126,6 +126,7 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     ]
     pressure = MemoryPressure(budget)
     registry.on_change(pressure.learn)
+    registry.on_change(partial(_follow_memory, config.max_pending_mib, budget, pressure))
     grpc = await grpc_transport(config.grpc_transport, methods, max_message_bytes, budget, pressure)
     grpc_port = grpc.bind(config.host, config.grpc_port)
     http_socket = listen(config.host, config.http_port)
@@ -176,6 +177,35 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
 
 def _cpu_threads(config: ServerConfig) -> int:
     return config.cpu_threads or cpu_budget()
+
+
+def _memory_budget(config: ServerConfig) -> MemoryBudget:
+    found = memory_limit.budget(config.max_pending_mib, memory_limit.memory_limit(), resident_bytes())
+    if found.warning:
+        _log.warning("%s", found.warning)
+    _log.info("requests may hold %d MiB of memory: %s", found.mib, found.reason)
+    return MemoryBudget(found.mib * 2**20)
+
+
+def _largest_message(config: ServerConfig, budget: MemoryBudget) -> int:
+    """Returns the message limit in bytes: a message is in memory twice, and two of them must fit into the budget."""
+    wanted = config.max_message_mib * 2**20
+    if config.max_pending_mib or 2 * wanted <= budget.limit_bytes:
+        return wanted
+    smaller = budget.limit_bytes // 2
+    _log.warning(
+        "messages may have %d MiB instead of %d (max_message_mib): two of them must fit into the memory for requests",
+        smaller >> 20,
+        config.max_message_mib,
+    )
+    return smaller
+
+
+def _follow_memory(asked_mib: int, budget: MemoryBudget, pressure: MemoryPressure) -> None:
+    """What models take, requests may not hold; called after each load and unload."""
+    limit = memory_limit.memory_limit()
+    if limit is not None:
+        budget.limit_bytes = memory_limit.budget(asked_mib, limit, pressure.idle_bytes).mib * 2**20
 
 
 def _registry(config: ServerConfig, threads: int, decoders: ThreadPoolExecutor, budget: MemoryBudget) -> Registry:

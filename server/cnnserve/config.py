@@ -51,9 +51,10 @@ class ServerConfig:
         64, "largest gRPC message, received or sent, and largest body of an HTTP request, in MiB"
     )
     max_pending_mib: int = _setting(
-        1024,
+        0,
         "limit of the memory that requests and images being decoded may hold together, in MiB; requests over the limit "
-        "are refused (gRPC RESOURCE_EXHAUSTED, HTTP 429)",
+        "are refused (gRPC RESOURCE_EXHAUSTED, HTTP 429); 0: half of what models leave of the cgroup's memory limit, "
+        "1024 without one",
     )
     drain_grace_s: float = _setting(30.0, "time that accepted requests have after SIGTERM or SIGINT, in seconds")
     model_control_mode: str = _setting(
@@ -113,7 +114,8 @@ class ServerConfig:
         if self.grpc_transport not in ("auto", "core", "aio"):
             raise ConfigError(f"grpc_transport is {self.grpc_transport!r}, expected auto, core or aio")
         _check_range("max_message_mib", self.max_message_mib, 1, _MAX_MESSAGE_MIB)
-        _check_range("max_pending_mib", self.max_pending_mib, self.max_message_mib, 2**20)
+        if self.max_pending_mib:
+            _check_range("max_pending_mib", self.max_pending_mib, self.max_message_mib, 2**20)
         _check_range("drain_grace_s", self.drain_grace_s, 0, 3600)
         _check_range("cpu_threads", self.cpu_threads, 0, 1024)
         _check_range("decode_threads", self.decode_threads, 0, 1024)

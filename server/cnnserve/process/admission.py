@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from cnnserve.errors import QueueFull
+from cnnserve.errors import InvalidInput, QueueFull
 
 # An estimate of when memory is free again: requests hold it for milliseconds up to a second.
 _RETRY_MS = 100
@@ -23,9 +23,9 @@ class MemoryBudget:
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Holds `size` bytes while inside. Raises `QueueFull` at once if they exceed the limit.
+        """Holds `size` bytes while inside.
 
-        If no other request holds bytes, any size is accepted, because the message limit has already bounded it.
+        Raises `QueueFull` at once if they do not fit beside what others hold, and `InvalidInput` if they never will.
         """
         self.take(size)
         try:
@@ -50,7 +50,14 @@ class MemoryBudget:
     def take(self, size: int) -> None:
         """Holds `size` bytes until `give`. Otherwise as `hold`."""
         with self._changed:
-            if self.held_bytes and not self._fits(size):
+            if size > self.limit_bytes:
+                self.refused += 1
+                raise InvalidInput(
+                    f"the request needs {_mib(size)} MiB of memory, all requests together may hold "
+                    f"{_mib(self.limit_bytes)} MiB; send fewer rows, or start the server with a larger "
+                    "--max-pending-mib"
+                )
+            if not self._fits(size):
                 self.refused += 1
                 raise QueueFull(
                     f"the server's memory for requests is full: requests in flight hold {self._total() >> 20} MiB, "
@@ -70,8 +77,15 @@ class MemoryBudget:
     def decoding(self, size: int) -> Iterator[None]:
         """Holds `size` bytes while inside. Blocks until they fit into the limit, so only decoding threads call it.
 
-        If no other image is being decoded, any size is accepted, because the pixel limit has already bounded it.
+        Raises `InvalidInput` if they never will. An image waits for those that are being decoded, and for nothing else:
+        the request that it belongs to has its place already.
         """
+        if size > self.limit_bytes:
+            raise InvalidInput(
+                f"decoding the image needs {_mib(size)} MiB of memory, the limit for all requests is "
+                f"{_mib(self.limit_bytes)} MiB; send a smaller image, or start the server with a larger "
+                "--max-pending-mib"
+            )
         with self._changed:
             self._changed.wait_for(lambda: not self.decoding_bytes or self._fits(size))
             self.decoding_bytes += size
@@ -87,3 +101,7 @@ class MemoryBudget:
 
     def _fits(self, size: int) -> bool:
         return self._total() + size <= self.limit_bytes
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"

@@ -18,22 +18,22 @@ def cpu_budget(cgroup_root: Path = _CGROUP_ROOT, membership: Path = Path("/proc/
 
 def _quota(root: Path, membership: Path) -> float | None:
     """Returns the smallest quota from this process's cgroup up to the root, in CPUs; None if there is none."""
-    quotas = [q for folder in _folders(root, membership) if (q := _read_quota(folder)) is not None]
+    quotas = [q for folder in cgroup_folders(root, membership, "cpu") if (q := _read_quota(folder)) is not None]
     return min(quotas, default=None)
 
 
-def _folders(root: Path, membership: Path) -> list[Path]:
+def cgroup_folders(root: Path, membership: Path, controller: str) -> list[Path]:
+    """Returns the folders of this process's cgroup and of all above it, for one controller; some may not exist."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
         lines = []
-    folders = [root, root / "cpu"]
+    folders = [root, root / controller]
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "" or "cpu" in controllers.split(","):
+        if controllers == "" or controller in controllers.split(","):
             # A container may see the host's path although only its own cgroup is mounted, so folders may be missing.
-            # `_read_quota` returns None for them.
-            base = root if controllers == "" else root / "cpu"
+            base = root if controllers == "" else root / controller
             parts = [part for part in path.split("/") if part not in ("", "..")]
             folders += [base.joinpath(*parts[: depth + 1]) for depth in range(len(parts))]
     return folders

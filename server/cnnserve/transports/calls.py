@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from cnnserve.api import answer_size
+from cnnserve.api.field_count import check_fields
 from cnnserve.api.methods import Method
 from cnnserve.errors import InvalidInput
 
@@ -32,11 +33,15 @@ def channel_arguments(max_message_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-def parse(method: Method, data: bytes | None) -> Any:
-    """Returns the request message. Raises `InvalidInput` if there are no bytes, or bytes of another message."""
+def parse(method: Method, data: bytes | None, most_bytes: int) -> Any:
+    """Returns the request message. Raises `InvalidInput` if there are no bytes, or bytes of another message.
+
+    `most_bytes` is the largest message: lists of numbers may not become larger when they are parsed.
+    """
     name = method.request.DESCRIPTOR.full_name
     if data is None:
         raise InvalidInput(f"the call has no request message; send one {name}")
+    check_fields(data, method.request.DESCRIPTOR, most_bytes)
     try:
         return method.request.FromString(data)
     except DecodeError as error:

@@ -106,7 +106,7 @@ def _unary(method: Method, gate: Gate, max_bytes: int) -> Callable[[Any, Any], A
             call = _call_context(context)
             response = await _quick(method, data, call)
             if response is None:
-                response = serialized(await handler(parse(method, data), call), max_bytes)
+                response = serialized(await handler(parse(method, data, max_bytes), call), max_bytes)
             if not method.while_draining:
                 await gate.passed()
             return response
@@ -127,9 +127,9 @@ def _streaming(method: Method, gate: Gate, max_bytes: int) -> Callable[[Any, Any
             if not method.while_draining:
                 await gate.arrived()
             if method.kind is Kind.STREAM:
-                request: Any = _parse_all(method, messages)
+                request: Any = _parse_all(method, messages, max_bytes)
             else:
-                request = parse(method, await anext(aiter(messages), None))
+                request = parse(method, await anext(aiter(messages), None), max_bytes)
             async for response in handler(request, replace(_call_context(context), metadata=_metadata(context))):
                 yield serialized(response, max_bytes)
         except (Exception, asyncio.CancelledError) as error:
@@ -170,9 +170,9 @@ def _raise_if_cancelled(error: BaseException) -> None:
         raise error
 
 
-async def _parse_all(method: Method, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+async def _parse_all(method: Method, messages: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[Any]:
     async for data in messages:
-        yield parse(method, data)
+        yield parse(method, data, max_bytes)
 
 
 def _call_context(context: Any) -> CallContext:

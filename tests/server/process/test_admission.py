@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from cnnserve.errors import QueueFull
+from cnnserve.errors import InvalidInput, QueueFull
 from cnnserve.process.admission import MemoryBudget
 
 
@@ -26,11 +26,15 @@ def test_an_error_inside_gives_back() -> None:
     assert budget.held_bytes == 0
 
 
-def test_one_that_is_alone_is_let_in() -> None:
+def test_one_that_can_never_fit_is_refused_by_itself_and_shuts_nobody_out() -> None:
     budget = MemoryBudget(100)
-    with budget.hold(1000), pytest.raises(QueueFull), budget.hold(1):
+    with pytest.raises(InvalidInput, match="max-pending-mib"), budget.hold(101):
         pass
-    assert budget.held_bytes == 0
+    with pytest.raises(InvalidInput, match="max-pending-mib"), budget.decoding(101):
+        pass
+    with budget.hold(100):
+        pass
+    assert budget.held_bytes == budget.decoding_bytes == 0
 
 
 def test_a_decoding_waits_for_its_memory() -> None:
@@ -54,9 +58,9 @@ def test_a_decoding_waits_for_its_memory() -> None:
     assert (budget.held_bytes, budget.decoding_bytes) == (0, 0)
 
 
-def test_one_decoding_alone_is_let_in_and_an_error_gives_back() -> None:
+def test_one_decoding_goes_on_beside_its_own_request_and_an_error_gives_back() -> None:
     budget = MemoryBudget(100)
-    with budget.hold(90), pytest.raises(ZeroDivisionError), budget.decoding(1000):
+    with budget.hold(90), pytest.raises(ZeroDivisionError), budget.decoding(100):
         raise ZeroDivisionError
     assert budget.decoding_bytes == 0
 

@@ -116,6 +116,9 @@ class Call:
     def _handle(self, data: bytes | None) -> None:
         """Goes on with a message; None if there is none."""
 
+    def _parse(self, method: Method, data: bytes | None) -> Any:
+        return parse(method, data, self._transport.max_message_bytes)
+
     def _message_done(self, size: int | None) -> None:
         turn, self._turn = self._turn, None
         if turn is not None:
@@ -216,7 +219,7 @@ class UnaryCall(Call):
                 self._transport.release_message(self)
                 self._end_early = self._method.quick(data, context.deadline_ns, self._on_quick)
             if self._end_early is None and not self._said:
-                task = self._loop.create_task(self._handler(parse(self._method, data), context))
+                task = self._loop.create_task(self._handler(self._parse(self._method, data), context))
                 task.add_done_callback(self._on_done)
                 self._end_early = task.cancel
         except Exception as error:
@@ -313,7 +316,9 @@ class StreamCall(Call):
             await gate.passed()
         handler: Any = self._method.handler
         context = self.context(metadata=True)
-        requests = self._requests() if self._method.kind is Kind.STREAM else parse(self._method, await self._receive())
+        requests = (
+            self._requests() if self._method.kind is Kind.STREAM else self._parse(self._method, await self._receive())
+        )
         async for response in handler(requests, context):
             data = serialized(response, self._transport.max_message_bytes)
             if not await self._write(data):
@@ -321,7 +326,7 @@ class StreamCall(Call):
 
     async def _requests(self) -> AsyncIterator[Any]:
         while (data := await self._receive()) is not None:
-            yield parse(self._method, data)
+            yield self._parse(self._method, data)
 
     async def _receive(self) -> bytes | None:
         received: asyncio.Future[bytes | None] = self._loop.create_future()

@@ -44,7 +44,6 @@ class CoreTransport:
         self.loop = asyncio.get_running_loop()
         self.receiving = Receiving(budget, max_message_bytes, pressure, self._relieve)
         self._budget = budget
-        self._most_calls = max(_LEAST_CALLS, budget.limit_bytes // 2 // CALL_BYTES)
         # Calls whose response was handed over and is not sent yet, and since when.
         self._unsent: dict[Call, float] = {}
         self.gate = Gate()
@@ -164,6 +163,9 @@ class CoreTransport:
             too_many -= call.sending_bytes
             call.abandon()
 
+    def _most_calls(self) -> int:
+        return max(_LEAST_CALLS, self._budget.limit_bytes // 2 // CALL_BYTES)
+
     async def _until_idle(self, seconds: float) -> None:
         try:
             await asyncio.wait_for(self._idle.wait(), max(0.0, seconds))
@@ -182,7 +184,7 @@ class CoreTransport:
             self._accept_next()
         method = self._methods.get(event.call_details.method)
         call: Call
-        if len(self._calls) >= self._most_calls and (method is None or not method.while_draining):
+        if len(self._calls) >= self._most_calls() and (method is None or not method.while_draining):
             self._budget.refused += 1
             call = RefusedCall(self, event, _TOO_MANY)
         elif method is None:
