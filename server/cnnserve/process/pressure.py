@@ -16,7 +16,7 @@ from cnnserve.process.threads import on_thread
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _WINDOW_S = 30.0
-# Beyond the budget: what one message of the largest size may take, and fragmentation.
+# Beyond the budget: copies that no budget counts, and fragmentation.
 _SLACK_BYTES = 64 * 2**20
 # Freed memory that the C library keeps is returned if there is this much of it, at most once in this time.
 _WORTH_BYTES = 32 * 2**20

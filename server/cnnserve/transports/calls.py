@@ -24,10 +24,6 @@ def channel_arguments(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", max_message_bytes),
         # Two servers on one port would share its clients at random.
         ("grpc.so_reuseport", 0),
-        # What a client may send before the server asks for its message: 64 KiB, and no more as the connection gets
-        # faster. Otherwise the core holds megabytes for each call that waits.
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", 2**16),
         ("grpc.server.max_pending_requests", _PENDING),
         ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING),
     ]

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
@@ -51,6 +51,8 @@ class Call:
         "message_bytes",
         "sending_bytes",
     )
+
+    is_stream: ClassVar[bool] = False
 
     def __init__(self, transport: "CoreTransport", event: Any) -> None:
         self._transport = transport
@@ -278,6 +280,8 @@ class StreamCall(Call):
     """Messages in and out, one after the other; its handler runs as a task."""
 
     __slots__ = ("_metadata_sent", "_method", "_received", "_sent", "_task")
+
+    is_stream: ClassVar[bool] = True
 
     def __init__(self, transport: "CoreTransport", event: Any, method: Method) -> None:
         super().__init__(transport, event)

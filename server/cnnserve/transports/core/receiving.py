@@ -17,7 +17,7 @@ Calls that end here get RESOURCE_EXHAUSTED with a time after which to try again.
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
@@ -47,6 +47,8 @@ def memory_of(message_bytes: int) -> int:
 
 class Reader(Protocol):
     """A call that wants its next message."""
+
+    is_stream: ClassVar[bool]
 
     def read(self) -> None:
         """Asks the core for the message."""
@@ -198,7 +200,10 @@ class Receiving:
     def _look(self) -> None:
         self._timer = None
         if self._pressure.look():
-            self._end(self._older(_SLOW_S), "the server has no memory for messages that are large or arrive slowly")
+            slow = self._older(_SLOW_S)
+            # A stream that waits for its next message looks the same as one whose message is on its way.
+            unary = [turn for turn in slow if not turn.reader.is_stream]
+            self._end(unary or slow, "the server has no memory for messages that are large or arrive slowly")
         elif self._queue:
             silent = [turn for turn in self._older(_PATIENCE_S) if turn.is_new]
             self._end(silent, f"no whole message came within {_PATIENCE_S:g} s while other requests waited")

@@ -27,6 +27,9 @@ _TOO_MANY = Status(
     100,
 )
 _LEAST_CALLS = 1024
+# What a client may send before the server asks for its message: 64 KiB, and no more as the connection gets faster.
+# Otherwise the core holds megabytes for each call that waits.
+_FLOW_CONTROL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16))
 # A client that has not read its response for this time loses it if the server needs the memory.
 _UNREAD_S = 1.0
 # Calls that the core may hand over at once.
@@ -52,7 +55,7 @@ class CoreTransport:
         services = sorted({method.service for method in self._methods.values()})
         info = _reflection([*services, reflection.SERVICE_NAME])
         self._methods[f"/{info.name}".encode()] = info
-        self._server = cygrpc.Server(tuple(channel_arguments(max_message_bytes)), False)
+        self._server = cygrpc.Server((*channel_arguments(max_message_bytes), *_FLOW_CONTROL), False)
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
         self._pump = EventPump(self._queue)
