@@ -4,10 +4,10 @@ The core holds a message in memory from the moment the server asks for it, and d
 whole. Until the server asks, flow control holds the bytes at the sender. So each call waits here for its turn:
 
 1. A connection's next message is expected to be as large as its largest recent one. A connection that has sent none is
-   expected to send the largest message that is allowed, and only one at a time. A message is asked for if what requests
-   hold and what is expected fit into the budget. A call that is alone is always asked.
-2. If a new connection's message does not come for `_PATIENCE_S` while others wait, its call ends: silent connections
-   must not keep others out.
+   expected to send the largest message that is allowed, and is asked for one message only until it has come. A message
+   is asked for if what requests hold and what is expected fit into the budget. A call that is alone is always asked.
+2. If a new connection's message does not come for a second while others wait, its call ends; the more wait, the sooner:
+   silent connections must not keep others out.
 3. Messages may be larger than expected, and compressed ones are unpacked by the core. So while messages are on their
    way, the process's memory is watched, and if it exceeds the budget, the calls whose message does not come end.
 
@@ -28,7 +28,10 @@ _MARGIN = 1.25
 _LARGE_BYTES = 2**20
 # Of the largest recent message, after each smaller one.
 _FADING = 0.9
+# With this many other connections that wait, half of it; never less than a slow round trip.
 _PATIENCE_S = 1.0
+_MANY = 8
+_LEAST_PATIENCE_S = 0.2
 # How often memory is looked at while messages are on their way, and from which age a message counts as slow.
 _LOOK_S = 0.02
 _SLOW_S = 0.02
@@ -205,8 +208,9 @@ class Receiving:
             unary = [turn for turn in slow if not turn.reader.is_stream]
             self._end(unary or slow, "the server has no memory for messages that are large or arrive slowly")
         elif self._queue:
-            silent = [turn for turn in self._older(_PATIENCE_S) if turn.is_new]
-            self._end(silent, f"no whole message came within {_PATIENCE_S:g} s while other requests waited")
+            patience_s = max(_LEAST_PATIENCE_S, _PATIENCE_S / (1 + len(self._queue) / _MANY))
+            silent = [turn for turn in self._older(patience_s) if turn.is_new]
+            self._end(silent, f"no whole message came within {patience_s:.1f} s while other requests waited")
             self.advance()
         if not self._budget.has_room(0):
             self._relieve()
