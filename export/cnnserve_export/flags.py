@@ -216,8 +216,9 @@ def _add_proof(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--golden",
         type=_path,
-        metavar="FILE",
-        help="golden image, which the self-test of the server must repeat (default: a built-in image)",
+        metavar="PATH",
+        help="golden image, which the self-test of the server must repeat, or a folder of up to 32 small ones "
+        "(default: a built-in image)",
     )
 
 

@@ -9,15 +9,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository import show_text
 from cnnserve.repository.folders import ModelFolder, model_folder, scan, version_number
 from cnnserve.repository.label_file import read_labels
-from cnnserve.repository.manifest import MANIFEST_FILE
+from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
 from cnnserve.repository.show_text import Entry
 
 
@@ -123,6 +123,7 @@ def _look(model: ModelFolder, version: int) -> Entry:
         "state": "no manifest",
         "problems": {},
         "labels": None,
+        "golden": None,
         "manifest": None,
     }
     try:
@@ -137,4 +138,23 @@ def _look(model: ModelFolder, version: int) -> Entry:
             entry["labels"] = list(read_labels(folder / manifest.labels))
         except ModelLoadFailed as error:
             problems[manifest.labels] = str(error)
-    return entry | {"state": "altered" if problems else "intact", "problems": problems, "manifest": asdict(manifest)}
+    try:
+        entry["golden"] = _golden(manifest, folder, entry["labels"])
+    except (ModelLoadFailed, OSError) as error:
+        problems.setdefault(manifest.golden.probabilities or MANIFEST_FILE, str(error))
+    state = "altered" if problems else "intact"
+    return entry | {"state": state, "problems": problems, "manifest": manifests.document(manifest)}
+
+
+def _golden(manifest: Manifest, folder: Path, labels: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Returns for each golden image its most probable class, and the label and the probability of that class."""
+    rows = manifests.golden_probabilities(manifest, lambda name: (folder / name).read_bytes())
+    return [
+        {
+            "image": image,
+            "class": (number := int(row.argmax())),
+            "label": labels[number] if labels and number < len(labels) else None,
+            "probability": float(row[number]),
+        }
+        for image, row in zip(manifest.golden.images, rows, strict=True)
+    ]

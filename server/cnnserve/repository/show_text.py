@@ -86,7 +86,7 @@ def _facts(entry: Entry, manifest: dict[str, Any]) -> Iterator[tuple[str, Iterat
     yield "preprocessing", _preprocessing(manifest["preprocessing"])
     yield "labels", [_labels(entry["labels"], manifest)]
     yield "weights", _weights(manifest["weights"])
-    yield "golden image", [_golden(manifest["golden"], entry["labels"])]
+    yield "golden images", _golden(manifest["golden"], entry["golden"])
     yield "parity", _parity(manifest["parity"], lowered=bool(manifest.get("agreement")))
     if manifest.get("agreement"):
         yield "agreement", _agreement(manifest["agreement"])
@@ -113,11 +113,14 @@ def _labels(names: list[str] | None, manifest: dict[str, Any]) -> str:
     return f"{manifest['labels']}, {len(names)}: {', '.join(names[:_LABELS_SHOWN])}{more}"
 
 
-def _golden(golden: dict[str, Any], names: list[str] | None) -> str:
-    highest = max(golden["probabilities"], default=0.0)
-    index = golden["probabilities"].index(highest) if golden["probabilities"] else 0
-    label = names[index] if names and index < len(names) else f"class {index}"
-    return f"{golden['image']}: {label!r} with probability {highest:.4f}, tolerance {golden['tolerance']:.0e}"
+def _golden(golden: dict[str, Any], answers: list[dict[str, Any]] | None) -> Iterator[str]:
+    if answers is None:
+        yield f"{golden['probabilities']} cannot be read"
+    for answer in answers or ():
+        label = f"class {answer['class']}" if answer["label"] is None else repr(answer["label"])
+        yield f"{answer['image']}: {label} with probability {answer['probability']:.4f}"
+    logarithms = f", of its logarithm {golden['log_tolerance']:.0e}" if golden["log_tolerance"] else ""
+    yield f"tolerance of a probability {golden['tolerance']:.0e}{logarithms}"
 
 
 def _weights(origin: dict[str, str]) -> Iterator[str]:

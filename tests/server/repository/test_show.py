@@ -11,7 +11,7 @@ from cnnserve.repository import manifest as manifests
 from cnnserve.repository import show_text
 from cnnserve.repository.manifest import MANIFEST_FILE, Parity, Preprocessing, Resize, TensorInfo
 from cnnserve.repository.show import show
-from support import REPOSITORY, tiny_onnx, write_version
+from support import REPOSITORY, golden_rows, tiny_onnx, write_version
 
 Output = pytest.CaptureFixture[str]
 IMAGES = {"name": "photos", "count": 250, "sha256": "ab" * 32}
@@ -43,13 +43,14 @@ def test_the_trained_lenet5(capsys: Output) -> None:
     facts = {name: text.strip() for name, text in lines.items()}
     assert err == ""
     assert out.startswith("lenet5 version 1, ")
-    assert facts["state"] == "intact: 3 files match the digests in the manifest"
+    assert facts["state"] == "intact: 4 files match the digests in the manifest"
     assert facts["architecture"] == "lenet5, 61,706 parameters"
     assert facts["precision"] == "fp32, opset 18, IR version 10"
     assert facts["input"] == "image, 28 x 28 x 1 UINT8 NHWC, batches of 1 to 32"
     assert facts["labels"] == "labels.txt, 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert facts["weights"] == "trained"
-    assert facts["golden image"].startswith("golden.png: '3' with probability 0.9")
+    assert facts["golden images"].startswith("golden.png: '3' with probability 0.9")
+    assert "tolerance of a probability 1e-04, of its logarithm 1e-03\n" in out
     for text in ("normalised: mean 0.306, standard deviation 0.325, in the graph", "epochs: 30", " at batch 32"):
         assert text in out
     manifest = manifests.read(REPOSITORY / "lenet5" / "1")
@@ -107,9 +108,17 @@ def test_a_repository_is_a_line_per_version(root: Path, capsys: Output) -> None:
 
 def test_the_documented_keys(root: Path, capsys: Output) -> None:
     (entry,) = documents(capsys, root / "tiny")
-    assert list(entry) == ["model", "version", "folder", "other_versions", "state", "problems", "labels", "manifest"]
+    keys = ["model", "version", "folder", "other_versions", "state", "problems", "labels", "golden", "manifest"]
+    assert list(entry) == keys
     assert entry["other_versions"] == [1]
     assert entry["labels"] == ["dark", "left", "bright"]
+    (golden,) = entry["golden"]
+    assert golden == {
+        "image": "golden.png",
+        "class": 1,
+        "label": "left",
+        "probability": pytest.approx(golden_rows(root / "tiny" / "3")[0, 1]),
+    }
     assert entry["manifest"] == json.loads((root / "tiny" / "3" / MANIFEST_FILE).read_text())
 
 
@@ -149,7 +158,7 @@ def test_a_version_without_a_manifest_is_shown_as_such(root: Path, capsys: Outpu
 
 
 def test_a_broken_manifest_is_told(root: Path, capsys: Output) -> None:
-    (root / "tiny" / "3" / MANIFEST_FILE).write_text('{"schema": 1}')
+    (root / "tiny" / "3" / MANIFEST_FILE).write_text('{"schema": 2}')
     assert show([str(root / "tiny")]) == 1
     out, err = capsys.readouterr()
     assert "broken manifest: manifest.json: field model is missing" in out

@@ -1,0 +1,54 @@
+"""The golden probabilities: float32, little-endian, one row of all classes for each golden image."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.repository.manifest.fields import InvalidField
+from cnnserve.repository.manifest.schema import MANIFEST_FILE, Manifest
+
+_FLOAT32 = np.dtype("<f4")
+BYTES_PER_VALUE = _FLOAT32.itemsize
+# float32 rows of a thousand classes sum to 1 within 1e-6.
+_SUM_TOLERANCE = 1e-3
+
+
+def golden_bytes(probabilities: NDArray[np.floating]) -> bytes:
+    """Returns the content of the file of golden probabilities, for an array (images, classes)."""
+    return probabilities.astype(_FLOAT32).tobytes()
+
+
+def golden_probabilities(manifest: Manifest, read: Callable[[str], bytes]) -> NDArray[np.float32]:
+    """Returns the golden probabilities (images, classes), one row for each of `golden.images`.
+
+    `read` returns the content of a file of the version by its name. Pass the bytes whose digest was compared. It is not
+    called for a manifest of schema 1. Raises `ModelLoadFailed` if the values cannot be an output of the model.
+    """
+    name = manifest.golden.probabilities
+    try:
+        return values(manifest, manifest.golden.inline if name is None else read(name))
+    except InvalidField as error:
+        raise ModelLoadFailed(f"{MANIFEST_FILE}: {error}") from error
+
+
+def values(manifest: Manifest, data: bytes) -> NDArray[np.float32]:
+    """Returns the golden probabilities (images, classes) in `data`. Raises `InvalidField` if they are impossible."""
+    images, classes = len(manifest.golden.images), manifest.class_count
+    name = manifest.golden.probabilities or "golden.probabilities"
+    if len(data) != images * classes * BYTES_PER_VALUE:
+        raise InvalidField(
+            f"{name} has {len(data) / BYTES_PER_VALUE:g} values, expected {classes} (class_count) for each of "
+            f"{images} golden image(s)"
+        )
+    rows = np.frombuffer(data, _FLOAT32).reshape(images, classes)
+    if not np.isfinite(rows).all():
+        raise InvalidField(f"{name} holds values that are not finite")
+    if manifest.activation != "none" and (rows.min() < 0 or rows.max() > 1 + _SUM_TOLERANCE):
+        raise InvalidField(f"{name} holds values from {rows.min():g} to {rows.max():g}, expected probabilities")
+    sums = rows.sum(axis=1, dtype=np.float64)
+    if manifest.activation == "softmax" and (np.abs(sums - 1) > _SUM_TOLERANCE).any():
+        worst = sums[np.abs(sums - 1).argmax()]
+        raise InvalidField(f"{name}: the probabilities of an image sum to {worst:g}, expected 1")
+    return rows.astype(np.float32, copy=False)
