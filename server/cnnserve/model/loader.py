@@ -12,6 +12,7 @@ from pathlib import Path
 from cnnserve.batching.batcher import DynamicBatcher
 from cnnserve.batching.inline import InlineRuns
 from cnnserve.batching.instance import ModelInstance
+from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import proving
@@ -66,10 +67,12 @@ def open_version(
     """
     path = folder.versions[version]
     config = pbtxt.of(folder)
-    manifest = _read_manifest(path)
+    manifest = _read_manifest(folder, version)
     execution = executions.read(config, device)
     model_file = _model_file(path, config, manifest)
     execution, sessions = open_sessions(model_file, execution, cpu_threads, engine_cache, on_stage)
+    if manifest is not None:
+        _check_tensors(manifest, sessions[0].inputs, sessions[0].outputs)
     settings = resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
     labels = _labels(folder, path, manifest, settings)
     preprocessor = _preprocessor(config, manifest, settings, budget)
@@ -135,11 +138,28 @@ def _preprocessor(
     return None
 
 
-def _read_manifest(path: Path) -> Manifest | None:
+def _read_manifest(folder: ModelFolder, version: int) -> Manifest | None:
+    path = folder.versions[version]
     manifest = manifests.read(path)
     if manifest is not None:
+        manifests.check_place(manifest, folder.name, version)
         manifests.verify_files(manifest, path)
     return manifest
+
+
+def _check_tensors(manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Raises `ModelLoadFailed` unless the file has the input and the output in the manifest."""
+    for kind, stated, specs in (("input", manifest.input, inputs), ("output", manifest.output, outputs)):
+        names = ", ".join(spec.name for spec in specs)
+        if names != stated.name:
+            raise ModelLoadFailed(f"the ONNX file has the {kind} {names!r}, the manifest says {stated.name!r}")
+        # Files may leave sizes open, also that of the batch.
+        sizes = zip(specs[0].shape[1:], stated.shape, strict=False)
+        if specs[0].datatype != stated.datatype or any(own not in (-1, said) for own, said in sizes):
+            raise ModelLoadFailed(
+                f"the ONNX file's {kind} {stated.name!r} is {specs[0].datatype} {list(specs[0].shape)}, the manifest "
+                f"says {stated.datatype} {[-1, *stated.shape]}"
+            )
 
 
 def _model_file(path: Path, config: ModelConfig | None, manifest: Manifest | None) -> Path:

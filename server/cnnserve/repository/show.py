@@ -122,6 +122,7 @@ def _look(model: ModelFolder, version: int) -> Entry:
         "other_versions": [number for number in model.versions if number != version],
         "state": "no manifest",
         "problems": {},
+        "warnings": [],
         "labels": None,
         "golden": None,
         "manifest": None,
@@ -132,18 +133,36 @@ def _look(model: ModelFolder, version: int) -> Entry:
         return entry | {"state": "broken manifest", "problems": {MANIFEST_FILE: str(error)}}
     if manifest is None:
         return entry
+    return entry | _compared(manifest, model.name, version, folder)
+
+
+def _compared(manifest: Manifest, model: str, version: int, folder: Path) -> Entry:
+    """Returns the manifest of a version, and how its files and its folder differ from it."""
     problems = manifests.altered_files(manifest, folder)
-    if manifest.labels and manifest.labels not in problems:
-        try:
-            entry["labels"] = list(read_labels(folder / manifest.labels))
-        except ModelLoadFailed as error:
-            problems[manifest.labels] = str(error)
+    labels = golden = None
     try:
-        entry["golden"] = _golden(manifest, folder, entry["labels"])
-    except (ModelLoadFailed, OSError) as error:
-        problems.setdefault(manifest.golden.probabilities or MANIFEST_FILE, str(error))
+        if manifest.labels and manifest.labels not in problems:
+            labels = list(read_labels(folder / manifest.labels))
+    except ModelLoadFailed as error:
+        problems[manifest.labels or ""] = str(error)
+    try:
+        if manifest.golden.probabilities not in problems:
+            golden = _golden(manifest, folder, labels)
+    except ModelLoadFailed as error:
+        problems[manifest.golden.probabilities or MANIFEST_FILE] = str(error)
     state = "altered" if problems else "intact"
-    return entry | {"state": state, "problems": problems, "manifest": manifests.document(manifest)}
+    try:
+        manifests.check_place(manifest, model, version)
+    except ModelLoadFailed as error:
+        state = "altered" if problems else "wrong place"
+        problems[MANIFEST_FILE] = str(error)
+    return {
+        "state": state,
+        "problems": problems,
+        "labels": labels,
+        "golden": golden,
+        "manifest": manifests.document(manifest),
+    }
 
 
 def _golden(manifest: Manifest, folder: Path, labels: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,18 @@ def test_a_repository_is_a_line_per_version(root: Path, capsys: Output) -> None:
 
 def test_the_documented_keys(root: Path, capsys: Output) -> None:
     (entry,) = documents(capsys, root / "tiny")
-    keys = ["model", "version", "folder", "other_versions", "state", "problems", "labels", "golden", "manifest"]
-    assert list(entry) == keys
+    assert list(entry) == [
+        "model",
+        "version",
+        "folder",
+        "other_versions",
+        "state",
+        "problems",
+        "warnings",
+        "labels",
+        "golden",
+        "manifest",
+    ]
     assert entry["other_versions"] == [1]
     assert entry["labels"] == ["dark", "left", "bright"]
     (golden,) = entry["golden"]
@@ -150,6 +161,36 @@ def test_every_altered_file_is_named(root: Path, capsys: Output) -> None:
     for name in ("model.onnx", "golden.png"):
         (root / "tiny" / "3" / name).write_bytes(b"")
     assert list(documents(capsys, root / "tiny", code=1)[0]["problems"]) == ["model.onnx", "golden.png"]
+
+
+def test_a_version_in_the_wrong_place_is_told(root: Path, capsys: Output) -> None:
+    shutil.copytree(root / "tiny" / "3", root / "plain" / "4")
+    assert show([str(root / "plain")]) == 1
+    said = "manifest.json is that of model tiny version 3, but the folder is that of model plain version 4"
+    out, err = capsys.readouterr()
+    assert f"state           wrong place: {said}" in out
+    assert err.startswith(f"error: {root}/plain/4: {said}")
+    assert "cnnserve copy PATH TO" in err
+    (entry,) = documents(capsys, root / "plain", code=1)
+    assert (entry["state"], list(entry["problems"])) == ("wrong place", [MANIFEST_FILE])
+    (root / "plain" / "4" / "labels.txt").write_text("a\nb\nc\n")
+    (entry,) = documents(capsys, root / "plain", code=1)
+    assert (entry["state"], list(entry["problems"])) == ("altered", ["labels.txt", MANIFEST_FILE])
+
+
+def test_an_old_contract_is_told(capsys: Output) -> None:
+    folder = Path(__file__).parents[2] / "trust" / "schema1" / "lenet5"
+    assert show([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "contract       1: one golden image, logarithms of probabilities are not compared; see cnnserve upgrade\n"
+        in out
+    )
+    assert "golden images  golden.png: '3' with probability 0.9708\n" in out
+    assert show([str(folder.parent)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["1", "intact"]
+    (entry,) = documents(capsys, folder)
+    assert (entry["manifest"]["schema"], entry["manifest"]["golden"]["log_tolerance"]) == (1, None)
 
 
 def test_a_version_without_a_manifest_is_shown_as_such(root: Path, capsys: Output) -> None:
@@ -249,5 +290,5 @@ def test_agreement_with_fp32(root: Path, capsys: Output) -> None:
     ):
         assert line in text
     # The parity belongs to another file, the one in fp32.
-    (parity, agreement) = show_text.table([entry]).splitlines()[1].split()[-3:-1]
+    (parity, agreement) = show_text.table([entry]).splitlines()[1].split()[-4:-2]
     assert (parity, agreement) == ("-", "99.60%")

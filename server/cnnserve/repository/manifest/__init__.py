@@ -4,6 +4,7 @@
 file that the manifest names, and repeats the golden images before the version becomes READY.
 """
 
+from cnnserve.repository.manifest.checks import check_place
 from cnnserve.repository.manifest.digests import altered_files, digest, verify_files
 from cnnserve.repository.manifest.limits import (
     LOG_TOLERANCES,
@@ -58,6 +59,7 @@ __all__ = [
     "ResizeMode",
     "TensorInfo",
     "altered_files",
+    "check_place",
     "digest",
     "document",
     "golden_bytes",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository.folders import MAX_VERSION, MODEL_NAME
 from cnnserve.repository.manifest import limits, probabilities
 from cnnserve.repository.manifest.fields import InvalidField
@@ -22,6 +23,15 @@ def check(manifest: Manifest) -> None:
     _check_files(manifest)
     _check_golden(manifest)
     _check_tensors(manifest)
+
+
+def check_place(manifest: Manifest, model: str, version: int) -> None:
+    """Raises `ModelLoadFailed` if a manifest is in the folder of another model or version than it names."""
+    if (manifest.model, manifest.version) != (model, version):
+        raise ModelLoadFailed(
+            f"{MANIFEST_FILE} is that of model {manifest.model} version {manifest.version}, but the folder is that of "
+            f"model {model} version {version}; move the folder back, or publish a copy: cnnserve copy PATH TO"
+        )
 
 
 def check_preprocessing(spec: Preprocessing, image_shape: tuple[int, ...]) -> None:
