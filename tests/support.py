@@ -227,6 +227,18 @@ def rewrite_manifest(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(raw | place | {"files": files} | changes))
 
 
+def as_schema_1(folder: Path) -> Path:
+    """Turns a version with one golden image into one of schema 1, as early exporters wrote it; returns its folder."""
+    path = folder / manifests.MANIFEST_FILE
+    raw = json.loads(path.read_text())
+    del raw["origin"], raw["files"]["golden.bin"], raw["preprocessing"]["pad"], raw["preprocessing"]["scale"]
+    golden = raw["golden"]
+    old = {"image": golden["images"][0], "probabilities": golden_rows(folder)[0].tolist()}
+    path.write_text(json.dumps(raw | {"schema": 1, "golden": old | {"tolerance": golden["tolerance"]}}))
+    (folder / "golden.bin").unlink()
+    return folder
+
+
 def golden_rows(folder: Path) -> NDArray[np.float32]:
     """Returns the golden probabilities of a version folder: a row for each golden image."""
     manifest = manifests.read(folder)

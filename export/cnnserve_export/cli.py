@@ -1,4 +1,4 @@
-"""Runs the commands `cnnserve export`, `cnnserve import` and `cnnserve train-lenet`.
+"""Runs the commands `cnnserve export`, `import`, `train-lenet`, `copy` and `upgrade`.
 
 Progress goes to stderr, the path of the published folder to stdout. The exit status is 0 after success, 1 after an
 error (one message; nothing was published), 2 after a wrong flag and 130 after an interruption. torch is imported only
@@ -41,6 +41,28 @@ def train_lenet(argv: list[str]) -> int:
     """Runs `cnnserve train-lenet` with the arguments `argv` and returns the exit status."""
     arguments = flags.train_parser().parse_args(argv)
     return _guarded(_train, arguments)
+
+
+def copy(argv: list[str]) -> int:
+    """Runs `cnnserve copy` with these arguments; returns the exit status. Needs the base install only."""
+    return _guarded(_copy, flags.copy_parser().parse_args(argv))
+
+
+def upgrade(argv: list[str]) -> int:
+    """Runs `cnnserve upgrade` with these arguments; returns the exit status. Needs the base install only."""
+    return _guarded(_upgrade, flags.upgrade_parser().parse_args(argv))
+
+
+def _copy(arguments: argparse.Namespace) -> Path:
+    from cnnserve_export import copying
+
+    return copying.copy(arguments.path, arguments.to)
+
+
+def _upgrade(arguments: argparse.Namespace) -> Path:
+    from cnnserve_export import copying
+
+    return copying.upgrade(arguments.path)
 
 
 def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.Namespace) -> int:

@@ -9,10 +9,10 @@ import onnx
 from numpy.typing import NDArray
 
 import cnnserve
-from cnnserve.repository.manifest import golden_bytes
+from cnnserve.repository.manifest import PROBABILITIES_FILE, golden_bytes
 from cnnserve.runtime.session import runtime_version
 from cnnserve_export import labels
-from cnnserve_export.golden import PROBABILITIES_FILE, GoldenImages
+from cnnserve_export.golden import GoldenImages
 
 
 def write(folder: Path, images: GoldenImages, probabilities: NDArray[np.float32], names: Sequence[str] | None) -> None:

@@ -10,12 +10,10 @@ from PIL import Image, ImageOps
 
 from cnnserve.images.preprocessing import FORMATS
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository.manifest import Golden
+from cnnserve.repository.manifest import PROBABILITIES_FILE, Golden
 from cnnserve_export import files
 from cnnserve_export.contract import Precision
 from cnnserve_export.errors import ExportError
-
-PROBABILITIES_FILE = "golden.bin"
 
 # The content of each golden image by its file name in the version folder.
 GoldenImages = Mapping[str, bytes]

@@ -29,7 +29,7 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["classify", "models", "labels", "load", "unload", "health", "serve", "show", "export", "train-lenet"]
+    "command", ["classify", "models", "labels", "load", "unload", "health", "serve", "show", "export", "train-lenet", "copy"]
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
     assert not imported_by(command, "--help") & set(HEAVY)

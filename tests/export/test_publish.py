@@ -254,7 +254,7 @@ def test_a_version_no_server_reads_is_refused(repository: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "é", "a" * 129, "-x", "x\n"])
 def test_names_that_are_no_model_names(name: str, repository: Path) -> None:
-    with pytest.raises(ExportError, match="is not a model name; pass --name with at most 128 letters"):
+    with pytest.raises(ExportError, match="is not a model name; choose one with at most 128 letters"):
         publish.plan(repository, name)
     assert not repository.exists()
 

@@ -12,7 +12,7 @@ from cnnserve.repository.manifest.limits import (
     MAX_GOLDEN_IMAGES,
     TOLERANCES,
 )
-from cnnserve.repository.manifest.probabilities import golden_bytes, golden_probabilities
+from cnnserve.repository.manifest.probabilities import PROBABILITIES_FILE, golden_bytes, golden_probabilities
 from cnnserve.repository.manifest.reading import parse, parse_preprocessing, read
 from cnnserve.repository.manifest.schema import (
     MANIFEST_FILE,
@@ -41,6 +41,7 @@ __all__ = [
     "MANIFEST_FILE",
     "MAX_BYTES",
     "MAX_GOLDEN_IMAGES",
+    "PROBABILITIES_FILE",
     "SCHEMA",
     "TOLERANCES",
     "Agreement",

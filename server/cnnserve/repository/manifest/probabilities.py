@@ -9,6 +9,8 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository.manifest.fields import InvalidField
 from cnnserve.repository.manifest.schema import MANIFEST_FILE, Manifest
 
+# The exporter's name for it.
+PROBABILITIES_FILE = "golden.bin"
 _FLOAT32 = np.dtype("<f4")
 BYTES_PER_VALUE = _FLOAT32.itemsize
 # float32 rows of a thousand classes sum to 1 within 1e-6.
