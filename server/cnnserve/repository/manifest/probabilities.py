@@ -1,28 +1,39 @@
-"""The golden probabilities: float32, little-endian, one row of all classes for each golden image."""
+"""The golden probabilities: float32, little-endian, one row of all classes for each golden image.
 
-from collections.abc import Callable
+numpy is imported only for values, because parsers of the command line import this package for its names.
+"""
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository.manifest.fields import InvalidField
 from cnnserve.repository.manifest.schema import MANIFEST_FILE, Manifest
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 # The exporter's name for it.
 PROBABILITIES_FILE = "golden.bin"
-_FLOAT32 = np.dtype("<f4")
-BYTES_PER_VALUE = _FLOAT32.itemsize
+BYTES_PER_VALUE = 4
+_FLOAT32 = "<f4"
 # float32 rows of a thousand classes sum to 1 within 1e-6.
 _SUM_TOLERANCE = 1e-3
 
 
-def golden_bytes(probabilities: NDArray[np.floating]) -> bytes:
-    """Returns the content of the file of golden probabilities, for an array (images, classes)."""
-    return probabilities.astype(_FLOAT32).tobytes()
+def golden_bytes(probabilities: "NDArray[np.floating] | Sequence[float]") -> bytes:
+    """Returns the content of the file of golden probabilities: of an array (images, classes), or of one image's values.
+
+    Values that float32 cannot hold become infinite.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    with np.errstate(over="ignore"):
+        return np.asarray(probabilities).astype(_FLOAT32).tobytes()
 
 
-def golden_probabilities(manifest: Manifest, read: Callable[[str], bytes]) -> NDArray[np.float32]:
+def golden_probabilities(manifest: Manifest, read: Callable[[str], bytes]) -> "NDArray[np.float32]":
     """Returns the golden probabilities (images, classes), one row for each of `golden.images`.
 
     `read` returns the content of a file of the version by its name. Pass the bytes whose digest was compared. It is not
@@ -35,8 +46,10 @@ def golden_probabilities(manifest: Manifest, read: Callable[[str], bytes]) -> ND
         raise ModelLoadFailed(f"{MANIFEST_FILE}: {error}") from error
 
 
-def values(manifest: Manifest, data: bytes) -> NDArray[np.float32]:
+def values(manifest: Manifest, data: bytes) -> "NDArray[np.float32]":
     """Returns the golden probabilities (images, classes) in `data`. Raises `InvalidField` if they are impossible."""
+    import numpy as np  # noqa: PLC0415
+
     images, classes = len(manifest.golden.images), manifest.class_count
     name = manifest.golden.probabilities or "golden.probabilities"
     if len(data) != images * classes * BYTES_PER_VALUE:

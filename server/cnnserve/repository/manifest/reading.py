@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cnnserve import json_text
 from cnnserve.errors import ModelLoadFailed, reason
 from cnnserve.repository.manifest import checks
@@ -101,9 +99,7 @@ def _schema_1(raw: dict[str, Any]) -> Manifest:
     """Returns a manifest of schema 1, which has one golden image with its probabilities, and whose readers ignored
     unknown fields."""
     golden = build(_GoldenOf1, raw, strict=False).golden
-    # A double that float32 cannot hold becomes infinite, and is refused as such.
-    with np.errstate(over="ignore"):
-        inline = golden_bytes(np.array(golden.probabilities, np.float64))
+    inline = golden_bytes(golden.probabilities)
     empty: dict[str, Any] = {"images": [], "probabilities": None, "tolerance": 0, "log_tolerance": None}
     manifest = build(Manifest, raw | {"golden": empty, "origin": None}, strict=False)
     return dataclasses.replace(manifest, golden=Golden((golden.image,), None, golden.tolerance, None, inline))
