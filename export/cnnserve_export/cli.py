@@ -88,7 +88,7 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
 
 
 def _export(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden, golden_choice, labels, networks, pipeline, precision, preparation, weights
+    from cnnserve_export import golden, golden_choice, networks, pipeline, precision, preparation, weights
     from cnnserve_export.progress import Progress
 
     _limit_threads()
@@ -111,7 +111,7 @@ def _export(arguments: argparse.Namespace) -> Path:
     networks.check_class_count(behaviour.class_count, wanted)
     # Without --num-classes the factory got no number and may not take one, so the error must not propose the flag.
     fix = "correct the file" if networks.is_reference(architecture.name) and arguments.num_classes is None else ""
-    names = labels.read(arguments.labels, behaviour.class_count, fix) if arguments.labels else loaded.labels
+    names = _labels(arguments, behaviour.class_count, fix) if arguments.labels else loaded.labels
     job = pipeline.Export(
         network=network,
         architecture=architecture.name,
@@ -130,6 +130,12 @@ def _export(arguments: argparse.Namespace) -> Path:
         lowering=lowering,
     )
     return pipeline.run(job, progress)
+
+
+def _labels(arguments: argparse.Namespace, class_count: int, fix: str) -> tuple[str, ...]:
+    from cnnserve_export import labels
+
+    return labels.read(arguments.labels, class_count, fix, allow_empty=arguments.allow_empty_labels)
 
 
 def _architecture(arguments: argparse.Namespace) -> "Architecture":
@@ -202,6 +208,7 @@ def _import(arguments: argparse.Namespace) -> Path:
         name=arguments.name or arguments.file.stem,
         version=arguments.version,
         labels=arguments.labels,
+        allow_empty_labels=arguments.allow_empty_labels,
         activation=arguments.activation,
         max_batch_size=arguments.max_batch_size,
     )

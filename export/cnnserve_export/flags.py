@@ -192,6 +192,11 @@ def _add_labels(parser: argparse.ArgumentParser, default: str) -> None:
         help=f"UTF-8 text file with one label a line; {_IMAGENET}: the built-in list of the 1,000 ImageNet labels "
         f"(./{_IMAGENET} means a file); default: {default}",
     )
+    parser.add_argument(
+        "--allow-empty-labels",
+        action="store_true",
+        help="publish labels that are empty, all the same, or hold control characters (default: refuse them)",
+    )
 
 
 def _add_preprocessing(parser: argparse.ArgumentParser, description: str) -> None:

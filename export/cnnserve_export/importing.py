@@ -45,6 +45,7 @@ class Import:
     name: str
     version: int | None = None
     labels: Path | None = None
+    allow_empty_labels: bool = False
     activation: Activation = "auto"
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
 
@@ -88,7 +89,10 @@ def run(job: Import, progress: Progress) -> Path:
         with progress.stage("check") as stage:
             reference = _ask(job, source, spec, tensor, folder, stage=stage)
             class_count = reference.expected.shape[1]
-            names = labels.read(job.labels, class_count, "correct the file") if job.labels else None
+            names = None
+            if job.labels:
+                allow_empty = job.allow_empty_labels
+                names = labels.read(job.labels, class_count, "correct the file", allow_empty=allow_empty)
             model = _finished(source, reference)
             contract = Contract(tensor, TensorInfo(model.graph.output[0].name, "FP32", (class_count,)), spec)
             # `commit` checks it again, but users should not have to wait for this error.

@@ -25,7 +25,7 @@ from cnnserve.model_config.settings import Settings, resolve
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import MODEL_FILE, ModelFolder
-from cnnserve.repository.label_file import read_labels
+from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import Manifest
 from cnnserve.runtime.workers import OnStage, inline_runs, make_workers, open_sessions
 from cnnserve.wire.model_config_pb2 import ModelConfig
@@ -83,7 +83,7 @@ def open_version(
     )
     class_count = manifest.class_count if manifest else findings.probe.class_count if findings.probe else 0
     if labels:
-        _check_labels(folder.name, labels, class_count, manifest)
+        _check_labels(f"model {folder.name} version {version}", labels, class_count, manifest)
     info = ModelInfo(
         folder.name,
         version,
@@ -190,15 +190,16 @@ def _labels(folder: ModelFolder, path: Path, manifest: Manifest | None, settings
     return read_labels(file)
 
 
-def _check_labels(model: str, labels: Sequence[str], class_count: int, manifest: Manifest | None) -> None:
-    """Raises `ModelLoadFailed` unless a manifest has one label per class.
+def _check_labels(name: str, labels: Sequence[str], class_count: int, manifest: Manifest | None) -> None:
+    """Raises `ModelLoadFailed` unless a manifest has one label per class. Logs labels that can hardly be right.
 
     Without a manifest, a wrong count is only logged, because Triton accepts label files that end early.
     """
-    if len(labels) == class_count:
-        return
-    problem = f"there are {len(labels)} labels for {class_count} classes"
-    if manifest is not None:
-        raise ModelLoadFailed(f"{problem}; export the model again")
-    if class_count:
-        _log.warning("model %s: %s; check its label file", model, problem)
+    if len(labels) != class_count:
+        problem = f"there are {len(labels)} labels for {class_count} classes"
+        if manifest is not None:
+            raise ModelLoadFailed(f"{problem}; export the model again")
+        if class_count:
+            _log.warning("%s: %s; check its label file", name, problem)
+    if reason := doubt(labels):
+        _log.warning("%s: %s; publish a version with correct labels", name, reason)

@@ -16,7 +16,7 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository import show_text
 from cnnserve.repository.folders import ModelFolder, model_folder, scan, version_number
-from cnnserve.repository.label_file import read_labels
+from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
 from cnnserve.repository.show_text import Entry
 
@@ -159,6 +159,7 @@ def _compared(manifest: Manifest, model: str, version: int, folder: Path) -> Ent
     return {
         "state": state,
         "problems": problems,
+        "warnings": [text for text in (doubt(labels or ()),) if text],
         "labels": labels,
         "golden": golden,
         "manifest": manifests.document(manifest),
