@@ -105,6 +105,7 @@ def run(job: Import, progress: Progress) -> Path:
             stage.finding = f"{proved.change}; largest difference of a probability from the file: {measured} "
             stage.finding += f"(tolerance {TOLERANCE:.0e})"
             stage.finding += proof.doubt(reference.expected, TOLERANCE)
+            stage.finding += proof.normalisation_doubt(spec, tensor, folder / MODEL_FILE)
         with progress.stage("publish") as stage:
             probabilities = reference.expected[: len(job.golden_images)]
             companions.write(folder, job.golden_images, probabilities, names)

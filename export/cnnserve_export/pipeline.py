@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cnnserve.repository.manifest import Manifest, OnnxInfo, Preprocessing
-from cnnserve_export import companions, convert, labels, precision, publish, verify
+from cnnserve_export import companions, convert, labels, precision, proof, publish, verify
 from cnnserve_export import contract as contracts
 from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, DEFAULT_OPSET, Contract, InputForm
 from cnnserve_export.golden import GoldenImages
@@ -107,6 +107,7 @@ def _verify(job: Export, contract: Contract, folder: Path, progress: Progress) -
             f"largest difference of a probability from PyTorch: {measured} (tolerance {evidence.parity.tolerance:.0e})"
         )
         stage.finding += evidence.doubt
+        stage.finding += proof.normalisation_doubt(contract.preprocessing, contract.input, folder / convert.MODEL_FILE)
         return evidence
 
 

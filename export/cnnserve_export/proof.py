@@ -1,12 +1,14 @@
 """What comparisons share: the same images on both sides, the batch sizes, and the largest difference."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnserve.images.preprocessing import Preprocessor, RawImage
 from cnnserve.model.classification import are_probabilities
+from cnnserve.repository import normalisation
 from cnnserve.repository.manifest import Preprocessing, TensorInfo
 from cnnserve_export import golden
 from cnnserve_export.errors import ExportError
@@ -81,3 +83,9 @@ def doubt(answers: NDArray[np.float32], tolerance: float) -> str:
     if len(answers) > 1 and float(np.ptp(answers, axis=0).max()) <= tolerance:
         return "; WARNING: all images have the same probabilities, which hides wrong preprocessing; check the weights"
     return ""
+
+
+def normalisation_doubt(spec: Preprocessing, tensor: TensorInfo, file: Path) -> str:
+    """Returns how the graph in `file` contradicts mean and std, for a person; else ""."""
+    found = normalisation.contradiction(spec, tensor, file)
+    return f"; WARNING: {found}: check --mean and --std" if found else ""

@@ -48,6 +48,15 @@ def fields(file: BinaryIO, message: Span | None = None) -> Iterator[tuple[int, i
         yield number, value
 
 
+def integers(file: BinaryIO, place: Span) -> list[int]:
+    """Returns the integers that are packed at a place. Raises `ValueError` if the file is not protobuf."""
+    found = []
+    file.seek(place.start)
+    while file.tell() < place.start + place.size:
+        found.append(_varint(file))
+    return found
+
+
 def content(file: BinaryIO, place: Span, limit: int) -> bytes:
     """Returns the bytes at a place. Raises `ValueError` if there are more than `limit`, or if the file is cut short."""
     if place.size > limit:

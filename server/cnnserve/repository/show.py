@@ -14,7 +14,7 @@ from typing import Any
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository import show_text
+from cnnserve.repository import normalisation, show_text
 from cnnserve.repository.folders import ModelFolder, model_folder, scan, version_number
 from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
@@ -159,11 +159,15 @@ def _compared(manifest: Manifest, model: str, version: int, folder: Path) -> Ent
     return {
         "state": state,
         "problems": problems,
-        "warnings": [text for text in (doubt(labels or ()),) if text],
+        "warnings": [text for text in (doubt(labels or ()), _normalisation(manifest, folder)) if text],
         "labels": labels,
         "golden": golden,
         "manifest": manifests.document(manifest),
     }
+
+
+def _normalisation(manifest: Manifest, folder: Path) -> str:
+    return normalisation.contradiction(manifest.preprocessing, manifest.input, folder / manifest.onnx.file)
 
 
 def _golden(manifest: Manifest, folder: Path, labels: Sequence[str] | None) -> list[dict[str, Any]]:
