@@ -14,6 +14,8 @@ _SAME_STD = 1e-2
 # Normalised values that a graph makes so much smaller were meant to be pixels. The largest standard deviation, 1, and
 # networks that expect values of -1 to 1 instead of ImageNet's normalisation, divide by less.
 _LARGEST_DIVISOR = 8.0
+# Values that reach further are pixels still, which the graph has to normalise itself.
+_LARGEST_NORMALISED = 16.0
 
 
 def contradiction(spec: Preprocessing, tensor: TensorInfo, file: Path) -> str:
@@ -53,6 +55,8 @@ def _contradiction(spec: Preprocessing, tensor: TensorInfo, steps: Sequence[Affi
 
 def _repetition(spec: Preprocessing, steps: Sequence[Affine]) -> str:
     """Returns how steps after the normalisation normalise once more, or ""."""
+    if max(255 * spec.scale / std for std in spec.std) > _LARGEST_NORMALISED:
+        return ""
     for step in itertools.accumulate(steps, Affine.then):
         squeezes = all(abs(scale) * _LARGEST_DIVISOR < 1 for scale in step.scale)
         if squeezes or (_scales(step) and _shifts(step) and _agrees(spec, step, spec.scale)):

@@ -76,6 +76,15 @@ def asked(
     return contradiction(spec, tensor, tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize(("scale", "std"), [(1.0, 1.0), (1 / 255, 1 / 255), (1.0, 1.5)])
+def test_a_graph_may_normalise_values_of_0_to_255(tmp_path: Path, scale: float, std: float) -> None:
+    data = graph(FLOATS, [("Div", 255.0), ("Sub", MEAN), ("Div", STD)])
+    (tmp_path / "model.onnx").write_bytes(data)
+    spec = Preprocessing("RGB", None, (8, 8), (0.0,) * 3, (std,) * 3, "host", scale=scale)
+    assert contradiction(spec, FLOATS, tmp_path / "model.onnx") == ""
+    assert "once more" in asked(tmp_path, FLOATS, "host", data, (0.0,) * 3, (1.0,) * 3)
+
+
 def times(values: Sequence[float], by: float) -> list[float]:
     return [value * by for value in values]
 
