@@ -8,6 +8,7 @@ The parts `reload` and `failed` call LoadModel of a real server. The memory is t
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ import harness
 import machine
 import numpy as np
 
+from cnnserve.repository.manifest import digest, golden_bytes
 from cnnserve.wire import classifier_pb2
 
 TOLERANCE = 1.05
@@ -122,7 +124,10 @@ def _spoil(version: Path) -> None:
     """Changes the golden probabilities in the manifest, so that a load fails in its last step, the self-test."""
     path = version / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["golden"]["probabilities"] = np.roll(manifest["golden"]["probabilities"], 1).tolist()
+    golden = version / manifest["golden"]["probabilities"]
+    shape = (len(manifest["golden"]["images"]), manifest["class_count"])
+    golden.write_bytes(golden_bytes(np.roll(np.fromfile(golden, "<f4").reshape(shape), 1, axis=1)))
+    manifest["files"][golden.name] = dataclasses.asdict(digest(golden))
     path.write_text(json.dumps(manifest))
 
 

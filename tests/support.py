@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,23 +170,31 @@ def wide_onnx(classes: int, *, fixed: bool = True) -> bytes:
 
 
 def write_version(
-    folder: Path, model: bytes | None = None, *, golden_image: bytes | None = None, **changes: Any
+    folder: Path,
+    model: bytes | None = None,
+    *,
+    golden_image: bytes | None = None,
+    golden_images: Mapping[str, bytes] | None = None,
+    **changes: Any,
 ) -> Path:
     """Writes a complete version folder `<repository>/<model>/<version>` and returns it.
 
-    `changes` replace fields of its manifest.
+    `golden_images`: files by name; by default one, golden.png. `changes` replace fields of its manifest.
     """
-    golden_image = golden_image or picture("left")
+    golden_images = golden_images or {"golden.png": golden_image or picture("left")}
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(model or tiny_onnx())
     (folder / "labels.txt").write_text("\n".join(CLASSES) + "\n")
-    (folder / "golden.png").write_bytes(golden_image)
+    for name, data in golden_images.items():
+        (folder / name).write_bytes(data)
     spec = Preprocessing("L", Resize("exact", (SIDE, SIDE)), None, (0.0,), (1.0,), "graph")
     tensor = TensorInfo("image", "UINT8", (SIDE, SIDE, 1), "NHWC")
-    row = Preprocessor(spec, tensor).encoded(golden_image)
+    rows = [Preprocessor(spec, tensor).encoded(image) for image in golden_images.values()]
     session = Session(folder / "model.onnx")
-    expected = session.run(row[np.newaxis].repeat(max(1, session.inputs[0].shape[0]), 0))[0][0]
-    files = ("model.onnx", "labels.txt", "golden.png")
+    batch = max(1, session.inputs[0].shape[0])
+    expected = np.stack([session.run(row[np.newaxis].repeat(batch, 0))[0][0] for row in rows])
+    (folder / "golden.bin").write_bytes(manifests.golden_bytes(expected))
+    files = ("model.onnx", "labels.txt", *golden_images, "golden.bin")
     manifest = Manifest(
         model=folder.parent.name,
         version=int(folder.name),
@@ -199,7 +208,7 @@ def write_version(
         labels="labels.txt",
         max_batch_size=8,
         preprocessing=spec,
-        golden=Golden("golden.png", tuple(float(value) for value in expected), 1e-4),
+        golden=Golden((*golden_images,), "golden.bin", 1e-4, 1e-3),
         parity=Parity({"1": 0.0}, 1e-4, "CPUExecutionProvider"),
         weights={"source": "written by hand"},
         files={name: manifests.digest(folder / name) for name in files},
@@ -207,6 +216,34 @@ def write_version(
     text = manifests.to_json(dataclasses.replace(manifest, **changes))
     (folder / manifests.MANIFEST_FILE).write_text(text)
     return folder
+
+
+def rewrite_manifest(folder: Path, **changes: Any) -> None:
+    """Writes the manifest of a version folder again: for its files and its folder as they are now, with `changes`."""
+    path = folder / manifests.MANIFEST_FILE
+    raw = json.loads(path.read_text())
+    place = {"model": folder.parent.name, "version": int(folder.name)}
+    files = {name: dataclasses.asdict(manifests.digest(folder / name)) for name in raw["files"]}
+    path.write_text(json.dumps(raw | place | {"files": files} | changes))
+
+
+def as_schema_1(folder: Path) -> Path:
+    """Turns a version with one golden image into one of schema 1, as early exporters wrote it; returns its folder."""
+    path = folder / manifests.MANIFEST_FILE
+    raw = json.loads(path.read_text())
+    del raw["origin"], raw["files"]["golden.bin"], raw["preprocessing"]["pad"], raw["preprocessing"]["scale"]
+    golden = raw["golden"]
+    old = {"image": golden["images"][0], "probabilities": golden_rows(folder)[0].tolist()}
+    path.write_text(json.dumps(raw | {"schema": 1, "golden": old | {"tolerance": golden["tolerance"]}}))
+    (folder / "golden.bin").unlink()
+    return folder
+
+
+def golden_rows(folder: Path) -> NDArray[np.float32]:
+    """Returns the golden probabilities of a version folder: a row for each golden image."""
+    manifest = manifests.read(folder)
+    assert manifest is not None
+    return manifests.golden_probabilities(manifest, lambda name: (folder / name).read_bytes())
 
 
 def open_version(folder: ModelFolder, version: int, **options: Any) -> OpenVersion:

@@ -174,6 +174,7 @@ def _version(version: pb.ModelVersion) -> VersionInfo:
         architecture=version.architecture,
         precision=version.precision,
         self_test=version.self_test,
+        contract=version.contract,
         version_labels=tuple(version.version_labels),
     )
 

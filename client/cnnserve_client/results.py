@@ -93,7 +93,7 @@ class VersionInfo:
     max_batch_size: int = 0
     """The maximum number of images in one request."""
     verified: bool = False
-    """True if the files have the digests in the manifest and the self-test with the golden image passed."""
+    """True if the files have the digests in the manifest and the self-test with the golden images passed."""
     placement: Mapping[str, int] = field(default_factory=dict)
     """The number of graph nodes on each execution provider."""
     accepts_images: bool = False
@@ -104,6 +104,8 @@ class VersionInfo:
     """The result of the self-test. Without a manifest: whether the output rows of test runs are probabilities."""
     version_labels: tuple[str, ...] = ()
     """Names that a request may use instead of the version number. Filled in every state."""
+    contract: int = 0
+    """The schema of the manifest, 1 or 2; 0 without a manifest. Filled as `self_test`."""
 
     @property
     def ready(self) -> bool:

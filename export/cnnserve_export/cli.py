@@ -1,4 +1,4 @@
-"""Runs the commands `cnnserve export`, `cnnserve import` and `cnnserve train-lenet`.
+"""Runs the commands `cnnserve export`, `import`, `train-lenet`, `copy` and `upgrade`.
 
 Progress goes to stderr, the path of the published folder to stdout. The exit status is 0 after success, 1 after an
 error (one message; nothing was published), 2 after a wrong flag and 130 after an interruption. torch is imported only
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cnnserve.repository.manifest import Preprocessing
     from cnnserve_export.architectures import Architecture
     from cnnserve_export.behaviour import Behaviour
+    from cnnserve_export.golden import GoldenImages
     from cnnserve_export.progress import Progress
 
 
@@ -40,6 +41,28 @@ def train_lenet(argv: list[str]) -> int:
     """Runs `cnnserve train-lenet` with the arguments `argv` and returns the exit status."""
     arguments = flags.train_parser().parse_args(argv)
     return _guarded(_train, arguments)
+
+
+def copy(argv: list[str]) -> int:
+    """Runs `cnnserve copy` with these arguments; returns the exit status. Needs the base install only."""
+    return _guarded(_copy, flags.copy_parser().parse_args(argv))
+
+
+def upgrade(argv: list[str]) -> int:
+    """Runs `cnnserve upgrade` with these arguments; returns the exit status. Needs the base install only."""
+    return _guarded(_upgrade, flags.upgrade_parser().parse_args(argv))
+
+
+def _copy(arguments: argparse.Namespace) -> Path:
+    from cnnserve_export import copying
+
+    return copying.copy(arguments.path, arguments.to)
+
+
+def _upgrade(arguments: argparse.Namespace) -> Path:
+    from cnnserve_export import copying
+
+    return copying.upgrade(arguments.path)
 
 
 def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.Namespace) -> int:
@@ -65,7 +88,7 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
 
 
 def _export(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden, labels, networks, pipeline, precision, preparation, weights
+    from cnnserve_export import golden, golden_choice, networks, pipeline, precision, preparation, weights
     from cnnserve_export.progress import Progress
 
     _limit_threads()
@@ -73,7 +96,9 @@ def _export(arguments: argparse.Namespace) -> Path:
     lowering = precision.request(
         arguments.precision, arguments.calibration, arguments.evaluation, arguments.min_agreement
     )
-    golden_png = golden.from_file(arguments.golden) if arguments.golden else architecture.golden()
+    golden_images = (
+        golden_choice.from_path(arguments.golden) if arguments.golden else golden.single(architecture.golden())
+    )
     progress = Progress(sys.stderr)
     wanted = arguments.num_classes or architecture.class_count
     network = _build(architecture, wanted, progress)
@@ -82,18 +107,18 @@ def _export(arguments: argparse.Namespace) -> Path:
     account = weights.transform_input(network, loaded.account) if arguments.transform_input else loaded.account
     # Flags win over the preprocessing that published weights bring.
     preprocessing = preparation.of_architecture(flags.given(arguments), loaded.preprocessing)
-    behaviour = _check(network, preprocessing, arguments, golden_png, progress)
+    behaviour = _check(network, preprocessing, arguments, golden_images, progress)
     networks.check_class_count(behaviour.class_count, wanted)
     # Without --num-classes the factory got no number and may not take one, so the error must not propose the flag.
     fix = "correct the file" if networks.is_reference(architecture.name) and arguments.num_classes is None else ""
-    names = labels.read(arguments.labels, behaviour.class_count, fix) if arguments.labels else loaded.labels
+    names = _labels(arguments, behaviour.class_count, fix) if arguments.labels else loaded.labels
     job = pipeline.Export(
         network=network,
         architecture=architecture.name,
         class_count=behaviour.class_count,
         preprocessing=preprocessing,
         weights=account,
-        golden_png=golden_png,
+        golden_images=golden_images,
         repository=arguments.repository,
         name=arguments.name or networks.short_name(architecture.name),
         version=arguments.version,
@@ -105,6 +130,12 @@ def _export(arguments: argparse.Namespace) -> Path:
         lowering=lowering,
     )
     return pipeline.run(job, progress)
+
+
+def _labels(arguments: argparse.Namespace, class_count: int, fix: str) -> tuple[str, ...]:
+    from cnnserve_export import labels
+
+    return labels.read(arguments.labels, class_count, fix, allow_empty=arguments.allow_empty_labels)
 
 
 def _architecture(arguments: argparse.Namespace) -> "Architecture":
@@ -148,7 +179,7 @@ def _check(
     network: "nn.Module",
     preprocessing: "Preprocessing",
     arguments: argparse.Namespace,
-    golden_png: bytes,
+    golden_images: "GoldenImages",
     progress: "Progress",
 ) -> "Behaviour":
     """Returns the behaviour of the network on images with this preprocessing."""
@@ -156,7 +187,7 @@ def _check(
 
     with progress.stage("check") as stage:
         spec, tensor = contract.image_input(preprocessing, "float32")
-        rows = proof.rows(spec, tensor, golden_png, behaviour.ROWS)
+        rows = proof.rows(spec, tensor, golden_images, behaviour.ROWS)
         found = behaviour.examine(network, rows, arguments.activation)
         returned = "probabilities" if found.ends_in_softmax else "logits; a softmax is added"
         stage.finding = f"{found.class_count} classes, returns {returned}"
@@ -164,17 +195,20 @@ def _check(
 
 
 def _import(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden, importing
+    from cnnserve_export import golden, golden_choice, importing
     from cnnserve_export.progress import Progress
 
     job = importing.Import(
         file=arguments.file,
         given=flags.given(arguments),
-        golden_png=golden.from_file(arguments.golden) if arguments.golden else golden.photograph(),
+        golden_images=golden_choice.from_path(arguments.golden)
+        if arguments.golden
+        else golden.single(golden.photograph()),
         repository=arguments.repository,
         name=arguments.name or arguments.file.stem,
         version=arguments.version,
         labels=arguments.labels,
+        allow_empty_labels=arguments.allow_empty_labels,
         activation=arguments.activation,
         max_batch_size=arguments.max_batch_size,
     )
@@ -185,7 +219,7 @@ def _train(arguments: argparse.Namespace) -> Path:
     _limit_threads()
     import torch
 
-    from cnnserve_export import pipeline, train
+    from cnnserve_export import golden, pipeline, train
     from cnnserve_export.architectures import ARCHITECTURES
     from cnnserve_export.progress import Progress
 
@@ -207,7 +241,7 @@ def _train(arguments: argparse.Namespace) -> Path:
         class_count=len(train.LABELS),
         preprocessing=architecture.preprocessing,
         weights=trained.origin,
-        golden_png=architecture.golden(),
+        golden_images=golden.single(architecture.golden()),
         repository=arguments.repository,
         name=arguments.name or architecture.name,
         version=arguments.version,

@@ -4,17 +4,22 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 import cnnserve
+from cnnserve.repository.manifest import PROBABILITIES_FILE, golden_bytes
 from cnnserve.runtime.session import runtime_version
 from cnnserve_export import labels
-from cnnserve_export.golden import GOLDEN_FILE
+from cnnserve_export.golden import GoldenImages
 
 
-def write(folder: Path, golden_png: bytes, names: Sequence[str] | None) -> None:
-    """Writes the golden image and, if `names` is not None, the label file into `folder`."""
-    (folder / GOLDEN_FILE).write_bytes(golden_png)
+def write(folder: Path, images: GoldenImages, probabilities: NDArray[np.float32], names: Sequence[str] | None) -> None:
+    """Writes golden images and their probabilities and, if `names` is not None, the label file into `folder`."""
+    for name, data in images.items():
+        (folder / name).write_bytes(data)
+    (folder / PROBABILITIES_FILE).write_bytes(golden_bytes(probabilities))
     if names is not None:
         (folder / labels.LABELS_FILE).write_text(labels.render(names), encoding="utf-8", newline="\n")
 

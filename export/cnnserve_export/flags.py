@@ -110,6 +110,42 @@ returns, in all batch sizes that are compared, what the file returns for one ima
     return parser
 
 
+def copy_parser() -> argparse.ArgumentParser:
+    """The flags of `cnnserve copy`."""
+    parser = argparse.ArgumentParser(
+        prog="cnnserve copy",
+        description="Publish a copy of a version under another name or number. The copy has the same files, and a "
+        "manifest that names the version from which it was copied.",
+        epilog="Example: cnnserve copy models/resnet50/3 models/birds",
+    )
+    _add_source(parser)
+    parser.add_argument(
+        "to",
+        type=_path,
+        metavar="TO",
+        help="model folder, in which the next version is published, or a version folder MODEL/N that does not exist",
+    )
+    return parser
+
+
+def upgrade_parser() -> argparse.ArgumentParser:
+    """The flags of `cnnserve upgrade`."""
+    parser = argparse.ArgumentParser(
+        prog="cnnserve upgrade",
+        description="Publish a version of contract 1 as the next version of its model, with the same files and "
+        "contract 2: the server then compares logarithms of the golden probabilities, too.",
+        epilog="Example: cnnserve upgrade models/resnet50",
+    )
+    _add_source(parser)
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", type=_path, metavar="PATH", help="version folder, or model folder for its newest version"
+    )
+
+
 def given(arguments: argparse.Namespace) -> Given:
     """Returns the values of the preprocessing flags."""
     return Given(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Given)})
@@ -155,6 +191,11 @@ def _add_labels(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="FILE",
         help=f"UTF-8 text file with one label a line; {_IMAGENET}: the built-in list of the 1,000 ImageNet labels "
         f"(./{_IMAGENET} means a file); default: {default}",
+    )
+    parser.add_argument(
+        "--allow-empty-labels",
+        action="store_true",
+        help="publish labels that are empty, all the same, or hold control characters (default: refuse them)",
     )
 
 
@@ -216,8 +257,9 @@ def _add_proof(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--golden",
         type=_path,
-        metavar="FILE",
-        help="golden image, which the self-test of the server must repeat (default: a built-in image)",
+        metavar="PATH",
+        help="golden image, which the self-test of the server must repeat, or a folder of up to 32 small ones "
+        "(default: a built-in image)",
     )
 
 

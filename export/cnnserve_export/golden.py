@@ -1,6 +1,7 @@
 """Makes golden images, which the server repeats before it serves a version, and images to compare networks with."""
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cnnserve.images.preprocessing import FORMATS
+from cnnserve.repository import manifest as manifests
+from cnnserve.repository.manifest import PROBABILITIES_FILE, Golden
 from cnnserve_export import files
+from cnnserve_export.contract import Precision
 from cnnserve_export.errors import ExportError
 
-GOLDEN_FILE = "golden.png"
+# The content of each golden image by its file name in the version folder.
+GoldenImages = Mapping[str, bytes]
 
 # A handwritten three, scanned for NIST and reduced to 8 x 8 counts of ink from 0 to 16. It is one of the held-out
 # images of scikit-learn's `load_digits`, repeated here so that an export does not need scikit-learn.
@@ -25,6 +30,22 @@ _DIGIT = (
     (0, 0, 3, 11, 8, 16, 6, 0),
     (0, 0, 7, 16, 16, 8, 0, 0),
 )
+
+
+def single(png: bytes) -> GoldenImages:
+    """Returns one golden image under its file name."""
+    return {"golden.png": png}
+
+
+def numbered(pngs: Sequence[bytes]) -> GoldenImages:
+    """Returns several golden images under file names that count from 1."""
+    return {f"golden-{number}.png": png for number, png in enumerate(pngs, start=1)}
+
+
+def record(images: GoldenImages, precision: Precision) -> Golden:
+    """Returns what the manifest says of golden images, whose probabilities are those of a file of this precision."""
+    tolerance, log_tolerance = manifests.TOLERANCES[precision], manifests.LOG_TOLERANCES[precision]
+    return Golden((*images,), PROBABILITIES_FILE, tolerance, log_tolerance)
 
 
 def photograph() -> bytes:

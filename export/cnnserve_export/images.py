@@ -108,6 +108,15 @@ def folder(path: Path) -> ImageSet:
 
     Raises `ExportError` if `path` is not a folder or has no image, and if a pipe or a device has such a suffix.
     """
+    found = files_below(path)
+    return ImageSet(path.resolve().name, tuple(Item(name, found[name].read_bytes) for name in found))
+
+
+def files_below(path: Path) -> dict[str, Path]:
+    """Returns every image file below the folder `path` by its path from there, in the order of these paths.
+
+    Hidden files are left out. Raises `ExportError` as `folder`.
+    """
     if not path.is_dir():
         raise ExportError(f"{path} is not a folder; give a folder with images, which may be in sub-folders")
     found = {
@@ -121,7 +130,7 @@ def folder(path: Path) -> ImageSet:
         files.check_plain(file, str(file))
     if not found:
         raise ExportError(f"{path} holds no image; give a folder with files that end in {', '.join(SUFFIXES)}")
-    return ImageSet(path.resolve().name, tuple(Item(name, found[name].read_bytes) for name in sorted(found)))
+    return dict(sorted(found.items()))
 
 
 def built_in() -> ImageSet:

@@ -17,19 +17,19 @@ from cnnserve.errors import InferenceFailed, ModelLoadFailed
 from cnnserve.model.classification import softmax
 from cnnserve.model_config.providers import CPU
 from cnnserve.process.cpu import cpu_budget
-from cnnserve.repository.manifest import Golden, Manifest, OnnxInfo, Parity, Preprocessing, TensorInfo
+from cnnserve.repository.manifest import TOLERANCES, Manifest, OnnxInfo, Parity, Preprocessing, TensorInfo
 from cnnserve.runtime.session import Session, SessionOptions
-from cnnserve_export import companions, foreign, labels, preparation, proof, publish, surgery
+from cnnserve_export import companions, foreign, golden, labels, preparation, proof, publish, surgery
 from cnnserve_export.activation import ends_in_softmax
 from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, OUTPUT_NAME, Activation, Contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.foreign import Foreign
-from cnnserve_export.golden import GOLDEN_FILE
+from cnnserve_export.golden import GoldenImages
 from cnnserve_export.progress import Progress, Stage
 
 MODEL_FILE = "model.onnx"
 # Largest allowed difference of a probability from what the file returns for the image alone.
-TOLERANCE = 1e-4
+TOLERANCE = TOLERANCES["fp32"]
 
 _ORIGINAL = "original"
 
@@ -40,11 +40,12 @@ class Import:
 
     file: Path
     given: preparation.Given
-    golden_png: bytes
+    golden_images: GoldenImages
     repository: Path
     name: str
     version: int | None = None
     labels: Path | None = None
+    allow_empty_labels: bool = False
     activation: Activation = "auto"
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
 
@@ -88,7 +89,10 @@ def run(job: Import, progress: Progress) -> Path:
         with progress.stage("check") as stage:
             reference = _ask(job, source, spec, tensor, folder, stage=stage)
             class_count = reference.expected.shape[1]
-            names = labels.read(job.labels, class_count, "correct the file") if job.labels else None
+            names = None
+            if job.labels:
+                allow_empty = job.allow_empty_labels
+                names = labels.read(job.labels, class_count, "correct the file", allow_empty=allow_empty)
             model = _finished(source, reference)
             contract = Contract(tensor, TensorInfo(model.graph.output[0].name, "FP32", (class_count,)), spec)
             # `commit` checks it again, but users should not have to wait for this error.
@@ -101,8 +105,10 @@ def run(job: Import, progress: Progress) -> Path:
             stage.finding = f"{proved.change}; largest difference of a probability from the file: {measured} "
             stage.finding += f"(tolerance {TOLERANCE:.0e})"
             stage.finding += proof.doubt(reference.expected, TOLERANCE)
+            stage.finding += proof.normalisation_doubt(spec, tensor, folder / MODEL_FILE)
         with progress.stage("publish") as stage:
-            companions.write(folder, job.golden_png, names)
+            probabilities = reference.expected[: len(job.golden_images)]
+            companions.write(folder, job.golden_images, probabilities, names)
             manifest = _manifest(job, target, source=source, contract=contract, reference=reference, proved=proved)
             published = publish.commit(folder, manifest, target)
             stage.finding = f"{target.model} version {published.name}"
@@ -120,7 +126,7 @@ def _ask(
     try:
         session = Session(path, SessionOptions(threads=cpu_budget()))
         _check_onnx(source.model)
-        rows = proof.rows(spec, tensor, job.golden_png, _row_count(job, source))
+        rows = proof.rows(spec, tensor, job.golden_images, _row_count(job, source))
         answers = np.concatenate(
             [_answer(session, row, source.fixed_batch or 1) for row in stage.track(rows, len(rows), "images")]
         )
@@ -138,7 +144,7 @@ def _ask(
 
 
 def _row_count(job: Import, source: Foreign) -> int:
-    return max(job.max_batch_size, source.fixed_batch or 1)
+    return max(job.max_batch_size, source.fixed_batch or 1, len(job.golden_images))
 
 
 def _answer(session: Session, row: NDArray[np.generic], batch: int) -> NDArray[np.float32]:
@@ -209,15 +215,17 @@ def _forms(source: Foreign, model: onnx.ModelProto) -> Iterator[tuple[onnx.Model
 
 def _compare(path: Path, reference: _Reference, sizes: list[int]) -> dict[str, float]:
     session = Session(path, SessionOptions(threads=cpu_budget()))
-    return {
-        str(size): proof.largest_difference(
-            session.run(reference.rows[:size])[0],
-            reference.expected[:size],
+    differences: dict[str, float] = {}
+    for batch in proof.batches(sizes, len(reference.rows)):
+        size = str(batch.stop - batch.start)
+        difference = proof.largest_difference(
+            session.run(reference.rows[batch])[0],
+            reference.expected[batch],
             reference="the imported file",
             tolerance=TOLERANCE,
         )
-        for size in sizes
-    }
+        differences[size] = max(difference, differences.get(size, 0.0))
+    return differences
 
 
 def _manifest(
@@ -242,7 +250,7 @@ def _manifest(
         labels=labels.LABELS_FILE if job.labels else None,
         max_batch_size=proved.fixed_batch or job.max_batch_size,
         preprocessing=contract.preprocessing,
-        golden=Golden(GOLDEN_FILE, tuple(map(float, reference.expected[0])), TOLERANCE),
+        golden=golden.record(job.golden_images, source.precision),
         parity=Parity(proved.differences, TOLERANCE, CPU, "imported file"),
         weights=source.origin,
         files={},

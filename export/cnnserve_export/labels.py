@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cnnserve.repository import label_file
 from cnnserve_export import files
 from cnnserve_export.errors import ExportError
 
@@ -14,11 +15,12 @@ _MARK = "\ufeff"
 _UNIVERSAL = re.compile("\r\n?")
 
 
-def read(path: Path, class_count: int, fix: str = "") -> tuple[str, ...]:
+def read(path: Path, class_count: int, fix: str = "", *, allow_empty: bool = False) -> tuple[str, ...]:
     """Returns the `class_count` labels in the file `path`.
 
     Byte-order marks, any kind of line end, spaces around labels and empty last lines are accepted and removed. Two
     classes may have the same label, as the two cranes of ImageNet do.
+    With `allow_empty`, labels may also be empty, all the same, or hold control characters.
     Raises `ExportError` if the file cannot be read or is not UTF-8, if a line holds no label (the error names the
     line), and if the number of labels is wrong. That error names both numbers and `fix`, which says what to do; if
     `fix` is empty, the error proposes --num-classes.
@@ -31,11 +33,13 @@ def read(path: Path, class_count: int, fix: str = "") -> tuple[str, ...]:
         ) from error
     # `cat` leaves a mark at the start of every file that it joins, so marks occur in the middle too.
     lines = [line.strip().strip(_MARK).strip() for line in text.split("\n")]
-    while lines and not lines[-1]:
+    while lines and not lines[-1] and not (allow_empty and len(lines) <= class_count):
         lines.pop()
-    _check_lines(lines, path.name, class_count)
+    _check_lines(lines, path.name, class_count, allow_empty=allow_empty)
     if len(lines) != class_count:
         raise ExportError(_wrong_count(path, len(lines), class_count, fix))
+    if not allow_empty and (doubt := label_file.doubt(lines)):
+        raise ExportError(f"{path.name}: {doubt}; correct the labels, or publish them with --allow-empty-labels")
     return tuple(lines)
 
 
@@ -44,17 +48,20 @@ def render(names: Sequence[str]) -> str:
     return "".join(f"{name}\n" for name in names)
 
 
-def _check_lines(lines: Sequence[str], file: str, class_count: int) -> None:
+def _check_lines(lines: Sequence[str], file: str, class_count: int, *, allow_empty: bool) -> None:
     if not lines:
         raise ExportError(f"{file} is empty; write {class_count} labels into it, one a line")
     for number, label in enumerate(lines, start=1):
-        if not label:
-            raise ExportError(f"{file} line {number} is empty; give every class a label")
+        if not label and not allow_empty:
+            raise ExportError(
+                f"{file} line {number} is empty; give every class a label, or publish empty labels with "
+                "--allow-empty-labels"
+            )
         # UTF-16 that is read as UTF-8 has a NUL in every second place.
         if "\0" in label:
             raise ExportError(f"{file} line {number} holds a NUL character; save the file as UTF-8")
         # Some readers end a line at a form feed or at U+2028. They would read two labels here and shift all after it.
-        if len(label.splitlines()) != 1:
+        if len(label.splitlines()) > 1:
             raise ExportError(
                 f"{file} line {number} holds a line break other than LF and CR: {label[:40]!r}; remove the line break"
             )

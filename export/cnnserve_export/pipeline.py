@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from cnnserve.repository.manifest import Manifest, OnnxInfo, Preprocessing
-from cnnserve_export import companions, convert, labels, precision, publish, verify
+from cnnserve_export import companions, convert, labels, precision, proof, publish, verify
 from cnnserve_export import contract as contracts
 from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, DEFAULT_OPSET, Contract, InputForm
+from cnnserve_export.golden import GoldenImages
 from cnnserve_export.progress import Progress
 
 
@@ -19,8 +20,8 @@ class Export:
     """What to export, and where to publish it.
 
     `network` takes normalised images (N, C, H, W) and returns logits (N, classes), or probabilities if
-    `ends_in_softmax` is true. `weights` is the manifest's entry about the origin of the weights, `golden_png` the
-    golden image as PNG. If `lowering` is None, the fp32 file is published.
+    `ends_in_softmax` is true. `weights` is the manifest's entry about the origin of the weights, `golden_images` are
+    the golden images by file name. If `lowering` is None, the fp32 file is published.
     """
 
     network: nn.Module
@@ -28,7 +29,7 @@ class Export:
     class_count: int
     preprocessing: Preprocessing
     weights: dict[str, str]
-    golden_png: bytes
+    golden_images: GoldenImages
     repository: Path
     name: str
     version: int | None = None
@@ -61,14 +62,14 @@ def run(job: Export, progress: Progress) -> Path:
                 job.lowering,
                 contract,
                 evidence,
-                golden_png=job.golden_png,
+                golden_images=job.golden_images,
                 labels=job.labels,
                 max_batch_size=job.max_batch_size,
                 progress=progress,
             )
             info = dataclasses.replace(info, precision=job.lowering.precision)
         with progress.stage("publish") as stage:
-            companions.write(folder, job.golden_png, job.labels)
+            companions.write(folder, job.golden_images, evidence.probabilities, job.labels)
             published = publish.commit(folder, _manifest(job, target, contract, info, evidence), target)
             stage.finding = f"{target.model} version {published.name}"
     return published
@@ -97,7 +98,7 @@ def _verify(job: Export, contract: Contract, folder: Path, progress: Progress) -
             folder / convert.MODEL_FILE,
             job.network,
             contract,
-            golden_png=job.golden_png,
+            golden_images=job.golden_images,
             max_batch_size=job.max_batch_size,
             report=stage.advance,
         )
@@ -106,6 +107,7 @@ def _verify(job: Export, contract: Contract, folder: Path, progress: Progress) -
             f"largest difference of a probability from PyTorch: {measured} (tolerance {evidence.parity.tolerance:.0e})"
         )
         stage.finding += evidence.doubt
+        stage.finding += proof.normalisation_doubt(contract.preprocessing, contract.input, folder / convert.MODEL_FILE)
         return evidence
 
 

@@ -12,23 +12,19 @@ from numpy.typing import NDArray
 
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.process.cpu import cpu_budget
-from cnnserve.repository.manifest import Agreement, Calibration, Golden
+from cnnserve.repository.manifest import TOLERANCES, Agreement, Calibration
 from cnnserve.repository.manifest import ImageSet as ImageSetInfo
 from cnnserve.runtime.session import Session, SessionOptions
-from cnnserve_export import agreement, calibration, images, proof, quantize
+from cnnserve_export import agreement, calibration, golden, images, proof, quantize
 from cnnserve_export.agreement import Measured
 from cnnserve_export.contract import DEFAULT_MIN_AGREEMENT, Contract, Precision
 from cnnserve_export.errors import ExportError
-from cnnserve_export.golden import GOLDEN_FILE
+from cnnserve_export.golden import GoldenImages
 from cnnserve_export.images import ImageSet
 from cnnserve_export.progress import Progress
 from cnnserve_export.quantize import WeightBits
 from cnnserve_export.verify import Evidence
 
-# Largest allowed difference of a probability of the golden image from one machine to another. fp16 keeps 11 bits; the
-# largest difference measured on networks of up to 152 layers was 3e-3. Sums of int8 are exact, but if a float is
-# rounded to the next step, a value changes by 1/255 of its tensor's range.
-TOLERANCE = 1e-2
 # Fewer images do not show the range of a layer's values.
 _CALIBRATION_IMAGES = 32
 # With 100 images, one image that changes its class costs 1 %. More are useful, but never required.
@@ -121,7 +117,7 @@ def lower(
     contract: Contract,
     evidence: Evidence,
     *,
-    golden_png: bytes,
+    golden_images: GoldenImages,
     labels: tuple[str, ...] | None,
     max_batch_size: int,
     progress: Progress,
@@ -153,12 +149,14 @@ def lower(
             stage.finding = _describe(wanted, measured)
             if chosen.weight_bits is not None:
                 stage.finding += f"; {chosen.weight_bits}-bit weights"
-            rows = proof.rows(contract.preprocessing, contract.input, golden_png, max_batch_size)
-            golden_row = _alone_and_together(chosen.path, rows, wanted.precision)
+            count = max(max_batch_size, len(golden_images))
+            rows = proof.rows(contract.preprocessing, contract.input, golden_images, count)
+            alone = _alone_and_together(chosen.path, rows, wanted.precision, max_batch_size)
         chosen.path.replace(model)
     return dataclasses.replace(
         evidence,
-        golden=Golden(GOLDEN_FILE, tuple(map(float, golden_row)), TOLERANCE),
+        golden=golden.record(golden_images, wanted.precision),
+        probabilities=alone[: len(golden_images)],
         agreement=_evidence(wanted, measured, chosen.weight_bits),
     )
 
@@ -230,19 +228,20 @@ def _floor(share: float) -> float:
     return int(share * 1000) / 1000
 
 
-def _alone_and_together(path: Path, rows: NDArray[np.generic], name: str) -> NDArray[np.float32]:
-    """Returns the probabilities of the first row. Raises `ExportError` if a batch changes those of a row."""
+def _alone_and_together(
+    path: Path, rows: NDArray[np.generic], name: Precision, max_batch_size: int
+) -> NDArray[np.float32]:
+    """Returns the probabilities of each row alone. Raises `ExportError` if a batch changes those of a row."""
     session = Session(path, SessionOptions(threads=cpu_budget()))
-    alone = np.concatenate([session.run(row[np.newaxis])[0] for row in rows])
-    for size in proof.batch_sizes(len(rows)):
+    alone: NDArray[np.float32] = np.concatenate([session.run(row[np.newaxis])[0] for row in rows])
+    for batch in proof.batches(proof.batch_sizes(max_batch_size), len(rows)):
         proof.largest_difference(
-            session.run(rows[:size])[0],
-            alone[:size],
+            session.run(rows[batch])[0],
+            alone[batch],
             reference=f"{name} with one image at a time",
-            tolerance=TOLERANCE,
+            tolerance=TOLERANCES[name],
         )
-    first: NDArray[np.float32] = alone[0]
-    return first
+    return alone
 
 
 def _evidence(wanted: Lowering, measured: Measured, weight_bits: WeightBits | None) -> Agreement:

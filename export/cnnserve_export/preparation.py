@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
+from cnnserve.repository.manifest import Interpolation, Preprocessing, Resize, TensorInfo
 from cnnserve_export.errors import ExportError
 
 Color = Literal["RGB", "BGR", "L"]
-Interpolation = Literal["bilinear", "bicubic"]
 
 # Smallest normal number of float32. Much smaller values become 0 in float32, and pixels are divided by them.
 _SMALLEST = 2.0**-126

@@ -1,20 +1,28 @@
 """What comparisons share: the same images on both sides, the batch sizes, and the largest difference."""
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnserve.images.preprocessing import Preprocessor, RawImage
 from cnnserve.model.classification import are_probabilities
+from cnnserve.repository import normalisation
 from cnnserve.repository.manifest import Preprocessing, TensorInfo
 from cnnserve_export import golden
 from cnnserve_export.errors import ExportError
+from cnnserve_export.golden import GoldenImages
 
 
-def rows(spec: Preprocessing, tensor: TensorInfo, golden_png: bytes, count: int) -> NDArray[np.generic]:
-    """Returns `count` rows as the server makes them: of the golden image and of generated images of several sizes."""
+def rows(spec: Preprocessing, tensor: TensorInfo, images: GoldenImages, count: int) -> NDArray[np.generic]:
+    """Returns rows as the server makes them: of all golden images, then of generated images of several sizes.
+
+    There are `count` rows, or as many as golden images if these are more.
+    """
     preprocessor = Preprocessor(spec, tensor)
-    made = [preprocessor.encoded(golden_png)]
-    for seed in range(1, count):
+    made = [preprocessor.encoded(image) for image in images.values()]
+    for seed in range(len(made), count):
         height, width = 200 + 37 * seed % 200, 200 + 53 * seed % 200
         picture = golden.picture(seed, height, width)
         made.append(preprocessor.raw(RawImage(picture.tobytes(), height, width, 3)))
@@ -24,6 +32,18 @@ def rows(spec: Preprocessing, tensor: TensorInfo, golden_png: bytes, count: int)
 def batch_sizes(maximum: int) -> list[int]:
     """Returns the batch sizes to compare: the largest, and 1, 2 and 3, with which exporters and runtimes fail most."""
     return sorted({min(size, maximum) for size in (1, 2, 3, maximum)})
+
+
+def batches(sizes: Sequence[int], count: int) -> Iterator[slice]:
+    """Yields the batches in which `count` rows are compared: one of each size from the first row on.
+
+    Further batches of the largest size, which is at most `count`, contain the rows behind it.
+    """
+    for size in sizes:
+        yield slice(0, size)
+    largest = max(sizes)
+    for end in range(2 * largest, count + largest, largest):
+        yield slice(min(end, count) - largest, min(end, count))
 
 
 def largest_difference(
@@ -63,3 +83,9 @@ def doubt(answers: NDArray[np.float32], tolerance: float) -> str:
     if len(answers) > 1 and float(np.ptp(answers, axis=0).max()) <= tolerance:
         return "; WARNING: all images have the same probabilities, which hides wrong preprocessing; check the weights"
     return ""
+
+
+def normalisation_doubt(spec: Preprocessing, tensor: TensorInfo, file: Path) -> str:
+    """Returns how the graph in `file` contradicts mean and std, for a person; else ""."""
+    found = normalisation.contradiction(spec, tensor, file)
+    return f"; WARNING: {found}: check --mean and --std" if found else ""

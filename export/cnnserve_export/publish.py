@@ -53,8 +53,8 @@ def plan(repository: Path, model: str, version: int | None = None) -> Target:
     """
     if not MODEL_NAME.fullmatch(model):
         raise ExportError(
-            f"{model!r} is not a model name; pass --name with at most 128 letters, digits, '.', '_' and '-', the first "
-            "of them a letter or a digit"
+            f"{model!r} is not a model name; choose one with at most 128 letters, digits, '.', '_' and '-', the first of "
+            "them a letter or a digit"
         )
     with explained(repository):
         for folder in (repository, repository / model):
@@ -159,7 +159,7 @@ def _refuse_elsewhere(repository: Path, model_folder: Path) -> None:
 def _refuse_taken(target: Target) -> None:
     if os.path.lexists(target.folder):
         raise ExportError(
-            f"{target.folder} exists, and a published version never changes; leave --version out to publish the next "
+            f"{target.folder} exists, and a published version never changes; leave its number out to publish the next "
             "version"
         )
 
@@ -170,7 +170,7 @@ def _check_same_contract(target: Target, earlier: Manifest, contract: Contract) 
     if was != now:
         raise ExportError(
             f"version {earlier.version} of {target.model} has {was}, this version has {now}; all versions of a model "
-            "must suit the same clients, so pass another --name"
+            "must suit the same clients, so choose another name"
         )
 
 

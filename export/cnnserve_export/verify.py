@@ -16,15 +16,16 @@ from torch import nn
 from cnnserve.model.classification import are_probabilities
 from cnnserve.model_config.providers import CPU
 from cnnserve.process.cpu import cpu_budget
-from cnnserve.repository.manifest import Agreement, Golden, Parity
+from cnnserve.repository.manifest import TOLERANCES, Agreement, Golden, Parity
 from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export import contract as contracts
 from cnnserve_export import golden, proof
 from cnnserve_export.contract import Contract
 from cnnserve_export.errors import ExportError
+from cnnserve_export.golden import GoldenImages
 
-# Largest allowed difference of a probability. If the order of float32 sums changes, they differ by about 1e-6.
-TOLERANCE = 1e-4
+# Largest allowed difference of a probability.
+TOLERANCE = TOLERANCES["fp32"]
 # Number of rows that PyTorch computes at once.
 _PART = 8
 
@@ -33,13 +34,15 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured: the parity, the golden image's probabilities and, for fp16 and int8, the agreement.
+    """What was measured: the parity, the golden images' probabilities and, for fp16 and int8, the agreement.
 
-    `doubt` says what the parity cannot show for this network; it is empty if there is nothing.
+    `probabilities` (images, classes) has one row for each of `golden.images`. `doubt` says what the parity cannot show
+    for this network; it is empty if there is nothing.
     """
 
     parity: Parity
     golden: Golden
+    probabilities: NDArray[np.float32]
     agreement: Agreement | None = None
     doubt: str = ""
 
@@ -53,36 +56,40 @@ def verify(
     network: nn.Module,
     contract: Contract,
     *,
-    golden_png: bytes,
+    golden_images: GoldenImages,
     max_batch_size: int,
     report: Report = _to_nobody,
 ) -> Evidence:
     """Returns the evidence that the ONNX file returns what `network` does, in batches of 1, 2, 3 and `max_batch_size`.
 
-    The rows are the golden image and generated images, all different. `report` gets the number of computed rows and of
+    The rows are the golden images and generated images, all different. `report` gets the number of computed rows and of
     all rows.
     Raises `ExportError` if a probability differs by more than 1e-4. The error names batch size, row, class and both
     values of the largest difference.
     """
     # First, because a file that ONNX Runtime cannot read is then reported before minutes of PyTorch.
     session = Session(model, SessionOptions(threads=cpu_budget()))
-    sizes = proof.batch_sizes(max_batch_size)
-    total = max_batch_size + sum(sizes)
+    count = max(max_batch_size, len(golden_images))
+    batches = list(proof.batches(proof.batch_sizes(max_batch_size), count))
+    total = count + sum(batch.stop - batch.start for batch in batches)
     reference = contracts.contract(contract.preprocessing, "float32", contract.class_count)
-    host_rows = proof.rows(reference.preprocessing, reference.input, golden_png, max_batch_size)
+    host_rows = proof.rows(reference.preprocessing, reference.input, golden_images, count)
     expected = _pytorch(network, host_rows, lambda done: report(done, total), ends_in_softmax=contract.ends_in_softmax)
-    rows = proof.rows(contract.preprocessing, contract.input, golden_png, max_batch_size)
-    differences = {}
-    done = max_batch_size
-    for size in sizes:
-        differences[str(size)] = proof.largest_difference(
-            session.run(rows[:size])[0], expected[:size], reference="PyTorch", tolerance=TOLERANCE
+    rows = proof.rows(contract.preprocessing, contract.input, golden_images, count)
+    differences: dict[str, float] = {}
+    done = count
+    for batch in batches:
+        size = batch.stop - batch.start
+        difference = proof.largest_difference(
+            session.run(rows[batch])[0], expected[batch], reference="PyTorch", tolerance=TOLERANCE
         )
+        differences[str(size)] = max(difference, differences.get(str(size), 0.0))
         done += size
         report(done, total)
     return Evidence(
         Parity(differences, TOLERANCE, CPU),
-        Golden(golden.GOLDEN_FILE, tuple(map(float, expected[0])), TOLERANCE),
+        golden.record(golden_images, "fp32"),
+        expected[: len(golden_images)],
         doubt=proof.doubt(expected, TOLERANCE),
     )
 

@@ -36,6 +36,8 @@ _COMMANDS = {
     "train-lenet": _Command(
         "cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits and publish it", "cpu,export,train"
     ),
+    "copy": _Command("cnnserve_export.cli", "copy", "publish a copy of a version under another name or number"),
+    "upgrade": _Command("cnnserve_export.cli", "upgrade", "publish a version of contract 1 again, with contract 2"),
     "show": _Command(
         "cnnserve.repository.show", "show", "print a version's manifest and compare its files with their digests"
     ),

@@ -19,6 +19,8 @@ _PARSERS = {
     "export": ("cnnserve_export.flags", "export_parser"),
     "import": ("cnnserve_export.flags", "import_parser"),
     "train-lenet": ("cnnserve_export.flags", "train_parser"),
+    "copy": ("cnnserve_export.flags", "copy_parser"),
+    "upgrade": ("cnnserve_export.flags", "upgrade_parser"),
     "show": ("cnnserve.repository.show", "show_parser"),
     "classify": (_CLIENT, "classify_parser"),
     "models": (_CLIENT, "models_parser"),

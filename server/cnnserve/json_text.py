@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 
 def loads(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> Any:
@@ -15,3 +15,27 @@ def loads(text: str | bytes, parse_constant: Callable[[str], Any] | None = None)
         return json.loads(text, parse_constant=parse_constant)
     except RecursionError as error:
         raise ValueError("its arrays or objects are nested too deeply") from error
+
+
+def loads_strictly(text: str | bytes) -> Any:
+    """Does the same as `loads`, but refuses what readers of JSON understand differently.
+
+    Raises `ValueError` also if an object has a key twice, or for NaN, Infinity and -Infinity.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("its arrays or objects are nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {twice[:80]!r} more than once")
+    return values
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON, expected a finite number")

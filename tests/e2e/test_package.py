@@ -29,7 +29,8 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["classify", "models", "labels", "load", "unload", "health", "serve", "show", "export", "train-lenet"]
+    "command",
+    ["classify", "models", "labels", "load", "unload", "health", "serve", "show", "export", "train-lenet", "copy"],
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
     assert not imported_by(command, "--help") & set(HEAVY)
@@ -44,7 +45,7 @@ def test_classify_imports_no_runtime() -> None:
 def test_show_needs_the_base_install_only() -> None:
     modules = imported_by("show", str(ROOT / "model_repo" / "lenet5"))
     assert "cnnserve" in modules
-    assert not modules & {*HEAVY, "grpc", "numpy", "google"}
+    assert not modules & {*HEAVY, "grpc", "google"}
 
 
 def test_the_server_imports_no_exporter() -> None:

@@ -1,7 +1,6 @@
 """LeNet-5, trained on the digits and published in every precision, with the real server and the real client."""
 
 import io
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnnserve.repository.manifest import golden_bytes
 from cnnserve_client import Client
-from cnnserve_export import digits, pipeline, precision, train
+from cnnserve_export import digits, golden, pipeline, precision, train
 from cnnserve_export.architectures import ARCHITECTURES
 from cnnserve_export.progress import Progress
-from support import RunningServer, serving
+from support import RunningServer, golden_rows, rewrite_manifest, serving
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -33,7 +33,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
             class_count=10,
             preprocessing=architecture.preprocessing,
             weights=trained.origin,
-            golden_png=architecture.golden(),
+            golden_images=golden.single(architecture.golden()),
             repository=root / "models",
             name=wanted,
             labels=train.LABELS,
@@ -47,10 +47,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pipeline.run(job, Progress(io.StringIO()))
     altered = root / "models" / "altered" / "1"
     shutil.copytree(root / "models" / "int8" / "1", altered)
-    manifest = json.loads((altered / "manifest.json").read_text())
+    rows = golden_rows(altered)
     # A processor that saturates would have such differences: more than rounding.
-    manifest["golden"]["probabilities"][0] += 0.1
-    (altered / "manifest.json").write_text(json.dumps(manifest))
+    first, second = rows[0].argsort()[-2:]
+    rows[0, [first, second]] += [0.1, -0.1]
+    (altered / "golden.bin").write_bytes(golden_bytes(rows))
+    rewrite_manifest(altered)
     return root / "models"
 
 
@@ -67,7 +69,7 @@ def test_every_precision_is_served_and_says_what_it_is(server: RunningServer) ->
         assert (models[name].state, models[name].precision) == ("READY", name)
         assert models[name].verified
     assert models["altered"].state == "UNAVAILABLE"
-    assert "the golden image alone gives class 0" in models["altered"].reason
+    assert "the golden image golden.png alone gives class" in models["altered"].reason
 
 
 def test_less_precision_costs_at_most_half_a_point_on_the_held_out_digits(server: RunningServer) -> None:

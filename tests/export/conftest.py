@@ -51,7 +51,7 @@ def tiny_export(repository: Path, **changes: Any) -> pipeline.Export:
         "class_count": 4,
         "preprocessing": TINY_IMAGES,
         "weights": {"source": "random", "seed": "0"},
-        "golden_png": golden.encode_png(golden.picture(0, 30, 40)),
+        "golden_images": golden.single(golden.encode_png(golden.picture(0, 30, 40))),
         "repository": repository,
         "name": "tiny",
         "max_batch_size": 8,

@@ -27,7 +27,7 @@ from cnnserve_export.errors import ExportError
 from cnnserve_export.preparation import Given
 from cnnserve_export.progress import Progress
 from foreign_networks import onnx_file
-from support import tiny_onnx
+from support import golden_rows, tiny_onnx
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 GOLDEN = golden.encode_png(golden.picture(3, 40, 30))
@@ -40,7 +40,7 @@ def imported_fixture(tmp_path: Path) -> Importer:
     """Imports a file to `tmp_path`/models as model `m` and returns the manifest."""
 
     def run(path: Path, given: Given | None = None, **changes: Any) -> manifests.Manifest:
-        fields: dict[str, Any] = {"max_batch_size": 4, "golden_png": GOLDEN, "name": "m", **changes}
+        fields: dict[str, Any] = {"max_batch_size": 4, "golden_images": golden.single(GOLDEN), "name": "m", **changes}
         job = importing.Import(file=path, given=given or Given(**HALF), repository=tmp_path / "models", **fields)
         folder = importing.run(job, Progress(StringIO()))
         manifest = manifests.read(folder)
@@ -74,11 +74,11 @@ def test_foreign_networks(kind: str, legacy: bool, dynamic: bool, imported: Impo
     assert list(manifest.parity.batches) == ["1", "2", "3", "4"]
     assert max(manifest.parity.batches.values()) < 1e-5
     assert (manifest.input.name, manifest.input.shape, manifest.max_batch_size) == ("pixels", (3, 16, 16), 4)
-    np.testing.assert_allclose(manifest.golden.probabilities, softmax(by_hand(path, manifest)), atol=1e-6)
+    np.testing.assert_allclose(golden_rows(served(tmp_path).parent)[0], softmax(by_hand(path, manifest)), atol=1e-6)
     row = Preprocessor(manifest.preprocessing, manifest.input).encoded(GOLDEN)
     with torch.inference_mode():
         expected = network(torch.from_numpy(row)[None]).softmax(dim=1)[0].numpy()
-    np.testing.assert_allclose(manifest.golden.probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(golden_rows(served(tmp_path).parent)[0], expected, atol=1e-5)
     theirs, ours = onnx.load(path), onnx.load(served(tmp_path))
     assert (ours.ir_version, ours.opset_import) == (theirs.ir_version, theirs.opset_import)
     assert (manifest.onnx.ir_version, manifest.onnx.opset) == (theirs.ir_version, theirs.opset_import[0].version)
@@ -119,7 +119,9 @@ def test_a_batch_that_cannot_be_freed_stays_fixed(batch: int, imported: Importer
     path = onnx_file(tmp_path / "theirs.onnx", Expanded().eval(), legacy=False, dynamic=False, example=example)
     manifest = imported(path)
     assert (manifest.max_batch_size, list(manifest.parity.batches)) == (batch, [str(batch)])
-    np.testing.assert_allclose(manifest.golden.probabilities, softmax(by_hand(path, manifest, batch)), atol=1e-6)
+    np.testing.assert_allclose(
+        golden_rows(served(tmp_path).parent)[0], softmax(by_hand(path, manifest, batch)), atol=1e-6
+    )
     assert f"max_batch_size: {batch}\n" in (tmp_path / "models/m/config.pbtxt").read_text()
 
 
@@ -167,7 +169,7 @@ def test_every_form_of_input(datatype: int, channels_last: bool, imported: Impor
     rgb = manifests.TensorInfo("x", "UINT8", (8, 8, 3), "NHWC")
     image = Preprocessor(manifest.preprocessing, rgb).encoded(GOLDEN)
     expected = softmax(image.mean(axis=(0, 1)).astype(np.float32) / 25.5)
-    np.testing.assert_allclose(manifest.golden.probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(golden_rows(served(tmp_path).parent)[0], expected, atol=1e-5)
 
 
 def test_classes_in_further_dimensions_are_flattened(imported: Importer, tmp_path: Path) -> None:
@@ -175,7 +177,9 @@ def test_classes_in_further_dimensions_are_flattened(imported: Importer, tmp_pat
     path = onnx_file(tmp_path / "theirs.onnx", nn.Sequential(network, nn.Unflatten(1, (5, 1, 1))))
     manifest = imported(path)
     assert manifest.output.shape == (5,)
-    np.testing.assert_allclose(manifest.golden.probabilities, softmax(by_hand(path, manifest).ravel()), atol=1e-6)
+    np.testing.assert_allclose(
+        golden_rows(served(tmp_path).parent)[0], softmax(by_hand(path, manifest).ravel()), atol=1e-6
+    )
 
 
 def test_old_files_list_their_weights_as_inputs(imported: Importer, tmp_path: Path) -> None:

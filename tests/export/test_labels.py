@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("labels")
 
 
-def read(tmp_path: Path, data: bytes, count: int) -> tuple[str, ...]:
+def read(tmp_path: Path, data: bytes, count: int, *, allow_empty: bool = False) -> tuple[str, ...]:
     path = tmp_path / "names.txt"
     path.write_bytes(data)
-    return labels.read(path, count)
+    return labels.read(path, count, allow_empty=allow_empty)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_wrong_labels_are_refused(data: bytes, message: str, tmp_path: Path) -> 
 
 
 def test_two_classes_may_share_a_name(tmp_path: Path) -> None:
-    assert read(tmp_path, b"crane\ncrane\n", 2) == ("crane", "crane")
+    assert read(tmp_path, b"crane\nheron\ncrane\n", 3) == ("crane", "heron", "crane")
 
 
 def test_files_put_together(tmp_path: Path) -> None:
@@ -59,6 +60,39 @@ def test_files_put_together(tmp_path: Path) -> None:
 NAME = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1).filter(
     lambda name: name.strip().strip("\ufeff").strip() == name
 )
+
+
+@pytest.mark.parametrize(
+    ("data", "count", "said"),
+    [
+        (b"\n\n\n", 3, r"names\.txt is empty; write 3 labels into it|line 1 is empty"),
+        (b"crane\ncrane\n", 2, r"all 2 labels are 'crane'; correct the labels, or .* --allow-empty-labels"),
+        (b"cat\ndo\tg\n", 2, r"label 2 \('do\\tg'\) contains the control character U\+0009; correct"),
+        (b"c\x7fat\ndog\n", 2, r"contains the control character U\+007F"),
+        ("cat\ndog\u009b\n".encode(), 2, r"contains the control character U\+009B"),
+        ("\u202ecat\ndog\n".encode(), 2, r"contains the control character U\+202E"),
+        ("cat\nd\u2066og\n".encode(), 2, r"contains the control character U\+2066"),
+    ],
+)
+def test_labels_that_can_hardly_be_labels_need_a_flag(data: bytes, count: int, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=said):
+        read(tmp_path, data, count)
+    names = read(tmp_path, data, count, allow_empty=True)
+    assert names == tuple(data.decode().split("\n"))[:count]
+    assert loader.read_labels(write_rendered(tmp_path, names)) == names
+
+
+def write_rendered(folder: Path, names: Sequence[str]) -> Path:
+    path = folder / "rendered.txt"
+    path.write_text(labels.render(names), encoding="utf-8", newline="\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "names", ["قطة\nكلب", "חתול\nכלב", "a\u200bb\nc"], ids=["arabic", "hebrew", "zero width space"]
+)
+def test_scripts_of_all_directions_are_labels(names: str, tmp_path: Path) -> None:
+    assert read(tmp_path, names.encode(), 2) == tuple(names.split("\n"))
 
 
 @given(
@@ -71,9 +105,9 @@ def test_any_names_in_any_spelling_are_read_and_reach_the_server(
     folder: Path, names: list[str], end: str, mark: str, more: int
 ) -> None:
     """The exporter reads the labels as they are, and the server reads what the exporter writes."""
-    assert read(folder, (mark + end.join(names) + end * more).encode(), len(names)) == tuple(names)
-    (folder / "rendered.txt").write_text(labels.render(names), encoding="utf-8", newline="\n")
-    assert loader.read_labels(folder / "rendered.txt") == tuple(names)
+    data = (mark + end.join(names) + end * more).encode()
+    assert read(folder, data, len(names), allow_empty=True) == tuple(names)
+    assert loader.read_labels(write_rendered(folder, names)) == tuple(names)
 
 
 @given(st.lists(NAME, min_size=1), st.integers(1, 20))

@@ -10,12 +10,26 @@ SPEC = of_network(Given(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.2,) * 3, resize
 
 
 def test_the_rows_are_all_different_and_begin_with_the_golden_image() -> None:
-    png = golden.encode_png(golden.picture(7, 30, 40))
+    images = golden.numbered([golden.encode_png(golden.picture(seed, 30, 40)) for seed in (7, 8)])
     spec, tensor = image_input(SPEC, "uint8")
-    rows = proof.rows(spec, tensor, png, 32)
+    rows = proof.rows(spec, tensor, images, 32)
     assert (rows.shape, rows.dtype) == ((32, 8, 8, 3), np.uint8)
     assert len({row.tobytes() for row in rows}) == 32
-    np.testing.assert_array_equal(proof.rows(spec, tensor, png, 1)[0], rows[0])
+    np.testing.assert_array_equal(proof.rows(spec, tensor, images, 1), rows[:2])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"),
+    [
+        ([1, 2, 3, 8], 8, [(0, 1), (0, 2), (0, 3), (0, 8)]),
+        ([1], 3, [(0, 1), (1, 2), (2, 3)]),
+        ([1, 2, 3], 5, [(0, 1), (0, 2), (0, 3), (2, 5)]),
+        ([4], 12, [(0, 4), (4, 8), (8, 12)]),
+        ([4], 9, [(0, 4), (4, 8), (5, 9)]),
+    ],
+)
+def test_every_row_is_in_a_batch(sizes: list[int], count: int, expected: list[tuple[int, int]]) -> None:
+    assert [(batch.start, batch.stop) for batch in proof.batches(sizes, count)] == expected
 
 
 def test_the_largest_difference_is_named_where_it_is_too_large() -> None:

@@ -44,6 +44,7 @@ def published(repository: Path, tiny_export: TinyExport) -> Path:
 def test_a_first_version_is_whole(published: Path) -> None:
     files = [path for path, data in snapshot(published).items() if data is not None]
     assert files == [
+        "tiny/1/golden.bin",
         "tiny/1/golden.png",
         "tiny/1/labels.txt",
         "tiny/1/manifest.json",
@@ -54,7 +55,7 @@ def test_a_first_version_is_whole(published: Path) -> None:
     manifest = manifests.read(published / "tiny" / "1")
     assert manifest is not None
     manifests.verify_files(manifest, published / "tiny" / "1")
-    assert manifest.files.keys() == {"golden.png", "labels.txt", "model.onnx"}
+    assert manifest.files.keys() == {"golden.bin", "golden.png", "labels.txt", "model.onnx"}
     assert (manifest.model, manifest.version, manifest.class_count, manifest.labels) == ("tiny", 1, 4, "labels.txt")
     assert (published / "tiny/config.pbtxt").read_text().startswith('name: "tiny"\n')
 
@@ -253,7 +254,7 @@ def test_a_version_no_server_reads_is_refused(repository: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "é", "a" * 129, "-x", "x\n"])
 def test_names_that_are_no_model_names(name: str, repository: Path) -> None:
-    with pytest.raises(ExportError, match="is not a model name; pass --name with at most 128 letters"):
+    with pytest.raises(ExportError, match="is not a model name; choose one with at most 128 letters"):
         publish.plan(repository, name)
     assert not repository.exists()
 

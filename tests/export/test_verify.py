@@ -32,7 +32,7 @@ def converted(job: Export, folder: Path, form: str = "uint8") -> tuple[Path, Con
 
 
 def proof(path: Path, job: Export, made: Contract, maximum: int = 8) -> verify.Evidence:
-    return verify.verify(path, job.network, made, golden_png=job.golden_png, max_batch_size=maximum)
+    return verify.verify(path, job.network, made, golden_images=job.golden_images, max_batch_size=maximum)
 
 
 def change(path: Path, tensor: str, by: float) -> None:
@@ -58,10 +58,10 @@ def test_the_golden_probabilities_are_pytorchs(job: Export, tmp_path: Path) -> N
     path, made = converted(job, tmp_path)
     evidence = proof(path, job, made)
     by_host = contract(job.preprocessing, "float32", job.class_count)
-    row = Preprocessor(by_host.preprocessing, by_host.input).encoded(job.golden_png)
+    row = Preprocessor(by_host.preprocessing, by_host.input).encoded(*job.golden_images.values())
     with torch.inference_mode():
         expected = job.network(torch.from_numpy(row)[None]).softmax(dim=1)[0]
-    np.testing.assert_allclose(evidence.golden.probabilities, expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(evidence.probabilities[0], expected.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(("maximum", "sizes"), [(1, ["1"]), (2, ["1", "2"]), (3, ["1", "2", "3"])])
@@ -112,11 +112,11 @@ def test_a_softmax_of_the_networks_own_is_its_answer(job: Export, tmp_path: Path
     convert.to_onnx(network, made, tmp_path / "model.onnx")
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert [node.op_type for node in graph.node].count("Softmax") == 1
-    evidence = verify.verify(tmp_path / "model.onnx", network, made, golden_png=job.golden_png, max_batch_size=4)
+    evidence = verify.verify(tmp_path / "model.onnx", network, made, golden_images=job.golden_images, max_batch_size=4)
     plain = tmp_path / "plain.onnx"
     logits = contract(job.preprocessing, "uint8", job.class_count)
     convert.to_onnx(job.network, logits, plain)
-    assert evidence.golden == proof(plain, job, logits).golden
+    np.testing.assert_array_equal(evidence.probabilities, proof(plain, job, logits).probabilities)
 
 
 @pytest.mark.parametrize(("ir_version", "opset"), [(99, 18), (10, 99)])
@@ -137,7 +137,7 @@ def test_a_file_that_the_runtime_cannot_read_is_refused_before_the_work(
 def test_the_progress_ends_at_its_total(job: Export, tmp_path: Path) -> None:
     path, made = converted(job, tmp_path)
     steps: list[tuple[int, int]] = []
-    options = {"golden_png": job.golden_png, "max_batch_size": 20}
+    options = {"golden_images": job.golden_images, "max_batch_size": 20}
     verify.verify(path, job.network, made, **options, report=lambda done, total: steps.append((done, total)))  # type: ignore[arg-type]
     assert [done for done, _ in steps] == [8, 16, 20, 21, 23, 26, 46]
     assert {total for _, total in steps} == {46}

@@ -28,6 +28,7 @@ def _version(entry: VersionEntry, *, labels: bool) -> pb.ModelVersion:
     message.placement.update(info.placement)
     if info.manifest is not None:
         message.architecture, message.precision = info.manifest.architecture, info.manifest.onnx.precision
+        message.contract = info.manifest.schema
     if labels:
         message.labels.extend(info.labels)
     return message

@@ -12,6 +12,7 @@ from pathlib import Path
 from cnnserve.batching.batcher import DynamicBatcher
 from cnnserve.batching.inline import InlineRuns
 from cnnserve.batching.instance import ModelInstance
+from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import proving
@@ -24,7 +25,7 @@ from cnnserve.model_config.settings import Settings, resolve
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import MODEL_FILE, ModelFolder
-from cnnserve.repository.label_file import read_labels
+from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import Manifest
 from cnnserve.runtime.workers import OnStage, inline_runs, make_workers, open_sessions
 from cnnserve.wire.model_config_pb2 import ModelConfig
@@ -66,10 +67,12 @@ def open_version(
     """
     path = folder.versions[version]
     config = pbtxt.of(folder)
-    manifest = _read_manifest(path)
+    manifest = _read_manifest(folder, version)
     execution = executions.read(config, device)
     model_file = _model_file(path, config, manifest)
     execution, sessions = open_sessions(model_file, execution, cpu_threads, engine_cache, on_stage)
+    if manifest is not None:
+        _check_tensors(manifest, sessions[0].inputs, sessions[0].outputs)
     settings = resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
     labels = _labels(folder, path, manifest, settings)
     preprocessor = _preprocessor(config, manifest, settings, budget)
@@ -80,7 +83,7 @@ def open_version(
     )
     class_count = manifest.class_count if manifest else findings.probe.class_count if findings.probe else 0
     if labels:
-        _check_labels(folder.name, labels, class_count, manifest)
+        _check_labels(f"model {folder.name} version {version}", labels, class_count, manifest)
     info = ModelInfo(
         folder.name,
         version,
@@ -135,11 +138,28 @@ def _preprocessor(
     return None
 
 
-def _read_manifest(path: Path) -> Manifest | None:
+def _read_manifest(folder: ModelFolder, version: int) -> Manifest | None:
+    path = folder.versions[version]
     manifest = manifests.read(path)
     if manifest is not None:
+        manifests.check_place(manifest, folder.name, version)
         manifests.verify_files(manifest, path)
     return manifest
+
+
+def _check_tensors(manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Raises `ModelLoadFailed` unless the file has the input and the output in the manifest."""
+    for kind, stated, specs in (("input", manifest.input, inputs), ("output", manifest.output, outputs)):
+        names = ", ".join(spec.name for spec in specs)
+        if names != stated.name:
+            raise ModelLoadFailed(f"the ONNX file has the {kind} {names!r}, the manifest says {stated.name!r}")
+        # Files may leave sizes open, also that of the batch.
+        sizes = zip(specs[0].shape[1:], stated.shape, strict=False)
+        if specs[0].datatype != stated.datatype or any(own not in (-1, said) for own, said in sizes):
+            raise ModelLoadFailed(
+                f"the ONNX file's {kind} {stated.name!r} is {specs[0].datatype} {list(specs[0].shape)}, the manifest "
+                f"says {stated.datatype} {[-1, *stated.shape]}"
+            )
 
 
 def _model_file(path: Path, config: ModelConfig | None, manifest: Manifest | None) -> Path:
@@ -170,15 +190,16 @@ def _labels(folder: ModelFolder, path: Path, manifest: Manifest | None, settings
     return read_labels(file)
 
 
-def _check_labels(model: str, labels: Sequence[str], class_count: int, manifest: Manifest | None) -> None:
-    """Raises `ModelLoadFailed` unless a manifest has one label per class.
+def _check_labels(name: str, labels: Sequence[str], class_count: int, manifest: Manifest | None) -> None:
+    """Raises `ModelLoadFailed` unless a manifest has one label per class. Logs labels that can hardly be right.
 
     Without a manifest, a wrong count is only logged, because Triton accepts label files that end early.
     """
-    if len(labels) == class_count:
-        return
-    problem = f"there are {len(labels)} labels for {class_count} classes"
-    if manifest is not None:
-        raise ModelLoadFailed(f"{problem}; export the model again")
-    if class_count:
-        _log.warning("model %s: %s; check its label file", model, problem)
+    if len(labels) != class_count:
+        problem = f"there are {len(labels)} labels for {class_count} classes"
+        if manifest is not None:
+            raise ModelLoadFailed(f"{problem}; export the model again")
+        if class_count:
+            _log.warning("%s: %s; check its label file", name, problem)
+    if reason := doubt(labels):
+        _log.warning("%s: %s; publish a version with correct labels", name, reason)

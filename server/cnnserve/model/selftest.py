@@ -15,7 +15,7 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model.classification import are_probabilities, softmax
 from cnnserve.model_config.providers import Provider
-from cnnserve.repository.manifest import Manifest
+from cnnserve.repository.manifest import Manifest, golden_probabilities
 
 # Batch size of the self-test if there are no buckets.
 _INVARIANCE_BATCH = 3
@@ -115,20 +115,24 @@ def run_golden(
     sizes: Sequence[int],
     provider: Provider,
 ) -> SelfTest:
-    """Runs the golden image alone, and as the first and last row of a batch of each size. Returns the differences.
+    """Runs each golden image alone, and the first one as first and last row of a batch of each size.
 
     Each time, the probabilities must be the golden ones and, in a batch, also those of the image alone, within the
-    tolerance. Otherwise it raises `ModelLoadFailed`. `run` takes the parts of a batch.
+    tolerance. Otherwise it raises `ModelLoadFailed`. `run` takes the parts of a batch. Returns the differences.
     """
-    image = (folder / manifest.golden.image).read_bytes()
-    row = preprocessor.exact().encoded(image)[np.newaxis]
-    expected = np.asarray(manifest.golden.probabilities, np.float64)
-    allowed = tolerance(manifest, provider)
-    alone = _probabilities(run, manifest, row)[0]
-    golden = _compare(alone, expected, allowed, "alone", "the manifest says")
+    images = [(folder / name).read_bytes() for name in manifest.golden.images]
+    every = golden_probabilities(manifest, lambda name: (folder / name).read_bytes()).astype(np.float64)
+    exact, allowed = preprocessor.exact(), tolerance(manifest, provider)
+    rows_alone = [exact.encoded(image)[np.newaxis] for image in images]
+    answers = [_probabilities(run, manifest, row)[0] for row in rows_alone]
+    golden = max(
+        _compare(answer, expected, allowed, f"{name} alone", "the manifest says")
+        for answer, expected, name in zip(answers, every, manifest.golden.images, strict=True)
+    )
+    row, alone, expected, image = rows_alone[0], answers[0], every[0], images[0]
     batches = {}
     for size in sizes:
-        where = f"in a batch of {size}"
+        where = f"{manifest.golden.images[0]} in a batch of {size}"
         rows = _probabilities(run, manifest, _batch(row, size)) if size > 1 else alone[np.newaxis]
         for placed in (rows[0], rows[-1]):
             _compare(placed, alone, allowed, where, "alone it is")

@@ -48,7 +48,7 @@ def read(config: pb.ModelConfig | None, settings: Settings) -> tuple[Preprocessi
     try:
         spec = manifests.parse_preprocessing(config.parameters[PARAMETER].string_value, image)
     except ModelLoadFailed as error:
-        raise ModelLoadFailed(f"{_SOURCE}: {str(error).removeprefix(manifests.MANIFEST_FILE + ': ')}") from error
+        raise ModelLoadFailed(f"{_SOURCE}: {error}") from error
     choices = _NORMALIZE.get(tensor.datatype, ())
     if spec.normalize not in choices:
         raise ModelLoadFailed(

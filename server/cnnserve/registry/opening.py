@@ -126,4 +126,5 @@ def _ready_line(model: Model, seconds: float) -> str:
     info = model.info
     placement = ", ".join(f"{count} nodes on {provider}" for provider, count in info.placement.items())
     tested = info.self_test or info.probe
-    return f"model {info.name} version {info.version} READY in {seconds:.2f} s; {placement}; {tested}"
+    contract = f"; contract {info.manifest.schema}" if info.manifest else ""
+    return f"model {info.name} version {info.version} READY in {seconds:.2f} s; {placement}; {tested}{contract}"

@@ -1,19 +1,19 @@
 """Reads the IR version and the operator sets of an ONNX file, without the onnx package and without the graph.
 
-An ONNX file is a protobuf message (ModelProto in `onnx.proto`). Field 1 is `ir_version`. Field 8 is `opset_import`;
-each of its entries has a domain (field 1) and a version (field 2). All other fields, such as the graph, are skipped.
+In the message ModelProto of `onnx.proto`, field 1 is `ir_version`. Field 8 is `opset_import`; each of its entries has a
+domain (field 1) and a version (field 2). All other fields, such as the graph, are skipped.
 """
 
-import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+from cnnserve.repository import onnx_wire
+from cnnserve.repository.onnx_wire import Span
+
 _IR_VERSION, _OPSET_IMPORT = 1, 8
 _DOMAIN, _VERSION = 1, 2
-# Longest entry of opset_import that is read, in bytes: a damaged length must not lead to a read of that size.
+# Longest domain that is read, in bytes: a damaged length must not lead to a read of that size.
 _LONGEST = 4096
 
 # ONNX Runtime 1.18 (May 2024) and all later versions read this operator set.
@@ -44,52 +44,15 @@ def read(path: Path) -> OnnxHeader | None:
 
 def _read(file: BinaryIO) -> OnnxHeader:
     ir_version, opsets = 0, {}
-    for field, value in _fields(file, frozenset({_OPSET_IMPORT})):
-        if field == _IR_VERSION and isinstance(value, int):
+    for number, value in onnx_wire.fields(file):
+        if number == _IR_VERSION and isinstance(value, int):
             ir_version = value
-        elif field == _OPSET_IMPORT and isinstance(value, bytes):
-            entry = dict(_fields(io.BytesIO(value), frozenset({_DOMAIN})))
-            domain, version = entry.get(_DOMAIN, b""), entry.get(_VERSION, 0)
-            if isinstance(domain, bytes) and isinstance(version, int):
-                opsets[domain.decode() or "ai.onnx"] = version
+        elif number == _OPSET_IMPORT and isinstance(value, Span):
+            domain, version = "", 0
+            for part, entry in onnx_wire.fields(file, value):
+                if part == _DOMAIN and isinstance(entry, Span):
+                    domain = onnx_wire.content(file, entry, _LONGEST).decode()
+                elif part == _VERSION and isinstance(entry, int):
+                    version = entry
+            opsets[domain or "ai.onnx"] = version
     return OnnxHeader(ir_version, opsets)
-
-
-def _fields(file: BinaryIO, wanted: frozenset[int]) -> Iterator[tuple[int, int | bytes]]:
-    """Yields integers, and the bytes of the fields in `wanted`, by field number; skips other fields.
-
-    Raises `ValueError` if the file is not protobuf.
-    """
-    while (key := _varint(file)) is not None:
-        field, kind = key >> 3, key & 7
-        if kind == _VARINT:
-            yield field, _needed(_varint(file))
-        elif kind == _BYTES:
-            size = _needed(_varint(file))
-            if field in wanted and size <= _LONGEST:
-                yield field, file.read(size)
-            else:
-                file.seek(size, io.SEEK_CUR)
-        elif kind in (_FIXED64, _FIXED32):
-            file.seek(8 if kind == _FIXED64 else 4, io.SEEK_CUR)
-        else:
-            raise ValueError(f"not protobuf: unknown wire type {kind}")
-
-
-def _varint(file: BinaryIO) -> int | None:
-    """Returns the next variable-length integer, or None at the end of the file."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            return None
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise ValueError("not protobuf: an integer has more than ten bytes")
-
-
-def _needed(value: int | None) -> int:
-    if value is None:
-        raise ValueError("not protobuf: the file ends inside a field")
-    return value

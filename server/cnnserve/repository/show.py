@@ -9,15 +9,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository import show_text
+from cnnserve.repository import normalisation, show_text
 from cnnserve.repository.folders import ModelFolder, model_folder, scan, version_number
-from cnnserve.repository.label_file import read_labels
-from cnnserve.repository.manifest import MANIFEST_FILE
+from cnnserve.repository.label_file import doubt, read_labels
+from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
 from cnnserve.repository.show_text import Entry
 
 
@@ -122,7 +122,9 @@ def _look(model: ModelFolder, version: int) -> Entry:
         "other_versions": [number for number in model.versions if number != version],
         "state": "no manifest",
         "problems": {},
+        "warnings": [],
         "labels": None,
+        "golden": None,
         "manifest": None,
     }
     try:
@@ -131,10 +133,52 @@ def _look(model: ModelFolder, version: int) -> Entry:
         return entry | {"state": "broken manifest", "problems": {MANIFEST_FILE: str(error)}}
     if manifest is None:
         return entry
+    return entry | _compared(manifest, model.name, version, folder)
+
+
+def _compared(manifest: Manifest, model: str, version: int, folder: Path) -> Entry:
+    """Returns the manifest of a version, and how its files and its folder differ from it."""
     problems = manifests.altered_files(manifest, folder)
-    if manifest.labels and manifest.labels not in problems:
-        try:
-            entry["labels"] = list(read_labels(folder / manifest.labels))
-        except ModelLoadFailed as error:
-            problems[manifest.labels] = str(error)
-    return entry | {"state": "altered" if problems else "intact", "problems": problems, "manifest": asdict(manifest)}
+    labels = golden = None
+    try:
+        if manifest.labels and manifest.labels not in problems:
+            labels = list(read_labels(folder / manifest.labels))
+    except ModelLoadFailed as error:
+        problems[manifest.labels or ""] = str(error)
+    try:
+        if manifest.golden.probabilities not in problems:
+            golden = _golden(manifest, folder, labels)
+    except ModelLoadFailed as error:
+        problems[manifest.golden.probabilities or MANIFEST_FILE] = str(error)
+    state = "altered" if problems else "intact"
+    try:
+        manifests.check_place(manifest, model, version)
+    except ModelLoadFailed as error:
+        state = "altered" if problems else "wrong place"
+        problems[MANIFEST_FILE] = str(error)
+    return {
+        "state": state,
+        "problems": problems,
+        "warnings": [text for text in (doubt(labels or ()), _normalisation(manifest, folder)) if text],
+        "labels": labels,
+        "golden": golden,
+        "manifest": manifests.document(manifest),
+    }
+
+
+def _normalisation(manifest: Manifest, folder: Path) -> str:
+    return normalisation.contradiction(manifest.preprocessing, manifest.input, folder / manifest.onnx.file)
+
+
+def _golden(manifest: Manifest, folder: Path, labels: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Returns for each golden image its most probable class, and the label and the probability of that class."""
+    rows = manifests.golden_probabilities(manifest, lambda name: (folder / name).read_bytes())
+    return [
+        {
+            "image": image,
+            "class": (number := int(row.argmax())),
+            "label": labels[number] if labels and number < len(labels) else None,
+            "probability": float(row[number]),
+        }
+        for image, row in zip(manifest.golden.images, rows, strict=True)
+    ]

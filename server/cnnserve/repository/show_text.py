@@ -18,6 +18,8 @@ def version(entry: Entry) -> str:
     manifest = entry["manifest"]
     if manifest:
         rows += [(name, list(lines)) for name, lines in _facts(entry, manifest)]
+    if entry["warnings"]:
+        rows.append(("warnings", entry["warnings"]))
     if entry["other_versions"]:
         rows.append(("other versions", [f"{', '.join(map(str, entry['other_versions']))}; show one with --version N"]))
     cells = [("" if line else name, text) for name, lines in rows for line, text in enumerate(lines)]
@@ -28,7 +30,7 @@ def version(entry: Entry) -> str:
 def table(entries: Sequence[Entry]) -> str:
     """Returns a table with one line per version."""
     header = ("MODEL", "VERSION", "ARCHITECTURE", "PARAMETERS", "PRECISION", "INPUT", "CLASSES", "PARITY", "AGREEMENT")
-    return aligned([(*header, "STATE"), *map(_row, entries)], right=(1, 3, 6, 7, 8))
+    return aligned([(*header, "CONTRACT", "STATE"), *map(_row, entries)], right=(1, 3, 6, 7, 8, 9))
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
@@ -59,7 +61,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     start = (entry["model"], str(entry["version"]))
     manifest = entry["manifest"]
     if not manifest:
-        return (*start, *["-"] * 7, entry["state"])
+        return (*start, *["-"] * 8, entry["state"])
     agreement = manifest.get("agreement")
     # If a version has an agreement, its parity belongs to another file.
     batches = () if agreement else manifest["parity"]["batches"].values()
@@ -72,12 +74,16 @@ def _row(entry: Entry) -> tuple[str, ...]:
         str(manifest["class_count"]),
         f"{max(batches):.1e}" if batches else "-",
         f"{agreement['top1']:.2%}" if agreement else "-",
+        str(manifest["schema"]),
         entry["state"],
     )
 
 
 def _facts(entry: Entry, manifest: dict[str, Any]) -> Iterator[tuple[str, Iterator[str] | list[str]]]:
     onnx = manifest["onnx"]
+    yield "contract", [_contract(manifest["schema"])]
+    if origin := manifest["origin"]:
+        yield "copy of", [f"{origin['model']} version {origin['version']}, manifest {origin['manifest_sha256']}"]
     yield "architecture", [f"{manifest['architecture']}, {manifest['parameters']:,} parameters"]
     yield "precision", [f"{onnx['precision']}, opset {onnx['opset']}, IR version {onnx['ir_version']}"]
     yield "input", [f"{_tensor(manifest['input'])}, batches of 1 to {manifest['max_batch_size']}"]
@@ -86,12 +92,18 @@ def _facts(entry: Entry, manifest: dict[str, Any]) -> Iterator[tuple[str, Iterat
     yield "preprocessing", _preprocessing(manifest["preprocessing"])
     yield "labels", [_labels(entry["labels"], manifest)]
     yield "weights", _weights(manifest["weights"])
-    yield "golden image", [_golden(manifest["golden"], entry["labels"])]
+    yield "golden images", _golden(manifest["golden"], entry["golden"])
     yield "parity", _parity(manifest["parity"], lowered=bool(manifest.get("agreement")))
     if manifest.get("agreement"):
         yield "agreement", _agreement(manifest["agreement"])
     yield "files", _files(entry, manifest)
     yield "made by", [", ".join(f"{name} {version}" for name, version in manifest["producer"].items()) or "unknown"]
+
+
+def _contract(schema: int) -> str:
+    if schema == 1:
+        return "1: one golden image, logarithms of probabilities are not compared; see cnnserve upgrade"
+    return str(schema)
 
 
 def _preprocessing(spec: dict[str, Any]) -> Iterator[str]:
@@ -113,11 +125,14 @@ def _labels(names: list[str] | None, manifest: dict[str, Any]) -> str:
     return f"{manifest['labels']}, {len(names)}: {', '.join(names[:_LABELS_SHOWN])}{more}"
 
 
-def _golden(golden: dict[str, Any], names: list[str] | None) -> str:
-    highest = max(golden["probabilities"], default=0.0)
-    index = golden["probabilities"].index(highest) if golden["probabilities"] else 0
-    label = names[index] if names and index < len(names) else f"class {index}"
-    return f"{golden['image']}: {label!r} with probability {highest:.4f}, tolerance {golden['tolerance']:.0e}"
+def _golden(golden: dict[str, Any], answers: list[dict[str, Any]] | None) -> Iterator[str]:
+    if answers is None:
+        yield f"{golden['probabilities']} cannot be read"
+    for answer in answers or ():
+        label = f"class {answer['class']}" if answer["label"] is None else repr(answer["label"])
+        yield f"{answer['image']}: {label} with probability {answer['probability']:.4f}"
+    logarithms = f", of its logarithm {golden['log_tolerance']:.0e}" if golden["log_tolerance"] else ""
+    yield f"tolerance of a probability {golden['tolerance']:.0e}{logarithms}"
 
 
 def _weights(origin: dict[str, str]) -> Iterator[str]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63nnserve/wire/classifier.proto\x12\x0b\x63nnserve.v1\"d\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\"\n\x06images\x18\x04 \x03(\x0b\x32\x12.cnnserve.v1.Image\"K\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x03raw\x18\x02 \x01(\x0b\x32\x15.cnnserve.v1.RawImageH\x00\x42\t\n\x07\x63ontent\"I\n\x08RawImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\"\x84\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12)\n\x07results\x18\x03 \x03(\x0b\x32\x18.cnnserve.v1.ImageResult\x12%\n\x07timings\x18\x04 \x01(\x0b\x32\x14.cnnserve.v1.Timings\"U\n\x0bImageResult\x12#\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x12.cnnserve.v1.Class\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.cnnserve.v1.Error\":\n\x05\x43lass\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"V\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"X\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x15\n\rpreprocess_us\x18\x02 \x01(\x04\x12\x12\n\ncompute_us\x18\x03 \x01(\x04\x12\x10\n\x08total_us\x18\x04 \x01(\x04\"f\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\ntimeout_us\x18\x02 \x01(\x04\x12-\n\x07request\x18\x03 \x01(\x0b\x32\x1c.cnnserve.v1.ClassifyRequest\"\x87\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x31\n\x08response\x18\x02 \x01(\x0b\x32\x1d.cnnserve.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.cnnserve.v1.ErrorH\x00\x42\t\n\x07outcome\"\xa9\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.cnnserve.v1.ModelState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x05input\x18\x04 \x01(\x0b\x32\x17.cnnserve.v1.TensorSpec\x12\x13\n\x0b\x63lass_count\x18\x05 \x01(\r\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12\x16\n\x0emax_batch_size\x18\x07 \x01(\r\x12\x10\n\x08verified\x18\x08 \x01(\x08\x12;\n\tplacement\x18\t \x03(\x0b\x32(.cnnserve.v1.ModelVersion.PlacementEntry\x12\x16\n\x0e\x61\x63\x63\x65pts_images\x18\n \x01(\x08\x12\x14\n\x0c\x61rchitecture\x18\x0b \x01(\t\x12\x11\n\tprecision\x18\x0c \x01(\t\x12\x11\n\tself_test\x18\r \x01(\t\x12\x16\n\x0eversion_labels\x18\x0e \x03(\t\x1a\x30\n\x0ePlacementEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\";\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"R\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x08versions\x18\x02 \x03(\x0b\x32\x19.cnnserve.v1.ModelVersion\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.cnnserve.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"P\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.cnnserve.v1.Model\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.cnnserve.v1.Model\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"8\n\x13UnloadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.cnnserve.v1.Model*\xab\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x03\x12\x1b\n\x17MODEL_STATE_UNAVAILABLE\x10\x04\x12\x18\n\x14MODEL_STATE_BUILDING\x10\x05\x32\xea\x03\n\nClassifier\x12G\n\x08\x43lassify\x12\x1c.cnnserve.v1.ClassifyRequest\x1a\x1d.cnnserve.v1.ClassifyResponse\x12]\n\x0e\x43lassifyStream\x12\".cnnserve.v1.ClassifyStreamRequest\x1a#.cnnserve.v1.ClassifyStreamResponse(\x01\x30\x01\x12M\n\nListModels\x12\x1e.cnnserve.v1.ListModelsRequest\x1a\x1f.cnnserve.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.cnnserve.v1.GetModelRequest\x1a\x1d.cnnserve.v1.GetModelResponse\x12J\n\tLoadModel\x12\x1d.cnnserve.v1.LoadModelRequest\x1a\x1e.cnnserve.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.cnnserve.v1.UnloadModelRequest\x1a .cnnserve.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63nnserve/wire/classifier.proto\x12\x0b\x63nnserve.v1\"d\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\"\n\x06images\x18\x04 \x03(\x0b\x32\x12.cnnserve.v1.Image\"K\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x03raw\x18\x02 \x01(\x0b\x32\x15.cnnserve.v1.RawImageH\x00\x42\t\n\x07\x63ontent\"I\n\x08RawImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\"\x84\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12)\n\x07results\x18\x03 \x03(\x0b\x32\x18.cnnserve.v1.ImageResult\x12%\n\x07timings\x18\x04 \x01(\x0b\x32\x14.cnnserve.v1.Timings\"U\n\x0bImageResult\x12#\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x12.cnnserve.v1.Class\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.cnnserve.v1.Error\":\n\x05\x43lass\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"V\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"X\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x15\n\rpreprocess_us\x18\x02 \x01(\x04\x12\x12\n\ncompute_us\x18\x03 \x01(\x04\x12\x10\n\x08total_us\x18\x04 \x01(\x04\"f\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\ntimeout_us\x18\x02 \x01(\x04\x12-\n\x07request\x18\x03 \x01(\x0b\x32\x1c.cnnserve.v1.ClassifyRequest\"\x87\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x31\n\x08response\x18\x02 \x01(\x0b\x32\x1d.cnnserve.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.cnnserve.v1.ErrorH\x00\x42\t\n\x07outcome\"\xbb\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.cnnserve.v1.ModelState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x05input\x18\x04 \x01(\x0b\x32\x17.cnnserve.v1.TensorSpec\x12\x13\n\x0b\x63lass_count\x18\x05 \x01(\r\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12\x16\n\x0emax_batch_size\x18\x07 \x01(\r\x12\x10\n\x08verified\x18\x08 \x01(\x08\x12;\n\tplacement\x18\t \x03(\x0b\x32(.cnnserve.v1.ModelVersion.PlacementEntry\x12\x16\n\x0e\x61\x63\x63\x65pts_images\x18\n \x01(\x08\x12\x14\n\x0c\x61rchitecture\x18\x0b \x01(\t\x12\x11\n\tprecision\x18\x0c \x01(\t\x12\x11\n\tself_test\x18\r \x01(\t\x12\x16\n\x0eversion_labels\x18\x0e \x03(\t\x12\x10\n\x08\x63ontract\x18\x0f \x01(\r\x1a\x30\n\x0ePlacementEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\";\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"R\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x08versions\x18\x02 \x03(\x0b\x32\x19.cnnserve.v1.ModelVersion\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.cnnserve.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"P\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.cnnserve.v1.Model\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.cnnserve.v1.Model\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"8\n\x13UnloadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.cnnserve.v1.Model*\xab\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x03\x12\x1b\n\x17MODEL_STATE_UNAVAILABLE\x10\x04\x12\x18\n\x14MODEL_STATE_BUILDING\x10\x05\x32\xea\x03\n\nClassifier\x12G\n\x08\x43lassify\x12\x1c.cnnserve.v1.ClassifyRequest\x1a\x1d.cnnserve.v1.ClassifyResponse\x12]\n\x0e\x43lassifyStream\x12\".cnnserve.v1.ClassifyStreamRequest\x1a#.cnnserve.v1.ClassifyStreamResponse(\x01\x30\x01\x12M\n\nListModels\x12\x1e.cnnserve.v1.ListModelsRequest\x1a\x1f.cnnserve.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.cnnserve.v1.GetModelRequest\x1a\x1d.cnnserve.v1.GetModelResponse\x12J\n\tLoadModel\x12\x1d.cnnserve.v1.LoadModelRequest\x1a\x1e.cnnserve.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.cnnserve.v1.UnloadModelRequest\x1a .cnnserve.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELVERSION_PLACEMENTENTRY']._loaded_options = None
   _globals['_MODELVERSION_PLACEMENTENTRY']._serialized_options = b'8\001'
-  _globals['_MODELSTATE']._serialized_start=1958
-  _globals['_MODELSTATE']._serialized_end=2129
+  _globals['_MODELSTATE']._serialized_start=1976
+  _globals['_MODELSTATE']._serialized_end=2147
   _globals['_CLASSIFYREQUEST']._serialized_start=47
   _globals['_CLASSIFYREQUEST']._serialized_end=147
   _globals['_IMAGE']._serialized_start=149
@@ -56,29 +56,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=866
   _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1001
   _globals['_MODELVERSION']._serialized_start=1004
-  _globals['_MODELVERSION']._serialized_end=1429
-  _globals['_MODELVERSION_PLACEMENTENTRY']._serialized_start=1381
-  _globals['_MODELVERSION_PLACEMENTENTRY']._serialized_end=1429
-  _globals['_TENSORSPEC']._serialized_start=1431
-  _globals['_TENSORSPEC']._serialized_end=1490
-  _globals['_MODEL']._serialized_start=1492
-  _globals['_MODEL']._serialized_end=1574
-  _globals['_LISTMODELSREQUEST']._serialized_start=1576
-  _globals['_LISTMODELSREQUEST']._serialized_end=1595
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1597
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1653
-  _globals['_GETMODELREQUEST']._serialized_start=1655
-  _globals['_GETMODELREQUEST']._serialized_end=1687
-  _globals['_GETMODELRESPONSE']._serialized_start=1689
-  _globals['_GETMODELRESPONSE']._serialized_end=1769
-  _globals['_LOADMODELREQUEST']._serialized_start=1771
-  _globals['_LOADMODELREQUEST']._serialized_end=1804
-  _globals['_LOADMODELRESPONSE']._serialized_start=1806
-  _globals['_LOADMODELRESPONSE']._serialized_end=1860
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1862
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1897
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1899
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1955
-  _globals['_CLASSIFIER']._serialized_start=2132
-  _globals['_CLASSIFIER']._serialized_end=2622
+  _globals['_MODELVERSION']._serialized_end=1447
+  _globals['_MODELVERSION_PLACEMENTENTRY']._serialized_start=1399
+  _globals['_MODELVERSION_PLACEMENTENTRY']._serialized_end=1447
+  _globals['_TENSORSPEC']._serialized_start=1449
+  _globals['_TENSORSPEC']._serialized_end=1508
+  _globals['_MODEL']._serialized_start=1510
+  _globals['_MODEL']._serialized_end=1592
+  _globals['_LISTMODELSREQUEST']._serialized_start=1594
+  _globals['_LISTMODELSREQUEST']._serialized_end=1613
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1615
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1671
+  _globals['_GETMODELREQUEST']._serialized_start=1673
+  _globals['_GETMODELREQUEST']._serialized_end=1705
+  _globals['_GETMODELRESPONSE']._serialized_start=1707
+  _globals['_GETMODELRESPONSE']._serialized_end=1787
+  _globals['_LOADMODELREQUEST']._serialized_start=1789
+  _globals['_LOADMODELREQUEST']._serialized_end=1822
+  _globals['_LOADMODELRESPONSE']._serialized_start=1824
+  _globals['_LOADMODELRESPONSE']._serialized_end=1878
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1880
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1915
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1917
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1973
+  _globals['_CLASSIFIER']._serialized_start=2150
+  _globals['_CLASSIFIER']._serialized_end=2640
 # @@protoc_insertion_point(module_scope)

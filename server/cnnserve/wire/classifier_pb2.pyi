@@ -126,7 +126,7 @@ class ClassifyStreamResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[ClassifyResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("version", "state", "reason", "input", "class_count", "labels", "max_batch_size", "verified", "placement", "accepts_images", "architecture", "precision", "self_test", "version_labels")
+    __slots__ = ("version", "state", "reason", "input", "class_count", "labels", "max_batch_size", "verified", "placement", "accepts_images", "architecture", "precision", "self_test", "version_labels", "contract")
     class PlacementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +148,7 @@ class ModelVersion(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     SELF_TEST_FIELD_NUMBER: _ClassVar[int]
     VERSION_LABELS_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: ModelState
     reason: str
@@ -162,7 +163,8 @@ class ModelVersion(_message.Message):
     precision: str
     self_test: str
     version_labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., class_count: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., max_batch_size: _Optional[int] = ..., verified: bool = ..., placement: _Optional[_Mapping[str, int]] = ..., accepts_images: bool = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ..., self_test: _Optional[str] = ..., version_labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    contract: int
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., class_count: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., max_batch_size: _Optional[int] = ..., verified: bool = ..., placement: _Optional[_Mapping[str, int]] = ..., accepts_images: bool = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ..., self_test: _Optional[str] = ..., version_labels: _Optional[_Iterable[str]] = ..., contract: _Optional[int] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "datatype", "shape")

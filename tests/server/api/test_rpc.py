@@ -233,6 +233,7 @@ def test_models_are_listed_and_described(call: Caller) -> None:
     [version] = answer.model.versions
     assert tuple(version.labels) == CLASSES
     assert (version.max_batch_size, version.class_count, version.verified) == (8, 3, True)
+    assert (version.contract, models["plain"].versions[0].contract) == (2, 0)
     assert list(version.input.shape) == [-1, SIDE, SIDE, 1]
     assert sum(version.placement.values()) > 0
     assert answer.max_message_bytes == 64 * 2**20

@@ -237,6 +237,6 @@ def test_the_trained_lenet5_is_shown_what_it_was_trained_on(oracle: Oracle) -> N
     folder = Path(__file__).parents[3] / "model_repo" / "lenet5" / "1"
     manifest = manifests.read(folder)
     assert manifest
-    data = (folder / manifest.golden.image).read_bytes()
+    data = (folder / manifest.golden.images[0]).read_bytes()
     row = Preprocessor(manifest.preprocessing, manifest.input).row(data)
     assert (row == oracle.pixels(data, manifest.preprocessing)).all()

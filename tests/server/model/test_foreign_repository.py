@@ -215,7 +215,7 @@ INPUT = 'input { name: "image" data_type: TYPE_UINT8 dims: [8, 8, 1] %s }'
         (image(color="CMYK"), "cnnserve.image: color is 'CMYK'"),
         (image(crop=[7, 7]), r"cnnserve.image: preprocessing gives images of size \[7, 7\], the input needs \[8, 8\]"),
         (image(normalize="host"), "normalize 'host' does not fit input 'image' of type UINT8; use 'graph' or 'none'"),
-        (image(means=[0]), "it has no field 'means'; known: color"),
+        (image(means=[0]), "there is no field 'means'; known are color"),
         ('parameters { key: "cnnserve.image" value { string_value: "RGB" } }', "it is not JSON"),
         ('parameters { key: "cnnserve.image" value { string_value: "[]" } }', "holds a list, expected a JSON object"),
         (f"max_batch_size: 1 {INPUT % 'format: FORMAT_NCHW'} {image()}", "color is L, which does not give the 8"),

@@ -1,6 +1,8 @@
 """Real loads of versions: where they run, to which sizes they pad, and what remains after a failed load."""
 
+import dataclasses
 import gc
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -15,9 +17,10 @@ from cnnserve.images.preprocessing import ImageOptions
 from cnnserve.model.loader import OpenVersion
 from cnnserve.model_config.providers import CPU, Provider
 from cnnserve.repository import folders
+from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve.runtime import cuda, placement, session, workers
 from cnnserve.runtime.session import Session, SessionOptions, runtime_version
-from support import open_version, png, tiny_onnx, write_version
+from support import open_version, png, rewrite_manifest, tiny_onnx, write_version
 
 GPU = "instance_group { kind: KIND_GPU }"
 FALLBACK = 'parameters { key: "cnnserve.allow_cpu_fallback" value { string_value: "true" } }'
@@ -202,3 +205,35 @@ def test_a_failed_load_leaves_no_thread(root: Path) -> None:
         gc.collect()
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("model", "version"), [("other", 1), ("m", 2)])
+def test_a_version_of_another_folder_is_refused(root: Path, model: str, version: int) -> None:
+    shutil.copytree(root / "m" / "1", root / model / str(version))
+    said = f"is that of model m version 1, but the folder is that of model {model} version {version};.*cnnserve copy"
+    with pytest.raises(ModelLoadFailed, match=said):
+        open_version(folders.find(root, model), version)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"input": TensorInfo("pixels", "UINT8", (8, 8, 1), "NHWC")}, "input 'image', the manifest says 'pixels'"),
+        ({"output": TensorInfo("logits", "FP32", (3,))}, "output 'probabilities', the manifest says 'logits'"),
+        (
+            {"input": TensorInfo("image", "FP32", (8, 8, 1), "NHWC")},
+            r"input 'image' is UINT8 \[-1, 8, 8, 1\], the manifest says FP32 \[-1, 8, 8, 1\]",
+        ),
+        (
+            {"input": TensorInfo("image", "UINT8", (8, 4, 1), "NHWC")},
+            r"input 'image' is UINT8 \[-1, 8, 8, 1\], the manifest says UINT8 \[-1, 8, 4, 1\]",
+        ),
+    ],
+)
+def test_the_manifest_says_what_the_file_takes_and_gives(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    folder = write_version(tmp_path / "m" / "1")
+    if changes.get("input") and changes["input"].shape == (8, 4, 1):
+        changes = changes | {"preprocessing": Preprocessing("L", Resize("exact", (8, 4)), None, (0,), (1,), "graph")}
+    rewrite_manifest(folder, **{name: dataclasses.asdict(value) for name, value in changes.items()})
+    with pytest.raises(ModelLoadFailed, match=said):
+        open_version(folders.find(tmp_path, "m"), 1)

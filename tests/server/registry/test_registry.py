@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cnnserve.api.describe import describe
@@ -13,7 +14,7 @@ from cnnserve.registry.health import Health
 from cnnserve.registry.lifecycle import State
 from cnnserve.registry.registry import Registry
 from cnnserve.repository import manifest as manifests
-from support import free_onnx, picture, tiny_onnx, write_version
+from support import free_onnx, golden_rows, picture, tiny_onnx, write_version
 
 
 async def answers(registry: Registry, version: str = "") -> int:
@@ -71,7 +72,7 @@ async def test_one_broken_model_never_stops_the_others(tmp_path: Path, registry:
     ("changes", "said"),
     [
         ({"model": tiny_onnx(softmax=False)}, "the manifest says softmax"),
-        ({"golden": "wrong"}, "golden image alone gives class"),
+        ({"golden": "wrong"}, "golden image golden.png alone gives class"),
         ({"class_count": "wrong"}, "output shape"),
         ({"labels": "wrong"}, "2 labels for 3 classes"),
     ],
@@ -83,16 +84,15 @@ async def test_the_self_test_keeps_a_wrong_version_out(
     folder = write_version(tmp_path / "m" / "1", model if isinstance(model, bytes) else None)
     manifest = manifests.read(folder)
     assert manifest is not None
-    golden = manifest.golden
-    if "golden" in changes:
-        manifest = dataclasses.replace(manifest, golden=dataclasses.replace(golden, probabilities=(0.9, 0.05, 0.05)))
+    if "golden" in changes or "model" in changes:
+        (folder / "golden.bin").write_bytes(manifests.golden_bytes(np.array([[0.9, 0.05, 0.05]])))
     if "class_count" in changes:
-        longer = dataclasses.replace(golden, probabilities=(*golden.probabilities, 0.0))
-        manifest = dataclasses.replace(manifest, class_count=4, golden=longer)
+        (folder / "golden.bin").write_bytes(manifests.golden_bytes(np.append(golden_rows(folder), [[0.0]], axis=1)))
+        output = dataclasses.replace(manifest.output, shape=(4,))
+        manifest = dataclasses.replace(manifest, class_count=4, output=output)
     if "labels" in changes:
         (folder / "labels.txt").write_text("dark\nbright\n")
-        files = manifest.files | {"labels.txt": manifests.digest(folder / "labels.txt")}
-        manifest = dataclasses.replace(manifest, files=files)
+    manifest = dataclasses.replace(manifest, files={name: manifests.digest(folder / name) for name in manifest.files})
     (folder / "manifest.json").write_text(manifests.to_json(manifest))
     await registry.load_all()
     with pytest.raises(ModelNotReady, match=said):
@@ -210,7 +210,7 @@ async def test_odd_folders_are_told_and_stop_nothing(
     assert await answers(registry) == 1
     assert registry.get("a_dangling").info.version == 1
     assert "folder 'resnet50+aug' is ignored: a model name has" in caplog.text
-    with pytest.raises(ModelNotReady, match=r"manifest\.json cannot be read: Is a directory") as caught:
+    with pytest.raises(ModelNotReady, match=r"manifest\.json is not a file") as caught:
         registry.get("b_unreadable")
     assert str(tmp_path) not in str(caught.value)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cnnserve.repository import manifest as manifests
 from cnnserve.repository import show_text
 from cnnserve.repository.manifest import MANIFEST_FILE, Parity, Preprocessing, Resize, TensorInfo
 from cnnserve.repository.show import show
-from support import REPOSITORY, tiny_onnx, write_version
+from support import REPOSITORY, golden_rows, tiny_onnx, write_version
 
 Output = pytest.CaptureFixture[str]
 IMAGES = {"name": "photos", "count": 250, "sha256": "ab" * 32}
@@ -43,13 +44,14 @@ def test_the_trained_lenet5(capsys: Output) -> None:
     facts = {name: text.strip() for name, text in lines.items()}
     assert err == ""
     assert out.startswith("lenet5 version 1, ")
-    assert facts["state"] == "intact: 3 files match the digests in the manifest"
+    assert facts["state"] == "intact: 4 files match the digests in the manifest"
     assert facts["architecture"] == "lenet5, 61,706 parameters"
     assert facts["precision"] == "fp32, opset 18, IR version 10"
     assert facts["input"] == "image, 28 x 28 x 1 UINT8 NHWC, batches of 1 to 32"
     assert facts["labels"] == "labels.txt, 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert facts["weights"] == "trained"
-    assert facts["golden image"].startswith("golden.png: '3' with probability 0.9")
+    assert facts["golden images"].startswith("golden.png: '3' with probability 0.9")
+    assert "tolerance of a probability 1e-04, of its logarithm 1e-03\n" in out
     for text in ("normalised: mean 0.306, standard deviation 0.325, in the graph", "epochs: 30", " at batch 32"):
         assert text in out
     manifest = manifests.read(REPOSITORY / "lenet5" / "1")
@@ -107,9 +109,27 @@ def test_a_repository_is_a_line_per_version(root: Path, capsys: Output) -> None:
 
 def test_the_documented_keys(root: Path, capsys: Output) -> None:
     (entry,) = documents(capsys, root / "tiny")
-    assert list(entry) == ["model", "version", "folder", "other_versions", "state", "problems", "labels", "manifest"]
+    assert list(entry) == [
+        "model",
+        "version",
+        "folder",
+        "other_versions",
+        "state",
+        "problems",
+        "warnings",
+        "labels",
+        "golden",
+        "manifest",
+    ]
     assert entry["other_versions"] == [1]
     assert entry["labels"] == ["dark", "left", "bright"]
+    (golden,) = entry["golden"]
+    assert golden == {
+        "image": "golden.png",
+        "class": 1,
+        "label": "left",
+        "probability": pytest.approx(golden_rows(root / "tiny" / "3")[0, 1]),
+    }
     assert entry["manifest"] == json.loads((root / "tiny" / "3" / MANIFEST_FILE).read_text())
 
 
@@ -143,13 +163,43 @@ def test_every_altered_file_is_named(root: Path, capsys: Output) -> None:
     assert list(documents(capsys, root / "tiny", code=1)[0]["problems"]) == ["model.onnx", "golden.png"]
 
 
+def test_a_version_in_the_wrong_place_is_told(root: Path, capsys: Output) -> None:
+    shutil.copytree(root / "tiny" / "3", root / "plain" / "4")
+    assert show([str(root / "plain")]) == 1
+    said = "manifest.json is that of model tiny version 3, but the folder is that of model plain version 4"
+    out, err = capsys.readouterr()
+    assert f"state           wrong place: {said}" in out
+    assert err.startswith(f"error: {root}/plain/4: {said}")
+    assert "cnnserve copy PATH TO" in err
+    (entry,) = documents(capsys, root / "plain", code=1)
+    assert (entry["state"], list(entry["problems"])) == ("wrong place", [MANIFEST_FILE])
+    (root / "plain" / "4" / "labels.txt").write_text("a\nb\nc\n")
+    (entry,) = documents(capsys, root / "plain", code=1)
+    assert (entry["state"], list(entry["problems"])) == ("altered", ["labels.txt", MANIFEST_FILE])
+
+
+def test_an_old_contract_is_told(capsys: Output) -> None:
+    folder = Path(__file__).parents[2] / "trust" / "schema1" / "lenet5"
+    assert show([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "contract       1: one golden image, logarithms of probabilities are not compared; see cnnserve upgrade\n"
+        in out
+    )
+    assert "golden images  golden.png: '3' with probability 0.9708\n" in out
+    assert show([str(folder.parent)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["1", "intact"]
+    (entry,) = documents(capsys, folder)
+    assert (entry["manifest"]["schema"], entry["manifest"]["golden"]["log_tolerance"]) == (1, None)
+
+
 def test_a_version_without_a_manifest_is_shown_as_such(root: Path, capsys: Output) -> None:
     assert show([str(root / "plain")]) == 0
     assert "no manifest: nothing is known about this version" in capsys.readouterr().out
 
 
 def test_a_broken_manifest_is_told(root: Path, capsys: Output) -> None:
-    (root / "tiny" / "3" / MANIFEST_FILE).write_text('{"schema": 1}')
+    (root / "tiny" / "3" / MANIFEST_FILE).write_text('{"schema": 2}')
     assert show([str(root / "tiny")]) == 1
     out, err = capsys.readouterr()
     assert "broken manifest: manifest.json: field model is missing" in out
@@ -240,5 +290,5 @@ def test_agreement_with_fp32(root: Path, capsys: Output) -> None:
     ):
         assert line in text
     # The parity belongs to another file, the one in fp32.
-    (parity, agreement) = show_text.table([entry]).splitlines()[1].split()[-3:-1]
+    (parity, agreement) = show_text.table([entry]).splitlines()[1].split()[-4:-2]
     assert (parity, agreement) == ("-", "99.60%")

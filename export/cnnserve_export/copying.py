@@ -1,0 +1,105 @@
+"""`cnnserve copy` and `cnnserve upgrade`: a published version, published again with a manifest of its own.
+
+The files stay as they are. The new manifest has the new name and number, schema 2, and the version's origin.
+"""
+
+import dataclasses
+import hashlib
+import shutil
+from pathlib import Path
+
+from cnnserve.repository import manifest as manifests
+from cnnserve.repository.folders import model_folder, scan, version_number
+from cnnserve.repository.manifest import (
+    LOG_TOLERANCES,
+    MANIFEST_FILE,
+    PROBABILITIES_FILE,
+    SCHEMA,
+    Golden,
+    Manifest,
+    Origin,
+)
+from cnnserve_export import publish
+from cnnserve_export.contract import Contract
+from cnnserve_export.errors import ExportError
+from cnnserve_export.publish import Target
+
+
+def copy(source: Path, to: Path) -> Path:
+    """Publishes a copy of a version and returns its folder.
+
+    `source`: a version folder, or a model folder for its newest version. `to`: a model folder for its next version, or
+    a version folder. Raises `ExportError` or cnnserve's `ModelLoadFailed`; nothing was published then.
+    """
+    folder, manifest = _published(source)
+    return _publish(folder, manifest, _target(to))
+
+
+def upgrade(source: Path) -> Path:
+    """Publishes a version of schema 1 in schema 2, as the next version of its model, and returns the new folder.
+
+    `source` as in `copy`. Raises `ExportError` or cnnserve's `ModelLoadFailed`; nothing was published then.
+    """
+    folder, manifest = _published(source)
+    if manifest.schema == SCHEMA:
+        raise ExportError(f"{folder} has contract {SCHEMA} already; there is nothing to upgrade")
+    number = version_number(folder.name)
+    if number is None:
+        raise ExportError(f"{folder} is no version folder, which has a number as its name; use cnnserve copy PATH TO")
+    manifests.check_place(manifest, folder.parent.name, number)
+    return _publish(folder, manifest, publish.plan(folder.parent.parent, folder.parent.name))
+
+
+def _published(path: Path) -> tuple[Path, Manifest]:
+    folder = _named(path)
+    versions = {} if (folder / MANIFEST_FILE).exists() else model_folder(folder).versions
+    folder = versions[max(versions)] if versions else folder
+    manifest = manifests.read(folder)
+    if manifest is None:
+        raise ExportError(f"{folder} has no {MANIFEST_FILE}; give the folder of a version that cnnserve published")
+    return folder, manifest
+
+
+def _target(to: Path) -> Target:
+    folder = _named(to)
+    number = version_number(folder.name)
+    model = folder.parent if number else folder
+    if model.is_dir() and any(found.versions for found in scan(model)):
+        raise ExportError(f"{model} is a model repository; give {model}/MODEL or {model}/MODEL/VERSION")
+    return publish.plan(model.parent, model.name, number)
+
+
+def _named(path: Path) -> Path:
+    # The name of the folder counts, so a link is not resolved; but ".." is no name.
+    return path.resolve() if ".." in path.parts else path.absolute()
+
+
+def _publish(folder: Path, manifest: Manifest, target: Target) -> Path:
+    publish.check_compatible(
+        target, Contract(manifest.input, manifest.output, manifest.preprocessing), manifest.max_batch_size
+    )
+    digest = hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
+    with publish.staging(target) as staged:
+        for name in manifest.files:
+            shutil.copyfile(folder / name, staged / name)
+        # The copies, so that no later change of the source can count.
+        manifests.verify_files(manifest, staged)
+        draft = dataclasses.replace(
+            manifest,
+            model=target.model,
+            golden=_golden(manifest, staged),
+            origin=Origin(manifest.model, manifest.version, digest),
+            schema=SCHEMA,
+        )
+        return publish.commit(staged, draft, target)
+
+
+def _golden(manifest: Manifest, staged: Path) -> Golden:
+    """Returns the golden images in the form of schema 2, and writes the file of probabilities that schema 1 lacks."""
+    golden = manifest.golden
+    if golden.probabilities is not None:
+        return golden
+    with (staged / PROBABILITIES_FILE).open("xb") as file:
+        file.write(golden.inline)
+    log_tolerance = LOG_TOLERANCES[manifest.onnx.precision]
+    return dataclasses.replace(golden, probabilities=PROBABILITIES_FILE, log_tolerance=log_tolerance, inline=b"")

@@ -1,0 +1,73 @@
+"""`manifest.json` of a version: preprocessing, digests, parity, golden images. The exporter writes, the server reads.
+
+`cnnserve_export.publish` writes the file in schema 2. The server reads schema 1 and 2, compares the digest of every
+file that the manifest names, and repeats the golden images before the version becomes READY.
+"""
+
+from cnnserve.repository.manifest.checks import check_place
+from cnnserve.repository.manifest.digests import altered_files, digest, verify_files
+from cnnserve.repository.manifest.limits import (
+    LOG_TOLERANCES,
+    MAX_BYTES,
+    MAX_GOLDEN_IMAGES,
+    TOLERANCES,
+)
+from cnnserve.repository.manifest.probabilities import PROBABILITIES_FILE, golden_bytes, golden_probabilities
+from cnnserve.repository.manifest.reading import parse, parse_preprocessing, read
+from cnnserve.repository.manifest.schema import (
+    MANIFEST_FILE,
+    SCHEMA,
+    Agreement,
+    Calibration,
+    FileDigest,
+    Golden,
+    ImageSet,
+    Interpolation,
+    Manifest,
+    OnnxInfo,
+    Origin,
+    Pad,
+    Parity,
+    Preprocessing,
+    Resize,
+    ResizeMode,
+    TensorInfo,
+    document,
+    to_json,
+)
+
+__all__ = [
+    "LOG_TOLERANCES",
+    "MANIFEST_FILE",
+    "MAX_BYTES",
+    "MAX_GOLDEN_IMAGES",
+    "PROBABILITIES_FILE",
+    "SCHEMA",
+    "TOLERANCES",
+    "Agreement",
+    "Calibration",
+    "FileDigest",
+    "Golden",
+    "ImageSet",
+    "Interpolation",
+    "Manifest",
+    "OnnxInfo",
+    "Origin",
+    "Pad",
+    "Parity",
+    "Preprocessing",
+    "Resize",
+    "ResizeMode",
+    "TensorInfo",
+    "altered_files",
+    "check_place",
+    "digest",
+    "document",
+    "golden_bytes",
+    "golden_probabilities",
+    "parse",
+    "parse_preprocessing",
+    "read",
+    "to_json",
+    "verify_files",
+]

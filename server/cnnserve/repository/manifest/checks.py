@@ -1,0 +1,184 @@
+"""What a manifest must hold beside the right types: files with digests, numbers in range, a possible preprocessing."""
+
+import re
+from collections.abc import Iterator
+
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.repository.folders import MAX_VERSION, MODEL_NAME
+from cnnserve.repository.manifest import limits, probabilities
+from cnnserve.repository.manifest.fields import InvalidField
+from cnnserve.repository.manifest.schema import MANIFEST_FILE, Golden, Manifest, Preprocessing, Resize
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_INT64 = 2**63 - 1
+
+
+def check(manifest: Manifest) -> None:
+    """Raises `InvalidField` if the manifest contradicts itself, or sets a limit that no manifest may set."""
+    if not MODEL_NAME.fullmatch(manifest.model):
+        raise InvalidField(f"model is {manifest.model[:140]!r}, which is no model name")
+    for where, value, low, high in _ranges(manifest):
+        if not low <= value <= high:
+            raise InvalidField(f"{where} is {value:g}, expected {low:g} to {high:g}")
+    _check_files(manifest)
+    _check_golden(manifest)
+    _check_tensors(manifest)
+
+
+def check_place(manifest: Manifest, model: str, version: int) -> None:
+    """Raises `ModelLoadFailed` if a manifest is in the folder of another model or version than it names."""
+    if (manifest.model, manifest.version) != (model, version):
+        raise ModelLoadFailed(
+            f"{MANIFEST_FILE} is that of model {manifest.model} version {manifest.version}, but the folder is that of "
+            f"model {model} version {version}; move the folder back, or publish a copy: cnnserve copy PATH TO"
+        )
+
+
+def check_preprocessing(spec: Preprocessing, image_shape: tuple[int, ...]) -> None:
+    """Raises `InvalidField` if images so prepared do not fit `image_shape`: height, width and channels."""
+    height, width, channels = image_shape
+    if channels != (1 if spec.color == "L" else 3):
+        raise InvalidField(
+            f"preprocessing.color is {spec.color}, which does not give the {channels} channels of the input"
+        )
+    _check_statistics(spec, channels)
+    if spec.resize is not None:
+        _check_resize(spec.resize)
+    _check_supported(spec)
+    result = spec.crop or (spec.resize.size if spec.resize is not None and spec.resize.mode == "exact" else None)
+    if result != (height, width):
+        gives = f"gives images of size {list(result)}" if result else "gives images of no fixed size"
+        raise InvalidField(f"preprocessing {gives}, the input needs {[height, width]}; change crop or resize")
+
+
+def _ranges(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:
+    yield "version", manifest.version, 1, MAX_VERSION
+    yield "parameters", manifest.parameters, 0, _INT64
+    yield "onnx.opset", manifest.onnx.opset, 0, _INT64
+    yield "onnx.ir_version", manifest.onnx.ir_version, 0, _INT64
+    yield "class_count", manifest.class_count, 1, limits.MAX_CLASSES
+    yield "max_batch_size", manifest.max_batch_size, 1, limits.MAX_BATCH_SIZE
+    yield "parity.tolerance", manifest.parity.tolerance, 0, 1
+    for size, difference in manifest.parity.batches.items():
+        yield f"parity.batches.{size}", difference, 0, 1
+    for name, file in manifest.files.items():
+        yield f"files.{name}.bytes", file.bytes, 0, _INT64
+    if (agreement := manifest.agreement) is not None:
+        yield "agreement.top1", agreement.top1, 0, 1
+        yield "agreement.needed", agreement.needed, 0, 1
+        yield "agreement.largest_difference", agreement.largest_difference, 0, 1
+
+
+def _check_files(manifest: Manifest) -> None:
+    golden = manifest.golden
+    named = [manifest.onnx.file, *golden.images, golden.probabilities, manifest.labels]
+    needed = {name for name in named if name is not None}
+    for name in [*manifest.files, *needed]:
+        # A manifest must not name files outside its folder, or names that no file can have.
+        if not name or name.startswith(".") or name == MANIFEST_FILE or any(sign in "/\\\0" for sign in name):
+            raise InvalidField(f"it names the file {name!r}, expected a file name without a folder or a leading dot")
+    if missing := sorted(needed - manifest.files.keys()):
+        raise InvalidField(f"it has no digest for {', '.join(missing)}")
+    digests = {f"files.{name}.sha256": file.sha256 for name, file in manifest.files.items()}
+    if manifest.origin is not None:
+        digests["origin.manifest_sha256"] = manifest.origin.manifest_sha256
+    for where, sha256 in digests.items():
+        if not _SHA256.fullmatch(sha256):
+            raise InvalidField(f"{where} is {sha256[:80]!r}, expected 64 hexadecimal digits in lower case")
+
+
+def _check_golden(manifest: Manifest) -> None:
+    golden = manifest.golden
+    count = len(golden.images)
+    if not 1 <= count <= limits.MAX_GOLDEN_IMAGES or len({*golden.images}) != count:
+        raise InvalidField(
+            f"golden.images names {count} images, {len({*golden.images})} of them different; "
+            f"expected 1 to {limits.MAX_GOLDEN_IMAGES}, all different"
+        )
+    if golden.probabilities is None:
+        # Reads them only to see that they are possible.
+        probabilities.values(manifest, golden.inline)
+    else:
+        size, expected = manifest.files[golden.probabilities].bytes, count * manifest.class_count
+        if size != expected * probabilities.BYTES_PER_VALUE:
+            raise InvalidField(
+                f"files.{golden.probabilities}.bytes is {size}, expected {expected * probabilities.BYTES_PER_VALUE}: "
+                f"{probabilities.BYTES_PER_VALUE} for each of {count} golden image(s) and {manifest.class_count} "
+                "classes (class_count)"
+            )
+    _check_tolerances(golden, manifest.onnx.precision)
+
+
+def _check_tolerances(golden: Golden, precision: str) -> None:
+    caps = [("tolerance", golden.tolerance, limits.TOLERANCES[precision])]
+    # In schema 1 the logarithms are not compared.
+    if golden.probabilities is not None and golden.log_tolerance is None:
+        raise InvalidField("golden.log_tolerance is None, expected float")
+    if golden.log_tolerance is not None:
+        caps.append(("log_tolerance", golden.log_tolerance, limits.LOG_TOLERANCES[precision]))
+    for name, value, cap in caps:
+        if not 0 < value <= cap:
+            raise InvalidField(
+                f"golden.{name} is {value:g}, expected more than 0 and at most {cap:g}, the limit of the server for "
+                f"{precision}"
+            )
+
+
+def _check_tensors(manifest: Manifest) -> None:
+    shape = manifest.input.shape
+    if len(shape) != 3 or not all(1 <= size <= limits.MAX_SIDE for size in shape):
+        raise InvalidField(f"input.shape is {list(shape)}, expected three sizes from 1 to {limits.MAX_SIDE}")
+    if manifest.input.layout is None:
+        raise InvalidField("input.layout is missing, expected NHWC or NCHW")
+    if manifest.output.shape != (manifest.class_count,):
+        raise InvalidField(
+            f"output.shape is {list(manifest.output.shape)}, expected {[manifest.class_count]} (class_count)"
+        )
+    check_preprocessing(manifest.preprocessing, shape if manifest.input.layout == "NHWC" else (*shape[1:], shape[0]))
+
+
+def _check_statistics(spec: Preprocessing, channels: int) -> None:
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        if len(values) != channels:
+            raise InvalidField(
+                f"preprocessing.{name} has {len(values)} values, expected one for each of {channels} channels"
+            )
+    if not all(abs(value) <= limits.LARGEST_VALUE for value in spec.mean):
+        raise InvalidField(f"preprocessing.mean is {list(spec.mean)}, expected values up to {limits.LARGEST_VALUE:g}")
+    for name, values in (("std", spec.std), ("scale", (spec.scale,))):
+        if not all(limits.SMALLEST_FACTOR <= value <= limits.LARGEST_VALUE for value in values):
+            raise InvalidField(
+                f"preprocessing.{name} is {list(values)}, expected positive values from {limits.SMALLEST_FACTOR:.2g} "
+                f"to {limits.LARGEST_VALUE:g}"
+            )
+
+
+def _check_resize(resize: Resize) -> None:
+    expected = 1 if resize.mode == "shorter" else 2
+    if len(resize.size) != expected or not all(1 <= size <= limits.MAX_SIDE for size in resize.size):
+        raise InvalidField(
+            f"preprocessing.resize.size is {list(resize.size)}, mode {resize.mode} needs {expected} positive size(s) "
+            f"of at most {limits.MAX_SIDE}"
+        )
+    if not resize.antialias:
+        raise InvalidField(
+            "preprocessing.resize.antialias is false, expected true: the server resizes as torchvision resizes PIL "
+            "images, always with antialiasing"
+        )
+
+
+def _check_supported(spec: Preprocessing) -> None:
+    """Raises `InvalidField` for preprocessing that a manifest can state and this server cannot do."""
+    stated: list[tuple[str, object, tuple[object, ...]]] = [
+        ("scale", spec.scale, (1 / 255,)),
+        ("pad", spec.pad, (None,)),
+    ]
+    if (resize := spec.resize) is not None:
+        stated += [
+            ("resize.mode", resize.mode, ("shorter", "exact")),
+            ("resize.interpolation", resize.interpolation, ("bilinear", "bicubic")),
+            ("resize.library", resize.library, ("pillow",)),
+        ]
+    for name, value, able in stated:
+        if value not in able:
+            raise InvalidField(f"preprocessing.{name} is {value!r}, this server supports {', '.join(map(repr, able))}")

@@ -1,0 +1,105 @@
+"""Reads `manifest.json`, in schema 1 and in schema 2, and the same words elsewhere. Blocks."""
+
+import dataclasses
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnserve import json_text
+from cnnserve.errors import ModelLoadFailed, reason
+from cnnserve.repository.manifest import checks
+from cnnserve.repository.manifest.fields import InvalidField, build
+from cnnserve.repository.manifest.limits import MAX_BYTES
+from cnnserve.repository.manifest.probabilities import golden_bytes
+from cnnserve.repository.manifest.schema import MANIFEST_FILE, SCHEMA, Golden, Manifest, Preprocessing
+
+
+def read(folder: Path) -> Manifest | None:
+    """Returns the manifest of a version folder, or None if it has none.
+
+    Raises `ModelLoadFailed` with the field that is wrong, and if there is a manifest that cannot be read.
+    """
+    path = folder / MANIFEST_FILE
+    # A link to nothing is a broken manifest, not a missing one.
+    if not os.path.lexists(path):
+        return None
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ModelLoadFailed(f"{MANIFEST_FILE} is not a file; export the version again")
+        with path.open("rb") as file:
+            return parse(file.read(MAX_BYTES + 1))
+    except OSError as error:
+        raise ModelLoadFailed(f"{MANIFEST_FILE} cannot be read: {reason(error)}") from error
+
+
+def parse(data: bytes | str) -> Manifest:
+    """Returns the manifest that `data` contains. Raises `ModelLoadFailed` with the field that is wrong."""
+    if len(data) > MAX_BYTES:
+        raise ModelLoadFailed(
+            f"{MANIFEST_FILE} has more than {MAX_BYTES >> 20} MiB, the limit; export the model again: golden "
+            "probabilities belong into a file of their own"
+        )
+    try:
+        raw = json_text.loads_strictly(data.decode() if isinstance(data, bytes) else data)
+    except UnicodeDecodeError as error:
+        raise ModelLoadFailed(f"{MANIFEST_FILE} cannot be read: {reason(error)}") from error
+    except ValueError as error:
+        raise ModelLoadFailed(f"{MANIFEST_FILE} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ModelLoadFailed(f"{MANIFEST_FILE} holds a {type(raw).__name__}, expected a JSON object")
+    schema = raw.get("schema")
+    if type(schema) is not int or schema not in (1, SCHEMA):
+        raise ModelLoadFailed(
+            f"{MANIFEST_FILE} has schema {str(schema)[:80]}, this server reads 1 and {SCHEMA}; export the model again"
+        )
+    try:
+        manifest = build(Manifest, raw) if schema == SCHEMA else _schema_1(raw)
+        checks.check(manifest)
+    except InvalidField as error:
+        raise ModelLoadFailed(f"{MANIFEST_FILE}: {error}") from error
+    return manifest
+
+
+def parse_preprocessing(text: str, image_shape: tuple[int, ...]) -> Preprocessing:
+    """Returns the preprocessing that JSON with the fields of a manifest's `preprocessing` describes.
+
+    `image_shape`: height, width and channels of the model's input. Raises `ModelLoadFailed` with the field that is
+    wrong.
+    """
+    try:
+        raw = json_text.loads_strictly(text)
+    except ValueError as error:
+        raise ModelLoadFailed(f"it is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ModelLoadFailed(f"it holds a {type(raw).__name__}, expected a JSON object")
+    try:
+        # In a manifest both fields are required and null means none. In this text people may leave them out.
+        spec = build(Preprocessing, {"resize": None, "crop": None} | raw)
+        checks.check_preprocessing(spec, image_shape)
+    except InvalidField as error:
+        raise ModelLoadFailed(str(error)) from error
+    return spec
+
+
+@dataclass(frozen=True)
+class _Golden1:
+    image: str
+    probabilities: tuple[float, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class _GoldenOf1:
+    golden: _Golden1
+
+
+def _schema_1(raw: dict[str, Any]) -> Manifest:
+    """Returns a manifest of schema 1, which has one golden image with its probabilities, and whose readers ignored
+    unknown fields."""
+    golden = build(_GoldenOf1, raw, strict=False).golden
+    inline = golden_bytes(golden.probabilities)
+    empty: dict[str, Any] = {"images": [], "probabilities": None, "tolerance": 0, "log_tolerance": None}
+    manifest = build(Manifest, raw | {"golden": empty, "origin": None}, strict=False)
+    return dataclasses.replace(manifest, golden=Golden((golden.image,), None, golden.tolerance, None, inline))
