@@ -12,6 +12,8 @@ InputForm = Literal["uint8", "float32"]
 INPUT_FORMS: tuple[InputForm, ...] = get_args(InputForm)
 Activation = Literal["auto", "softmax"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+ImportActivation = Literal["auto", "softmax", "sigmoid"]
+IMPORT_ACTIVATIONS: tuple[ImportActivation, ...] = get_args(ImportActivation)
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INPUT_NAME = "image"
@@ -58,8 +60,7 @@ def contract(trained: Preprocessing, form: InputForm, class_count: int, *, ends_
 
 def image_input(trained: Preprocessing, form: InputForm) -> tuple[Preprocessing, TensorInfo]:
     """Returns the preprocessing of an image and the input tensor that it gives; the input's half of `contract`."""
-    size = trained.crop or (trained.resize.size if trained.resize else ())
-    if len(size) != 2:
+    if (size := trained.size) is None:
         raise ExportError("the preprocessing gives images no fixed size; add a crop or an exact resize")
     height, width = size
     channels = len(trained.mean)
