@@ -1,7 +1,7 @@
 """Turns an encoded or raw image into one row of a model's input, exactly as the manifest says.
 
-The default is torchvision's PIL pipeline: `Resize`, `CenterCrop`, `ToTensor`, `Normalize`. `geometry` says what each mode
-does. The exporter measures parity with this module, too, so parity holds for the preprocessing on the server.
+The default is torchvision's PIL pipeline: `Resize`, `CenterCrop`, `ToTensor`, `Normalize`. `geometry` says what each
+mode does. The exporter measures parity with this module, too, so parity holds for the preprocessing on the server.
 """
 
 import contextlib
