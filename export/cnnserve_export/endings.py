@@ -7,11 +7,11 @@ import onnx
 Ending = Literal["softmax", "log-softmax", "sigmoid", "unknown"]
 
 _OPERATORS: dict[str, Ending] = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid"}
-# They move, name or round values, and keep what they mean.
+# They choose, move, name or round values, and keep what each value means.
 _KEEP = frozenset(
     (
         *("Identity", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear"),
-        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
+        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Gather", "Slice"),
     )
 )
 
