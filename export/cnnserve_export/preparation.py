@@ -17,7 +17,7 @@ from cnnserve.repository.manifest import (
     ResizeMode,
     TensorInfo,
 )
-from cnnserve_export import resizing_flags
+from cnnserve_export import contract, resizing_flags
 from cnnserve_export.errors import ExportError
 from cnnserve_export.resizing_flags import ResizeFlags
 
@@ -115,6 +115,7 @@ def of_tensor(given: Given, tensor: TensorInfo, base: Preprocessing | None = Non
             )
         given = replace(given, mean=(0.0,) * channels, std=(1.0,) * channels, scale=_SCALE)
     spec = replace(_complete(given, shape, base), normalize="none" if pixels else "host")
+    contract.check(spec, (*shape[1:], channels))
     return spec, replace(tensor, shape=shape if tensor.layout == "NCHW" else (*shape[1:], channels))
 
 

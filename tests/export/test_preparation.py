@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from cnnserve.images import opencv, resampling
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository.manifest import Pad, Preprocessing, Resize, TensorInfo
+from cnnserve_export import contract
 from cnnserve_export.architectures import DIGITS, IMAGENET
 from cnnserve_export.errors import ExportError
 from cnnserve_export.preparation import Given, changed, of_network, of_tensor
@@ -152,6 +154,29 @@ def test_a_built_in_architecture_keeps_what_is_not_said() -> None:
 def test_a_built_in_architecture_with_contradictions(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         changed(Given(**flags), IMAGENET)
+
+
+def test_padding_of_half_a_pixel_needs_floats() -> None:
+    spec = of_network(given(resize_mode="letterbox", pad=Pad((127.5,))))
+    assert contract.image_input(spec, "float32")[0].pad == Pad((127.5,) * 3)
+    with pytest.raises(ExportError, match=r"pad.color is \[127.5, 127.5, 127.5\], expected whole numbers"):
+        contract.image_input(spec, "uint8")
+    with pytest.raises(ExportError, match="expected whole numbers"):
+        of_tensor(Given(pad=Pad((0.5,))), TensorInfo("x", "UINT8", (8, 8, 3), "NHWC"))
+
+
+def test_an_onnx_file_with_the_preprocessing_of_training() -> None:
+    base = of_network(given(shape=(3, 32, 32), resize=(40,), interpolation="bicubic", crop_rounding="down"))
+    fixed = TensorInfo("x", "FP32", (3, 32, 32), "NCHW")
+    spec, known = of_tensor(Given(), fixed, base)
+    assert (spec, known) == (replace(base, normalize="host"), fixed)
+    # Its size is used if the file leaves it open; flags change it.
+    assert of_tensor(Given(), TensorInfo("x", "FP32", (3, -1, -1), "NCHW"), base)[1] == fixed
+    assert of_tensor(Given(interpolation="box"), fixed, base)[0].resize == Resize("shorter", (40,), "box")
+    pixels = of_tensor(Given(), TensorInfo("x", "UINT8", (32, 32, 3), "NHWC"), base)[0]
+    assert (pixels.mean, pixels.std, pixels.normalize, pixels.resize) == ((0.0,) * 3, (1.0,) * 3, "none", base.resize)
+    with pytest.raises(ExportError, match="an input of 48x48 pixels needs --resize, too"):
+        of_tensor(Given(), TensorInfo("x", "FP32", (3, 48, 48), "NCHW"), base)
 
 
 def test_an_onnx_files_input() -> None:
