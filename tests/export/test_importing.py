@@ -301,10 +301,16 @@ def test_the_hint_names_the_extra_without_torch(tmp_path: Path) -> None:
     assert 'needs onnx, which is not installed: pip install "cnnserve[cpu,import]"' in done.stderr
 
 
-def test_the_extra_holds_what_an_import_needs() -> None:
+def test_the_extras_hold_what_is_needed() -> None:
     extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    names = {re.split("[<>=!;]", each)[0] for each in extras["optional-dependencies"]["import"]}
-    assert names == {"onnx", "pillow"}
+    names = {
+        extra: {re.split("[<>=!; ]", each)[0] for each in needs}
+        for extra, needs in extras["optional-dependencies"].items()
+    }
+    assert names["import"] == {"onnx", "pillow"}
+    # The container image has the extra cpu: OpenCV is asked for by name, or not there.
+    assert names["opencv"] == {"opencv-python-headless"}
+    assert not names["opencv"] & (names["cpu"] | names["gpu"] | names["export"])
 
 
 @pytest.mark.parametrize("name", ["a\\b", 'a"b', "a\nb", "\x1b[31m"])
