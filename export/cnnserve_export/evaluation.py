@@ -6,9 +6,11 @@ images are tried with each other way that is common, and a way that is better by
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +20,18 @@ from cnnserve.process.cpu import cpu_budget
 from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export.errors import ExportError
-from cnnserve_export.images import ImageSet, Item
+from cnnserve_export.images import ImageSet
 from cnnserve_export.preparation import Color
 
-# The most images for the accuracy, and for each of the other ways.
+# The most images for the accuracy, and for each of the other ways, which together take about so long.
 _MOST = 5000
 _MOST_TRIALS = 200
+_FEWEST_TRIALS = 50
+_TRIAL_SECONDS = 120.0
 # How many standard deviations of chance another way must be better by; about ten ways are tried.
 _SIGNIFICANT = 3.0
 
+_T = TypeVar("_T")
 Progress = Callable[[int, int], None]
 
 
@@ -60,7 +65,7 @@ def evaluate(
     """Returns the accuracy over the labelled images, and warnings about other ways that are better.
 
     `classes` has the numbers of the classes that the name of a sub-folder means. `tell` gets the number of images done
-    and of all. Raises `ExportError` if no image is labelled, or if one cannot be read.
+    and of all, anew for each way. Raises `ExportError` if no image is labelled, or if one cannot be read.
     """
     labelled = [item for item in images.items if item.folder in classes]
     if not labelled:
@@ -68,28 +73,46 @@ def evaluate(
             f"no image in {images.name} is in a sub-folder named by a label or the number of a class; name sub-folders "
             "like that, and give the labels with --labels"
         )
-    all_items = ImageSet(images.name, tuple(_spread(labelled, _MOST)))
-    trial = ImageSet(images.name, tuple(_spread(labelled, _MOST_TRIALS)))
+    trials = _Trials(Session(model, SessionOptions(threads=cpu_budget())), tensor, classes, fixed_batch)
+    chosen = _spread(labelled, _MOST)
     ways = list(_ways(spec, tensor))
-    total = len(all_items) + len(trial) * (len(ways) + 1)
-    session = Session(model, SessionOptions(threads=cpu_budget()))
-    done = 0
+    began = time.perf_counter()
+    right = trials.run(spec, ImageSet(images.name, tuple(chosen)), tell)
+    for_each = int(_TRIAL_SECONDS * len(chosen) / (time.perf_counter() - began) / max(1, len(ways)))
+    few = _spread(range(len(chosen)), min(_MOST_TRIALS, max(_FEWEST_TRIALS, for_each)))
+    trial = ImageSet(images.name, tuple(chosen[index] for index in few))
+    tried = [(way, trials.run(way.spec, trial, tell)) for way in ways]
+    return Evaluation(len(chosen), float(right.mean()), tuple(_warnings(right[few], tried)))
 
-    def right(wanted: Preprocessing, chosen: ImageSet) -> NDArray[np.bool_]:
-        nonlocal done
-        found = []
-        for batch in chosen.batches(Preprocessor(wanted, tensor)):
-            answers = _run(session, batch.rows, fixed_batch)
-            best = answers.argmax(axis=1)
-            found += [int(value) in classes[folder] for value, folder in zip(best, batch.folders, strict=True)]
-            done += len(best)
-            tell(done, total)
+
+@dataclass(frozen=True)
+class _Trials:
+    """Runs images through the file with any preprocessing."""
+
+    session: Session
+    tensor: TensorInfo
+    classes: Mapping[str, frozenset[int]]
+    fixed_batch: int | None
+
+    def run(self, spec: Preprocessing, images: ImageSet, tell: Progress) -> NDArray[np.bool_]:
+        """Returns for each image whether the file puts it into its class."""
+        found: list[bool] = []
+        for batch in images.batches(Preprocessor(spec, self.tensor)):
+            best = self._probabilities(batch.rows).argmax(axis=1)
+            found += [int(value) in self.classes[folder] for value, folder in zip(best, batch.folders, strict=True)]
+            tell(len(found), len(images))
         return np.array(found)
 
-    accuracy = float(right(spec, all_items).mean())
-    stated = right(spec, trial)
-    tried = [(way, right(way.spec, trial)) for way in ways]
-    return Evaluation(len(all_items), accuracy, tuple(_warnings(stated, tried)))
+    def _probabilities(self, rows: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Returns the probabilities of the rows; a fixed batch is filled with the last row."""
+        if self.fixed_batch is None:
+            return self.session.run(rows)[0]
+        parts = []
+        for start in range(0, len(rows), self.fixed_batch):
+            part = rows[start : start + self.fixed_batch]
+            filled = np.concatenate([part, np.repeat(part[-1:], self.fixed_batch - len(part), axis=0)])
+            parts.append(self.session.run(filled)[0][: len(part)])
+        return np.concatenate(parts)
 
 
 def _warnings(stated: NDArray[np.bool_], tried: Sequence[tuple[_Way, NDArray[np.bool_]]]) -> Iterator[str]:
@@ -161,19 +184,7 @@ def _resizes(spec: Preprocessing) -> Iterator[_Way]:
                 yield _Way(flags, dataclasses.replace(spec, resize=resize, crop=crop))
 
 
-def _run(session: Session, rows: NDArray[np.generic], fixed_batch: int | None) -> NDArray[np.float32]:
-    """Returns the probabilities of the rows; a fixed batch is filled with the last row."""
-    if fixed_batch is None:
-        return session.run(rows)[0]
-    parts = []
-    for start in range(0, len(rows), fixed_batch):
-        part = rows[start : start + fixed_batch]
-        filled = np.concatenate([part, np.repeat(part[-1:], fixed_batch - len(part), axis=0)])
-        parts.append(session.run(filled)[0][: len(part)])
-    return np.concatenate(parts)
-
-
-def _spread(items: Sequence[Item], most: int) -> list[Item]:
+def _spread(items: Sequence[_T], most: int) -> list[_T]:
     """Returns at most so many of the items, evenly spread over them: in folders by class, all classes have a part."""
     if len(items) <= most:
         return list(items)
