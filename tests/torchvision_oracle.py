@@ -80,13 +80,13 @@ def _answer(models: Any, name: str, folder: Path) -> str:
     transforms = getattr(models, f"{NETWORKS[name]}_Weights").DEFAULT.transforms()
     with torch.inference_mode():
         images = torch.stack([transforms(Image.open(path).convert("RGB")) for path in photographs()])
-        _randomise(network, images)
+        randomise(network, images)
         expected = torch.softmax(network.eval()(images), 1)
     np.save(folder / f"{name}.npy", expected.numpy())
     return _save(network.state_dict(), name, folder)
 
 
-def _randomise(network: Any, images: Any) -> None:
+def randomise(network: Any, images: Any) -> None:
     """Sets random weights so that images have different probabilities, and each image prefers some classes.
 
     In these two respects, the network is like a trained one.

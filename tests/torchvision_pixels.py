@@ -1,9 +1,11 @@
-"""torchvision's pixels, with which the tests compare those of `cnnserve.images.preprocessing`.
+"""torchvision's and timm's pixels, with which the tests compare those of `cnnserve.images.preprocessing`.
 
-torchvision runs in a process of its own: this file as a program. Its standard input has the requests, each of which is
+They run in a process of their own: this file as a program. Its standard input has the requests, each of which is
 the length of a JSON line, that line, and the bytes of the file.
 """
 
+import contextlib
+import functools
 import importlib
 import io
 import json
@@ -21,16 +23,18 @@ from PIL import Image, ImageOps
 
 from cnnserve.repository.manifest import Preprocessing
 
-# `make setup` installs torchvision here.
+# `make setup` installs them here.
 FOLDER = Path(sys.prefix) / "torchvision"
+TIMM = Path(sys.prefix) / "timm"
 
 
 class Oracle:
     """Applies torchvision's `Resize` and `CenterCrop` to `Image.open(...).convert(...)`. It is a context manager."""
 
     def __enter__(self) -> "Oracle":
-        if not (FOLDER / "torchvision").is_dir():
-            raise FileNotFoundError(f"torchvision is not in {FOLDER}; make setup installs it there")
+        for folder in (FOLDER, TIMM):
+            if not folder.is_dir():
+                raise FileNotFoundError(f"there is no {folder}; make setup installs it")
         command = [sys.executable, str(Path(__file__))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self
@@ -42,16 +46,25 @@ class Oracle:
 
     def pixels(self, data: bytes, spec: Preprocessing) -> NDArray[np.uint8]:
         """Returns the uint8 pixels (H x W x C) for the bytes of a file. Raises `ValueError` if torchvision fails."""
-        request = json.dumps(
-            {
-                "bytes": len(data),
-                "mode": "L" if spec.color == "L" else "RGB",
-                "upright": spec.exif_orientation,
-                "resize": spec.resize and spec.resize.size,
-                "interpolation": spec.resize and spec.resize.interpolation,
-                "crop": spec.crop,
-            }
-        ).encode()
+        pixels = self._ask(
+            data,
+            mode="L" if spec.color == "L" else "RGB",
+            upright=spec.exif_orientation,
+            resize=spec.resize and spec.resize.size,
+            interpolation=spec.resize and spec.resize.interpolation,
+            crop=spec.crop,
+        )
+        return pixels[:, :, ::-1] if spec.color == "BGR" else pixels
+
+    def timm(self, data: bytes, config: dict[str, Any], *, normalize: bool = False) -> NDArray[Any]:
+        """Returns what `timm.data.create_transform` makes of the bytes of a file with this data config, C x H x W.
+
+        The result is uint8, or float32 with `normalize`.
+        """
+        return self._ask(data, timm=config, normalize=normalize)
+
+    def _ask(self, data: bytes, **wanted: Any) -> NDArray[Any]:
+        request = json.dumps({"bytes": len(data), **wanted}).encode()
         pipes = self._process
         assert pipes.stdin
         assert pipes.stdout
@@ -60,9 +73,7 @@ class Oracle:
         answer = json.loads(pipes.stdout.readline())
         if "error" in answer:
             raise ValueError(answer["error"])
-        shape = answer["shape"]
-        pixels = np.frombuffer(pipes.stdout.read(int(np.prod(shape))), np.uint8).reshape(shape)
-        return pixels[:, :, ::-1] if spec.color == "BGR" else pixels
+        return np.frombuffer(pipes.stdout.read(answer["bytes"]), answer["type"]).reshape(answer["shape"])
 
 
 def load_transforms() -> Any:
@@ -81,10 +92,24 @@ def load_transforms() -> Any:
     return importlib.import_module("torchvision.transforms")
 
 
-def _answer(transforms: Any, request: dict[str, Any], data: bytes) -> NDArray[np.uint8]:
-    # Pillow's limit must not refuse images here; the server has its own limit.
+@functools.cache
+def load_timm() -> Any:
+    """Returns the module `timm`. Call `load_transforms` first, because timm imports torchvision."""
+    sys.path.append(str(TIMM))
+    # What its own imports print must not mix with answers.
+    with contextlib.redirect_stdout(sys.stderr):
+        return importlib.import_module("timm")
+
+
+def _answer(transforms: Any, request: dict[str, Any], data: bytes) -> NDArray[Any]:
+    # The server has a limit of its own.
     Image.MAX_IMAGE_PIXELS = None
     image = Image.open(io.BytesIO(data))
+    if "timm" in request:
+        made = load_timm().data.create_transform(**request["timm"], normalize=request["normalize"])(
+            image.convert("RGB")
+        )
+        return np.asarray(made)
     if request["upright"]:
         image = ImageOps.exif_transpose(image)
     image = image.convert(request["mode"])
@@ -107,7 +132,8 @@ def _main() -> None:
         data = source.read(request["bytes"])
         try:
             pixels = _answer(transforms, request, data)
-            sink.write(json.dumps({"shape": pixels.shape}).encode() + b"\n" + pixels.tobytes())
+            answer = {"shape": pixels.shape, "type": pixels.dtype.str, "bytes": pixels.nbytes}
+            sink.write(json.dumps(answer).encode() + b"\n" + pixels.tobytes())
         except Exception as error:
             sink.write(json.dumps({"error": repr(error)}).encode() + b"\n")
         sink.flush()

@@ -76,8 +76,7 @@ def measure(
     """
     options = SessionOptions(threads=cpu_budget())
     reference, sessions = Session(fp32, options), [Session(path, options) for path in candidates]
-    names = {str(number): frozenset([number]) for number in range(class_count)}
-    names |= _classes(labels or ())
+    names = classes_by_folder(labels, class_count)
     results = [Measured() for _ in candidates]
     for batch in images.batches(preprocessor):
         expected = reference.run(batch.rows)[0]
@@ -94,9 +93,11 @@ def measure(
     return results
 
 
-def _classes(labels: Sequence[str]) -> dict[str, frozenset[int]]:
+def classes_by_folder(labels: Sequence[str] | None, class_count: int) -> dict[str, frozenset[int]]:
+    """Returns the classes that the name of a folder means: those with this label, else the one with this number."""
+    names = {str(number): frozenset([number]) for number in range(class_count)}
     # Several classes may have one label: ImageNet has two cranes and two maillots.
     found: dict[str, set[int]] = {}
-    for number, label in enumerate(labels):
+    for number, label in enumerate(labels or ()):
         found.setdefault(label, set()).add(number)
-    return {label: frozenset(numbers) for label, numbers in found.items()}
+    return names | {label: frozenset(numbers) for label, numbers in found.items()}

@@ -92,7 +92,8 @@ def _export(arguments: argparse.Namespace) -> Path:
     from cnnserve_export.progress import Progress
 
     _limit_threads()
-    architecture = _architecture(arguments)
+    stated = _stated(arguments)
+    architecture = _architecture(arguments, stated)
     lowering = precision.request(
         arguments.precision, arguments.calibration, arguments.evaluation, arguments.min_agreement
     )
@@ -105,8 +106,8 @@ def _export(arguments: argparse.Namespace) -> Path:
     with progress.stage("weights") as stage:
         loaded = weights.load(network, architecture, arguments.weights, stage)
     account = weights.transform_input(network, loaded.account) if arguments.transform_input else loaded.account
-    # Flags win over the preprocessing that published weights bring.
-    preprocessing = preparation.of_architecture(flags.given(arguments), loaded.preprocessing)
+    # Flags win over the file of --preprocessing, and this file over the preprocessing that published weights bring.
+    preprocessing = preparation.changed(flags.given(arguments), stated or loaded.preprocessing)
     behaviour = _check(network, preprocessing, arguments, golden_images, progress)
     networks.check_class_count(behaviour.class_count, wanted)
     # Without --num-classes the factory got no number and may not take one, so the error must not propose the flag.
@@ -138,7 +139,14 @@ def _labels(arguments: argparse.Namespace, class_count: int, fix: str) -> tuple[
     return labels.read(arguments.labels, class_count, fix, allow_empty=arguments.allow_empty_labels)
 
 
-def _architecture(arguments: argparse.Namespace) -> "Architecture":
+def _stated(arguments: argparse.Namespace) -> "Preprocessing | None":
+    """Returns the preprocessing in the file of --preprocessing, if there is one."""
+    from cnnserve_export import configs
+
+    return configs.read(arguments.preprocessing) if arguments.preprocessing else None
+
+
+def _architecture(arguments: argparse.Namespace, stated: "Preprocessing | None") -> "Architecture":
     """Returns a built-in architecture, or the user's own network as one."""
     from cnnserve_export import networks, preparation
     from cnnserve_export.architectures import ARCHITECTURES
@@ -146,7 +154,8 @@ def _architecture(arguments: argparse.Namespace) -> "Architecture":
 
     name = arguments.architecture
     if networks.is_reference(name):
-        return networks.architecture(name, preparation.of_network(flags.given(arguments)), arguments.num_classes)
+        preprocessing = preparation.of_network(flags.given(arguments), stated)
+        return networks.architecture(name, preprocessing, arguments.num_classes)
     if name not in ARCHITECTURES:
         raise ExportError(
             f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}, "
@@ -201,6 +210,7 @@ def _import(arguments: argparse.Namespace) -> Path:
     job = importing.Import(
         file=arguments.file,
         given=flags.given(arguments),
+        stated=_stated(arguments),
         golden_images=golden_choice.from_path(arguments.golden)
         if arguments.golden
         else golden.single(golden.photograph()),
@@ -210,6 +220,8 @@ def _import(arguments: argparse.Namespace) -> Path:
         labels=arguments.labels,
         allow_empty_labels=arguments.allow_empty_labels,
         activation=arguments.activation,
+        output=arguments.output,
+        evaluation=arguments.evaluation,
         max_batch_size=arguments.max_batch_size,
     )
     return importing.run(job, Progress(sys.stderr))

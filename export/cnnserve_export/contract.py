@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from cnnserve.repository.manifest import Preprocessing, TensorInfo
+from cnnserve.repository.manifest import Preprocessing, TensorInfo, check_preprocessing
+from cnnserve.repository.manifest.fields import InvalidField
 from cnnserve.repository.onnx_header import PORTABLE_OPSET
 from cnnserve_export.errors import ExportError
 
@@ -12,6 +13,8 @@ InputForm = Literal["uint8", "float32"]
 INPUT_FORMS: tuple[InputForm, ...] = get_args(InputForm)
 Activation = Literal["auto", "softmax"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+ImportActivation = Literal["auto", "softmax", "sigmoid"]
+IMPORT_ACTIVATIONS: tuple[ImportActivation, ...] = get_args(ImportActivation)
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INPUT_NAME = "image"
@@ -57,14 +60,27 @@ def contract(trained: Preprocessing, form: InputForm, class_count: int, *, ends_
 
 
 def image_input(trained: Preprocessing, form: InputForm) -> tuple[Preprocessing, TensorInfo]:
-    """Returns the preprocessing of an image and the input tensor that it gives; the input's half of `contract`."""
-    size = trained.crop or (trained.resize.size if trained.resize else ())
-    if len(size) != 2:
+    """Returns the preprocessing of an image and the input tensor that it gives; the input's half of `contract`.
+
+    Raises `ExportError` if images get no fixed size, or if the server would refuse the preprocessing.
+    """
+    if (size := trained.size) is None:
         raise ExportError("the preprocessing gives images no fixed size; add a crop or an exact resize")
     height, width = size
     channels = len(trained.mean)
     if form == "uint8":
+        spec = dataclasses.replace(trained, normalize="graph")
         tensor = TensorInfo(INPUT_NAME, "UINT8", (height, width, channels), "NHWC")
-        return dataclasses.replace(trained, normalize="graph"), tensor
-    tensor = TensorInfo(INPUT_NAME, "FP32", (channels, height, width), "NCHW")
-    return dataclasses.replace(trained, normalize="host"), tensor
+    else:
+        spec = dataclasses.replace(trained, normalize="host")
+        tensor = TensorInfo(INPUT_NAME, "FP32", (channels, height, width), "NCHW")
+    check(spec, (height, width, channels))
+    return spec, tensor
+
+
+def check(spec: Preprocessing, image_shape: tuple[int, ...]) -> None:
+    """Raises `ExportError` if the server would refuse preprocessing for images of height, width and channels."""
+    try:
+        check_preprocessing(spec, image_shape)
+    except InvalidField as error:
+        raise ExportError(f"the server cannot do what was given: {error}") from error

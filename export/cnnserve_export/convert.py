@@ -58,8 +58,8 @@ class _Served(nn.Module):
         self._channels_last = contract.input.layout == "NHWC"
         self._normalises = spec.normalize == "graph"
         mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
-        # (image / 255 - mean) / std, as one multiplication and one addition
-        self.register_buffer("scale", (1 / (255 * std)).float())
+        # (image * scale - mean) / std, as one multiplication and one addition
+        self.register_buffer("scale", (spec.scale / std).float())
         self.register_buffer("shift", (-mean / std).float())
 
     def forward(self, image: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from cnnserve.repository.manifest import TensorInfo
-from cnnserve_export import external_data, files
+from cnnserve_export import external_data, files, repairs
 from cnnserve_export.contract import LARGEST_BATCH_SIZE
 from cnnserve_export.errors import ExportError
 
 _TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 # ONNX Runtime has the operators of these domains. Operators of others must be functions in the file.
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 _QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger")
@@ -26,7 +27,8 @@ class Foreign:
     """The ONNX file of a classifier, which has one image tensor as input and one float32 tensor as output.
 
     `input` has -1 for sizes that the file leaves open; `fixed_batch` is None if the file leaves the batch size open.
-    `data` is the file, with its external data embedded if it has any; `origin` is the manifest's entry about it.
+    `data` is the file, with its external data embedded if it has any, and with `changes`, which change nothing that it
+    computes; `origin` is the manifest's entry about it.
     `parameters` counts the values of its tensors, including statistics of batch normalisation and a few constants.
     """
 
@@ -38,32 +40,69 @@ class Foreign:
     opset: int
     parameters: int
     precision: Literal["fp32", "fp16", "int8"]
+    changes: tuple[str, ...] = ()
 
 
-def read(path: Path) -> Foreign:
-    """Returns the classifier in a file and its external data. Raises `ExportError` if it cannot be served."""
+def read(path: Path, output: str | None = None) -> Foreign:
+    """Returns the classifier in a file and its external data. Raises `ExportError` if it cannot be served.
+
+    `output` names the output with the classes. Without it the file must have only one output of floats.
+    """
     data = _bytes(path)
     model = _parse(data, path)
     digests = external_data.embed(model, path.parent)
     _check_operators(model)
-    inputs = _inputs(model)
-    _check_count("input", inputs, path)
-    _check_count("output", list(model.graph.output), path)
-    tensor, fixed_batch = _image(inputs[0])
+    image = _input(model, path)
+    changes = _repaired(model, image.name, _output(model, output, path))
+    tensor, fixed_batch = _image(image)
     _datatype(model.graph.output[0], "output", (onnx.TensorProto.FLOAT,))
     origin = {"source": "import", "file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
     if model.producer_name:
         origin["producer"] = f"{model.producer_name} {model.producer_version}".strip()
     return Foreign(
         model=model,
-        data=model.SerializeToString(deterministic=True) if digests else data,
+        data=model.SerializeToString(deterministic=True) if digests or changes else data,
         origin={**origin, **{f"external data {name}": digest for name, digest in digests.items()}},
         input=tensor,
         fixed_batch=fixed_batch,
         opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
         parameters=sum(math.prod(item.dims) for item in model.graph.initializer if item.dims),
         precision=_precision(model),
+        changes=changes,
     )
+
+
+def _repaired(model: onnx.ModelProto, input_name: str, output: str) -> tuple[str, ...]:
+    """Changes what only the rules or the server do not allow; returns what was changed, for people."""
+    others = len(model.graph.output) - 1
+    done = {
+        "nodes sorted": repairs.sort_nodes(model),
+        f"output {output!r} kept, {others} left out": repairs.keep_output(model, output),
+        "float16 input cast": repairs.take_floats(model, input_name),
+        "float16 output cast": repairs.return_floats(model),
+    }
+    return tuple(text for text, changed in done.items() if changed)
+
+
+def _output(model: onnx.ModelProto, wanted: str | None, path: Path) -> str:
+    """Returns the name of the output with the classes: what was asked for, or the only one that holds floats."""
+    outputs = list(model.graph.output)
+    names = ", ".join(repr(value.name) for value in outputs) or "none"
+    if wanted is not None:
+        if wanted not in [value.name for value in outputs]:
+            raise ExportError(f"{path.name} has no output {wanted!r}; its outputs are {names}")
+        _check_tensor("output", next(value for value in outputs if value.name == wanted))
+        return wanted
+    # Classifiers of scikit-learn and others return a label beside the probabilities of all classes.
+    floats = [value.name for value in outputs if value.type.tensor_type.elem_type in _FLOATS]
+    if len(floats) == 1:
+        return floats[0]
+    for value in outputs:
+        _check_tensor("output", value)
+    if len(outputs) == 1:
+        return outputs[0].name
+    fix = "choose the one with the classes with --output NAME" if outputs else "import a classifier"
+    raise ExportError(f"{path.name} has {len(outputs)} outputs ({names}), {len(floats)} of them with floats; {fix}")
 
 
 def _bytes(path: Path) -> bytes:
@@ -125,21 +164,28 @@ def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.input if value.name not in constants]
 
 
-def _check_count(kind: Literal["input", "output"], values: list[onnx.ValueInfoProto], path: Path) -> None:
-    for value in values:
-        if value.type.WhichOneof("value") != "tensor_type":
-            raise ExportError(
-                f"the {kind} {value.name!r} is a {(value.type.WhichOneof('value') or 'thing').removesuffix('_type')}, "
-                "not a tensor; if skl2onnx made the file, pass it options={'zipmap': False}"
-            )
-    if len(values) != 1:
-        names = ", ".join(repr(value.name) for value in values) or "none"
+def _check_tensor(kind: Literal["input", "output"], value: onnx.ValueInfoProto) -> None:
+    if value.type.WhichOneof("value") != "tensor_type":
+        raise ExportError(
+            f"the {kind} {value.name!r} is a {(value.type.WhichOneof('value') or 'thing').removesuffix('_type')}, "
+            "not a tensor; if skl2onnx made the file, pass it options={'zipmap': False}"
+        )
+
+
+def _input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
+    """Returns the only input. Raises `ExportError` if there is another number of them, or no tensor."""
+    inputs = _inputs(model)
+    for value in inputs:
+        _check_tensor("input", value)
+    if len(inputs) != 1:
+        names = ", ".join(repr(value.name) for value in inputs) or "none"
         fix = (
             f"; make a file with one by onnx.utils.extract_model({path.name!r}, 'one.onnx', [INPUT], [OUTPUT])"
-            if values
+            if inputs
             else ""
         )
-        raise ExportError(f"{path.name} has {len(values)} {kind}s ({names}), a classifier has one{fix}")
+        raise ExportError(f"{path.name} has {len(inputs)} inputs ({names}), a classifier has one{fix}")
+    return inputs[0]
 
 
 def _image(value: onnx.ValueInfoProto) -> tuple[TensorInfo, int | None]:

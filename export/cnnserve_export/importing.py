@@ -5,7 +5,7 @@ probabilities in all batch sizes that are compared.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,23 +14,34 @@ import onnx
 from numpy.typing import NDArray
 
 from cnnserve.errors import InferenceFailed, ModelLoadFailed
-from cnnserve.model.classification import softmax
 from cnnserve.model_config.providers import CPU
 from cnnserve.process.cpu import cpu_budget
 from cnnserve.repository.manifest import TOLERANCES, Manifest, OnnxInfo, Parity, Preprocessing, TensorInfo
 from cnnserve.runtime.session import Session, SessionOptions
-from cnnserve_export import companions, foreign, golden, labels, preparation, proof, publish, surgery
-from cnnserve_export.activation import ends_in_softmax
-from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, OUTPUT_NAME, Activation, Contract
+from cnnserve_export import (
+    activation,
+    agreement,
+    companions,
+    endings,
+    evaluation,
+    foreign,
+    golden,
+    images,
+    labels,
+    preparation,
+    proof,
+    publish,
+    surgery,
+)
+from cnnserve_export.activation import Output
+from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, OUTPUT_NAME, Contract, ImportActivation
 from cnnserve_export.errors import ExportError
 from cnnserve_export.foreign import Foreign
 from cnnserve_export.golden import GoldenImages
+from cnnserve_export.images import ImageSet
 from cnnserve_export.progress import Progress, Stage
 
 MODEL_FILE = "model.onnx"
-# Largest allowed difference of a probability from what the file returns for the image alone.
-TOLERANCE = TOLERANCES["fp32"]
-
 _ORIGINAL = "original"
 
 
@@ -46,7 +57,13 @@ class Import:
     version: int | None = None
     labels: Path | None = None
     allow_empty_labels: bool = False
-    activation: Activation = "auto"
+    activation: ImportActivation = "auto"
+    # The preprocessing of training, which `given` changes.
+    stated: Preprocessing | None = None
+    # The output with the classes, if the file has several.
+    output: str | None = None
+    # Labelled images.
+    evaluation: Path | None = None
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
 
 
@@ -56,7 +73,7 @@ class _Reference:
 
     rows: NDArray[np.generic]
     expected: NDArray[np.float32]
-    ends_in_softmax: bool
+    output: Output
     # True if its output rows have further dimensions of 1.
     flattened: bool
 
@@ -78,13 +95,17 @@ def run(job: Import, progress: Progress) -> Path:
     then.
     """
     target = publish.plan(job.repository, job.name, job.version)
+    labelled = images.folder(job.evaluation) if job.evaluation is not None else None
     with progress.stage("read") as stage:
-        source = foreign.read(job.file)
-        spec, tensor = preparation.of_tensor(job.given, source.input)
+        source = foreign.read(job.file, job.output)
+        spec, tensor = preparation.of_tensor(job.given, source.input, job.stated)
         stage.finding = (
             f"{job.file.name}: opset {source.opset}, IR {source.model.ir_version}, {source.parameters:,} parameters, "
             f"input {tensor.name!r} {tensor.datatype} {tensor.layout}"
+            + "".join(f"; {change}" for change in source.changes)
         )
+        if job.stated is not None and tensor.datatype == "UINT8":
+            stage.finding += "; mean and std of --preprocessing left out, because the file takes pixels"
     with publish.staging(target) as folder:
         with progress.stage("check") as stage:
             reference = _ask(job, source, spec, tensor, folder, stage=stage)
@@ -97,15 +118,24 @@ def run(job: Import, progress: Progress) -> Path:
             contract = Contract(tensor, TensorInfo(model.graph.output[0].name, "FP32", (class_count,)), spec)
             # `commit` checks it again, but users should not have to wait for this error.
             publish.check_compatible(target, contract, job.max_batch_size)
-            softmax_is = "probabilities" if reference.ends_in_softmax else "logits; a softmax is added"
-            stage.finding = f"{class_count} classes, returns {softmax_is}"
+            stage.finding = f"{class_count} classes, returns {reference.output.described()}"
         with progress.stage("verify") as stage:
+            tolerance = _tolerance(source)
             proved = _prove(job, source, model, reference, folder)
             measured = ", ".join(f"{value:.1e} at batch {size}" for size, value in proved.differences.items())
             stage.finding = f"{proved.change}; largest difference of a probability from the file: {measured} "
-            stage.finding += f"(tolerance {TOLERANCE:.0e})"
-            stage.finding += proof.doubt(reference.expected, TOLERANCE)
+            stage.finding += f"(tolerance {tolerance:.0e})"
+            stage.finding += proof.doubt(reference.expected, tolerance)
             stage.finding += proof.normalisation_doubt(spec, tensor, folder / MODEL_FILE)
+        if labelled is not None:
+            _evaluate(
+                folder / MODEL_FILE,
+                labelled=labelled,
+                contract=contract,
+                classes=agreement.classes_by_folder(names, class_count),
+                fixed_batch=proved.fixed_batch,
+                progress=progress,
+            )
         with progress.stage("publish") as stage:
             probabilities = reference.expected[: len(job.golden_images)]
             companions.write(folder, job.golden_images, probabilities, names)
@@ -113,6 +143,25 @@ def run(job: Import, progress: Progress) -> Path:
             published = publish.commit(folder, manifest, target)
             stage.finding = f"{target.model} version {published.name}"
     return published
+
+
+def _evaluate(
+    model: Path,
+    *,
+    labelled: ImageSet,
+    contract: Contract,
+    classes: Mapping[str, frozenset[int]],
+    fixed_batch: int | None,
+    progress: Progress,
+) -> None:
+    """Tells the accuracy on labelled images, and what may be wrong with the preprocessing."""
+    with progress.stage("evaluate") as stage:
+        spec, tensor = contract.preprocessing, contract.input
+        found = evaluation.evaluate(
+            model, labelled, spec, tensor, classes=classes, fixed_batch=fixed_batch, tell=stage.advance
+        )
+        stage.finding = f"accuracy {found.accuracy:.2%} of {found.images} images ({labelled.name})"
+        stage.finding += "".join(f"\n  {warning}" for warning in found.warnings)
 
 
 def _ask(
@@ -133,14 +182,20 @@ def _ask(
         again = _answer(session, rows[0], source.fixed_batch or 1)
     finally:
         shutil.rmtree(path.parent)
-    if not np.allclose(again, answers[:1], atol=TOLERANCE, equal_nan=True):
+    if not np.allclose(again, answers[:1], atol=_tolerance(source), equal_nan=True):
         raise ExportError(
             "two runs of the file on the same image differ, because it draws random numbers; export the network again "
             "after network.eval()"
         )
     flat = answers.reshape(len(rows), -1)
-    is_softmax = ends_in_softmax(flat, job.activation)
-    return _Reference(rows, flat if is_softmax else softmax(flat), is_softmax, answers.ndim > 2)
+    output = activation.of_file(flat, endings.ending(source.model), job.activation)
+    return _Reference(rows, output.probabilities(flat), output, answers.ndim != 2)
+
+
+def _tolerance(source: Foreign) -> float:
+    """Returns the largest allowed difference of a probability from what the file returns for the image alone."""
+    # Kernels of other batch sizes sum in another order, and float16 rounds the sums of each layer.
+    return TOLERANCES["fp16" if source.precision == "fp16" else "fp32"]
 
 
 def _row_count(job: Import, source: Foreign) -> int:
@@ -153,10 +208,10 @@ def _answer(session: Session, row: NDArray[np.generic], batch: int) -> NDArray[n
         answer: NDArray[np.float32] = session.run(np.repeat(row[np.newaxis], batch, axis=0))[0]
     except InferenceFailed as error:
         raise ExportError(f"the file fails on a batch of {batch}: {error}") from error
-    if answer.ndim < 2 or len(answer) != batch or answer.shape[1] < 2 or any(size != 1 for size in answer.shape[2:]):
+    if answer.ndim < 1 or len(answer) != batch or not answer.size or any(size != 1 for size in answer.shape[2:]):
         raise ExportError(
-            f"the file returns shape {list(answer.shape)} for a batch of {batch}, expected [{batch}, classes] with at "
-            "least 2 classes; import a classifier"
+            f"the file returns shape {list(answer.shape)} for a batch of {batch}, expected [{batch}, classes]; import "
+            "a classifier"
         )
     return answer[:1]
 
@@ -165,7 +220,7 @@ def _check_onnx(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the file is not valid ONNX: {str(error).splitlines()[0]}; export it again") from error
+        raise ExportError(f"the file is not valid ONNX: {' '.join(str(error).split())}; export it again") from error
 
 
 def _prove(job: Import, source: Foreign, finished: onnx.ModelProto, reference: _Reference, folder: Path) -> _Proved:
@@ -178,7 +233,7 @@ def _prove(job: Import, source: Foreign, finished: onnx.ModelProto, reference: _
         path.write_bytes(source.data if unaltered else model.SerializeToString(deterministic=True))
         try:
             _check_onnx(model)
-            differences = _compare(path, reference, sizes)
+            differences = _compare(path, reference, sizes, _tolerance(source))
         except (ExportError, ModelLoadFailed, InferenceFailed) as error:
             reason = reason or error
             continue
@@ -191,7 +246,11 @@ def _prove(job: Import, source: Foreign, finished: onnx.ModelProto, reference: _
 
 def _finished(source: Foreign, reference: _Reference) -> onnx.ModelProto:
     model = surgery.with_rows(source.model) if reference.flattened else source.model
-    return model if reference.ends_in_softmax else surgery.with_softmax(model, OUTPUT_NAME)
+    output = reference.output
+    if output.adds is not None:
+        add = surgery.with_softmax if output.adds == "softmax" else surgery.with_sigmoid
+        model = add(model, f"{OUTPUT_NAME}_1" if output.two_classes else OUTPUT_NAME)
+    return surgery.with_two_classes(model, OUTPUT_NAME) if output.two_classes else model
 
 
 def _forms(source: Foreign, model: onnx.ModelProto) -> Iterator[tuple[onnx.ModelProto, int | None, str]]:
@@ -213,7 +272,7 @@ def _forms(source: Foreign, model: onnx.ModelProto) -> Iterator[tuple[onnx.Model
     yield fixed, size, f"only batches of {size}"
 
 
-def _compare(path: Path, reference: _Reference, sizes: list[int]) -> dict[str, float]:
+def _compare(path: Path, reference: _Reference, sizes: list[int], tolerance: float) -> dict[str, float]:
     session = Session(path, SessionOptions(threads=cpu_budget()))
     differences: dict[str, float] = {}
     for batch in proof.batches(sizes, len(reference.rows)):
@@ -222,7 +281,8 @@ def _compare(path: Path, reference: _Reference, sizes: list[int]) -> dict[str, f
             session.run(reference.rows[batch])[0],
             reference.expected[batch],
             reference="the imported file",
-            tolerance=TOLERANCE,
+            tolerance=tolerance,
+            sum_to_one=reference.output.activation == "softmax",
         )
         differences[size] = max(difference, differences.get(size, 0.0))
     return differences
@@ -245,15 +305,15 @@ def _manifest(
         onnx=OnnxInfo(MODEL_FILE, source.opset, proved.model.ir_version, source.precision),
         input=contract.input,
         output=contract.output,
-        activation="softmax",
+        activation=reference.output.activation,
         class_count=contract.class_count,
         labels=labels.LABELS_FILE if job.labels else None,
         max_batch_size=proved.fixed_batch or job.max_batch_size,
         preprocessing=contract.preprocessing,
         golden=golden.record(job.golden_images, source.precision),
-        parity=Parity(proved.differences, TOLERANCE, CPU, "imported file"),
+        parity=Parity(proved.differences, _tolerance(source), CPU, "imported file"),
         weights=source.origin,
         files={},
         producer=companions.producer(),
-        activation_by="network" if reference.ends_in_softmax else "export",
+        activation_by="network" if reference.output.by_network else "export",
     )

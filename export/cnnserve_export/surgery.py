@@ -1,8 +1,11 @@
-"""Changes that an imported ONNX file may need before it can be served: a symbolic batch, rows of classes, a softmax.
+"""Changes that an imported ONNX file may need to be served: a symbolic batch, rows of classes, probabilities.
 
 Each function returns a changed copy. Only a run of the copy shows whether it returns what the file does.
 """
 
+from typing import Any
+
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -59,32 +62,66 @@ def with_free_reshapes(model: onnx.ModelProto, input_name: str, batch: int) -> o
 
 
 def with_rows(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model with its output (N, classes, 1, 1) flattened to (N, classes)."""
-    return _appended(model, "Flatten", "rows")
+    """Returns the model with its output (N, classes, 1, 1) or (N) as rows (N, classes)."""
+    return _appended(model, "Flatten", "rows", axis=1)
 
 
 def with_softmax(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """Returns the model with a softmax after its output (N, classes); the new output is called `name`."""
-    return _appended(model, "Softmax", name)
+    # For rows of classes, axis 1 means the same in every opset; the default axis does not.
+    return _appended(model, "Softmax", name, axis=1)
 
 
-def _appended(model: onnx.ModelProto, operator: str, name: str) -> onnx.ModelProto:
+def with_sigmoid(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Returns the model with a sigmoid after its output (N, classes); the new output is called `name`."""
+    return _appended(model, "Sigmoid", name)
+
+
+def with_two_classes(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Returns the model with 1 - p and p in place of its output p (N, 1); the new output is called `name`."""
+    changed = _copy(model)
+    graph = changed.graph
+    probability = graph.output[0].name
+    one, rest, name = (_free(graph, text) for text in (f"{probability}_one", f"{probability}_rest", name))
+    graph.node.extend(
+        (
+            helper.make_node("Constant", [], [one], value=numpy_helper.from_array(np.ones(1, np.float32))),
+            helper.make_node("Sub", [one, probability], [rest]),
+            helper.make_node("Concat", [rest, probability], [name], axis=1),
+        )
+    )
+    _declare_output(graph, name, classes=2)
+    return changed
+
+
+def _appended(model: onnx.ModelProto, operator: str, name: str, **attributes: Any) -> onnx.ModelProto:
     changed = _copy(model)
     graph = changed.graph
     output = graph.output[0]
-    dims = output.type.tensor_type.shape.dim
-    batch, classes = (dims[0], dims[1]) if len(dims) > 1 else (None, None)
+    name = _free(graph, name)
+    graph.node.append(helper.make_node(operator, [output.name], [name], **attributes))
+    _declare_output(graph, name)
+    return changed
+
+
+def _declare_output(graph: onnx.GraphProto, name: str, classes: int | None = None) -> None:
+    """Declares the output `name` (N, classes); the sizes are those of the output before, if it had two."""
+    output = graph.output[0]
+    before = output.type.tensor_type.shape.dim
+    made = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, classes])
+    dims = made.type.tensor_type.shape.dim
+    if before:
+        dims[0].CopyFrom(before[0])
+    if len(before) > 1 and classes is None:
+        dims[1].CopyFrom(before[1])
+    output.CopyFrom(made)
+
+
+def _free(graph: onnx.GraphProto, name: str) -> str:
     taken = {result for node in graph.node for result in node.output} | {value.name for value in graph.input}
     while name in taken:
         name += "_"
-    # For rows of classes, axis 1 means the same in every opset; the default axis does not.
-    graph.node.append(helper.make_node(operator, [output.name], [name], axis=1))
-    made = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, None])
-    if batch is not None and classes is not None:
-        made.type.tensor_type.shape.dim[0].CopyFrom(batch)
-        made.type.tensor_type.shape.dim[1].CopyFrom(classes)
-    output.CopyFrom(made)
-    return changed
+    return name
 
 
 def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

@@ -31,7 +31,7 @@ _COMMANDS = {
         "cnnserve_export.cli", "export", "convert, check and publish a PyTorch network as a version", "cpu,export"
     ),
     "import": _Command(
-        "cnnserve_export.cli", "import_onnx", "check and publish an existing ONNX file as a version", "cpu,export"
+        "cnnserve_export.cli", "import_onnx", "check and publish an existing ONNX file as a version", "cpu,import"
     ),
     "train-lenet": _Command(
         "cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits and publish it", "cpu,export,train"

@@ -79,10 +79,13 @@ def training(model: ModelProto) -> None:
     [
         (
             second_output,
-            "has 2 outputs ('probabilities', 'logits'), a classifier has one; make a file with one by onnx.utils",
+            "has 2 outputs ('probabilities', 'logits'), 2 of them with floats; choose",
         ),
         (second_input, "has 2 inputs ('image', 'size'), a classifier has one"),
-        (lambda model: model.graph.ClearField("output"), "has 0 outputs (none), a classifier has one"),
+        (
+            lambda model: model.graph.ClearField("output"),
+            "has 0 outputs (none), 0 of them with floats; import",
+        ),
         (of_maps, "the output 'z' is a sequence, not a tensor; if skl2onnx made the file, pass it options="),
         (datatype(TensorProto.DOUBLE), "the input 'image' is double; export the network with float or uint8"),
         (shape("n", 8, 8), "has shape ['?', 8, 8]; give a network for images (N, C, H, W) or (N, H, W, C)"),

@@ -3,7 +3,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -218,9 +219,9 @@ class Random(nn.Module):
     ("network", "message"),
     [
         (Random(), "two runs of the file on the same image differ, because it draws random numbers"),
-        (nn.Sequential(foreign_networks.network("densenet"), nn.Sigmoid()), "as if each class had its own sigmoid"),
+        (nn.Sequential(foreign_networks.network("densenet"), nn.Hardsigmoid()), "as if each class had its own sigmoid"),
         (nn.Conv2d(3, 4, 3), r"returns shape \[1, 4, 14, 14\] for a batch of 1, expected \[1, classes\]"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(768, 1)), r"returns shape \[1, 1\] .* at least 2 classes"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 1)), "one value for an image, .* pass --activation sigmoid"),
     ],
 )
 def test_what_is_no_classifier_leaves_nothing(
@@ -271,9 +272,45 @@ def test_the_command_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "models/tiny/2").exists()
 
 
-def test_an_import_needs_no_torch() -> None:
-    code = "import sys, cnnserve_export.importing; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+# What the extra `import` leaves out of `export`, and what comes with other extras.
+NOT_NEEDED = ("torch", "onnxscript", "safetensors", "sklearn", "cv2")
+
+
+def without(modules: Sequence[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs `cnnserve` where these modules cannot be imported."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({modules!r})); from cnnserve.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_an_import_needs_no_torch(tmp_path: Path) -> None:
+    helped = without(NOT_NEEDED, "import", "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "--evaluation DIR" in helped.stdout
+    path = onnx_file(tmp_path / "theirs.onnx", foreign_networks.network("densenet"))
+    flags = f"--mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --max-batch-size 4 --repository {tmp_path}/models"
+    done = without(NOT_NEEDED, "import", str(path), *flags.split())
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/models/theirs/1\n"), done.stderr
+
+
+def test_the_hint_names_the_extra_without_torch(tmp_path: Path) -> None:
+    done = without(["onnx"], "import", str(tmp_path / "theirs.onnx"))
+    assert done.returncode == 1
+    assert 'needs onnx, which is not installed: pip install "cnnserve[cpu,import]"' in done.stderr
+
+
+def test_the_extras_hold_what_is_needed() -> None:
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    names = {
+        extra: {re.split("[<>=!; ]", each)[0] for each in needs}
+        for extra, needs in extras["optional-dependencies"].items()
+    }
+    assert names["import"] == {"onnx", "pillow"}
+    # The container image has the extra cpu: OpenCV is asked for by name, or not there.
+    assert names["opencv"] == {"opencv-python-headless"}
+    assert not names["opencv"] & (names["cpu"] | names["gpu"] | names["export"])
 
 
 @pytest.mark.parametrize("name", ["a\\b", 'a"b', "a\nb", "\x1b[31m"])

@@ -1,8 +1,7 @@
 """Turns an encoded or raw image into one row of a model's input, exactly as the manifest says.
 
-The geometry is that of torchvision's PIL pipeline: `Resize` (shorter side, with the longer side rounded down to whole
-pixels, or an exact size), `CenterCrop`, `ToTensor`, `Normalize`. The exporter measures parity with this module, too, so
-parity holds for the preprocessing on the server.
+The default is torchvision's PIL pipeline: `Resize`, `CenterCrop`, `ToTensor`, `Normalize`. `geometry` says what each
+mode does. The exporter measures parity with this module, too, so parity holds for the preprocessing on the server.
 """
 
 import contextlib
@@ -14,8 +13,9 @@ from PIL import Image
 
 from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import InvalidInput
-from cnnserve.images import geometry, resampling
+from cnnserve.images import geometry, opencv, resampling, resizing
 from cnnserve.images.decoding import Mode, decode, to_mode
+from cnnserve.images.geometry import Placement
 from cnnserve.images.header import FORMATS, check_structure, read_header
 from cnnserve.images.resampling import Box, Size
 from cnnserve.process.admission import MemoryBudget
@@ -35,6 +35,8 @@ _QUICK_BYTES = 16 * 2**10
 # two passes. With `fast` there are also the copies from and to Pillow.
 _RESIZING_BYTES = 12
 _FAST_RESIZING_BYTES = 20
+# torchvision divides by 255; a product with 1/255 would differ in the last bit.
+_BY_255 = 1 / 255
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Preprocessor:
     """Turns images into rows for one model. Thread-safe.
 
     `budget` counts the memory of the images that are being decoded; None: it is not counted.
+    Raises `ModelLoadFailed` if the preprocessing needs OpenCV, which is not installed.
     """
 
     def __init__(
@@ -81,8 +84,11 @@ class Preprocessor:
         self._budget = budget
         self._mode: Mode = "L" if spec.color == "L" else "RGB"
         self.options = options or ImageOptions()
-        if self.options.fast:
-            # Importing the library takes time, so it is imported now and not during a request.
+        # Importing the libraries takes time, so they are imported now and not during a request.
+        if spec.resize is not None and spec.resize.library == "opencv":
+            opencv.library()
+        self._fast = self.options.fast and resizing.has_fast_way(spec.resize)
+        if self._fast:
             resampling.library()
 
     def empty(self, count: int) -> NDArray[np.generic]:
@@ -143,12 +149,12 @@ class Preprocessor:
         spec = self._spec
         # Checked a second time, because turning the image may have swapped width and height.
         self._check(size)
-        interpolation = spec.resize.interpolation if spec.resize else "bilinear"
-        if self.options.fast:
-            image = geometry.resize_and_crop_box(image, box, self._resized(size), interpolation, spec.crop)
+        placement = geometry.place(size, spec)
+        if self._fast:
+            pixels = resizing.fast(image, box, placement, spec.resize)
         else:
-            image = geometry.resize_and_crop(image, self._resized(size), interpolation, spec.crop)
-        return to_tensor(np.asarray(image), spec, self._tensor)
+            pixels = resizing.exact(image, placement, spec.resize)
+        return to_tensor(pixels, spec, self._tensor, placement)
 
     def _resized(self, size: Size) -> Size:
         return geometry.resized_size(size, self._spec.resize) if self._spec.resize else size
@@ -156,7 +162,7 @@ class Preprocessor:
     def _at_least(self) -> Size | None:
         """Returns the smallest size (width, height) at which a JPEG may be decoded; None: only its full size."""
         resize = self._spec.resize
-        if resize is None or not self.options.fast:
+        if resize is None or not self._fast:
             return None
         return resize.size[-1], resize.size[0]
 
@@ -184,23 +190,52 @@ class Preprocessor:
         # Quick images are not counted: they may be read on the event loop, which must not wait for memory.
         if self._budget is None or most_pixels <= _QUICK_PIXELS:
             return contextlib.nullcontext()
-        per_pixel = _FAST_RESIZING_BYTES if self.options.fast else _RESIZING_BYTES
+        per_pixel = _FAST_RESIZING_BYTES if self._fast else _RESIZING_BYTES
         return self._budget.decoding(max(decoding_bytes, per_pixel * most_pixels))
 
 
-def to_tensor(pixels: NDArray[np.uint8], spec: Preprocessing, tensor: TensorInfo) -> NDArray[np.generic]:
-    """Applies channel order, scale, normalisation and layout to a resized uint8 image (H x W or H x W x C)."""
+def to_tensor(
+    pixels: NDArray[np.uint8], spec: Preprocessing, tensor: TensorInfo, placement: Placement | None = None
+) -> NDArray[np.generic]:
+    """Applies channel order, scale, normalisation, padding and layout to a resized uint8 image (H x W or H x W x C).
+
+    `placement` says where the image lies in the row; if it is None, the image fills the row.
+    """
     image = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
     if spec.color == "BGR":
         image = image[:, :, ::-1]
-    if tensor.datatype == "UINT8":
-        values: NDArray[np.generic] = image
-    else:
-        scaled: NDArray[np.float32] = image.astype(np.float32) / np.float32(255)
-        if spec.normalize == "host":
-            scaled -= np.asarray(spec.mean, np.float32)
-            scaled /= np.asarray(spec.std, np.float32)
-        values = scaled.astype(np.float16) if tensor.datatype == "FP16" else scaled
+    values = _values(image, spec, tensor)
+    if placement is not None and placement.padded:
+        values = _padded(values, spec, tensor, placement)
     if tensor.layout == "NCHW":
         values = values.transpose(2, 0, 1)
     return np.ascontiguousarray(values)
+
+
+def _values(image: NDArray[np.generic], spec: Preprocessing, tensor: TensorInfo) -> NDArray[np.generic]:
+    """Scaled and normalised pixels, in the type of the tensor."""
+    if tensor.datatype == "UINT8":
+        return image.astype(np.uint8, copy=False)
+    scaled: NDArray[np.float32] = image.astype(np.float32)
+    if spec.scale == _BY_255:
+        scaled /= np.float32(255)
+    else:
+        scaled *= np.float32(spec.scale)
+    if spec.normalize == "host":
+        scaled -= np.asarray(spec.mean, np.float32)
+        scaled /= np.asarray(spec.std, np.float32)
+    return scaled.astype(np.float16) if tensor.datatype == "FP16" else scaled
+
+
+def _padded(
+    values: NDArray[np.generic], spec: Preprocessing, tensor: TensorInfo, placement: Placement
+) -> NDArray[np.generic]:
+    channels = values.shape[2]
+    # torchvision pads with black.
+    color = np.asarray(spec.pad.color if spec.pad else (0,) * channels, np.float32)
+    width, height = placement.canvas
+    canvas = np.empty((height, width, channels), values.dtype)
+    canvas[:] = _values(color[np.newaxis, np.newaxis], spec, tensor)
+    left, top = max(0, placement.left), max(0, placement.top)
+    canvas[top : top + values.shape[0], left : left + values.shape[1]] = values
+    return canvas

@@ -24,9 +24,15 @@ Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 
 PILLOW: Mapping[str, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
     "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
 }
+# How far a filter reaches to each side, in pixels of the larger image's scale.
+SUPPORTS: Mapping[str, float] = {"box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 _PIXEL_TYPES = {"L": "U8", "RGB": "U8x4"}
 # Pillow stores an RGB pixel in four bytes. In this form, the copies from and to Pillow need no conversion.
 _RAW_MODES = {"L": "L", "RGB": "RGBX"}

@@ -9,6 +9,7 @@ from typing import Any
 # One version, with the keys that README.md lists.
 Entry = dict[str, Any]
 
+_BY_255 = 1 / 255
 _LABELS_SHOWN = 10
 
 
@@ -109,12 +110,26 @@ def _contract(schema: int) -> str:
 def _preprocessing(spec: dict[str, Any]) -> Iterator[str]:
     yield f"color: {spec['color']}" + ("" if spec["exif_orientation"] else ", EXIF orientation ignored")
     if resize := spec["resize"]:
-        size = f"shorter side to {resize['size'][0]}" if resize["mode"] == "shorter" else _by(resize["size"])
-        yield f"resized: {size}, {resize['interpolation']}, antialiased"
+        how = "antialiased" if resize["antialias"] else "by OpenCV"
+        yield f"resized: {_resized(resize['mode'], resize['size'])}, {resize['interpolation']}, {how}"
     if spec["crop"]:
-        yield f"cropped: {_by(spec['crop'])}, the centre"
+        rounded = "" if spec["crop_rounding"] == "even" else ", margins rounded down"
+        yield f"cropped: {_by(spec['crop'])}, the centre{rounded}"
+    if pad := spec["pad"]:
+        place = "on all sides" if pad["align"] == "center" else "on the right and below"
+        yield f"padded: {place}, colour {_values(pad['color'])}"
+    if spec["scale"] != _BY_255:
+        yield f"scaled: by {spec['scale']:.6g}"
     by = {"graph": "in the graph", "host": "by the server", "none": "not applied by the server"}[spec["normalize"]]
     yield f"normalised: mean {_values(spec['mean'])}, standard deviation {_values(spec['std'])}, {by}"
+
+
+def _resized(mode: str, size: list[int]) -> str:
+    if mode == "fit":
+        return f"to height {size[0]}, width by the ratio" + (f", at most {size[1]}" if len(size) > 1 else "")
+    if mode == "shorter":
+        return f"shorter side to {size[0]}" if len(size) == 1 else f"to cover {_by(size)}"
+    return f"to fit into {_by(size)}" if mode == "letterbox" else _by(size)
 
 
 def _labels(names: list[str] | None, manifest: dict[str, Any]) -> str:

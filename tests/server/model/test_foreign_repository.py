@@ -13,7 +13,9 @@ from onnx import TensorProto, helper
 
 from cnnserve.batching.instance import ModelInstance
 from cnnserve.errors import ModelLoadFailed
+from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model.loader import OpenVersion
+from cnnserve.model_config import image_settings
 from cnnserve.repository import folders
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
@@ -116,6 +118,17 @@ def test_a_stated_image_makes_classify_work(tmp_path: Path) -> None:
         assert strings(oip("ModelInfer", wanted)) == [f"{logits.max():f}:1:left"]
 
 
+def test_a_config_states_letterbox_and_padding(tmp_path: Path) -> None:
+    resize = {"mode": "letterbox", "size": [8, 8], "interpolation": "area", "library": "opencv", "antialias": False}
+    write(tmp_path, image(resize=resize, pad={"color": [200], "align": "start"}))
+    info = opened(tmp_path).info
+    stated = image_settings.read(info.config, info.settings)
+    assert stated is not None
+    row = Preprocessor(*stated).encoded(png(np.zeros((4, 8), np.uint8)))
+    assert (row[:4] == 0).all()
+    assert (row[4:] == 200).all()
+
+
 QUICKSTART = """
 name: "m"
 platform: "onnxruntime_onnx"
@@ -214,6 +227,8 @@ INPUT = 'input { name: "image" data_type: TYPE_UINT8 dims: [8, 8, 1] %s }'
     [
         (image(color="CMYK"), "cnnserve.image: color is 'CMYK'"),
         (image(crop=[7, 7]), r"cnnserve.image: preprocessing gives images of size \[7, 7\], the input needs \[8, 8\]"),
+        (image(pad={"color": [0, 0, 0]}), r"pad.color is \[0.0, 0.0, 0.0\], expected 1 value"),
+        (image(resize={"mode": "fit", "size": [8]}), "gives images of no fixed size"),
         (image(normalize="host"), "normalize 'host' does not fit input 'image' of type UINT8; use 'graph' or 'none'"),
         (image(means=[0]), "there is no field 'means'; known are color"),
         ('parameters { key: "cnnserve.image" value { string_value: "RGB" } }', "it is not JSON"),

@@ -10,7 +10,7 @@ import pytest
 
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository import show_text
-from cnnserve.repository.manifest import MANIFEST_FILE, Parity, Preprocessing, Resize, TensorInfo
+from cnnserve.repository.manifest import MANIFEST_FILE, Pad, Parity, Preprocessing, Resize, TensorInfo
 from cnnserve.repository.show import show
 from support import REPOSITORY, golden_rows, tiny_onnx, write_version
 
@@ -255,6 +255,30 @@ def test_the_ways_to_preprocess(root: Path, capsys: Output) -> None:
         "normalised: mean 0.485 0.456 0.406, standard deviation 0.2 0.2 0.2, by the server",
         "other versions  1, 3; show one with --version N",
     ):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "texts"),
+    [
+        (Resize("letterbox", (8, 8), "lanczos"), None, ["resized: to fit into 8 x 8, lanczos, antialiased"]),
+        (
+            Resize("fit", (8, 8), "area", False, "opencv"),
+            None,
+            ["to height 8, width by the ratio, at most 8, area, by"],
+        ),
+        (Resize("fit", (8,)), (8, 8), ["resized: to height 8, width by the ratio, bilinear"]),
+        (Resize("shorter", (9, 9)), (8, 8), ["resized: to cover 9 x 9", "cropped: 8 x 8, the centre, margins rounded"]),
+    ],
+)
+def test_more_ways_to_preprocess(
+    root: Path, resize: Resize, crop: tuple[int, int] | None, texts: list[str], capsys: Output
+) -> None:
+    pad = Pad((127.0,), "start")
+    spec = Preprocessing("L", resize, crop, (0.0,), (1.0,), "graph", pad=pad, scale=1.0, crop_rounding="down")
+    assert show([str(write_version(root / "tiny" / "4", preprocessing=spec))]) == 0
+    out = capsys.readouterr().out
+    for text in (*texts, "padded: on the right and below, colour 127", "scaled: by 1\n"):
         assert text in out
 
 

@@ -12,6 +12,7 @@ from cnnserve.repository.manifest.limits import (
     MAX_GOLDEN_IMAGES,
     TOLERANCES,
 )
+from cnnserve.repository.manifest.preprocessing import INTERPOLATIONS, check_preprocessing
 from cnnserve.repository.manifest.probabilities import PROBABILITIES_FILE, golden_bytes, golden_probabilities
 from cnnserve.repository.manifest.reading import parse, parse_preprocessing, read
 from cnnserve.repository.manifest.schema import (
@@ -23,6 +24,7 @@ from cnnserve.repository.manifest.schema import (
     Golden,
     ImageSet,
     Interpolation,
+    Library,
     Manifest,
     OnnxInfo,
     Origin,
@@ -37,6 +39,7 @@ from cnnserve.repository.manifest.schema import (
 )
 
 __all__ = [
+    "INTERPOLATIONS",
     "LOG_TOLERANCES",
     "MANIFEST_FILE",
     "MAX_BYTES",
@@ -50,6 +53,7 @@ __all__ = [
     "Golden",
     "ImageSet",
     "Interpolation",
+    "Library",
     "Manifest",
     "OnnxInfo",
     "Origin",
@@ -61,6 +65,7 @@ __all__ = [
     "TensorInfo",
     "altered_files",
     "check_place",
+    "check_preprocessing",
     "digest",
     "document",
     "golden_bytes",

@@ -7,7 +7,8 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository.folders import MAX_VERSION, MODEL_NAME
 from cnnserve.repository.manifest import limits, probabilities
 from cnnserve.repository.manifest.fields import InvalidField
-from cnnserve.repository.manifest.schema import MANIFEST_FILE, Golden, Manifest, Preprocessing, Resize
+from cnnserve.repository.manifest.preprocessing import check_preprocessing
+from cnnserve.repository.manifest.schema import MANIFEST_FILE, Golden, Manifest
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INT64 = 2**63 - 1
@@ -32,23 +33,6 @@ def check_place(manifest: Manifest, model: str, version: int) -> None:
             f"{MANIFEST_FILE} is that of model {manifest.model} version {manifest.version}, but the folder is that of "
             f"model {model} version {version}; move the folder back, or publish a copy: cnnserve copy PATH TO"
         )
-
-
-def check_preprocessing(spec: Preprocessing, image_shape: tuple[int, ...]) -> None:
-    """Raises `InvalidField` if images so prepared do not fit `image_shape`: height, width and channels."""
-    height, width, channels = image_shape
-    if channels != (1 if spec.color == "L" else 3):
-        raise InvalidField(
-            f"preprocessing.color is {spec.color}, which does not give the {channels} channels of the input"
-        )
-    _check_statistics(spec, channels)
-    if spec.resize is not None:
-        _check_resize(spec.resize)
-    _check_supported(spec)
-    result = spec.crop or (spec.resize.size if spec.resize is not None and spec.resize.mode == "exact" else None)
-    if result != (height, width):
-        gives = f"gives images of size {list(result)}" if result else "gives images of no fixed size"
-        raise InvalidField(f"preprocessing {gives}, the input needs {[height, width]}; change crop or resize")
 
 
 def _ranges(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:
@@ -135,50 +119,3 @@ def _check_tensors(manifest: Manifest) -> None:
             f"output.shape is {list(manifest.output.shape)}, expected {[manifest.class_count]} (class_count)"
         )
     check_preprocessing(manifest.preprocessing, shape if manifest.input.layout == "NHWC" else (*shape[1:], shape[0]))
-
-
-def _check_statistics(spec: Preprocessing, channels: int) -> None:
-    for name, values in (("mean", spec.mean), ("std", spec.std)):
-        if len(values) != channels:
-            raise InvalidField(
-                f"preprocessing.{name} has {len(values)} values, expected one for each of {channels} channels"
-            )
-    if not all(abs(value) <= limits.LARGEST_VALUE for value in spec.mean):
-        raise InvalidField(f"preprocessing.mean is {list(spec.mean)}, expected values up to {limits.LARGEST_VALUE:g}")
-    for name, values in (("std", spec.std), ("scale", (spec.scale,))):
-        if not all(limits.SMALLEST_FACTOR <= value <= limits.LARGEST_VALUE for value in values):
-            raise InvalidField(
-                f"preprocessing.{name} is {list(values)}, expected positive values from {limits.SMALLEST_FACTOR:.2g} "
-                f"to {limits.LARGEST_VALUE:g}"
-            )
-
-
-def _check_resize(resize: Resize) -> None:
-    expected = 1 if resize.mode == "shorter" else 2
-    if len(resize.size) != expected or not all(1 <= size <= limits.MAX_SIDE for size in resize.size):
-        raise InvalidField(
-            f"preprocessing.resize.size is {list(resize.size)}, mode {resize.mode} needs {expected} positive size(s) "
-            f"of at most {limits.MAX_SIDE}"
-        )
-    if not resize.antialias:
-        raise InvalidField(
-            "preprocessing.resize.antialias is false, expected true: the server resizes as torchvision resizes PIL "
-            "images, always with antialiasing"
-        )
-
-
-def _check_supported(spec: Preprocessing) -> None:
-    """Raises `InvalidField` for preprocessing that a manifest can state and this server cannot do."""
-    stated: list[tuple[str, object, tuple[object, ...]]] = [
-        ("scale", spec.scale, (1 / 255,)),
-        ("pad", spec.pad, (None,)),
-    ]
-    if (resize := spec.resize) is not None:
-        stated += [
-            ("resize.mode", resize.mode, ("shorter", "exact")),
-            ("resize.interpolation", resize.interpolation, ("bilinear", "bicubic")),
-            ("resize.library", resize.library, ("pillow",)),
-        ]
-    for name, value, able in stated:
-        if value not in able:
-            raise InvalidField(f"preprocessing.{name} is {value!r}, this server supports {', '.join(map(repr, able))}")

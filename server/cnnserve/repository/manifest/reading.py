@@ -12,6 +12,7 @@ from cnnserve.errors import ModelLoadFailed, reason
 from cnnserve.repository.manifest import checks
 from cnnserve.repository.manifest.fields import InvalidField, build
 from cnnserve.repository.manifest.limits import MAX_BYTES
+from cnnserve.repository.manifest.preprocessing import check_preprocessing
 from cnnserve.repository.manifest.probabilities import golden_bytes
 from cnnserve.repository.manifest.schema import MANIFEST_FILE, SCHEMA, Golden, Manifest, Preprocessing
 
@@ -77,7 +78,7 @@ def parse_preprocessing(text: str, image_shape: tuple[int, ...]) -> Preprocessin
     try:
         # In a manifest both fields are required and null means none. In this text people may leave them out.
         spec = build(Preprocessing, {"resize": None, "crop": None} | raw)
-        checks.check_preprocessing(spec, image_shape)
+        check_preprocessing(spec, image_shape)
     except InvalidField as error:
         raise ModelLoadFailed(str(error)) from error
     return spec

@@ -8,6 +8,7 @@ from typing import Any, Literal
 MANIFEST_FILE = "manifest.json"
 SCHEMA = 2
 
+Library = Literal["pillow", "opencv"]
 ResizeMode = Literal["shorter", "exact", "letterbox", "fit"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming", "area"]
 
@@ -22,27 +23,34 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class Resize:
-    """How an image is resized: "shorter" scales the shorter side to `size[0]`, "exact" to `size` = (height, width).
+    """How an image is resized. `size` is in pixels; two sizes are (height, width).
 
-    "letterbox" and "fit" keep the ratio of the sides within `size` = (height, width). Sizes are in pixels. `library`:
-    whose pixels the result has, bit for bit.
+    - "shorter": the ratio is kept. One size is that of the shorter side; two sizes are just covered.
+    - "exact": the image is stretched to the size.
+    - "letterbox": the ratio is kept, and the image just fits into the size, which is then filled by padding.
+    - "fit": the height becomes the first size, and the width follows from the ratio, but it is never more than the
+      second size, if there is one. The rest of the width is padded on the right.
+
+    `cnnserve.images.geometry` says how each mode rounds. `library`: whose pixels the result has, bit for bit. Pillow,
+    with which torchvision and timm resize, has antialiasing, OpenCV has none.
     """
 
     mode: ResizeMode
     size: tuple[int, ...]
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
-    library: Literal["pillow", "opencv"] = "pillow"
+    library: Library = "pillow"
 
 
 @dataclass(frozen=True)
 class Pad:
-    """How a resized image that is smaller than its place is padded: pixel value of each channel, and the image's place.
+    """How an image that is smaller than its place is padded: `color` has a pixel value of 0 to 255 for each channel.
 
-    "center" pads both sides alike, "start" keeps the image at the top left.
+    The channels are in the order of `Preprocessing.color`. "center" pads both sides alike, with the odd pixel on the
+    right and below; "start" keeps the image at the upper left.
     """
 
-    color: tuple[int, ...]
+    color: tuple[float, ...]
     align: Literal["center", "start"] = "center"
 
 
@@ -50,8 +58,12 @@ class Pad:
 class Preprocessing:
     """The steps from a decoded image to one row of the model's input, in the order of the fields.
 
-    Only two fields come out of order: `exif_orientation` turns the image upright first, and `pad` belongs to `resize`
-    and `crop`. Pixels of 0 to 255 are multiplied by `scale`; `mean` and `std` are per channel, for the result (0 to 1
+    Only three fields come out of order: `exif_orientation` turns the image upright first, and `pad` and `crop_rounding`
+    belong to `resize` and `crop`. A crop keeps the centre, or in mode "fit" the left; a crop that is larger than the
+    image pads it, with black if there is no `pad`. `crop_rounding` rounds the left and upper margin of a crop: "even"
+    rounds half a pixel to the even number, as torchvision and timm do, "down" rounds it down, as Hugging Face does.
+
+    Pixels of 0 to 255 are multiplied by `scale`; `mean` and `std` are per channel, for the result (0 to 1
     by default). With `normalize` "graph" the network applies all three, and rows have the pixels as uint8. With "host"
     the server applies them, and rows have floats. With "none" nothing is known to apply `mean` and `std`: rows of
     floats have values of 0 to 1, rows of uint8 have the pixels.
@@ -66,6 +78,16 @@ class Preprocessing:
     exif_orientation: bool = True
     pad: Pad | None = None
     scale: float = 1 / 255
+    crop_rounding: Literal["even", "down"] = "even"
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of every row, or None if images of different sizes give rows of different sizes."""
+        if self.crop is not None or self.resize is None:
+            return self.crop
+        if self.resize.mode == "shorter" or len(self.resize.size) != 2:
+            return None
+        return self.resize.size[0], self.resize.size[1]
 
 
 @dataclass(frozen=True)
