@@ -24,6 +24,8 @@ from cnnserve_export.pipeline import Export
 from cnnserve_export.progress import Progress
 
 TinyExport = Callable[..., Export]
+
+pytestmark = pytest.mark.usefixtures("converts_once")
 LABELS = ("ash", "birch", "cedar", "1")
 
 
