@@ -9,6 +9,8 @@ PROTOS := cnnserve/wire/classifier.proto cnnserve/wire/model_config.proto cnnser
 SOURCES := server export client examples tests bench docs
 
 SOAK_MINUTES ?= 10
+# One for each core, at most 4: each holds torch. `make test WORKERS=0` runs all tests in one process, for a debugger.
+WORKERS ?= auto
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -34,7 +36,7 @@ demo: setup ## export two networks, serve them, classify digits and photographs,
 	$(BIN)/python bench/demo.py
 
 test: setup ## every test but those of make soak, make interop and make image-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: lint types drift docs test ## what CI runs: lint, types, import rules, stub drift, documentation, make test
 

@@ -1,14 +1,33 @@
 """Fixtures that the tests of several packages share."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cnnserve.registry.registry import Registry
-from support import RunningServer, make_registry, serving, tiny_onnx, write_version
+from support import HANG_S, RunningServer, make_registry, serving, tiny_onnx, write_version
+
+# How long an example takes depends on what else the machine does; pytest's own limit ends one that hangs.
+settings.register_profile("cnnserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cnnserve")
+
+
+@pytest.fixture(scope="module")
+def one_cpu() -> Iterator[None]:
+    """One CPU for each of xdist's workers, so one thread for torch and ONNX Runtime.
+
+    Two threads in a busy wait for each other take many times as long on cores that others use, too.
+    """
+    before = os.sched_getaffinity(0)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {sorted(before)[worker % len(before)]})
+    yield
+    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture
@@ -17,7 +36,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     with ThreadPoolExecutor(1) as decoders:
         registry = make_registry(tmp_path, decoders)
         yield registry
-        await asyncio.wait_for(registry.close(), 10)
+        await asyncio.wait_for(registry.close(), HANG_S)
 
 
 @pytest.fixture(scope="session")

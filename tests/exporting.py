@@ -1,28 +1,33 @@
 """`cnnserve export` in processes that cost 0.1 s instead of 5: forked from one that has everything imported.
 
-`python exporting.py` is that one. It reads a request a line and answers a line, both JSON; `Exports` is the other side.
-The exports are real processes, so they can be killed, can lose rights and can run into limits of the system.
+`python exporting.py SOCKET` is that one; `Exports` is the other side. The exports are real processes, so they can be
+killed, can lose rights and can run into limits of the system. Each has a parent of its own, which alone waits for it
+and signals it, and a socket of its own to that parent: a test that gave up leaves nothing that another could read.
 """
 
-import contextlib
+import functools
 import json
 import os
+import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 # All that an export imports, some of it late: it has to be in the process that forks.
-from cnnserve_export import checkpoints, convert, pipeline  # noqa: F401
+from cnnserve_export import checkpoints, convert, images, pipeline  # noqa: F401
 from cnnserve_export.architectures import ARCHITECTURES
 from cnnserve_export.cli import export
 from cnnserve_export.contract import DEFAULT_OPSET, contract
+from support import HANG_S
 
 NOBODY = 65534
 # What changes a disk; reading does not matter.
@@ -37,27 +42,22 @@ class Ended:
     err: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Running:
     """One export at work."""
 
-    exports: "Exports"
-    pid: int
+    parent: socket.socket
     log: Path
 
-    def kill(self) -> None:
-        """SIGKILL; no effect on one that has ended."""
-        # Only `wait` makes the number free for others.
-        os.kill(self.pid, signal.SIGKILL)
+    def wait(self) -> Ended:
+        """Waits until it ends or stops itself."""
+        code = self.parent.recv(100)
+        assert code, "the export's parent is gone"
+        return Ended(int(code), self.log.read_text())
 
     def proceed(self) -> None:
         """Wakes one that stopped itself."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def wait(self, *, stopped: bool = False) -> Ended:
-        """Waits for its end, or until it has stopped itself."""
-        code = self.exports.ask(wait=self.pid, stopped=stopped)
-        return Ended(code, self.log.read_text())
+        self.parent.send(b"proceed")
 
 
 class Exports:
@@ -66,11 +66,14 @@ class Exports:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started = 0
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-W", "ignore", __file__]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self._sockets = ExitStack()
+        self._forking, theirs = self._socket_pair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", __file__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
 
     def start(self, *flags: str | Path, **limits: Any) -> Running:
         """Runs `cnnserve export lenet5 --max-batch-size 1` with these flags; for `limits` see `_export`.
@@ -80,49 +83,59 @@ class Exports:
         self._started += 1
         log = self._folder / f"{self._started}.log"
         log.touch(mode=0o666)
-        pid = self.ask(flags=[str(flag) for flag in flags], log=str(log), **limits)
-        return Running(self, pid, log)
+        request = {"flags": [str(flag) for flag in flags], "log": str(log), **limits}
+        parent, theirs = self._socket_pair()
+        with theirs:
+            socket.send_fds(self._forking, [json.dumps(request).encode()], [theirs.fileno()])
+        return Running(parent, log)
 
     def run(self, *flags: str | Path, **limits: Any) -> Ended:
         """The same, to its end."""
         return self.start(*flags, **limits).wait()
 
-    def ask(self, **request: Any) -> int:
-        """One request, one number."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
     def close(self) -> None:
         """Ends the process that forks."""
-        self._process.communicate(timeout=10)
+        self._sockets.close()
+        self._process.wait(HANG_S)
+
+    def _socket_pair(self) -> tuple[socket.socket, socket.socket]:
+        """One end that lives as long as this, and one to give away."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return self._sockets.enter_context(ours), theirs
 
 
-@contextlib.contextmanager
+@contextmanager
 def exports(folder: Path) -> Iterator[Exports]:
     """Exports whose logs are kept in `folder`."""
-    started = Exports(folder)
-    try:
+    with closing(Exports(folder)) as started:
         yield started
-    finally:
-        started.close()
 
 
-def _serve() -> None:
+def _serve(requests: socket.socket) -> None:
     # A pool of threads would not survive the fork.
     torch.set_num_threads(1)
+    # The parents of exports are nobody's business.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     trace, traced = convert._trace, _traced()
     data = traced.SerializeToString()
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            answer = _wait(request["wait"], request["stopped"])
-        else:
-            convert._trace = trace if request.pop("whole", False) else lambda *_: type(traced).FromString(data)
-            answer = _fork(request)
-        print(answer, flush=True)
+    while True:
+        text, descriptors, _, _ = socket.recv_fds(requests, 2**16, 1)
+        if not text:
+            return
+        request = json.loads(text)
+        if "--precision" in request["flags"]:
+            _draw_pictures()
+        convert._trace = trace if request.pop("whole", False) else lambda *_: type(traced).FromString(data)
+        with socket.socket(fileno=descriptors[0]) as test:
+            if os.fork() == 0:
+                _parent(request, test)
+
+
+@functools.cache
+def _draw_pictures() -> None:
+    """What a lowered file is compared on, which takes seconds and touches no disk either."""
+    for item in images.built_in().items:
+        item.read()
 
 
 def _traced() -> Any:
@@ -132,7 +145,9 @@ def _traced() -> Any:
     return convert._trace(network, torch.zeros((2, 28, 28, 1), dtype=torch.uint8), DEFAULT_OPSET)
 
 
-def _fork(request: dict[str, Any]) -> int:
+def _parent(request: dict[str, Any], test: socket.socket) -> NoReturn:
+    """Tells the test how its export ends, or that it has stopped; where the test is gone, that one is killed."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
         code = 70
@@ -140,13 +155,37 @@ def _fork(request: dict[str, Any]) -> int:
             code = _export(**request)
         finally:
             os._exit(code)
-    return pid
+    try:
+        while (code := _change_of(pid)) == -signal.SIGSTOP:
+            test.send(str(code).encode())
+            # It is stopped, so the number is still its own.
+            os.kill(pid, signal.SIGCONT if test.recv(100) else signal.SIGKILL)
+        test.send(str(code).encode())
+    finally:
+        os._exit(0)
+
+
+def _change_of(pid: int) -> int:
+    """Waits until a child ends or stops: its exit code, or the negative number of the signal."""
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    return -os.WSTOPSIG(status) if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
 
 
 def _export(
-    flags: list[str], log: str, kill_at: int = 0, stop_at: int = 0, file_limit: int = 0, nobody: bool = False
+    flags: list[str],
+    log: str,
+    kill_at: int = 0,
+    stop_at: int = 0,
+    kill_after: float = 0.0,
+    file_limit: int = 0,
+    nobody: bool = False,
 ) -> int:
-    """In the child. `kill_at`: dies before its n-th change of the disk; `stop_at`: stops there; `file_limit`: bytes."""
+    """In the child. `kill_at`: dies before its n-th change of the disk; `stop_at`: stops there; `file_limit`: bytes.
+
+    `kill_after`: dies after so many seconds of CPU time.
+    """
+    # One thread: two that wait busily for each other take many times as long where the machine has other work.
+    os.sched_setaffinity(0, {random.choice(sorted(os.sched_getaffinity(0)))})
     output = os.open(log, os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -156,6 +195,8 @@ def _export(
         os.setuid(NOBODY)
     if kill_at or stop_at:
         _at_change(kill_at or stop_at, signal.SIGKILL if kill_at else signal.SIGSTOP)
+    # Nobody handles the signal of this timer, so it kills.
+    signal.setitimer(signal.ITIMER_PROF, kill_after)
     code = export(["lenet5", "--max-batch-size", "1", *flags])
     sys.stdout.flush()
     sys.stderr.flush()
@@ -175,10 +216,5 @@ def _at_change(number: int, sign: signal.Signals) -> None:
     sys.addaudithook(hook)
 
 
-def _wait(pid: int, stopped: bool) -> int:
-    _, status = os.waitpid(pid, os.WUNTRACED if stopped else 0)
-    return -os.WSTOPSIG(status) if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
-
-
 if __name__ == "__main__":
-    _serve()
+    _serve(socket.socket(fileno=int(sys.argv[1])))

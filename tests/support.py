@@ -36,7 +36,8 @@ from cnnserve.runtime.session import Session
 REPOSITORY = Path(__file__).parent.parent / "model_repo"
 SIDE = 8
 CLASSES = ("dark", "left", "bright")
-START_SECONDS = 60.0
+# A wait that takes longer has hung: nothing that works comes near it, however busy the machine is.
+HANG_S = 300.0
 _BOUND = re.compile(r"gRPC port (\d+), HTTP port (\d+)")
 
 
@@ -256,11 +257,25 @@ def make_registry(root: Path, decoders: Executor, **settings: Any) -> Registry:
     return Registry(root, VersionOpener(open_version, decoders, **settings))
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     """Waits until `condition` holds, which other tasks or threads must bring about."""
-    async with asyncio.timeout(timeout_s):
+    async with asyncio.timeout(HANG_S):
         while not condition():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.001)
+
+
+def wait_until(condition: Callable[[], bool], said: Callable[[], object] = str) -> None:
+    """Waits for what other threads or processes bring about; `said` tells how things stand where it never comes."""
+    end = time.monotonic() + HANG_S
+    while not condition():
+        assert time.monotonic() < end, f"it never came: {said()}"
+        time.sleep(0.005)
+
+
+def cpu_seconds(process: subprocess.Popen[Any]) -> float:
+    """What a process has computed so far: unlike the time that passes, no other process adds to it."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -282,14 +297,18 @@ class RunningServer:
         """Everything that the server has logged so far."""
         return self.log_file.read_text()
 
-    def terminate(self, timeout_s: float = 40) -> int:
+    def terminate(self) -> int:
         """Sends SIGTERM and returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout_s)
+        return self.wait()
 
-    def wait_for(self, pattern: str, timeout_s: float = START_SECONDS) -> re.Match[str]:
+    def wait(self) -> int:
+        """Waits for the end of the server and returns the exit status."""
+        return self.process.wait(HANG_S)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
         """Waits until the log contains `pattern` and returns the match."""
-        end = time.monotonic() + timeout_s
+        end = time.monotonic() + HANG_S
         while time.monotonic() < end:
             if match := re.search(pattern, self.log):
                 return match

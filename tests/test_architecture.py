@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from support import HANG_S
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server/cnnserve", "export/cnnserve_export", "client/cnnserve_client")
 # By contract: a module, and an import that it must not have.
@@ -61,7 +63,7 @@ def lint(packages: Path, *contracts: str) -> tuple[int, str]:
         env=os.environ | {"PYTHONPATH": str(packages), "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     return ended.returncode, ended.stdout

@@ -1,5 +1,6 @@
 """Sets of images for calibration and evaluation; images are read one by one, so a folder may have any size."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -133,12 +134,14 @@ def files_below(path: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+@functools.cache
 def built_in() -> ImageSet:
     """Returns 100 generated images, for a precision that needs no calibration, if the user gives no folder."""
 
     def drawn(seed: int) -> Item:
         height, width = 200 + 37 * seed % 200, 200 + 53 * seed % 200
-        return Item(f"picture {seed}", lambda: golden.encode_png(golden.picture(seed, height, width)))
+        # Kept, because each is read twice, and drawing it takes longer than all else that is done with it.
+        return Item(f"picture {seed}", functools.cache(lambda: golden.encode_png(golden.picture(seed, height, width))))
 
     return ImageSet("built-in pictures", tuple(drawn(seed) for seed in range(_BUILT_IN)))
 

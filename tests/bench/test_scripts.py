@@ -17,7 +17,7 @@ import pytest
 from cnnserve.wire import open_inference_pb2 as o
 from cnnserve_export.digits import held_out_digits
 from oip import SERVICE, Oip, tensor
-from support import REPOSITORY, RunningServer
+from support import HANG_S, REPOSITORY, RunningServer
 
 BENCH = REPOSITORY.parent / "bench"
 LENET5 = REPOSITORY / "lenet5" / "1"
@@ -51,7 +51,7 @@ def run(script: str, *arguments: str | Path, **environment: str) -> str:
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,7 +62,6 @@ def test_every_script_is_started_here() -> None:
     assert {path.stem for path in BENCH.glob("*.py")} == {*BENCHMARKS, *HELPERS, *MODULES}
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("script", BENCHMARKS)
 def test_a_benchmark_gives_its_verdict_and_keeps_its_result(tmp_path: Path, script: str) -> None:
     done = subprocess.run(
@@ -70,7 +69,7 @@ def test_a_benchmark_gives_its_verdict_and_keeps_its_result(tmp_path: Path, scri
         check=False,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=HANG_S,
         env={**os.environ, "CNNSERVE_BENCH_RESULTS": str(tmp_path / "results")},
     )
     said = done.stdout + done.stderr
@@ -85,7 +84,6 @@ def test_a_benchmark_gives_its_verdict_and_keeps_its_result(tmp_path: Path, scri
     assert done.returncode == (1 if "MISSED" in verdicts else 0), said
 
 
-@pytest.mark.timeout(300)
 def test_the_demo_shows_what_it_promises() -> None:
     said = run("demo", "--epochs", "8")
     assert re.search(r"360 digits in total: 35[3-9]|360 right", said)
@@ -112,7 +110,7 @@ def test_raw_answers_each_line() -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         input='{"batch": 1, "seconds": 0.05}\n{"batch": 4, "seconds": 0.05}\n',
     )
     ready, *cells = map(json.loads, process.stdout.splitlines())
@@ -129,7 +127,7 @@ def test_the_empty_server_answers_and_ends_with_its_input() -> None:
             request = o.ModelInferRequest(model_name="lenet5")
             request.inputs.add(name="image", datatype="UINT8", shape=[2, 28, 28, 1])
             assert list(oip("ModelInfer", request).outputs[0].shape) == [2, 10]
-        server.communicate(timeout=20)
+        server.communicate(timeout=HANG_S)
     assert server.returncode == 0
 
 

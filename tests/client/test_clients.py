@@ -5,7 +5,6 @@ import pickle
 import re
 import socket
 import threading
-import time
 
 import grpc
 import numpy as np
@@ -15,6 +14,7 @@ from grpc_health.v1 import health_pb2
 import cnnserve_client as cc
 from cnnserve.wire import classifier_pb2 as pb
 from cnnserve_client.errors import from_status
+from support import HANG_S
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -290,17 +290,16 @@ def test_the_limit_is_64_mib_not_the_4_of_grpc(peer, ask):
 
 def test_the_deadline_reaches_the_server(peer, ask):
     ask(peer.address, "classify", b"x", model="digits")
-    ask(peer.address, "classify", b"x", model="digits", timeout_s=5)
-    ask(peer.address, "list_models", limits={"timeout_s": 7})
-    assert [round(asked.timeout_s) for asked in peer.asked] == [30, 5, 7]
+    ask(peer.address, "classify", b"x", model="digits", timeout_s=200)
+    ask(peer.address, "list_models", limits={"timeout_s": 7000})
+    # What is left of it on arrival, as exact as grpc sends it.
+    assert [asked.timeout_s for asked in peer.asked] == pytest.approx([30, 200, 7000], rel=0.4)
 
 
 def test_a_passed_deadline_is_a_timeout(peer, ask):
     peer.hang("Classify")
-    started = time.monotonic()
     with pytest.raises(TimeoutError, match=rf"no response from {peer.address} within 0\.1 s") as caught:
         ask(peer.address, "classify", b"x", model="digits", timeout_s=0.1)
-    assert time.monotonic() - started < 5
     assert isinstance(caught.value, cc.DeadlineExceededError)
 
 
@@ -402,16 +401,16 @@ async def test_a_cancelled_call_is_cancelled_on_the_server_too(peer):
     def wait_for_the_caller(request, context):
         context.add_callback(gone.set)
         asked.set()
-        gone.wait(10)
+        gone.wait(HANG_S)
 
     peer.scripts["Classify"] = wait_for_the_caller
     async with cc.AsyncClient(peer.address) as client:
         call = asyncio.create_task(client.classify(b"x", model="digits"))
-        assert await asyncio.to_thread(asked.wait, 5)
+        assert await asyncio.to_thread(asked.wait, HANG_S)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert await asyncio.to_thread(gone.wait, 5)
+        assert await asyncio.to_thread(gone.wait, HANG_S)
 
 
 def test_threads_share_a_client(peer):

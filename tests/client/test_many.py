@@ -19,7 +19,7 @@ from cnnserve_client import aio_streams, calls, limits
 from cnnserve_client.batching import Limits
 from cnnserve_client.pipeline import Pipeline
 from peer import Peer, Refused, running
-from support import until
+from support import HANG_S, until
 
 
 def numbered(request, context) -> pb.ClassifyResponse:
@@ -123,12 +123,12 @@ def test_leaving_early_cancels_the_stream_and_its_threads(peer):
     with cc.Client(peer.address) as client:
         for _ in client.classify_many(itertools.repeat(b"x"), model="digits"):
             break
-        assert gone.wait(5)
+        assert gone.wait(HANG_S)
         assert client.classify(b"x", model="digits").results[0].ok
     # The thread that took answers ends with its call.
     for thread in threading.enumerate():
         if thread.name == "cnnserve-responses":
-            thread.join(5)
+            thread.join(HANG_S)
             assert not thread.is_alive()
 
 
@@ -137,7 +137,7 @@ async def test_leaving_early_cancels_the_async_stream(peer):
     async with cc.AsyncClient(peer.address) as client:
         async with aclosing(client.classify_many(itertools.repeat(b"x"), model="digits")) as results:
             await anext(results)
-        assert await asyncio.to_thread(gone.wait, 5)
+        assert await asyncio.to_thread(gone.wait, HANG_S)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -150,7 +150,7 @@ async def test_a_cancelled_consumer_cancels_the_stream(peer):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(gone.wait, 5)
+        assert await asyncio.to_thread(gone.wait, HANG_S)
 
 
 async def test_results_do_not_wait_for_an_async_source(peer):
@@ -180,7 +180,7 @@ async def test_leaving_early_ends_an_async_source_that_is_waited_for(peer):
             assert (await anext(results)).ok
         # grpc takes a moment to hear of its call's end.
         if others := asyncio.all_tasks() - {asyncio.current_task()}:
-            _, pending = await asyncio.wait(others, timeout=10)
+            _, pending = await asyncio.wait(others, timeout=HANG_S)
             assert not pending
 
 
@@ -214,7 +214,7 @@ async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(turns):
     for _ in range(turns):
         await asyncio.sleep(0)
     was_waiting = task.cancel()
-    await asyncio.wait({task}, timeout=5)
+    await asyncio.wait({task}, timeout=HANG_S)
     assert task.cancelled() is was_waiting
 
 
@@ -398,22 +398,21 @@ def test_a_server_that_falls_silent_costs_no_image_where_another_answers(many, h
     falls_silent(peers[hangs], after=5)
     with running(peers[0]), running(peers[1]):
         address = f"{peers[0].address},{peers[1].address}"
-        assert indices(many(address, numbers(600), timeout_s=2)) == list(range(600))
+        assert indices(many(address, numbers(600), timeout_s=4)) == list(range(600))
         assert len(peers[hangs].of("Classify")) > 5
 
 
 def test_a_server_that_falls_silent_for_good_ends_the_run(peer):
     """What it had in hand fails, then the run does: the rest of the images waits for nobody."""
     falls_silent(peer, after=2)
-    results, started = [], time.monotonic()
+    results = []
     with cc.Client(peer.address) as client:
-        running_on = client.classify_many(itertools.repeat(b"1"), model="digits", timeout_s=1)
-        with pytest.raises(TimeoutError, match=f"no response from {peer.address} within 1 s"):
+        running_on = client.classify_many(itertools.repeat(b"1"), model="digits", timeout_s=2)
+        with pytest.raises(TimeoutError, match=f"no response from {peer.address} within 2 s"):
             results.extend(running_on)
     assert [result.ok for result in results[:6]] == [True] * 6
     assert 6 < len(results) < 200
     assert {type(result.error) for result in results[6:]} == {cc.DeadlineExceededError}
-    assert time.monotonic() - started < 10
 
 
 def falls_silent(peer: Peer, after: int) -> None:
@@ -447,7 +446,7 @@ def test_a_server_that_went_for_good_ends_the_run(many):
             yield image
 
     with pytest.raises(cc.UnavailableError):
-        many(peer.address, images(), timeout_s=0.5)
+        many(peer.address, images(), timeout_s=3)
 
 
 def test_a_client_closed_meanwhile_says_so(peer):

@@ -9,6 +9,7 @@ import pytest
 
 import cnnserve_client as cc
 from peer import Peer, running
+from support import HANG_S
 
 
 def failing(peer: Peer, method: str, times: int, code: grpc.StatusCode, pushback: str | None = None) -> None:
@@ -59,8 +60,9 @@ def test_an_exhausted_server_is_asked_again_only_where_it_said_when_and_there_is
 
 
 def test_tries_share_the_calls_deadline(peer, ask):
-    failing(peer, "Classify", 2, grpc.StatusCode.UNAVAILABLE)
-    ask(peer.address, "classify", b"x", model="digits", timeout_s=0.9)
+    failing(peer, "Classify", 3, grpc.StatusCode.UNAVAILABLE)
+    ask(peer.address, "classify", b"x", model="digits", timeout_s=5)
+    # Within 3 %, grpc sends the time that it sent before.
     times = [asked.timeout_s for asked in peer.asked]
     assert times[0] - times[-1] > 0.1
 
@@ -100,7 +102,7 @@ def test_what_is_light_is_asked_of_another_where_one_is_silent(ask, method):
             silent.hang(name)
         addresses = f"{silent.address},{other.address}"
         arguments = ("digits",) if method == "get_model" else ()
-        assert ask(addresses, method, *arguments, timeout_s=2)
+        assert ask(addresses, method, *arguments, timeout_s=4)
 
 
 def test_a_change_of_one_of_several_servers_is_refused(peer, ask):
@@ -125,6 +127,6 @@ def test_a_client_does_not_cross_a_fork(peer):
         "print(len(client.list_models()))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, peer.address], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code, peer.address], capture_output=True, text=True, timeout=HANG_S, check=True
     )
     assert done.stdout == "this Client was created before the process forked: create a Client in each process\n2\n"

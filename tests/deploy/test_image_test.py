@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support import REPOSITORY, RunningServer, serving, spawn
+from support import HANG_S, REPOSITORY, RunningServer, serving, spawn
 
 ROOT = REPOSITORY.parent
 FOLDER = ROOT / "deploy" / "docker"
@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*LOAD, *arguments], check=False, capture_output=True, text=True, timeout=100)
+    return subprocess.run([*LOAD, *arguments], check=False, capture_output=True, text=True, timeout=HANG_S)
 
 
 def test_every_script_is_started_here() -> None:
@@ -75,8 +75,8 @@ def stop(server: RunningServer, command: str) -> tuple[int, str]:
     process = subprocess.Popen([*LOAD, "stop", *flags, "--", "bash", "-c", command], stdout=subprocess.PIPE, text=True)
     with process:
         # Its parent has to take note of its end, or the command would wait for it for ever.
-        server.process.wait(60)
-        said, _ = process.communicate(timeout=60)
+        server.process.wait(HANG_S)
+        said, _ = process.communicate(timeout=HANG_S)
     return process.returncode, said
 
 
@@ -113,7 +113,7 @@ def test_without_an_engine_the_test_says_what_it_needs(tmp_path: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         env={"PATH": str(programs), "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 1

@@ -33,7 +33,8 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("exports")
 
 
-@pytest.mark.timeout(600)
+# Each command of a page has a limit of its own.
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", _pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_does_what_it_says(page: Path, tmp_path: Path, memory: Path) -> None:
     command = [sys.executable, reader.__file__, str(page), str(tmp_path), str(memory)]

@@ -11,6 +11,7 @@ import pytest
 
 from cnnserve.cli import _COMMANDS, main
 from cnnserve.completion import _PARSERS
+from support import HANG_S
 
 NAMES = list(_COMMANDS)
 BASH = shutil.which("bash")
@@ -32,7 +33,7 @@ def in_bash(line: str, folder: Path) -> list[str]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=True,
     )
     assert done.stderr == ""
@@ -80,7 +81,7 @@ def completed(line: str, output: Path) -> tuple[str, set[str]]:
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=True,
     )
     assert done.stdout == ""
@@ -123,7 +124,7 @@ def test_each_shell_gets_its_code(shell: str, registration: str, capsys: pytest.
 def test_global_completion_finds_its_marker() -> None:
     for module in ("cnnserve.cli", "cnnserve"):  # of the installed script, and of python -m cnnserve
         command = [sys.executable, "-m", "argcomplete._check_module", module]
-        subprocess.run(command, capture_output=True, timeout=60, check=True)
+        subprocess.run(command, capture_output=True, timeout=HANG_S, check=True)
 
 
 def test_without_argcomplete_the_extra_is_named() -> None:
@@ -132,12 +133,12 @@ def test_without_argcomplete_the_extra_is_named() -> None:
         "from cnnserve.cli import main\n"
         "sys.exit(main(['completion', 'bash']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert 'pip install "cnnserve[completion]"' in done.stderr
 
 
 def test_commands_that_nobody_completes_do_not_import_argcomplete() -> None:
     code = "import sys; from cnnserve.cli import main; main(['--help']); print('argcomplete' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert done.stdout.splitlines()[-1] == "False"

@@ -19,6 +19,8 @@ from cnnserve_export.cli import import_onnx
 from foreign_networks import onnx_file
 from support import CLASSES, picture, serving, tiny_onnx
 
+pytestmark = pytest.mark.usefixtures("one_cpu")
+
 FLAGS = "--mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --resize 18 --max-batch-size 8"
 
 

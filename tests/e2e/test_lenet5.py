@@ -17,7 +17,7 @@ from PIL import Image
 
 from cnnserve_client import AsyncClient, Client, InvalidInputError, NotFoundError
 from cnnserve_export.digits import held_out_digits
-from support import REPOSITORY, RunningServer, serving
+from support import HANG_S, REPOSITORY, RunningServer, serving
 
 Digits = list[tuple[bytes, int]]
 
@@ -41,7 +41,7 @@ def digits() -> Digits:
 
 def cnnserve(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cnnserve", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG_S)
 
 
 def test_at_least_98_percent_of_the_held_out_digits(client: Client, digits: Digits) -> None:
@@ -92,7 +92,7 @@ def test_a_server_that_restarts_in_mid_stream_costs_no_image(digits: Digits, tmp
             for image, _ in itertools.islice(itertools.cycle(digits), 2000):
                 if read == 1000:
                     first.process.send_signal(number)
-                    first.process.wait(40)
+                    first.process.wait(HANG_S)
                     # The last flag counts: the server takes the same port again.
                     port = ("--grpc-port", str(first.grpc_port))
                     stack.enter_context(serving(tmp_path / "second.log", REPOSITORY, *port))

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from support import HANG_S
+
 ROOT = Path(__file__).parent.parent.parent
 HEAVY = ("onnxruntime", "torch", "onnx", "PIL", "sklearn")
 
 
 def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=cwd)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG_S, cwd=cwd)
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -24,7 +26,7 @@ def imported_by(*arguments: str) -> set[str]:
         f"try:\n    main({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -91,7 +93,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
-        timeout=60,
+        timeout=HANG_S,
         check=True,
     )
     [wheel] = tmp_path.glob("*.whl")
@@ -115,7 +117,7 @@ def test_show_ends_quietly_where_its_reader_went_away() -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout
     process.stdout.close()
-    assert process.wait(60) == 141
+    assert process.wait(HANG_S) == 141
     assert process.stderr
     with process.stderr as stderr:
         assert stderr.read() == b""

@@ -15,6 +15,8 @@ from cnnserve_export.architectures import ARCHITECTURES
 from cnnserve_export.progress import Progress
 from support import RunningServer, golden_rows, rewrite_manifest, serving
 
+pytestmark = pytest.mark.usefixtures("one_cpu")
+
 PRECISIONS = ("fp32", "fp16", "int8")
 
 

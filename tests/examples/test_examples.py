@@ -26,10 +26,7 @@ from PIL import Image
 from cnnserve_client import Client
 from cnnserve_export.architectures.resnet import resnet18
 from example_commands import EXAMPLES, commands
-from support import RunningServer, serving
-
-# An export and two imports of torch take long on a busy machine.
-pytestmark = pytest.mark.timeout(300)
+from support import HANG_S, RunningServer, serving
 
 FLOWERS = {"daisy": (240, 230, 60), "rose": (200, 20, 40), "violet": (90, 40, 200)}
 
@@ -191,7 +188,7 @@ def test_web_backend(tmp_path: Path) -> None:
         too_large = httpx.post(f"{url}/classify", files={"photograph": bytes(10 * 2**20 + 1)})
         assert too_large.status_code == 413
         assert server.terminate() == 0
-        response = httpx.post(f"{url}/classify", files={"photograph": golden.read_bytes()}, timeout=60)
+        response = httpx.post(f"{url}/classify", files={"photograph": golden.read_bytes()}, timeout=HANG_S)
         assert response.status_code == 503
         assert response.headers["Retry-After"] == "1"
 
@@ -210,12 +207,12 @@ def application(start: str, folder: Path, address: str) -> Iterator[str]:
         yield running[1]
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(HANG_S)
 
 
 async def send_many(url: str, image: bytes, count: int) -> list[object]:
     """Sends requests at the same time and returns the JSON of their responses."""
-    async with httpx.AsyncClient(timeout=60) as client:
+    async with httpx.AsyncClient(timeout=HANG_S) as client:
         responses = await asyncio.gather(*(client.post(url, files={"photograph": image}) for _ in range(count)))
     return [response.json() for response in responses]
 

@@ -1,12 +1,16 @@
+import io
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+import torch
 from torch import Tensor, nn
 
 from cnnserve.repository.manifest import Preprocessing, Resize
-from cnnserve_export import golden, pipeline
+from cnnserve_export import convert, golden, pipeline
 from exporting import Exports, exports
 
 TINY_IMAGES = Preprocessing(
@@ -17,6 +21,7 @@ TINY_IMAGES = Preprocessing(
     std=(0.229, 0.224, 0.225),
     normalize="graph",
 )
+_CONVERTED: dict[bytes, bytes] = {}
 
 
 class TinyNet(nn.Module):
@@ -31,11 +36,39 @@ class TinyNet(nn.Module):
         return self.head(self.body(x).flatten(1))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(one_cpu: None) -> None:
+    """No case here is about threads."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", name="exports")
 def exports_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
     """Starts exports of LeNet-5 in processes of their own."""
     with exports(tmp_path_factory.mktemp("logs")) as started:
         yield started
+
+
+@pytest.fixture
+def converts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what follows torch's exporter: it is asked once for each network, as it takes most of a second."""
+    trace = convert._trace
+
+    def once(network: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
+        key = io.BytesIO()
+        _ByValue(key).dump((network, example, opset))
+        if key.getvalue() not in _CONVERTED:
+            _CONVERTED[key.getvalue()] = trace(network, example, opset).SerializeToString()
+        return onnx.ModelProto.FromString(_CONVERTED[key.getvalue()])
+
+    monkeypatch.setattr(convert, "_trace", once)
+
+
+class _ByValue(pickle.Pickler):
+    """The same bytes for networks of the same classes with the same values; torch's own have addresses in them."""
+
+    def persistent_id(self, item: object) -> object:
+        return item.detach().numpy() if isinstance(item, Tensor) else None
 
 
 @pytest.fixture(name="tiny_export")
@@ -45,6 +78,7 @@ def tiny_export_fixture() -> Callable[..., pipeline.Export]:
 
 
 def tiny_export(repository: Path, **changes: Any) -> pipeline.Export:
+    torch.manual_seed(0)
     fields: dict[str, Any] = {
         "network": TinyNet(),
         "architecture": "tiny",

@@ -46,6 +46,7 @@ def test_the_file_declares_the_contract(
     assert not any(tensor.external_data for tensor in model.graph.initializer)
 
 
+@pytest.mark.usefixtures("converts_once")
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_any_batch_runs(size: int, job: Export, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"

@@ -1,7 +1,7 @@
 """Exports that are killed: whatever the moment, the repository scans clean and the next export works."""
 
 import itertools
-import threading
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from cnnserve.repository import manifest as manifests
 from exporting import Exports
 from support import open_version
 
-KILLED, STOPPED = -9, -19
+KILLED, STOPPED, TIMED = -signal.SIGKILL, -signal.SIGSTOP, -signal.SIGPROF
 SPREAD = 8
 
 
@@ -68,19 +68,15 @@ def test_a_kill_before_any_change_of_the_disk(exports: Exports, root: Path, tmp_
 
 
 def test_a_kill_at_any_time(exports: Exports, root: Path, tmp_path: Path) -> None:
-    """The whole of the export, conversion and proof too, by the clock."""
+    """The whole of the export, conversion and proof too, by the CPU time that it has taken."""
     flags = ("--repository", root, "--labels", labels(tmp_path))
     codes = set()
     for number in range(SPREAD):
-        running = exports.start(*flags, whole=True)
-        timer = threading.Timer(2.5 * number / SPREAD, running.kill)
-        timer.start()
-        ended = running.wait()
-        timer.cancel()
-        assert ended.code in (KILLED, 0), ended.err
+        ended = exports.run(*flags, whole=True, kill_after=1.2 * (number + 0.5) / SPREAD)
+        assert ended.code in (TIMED, 0), ended.err
         codes.add(ended.code)
         check(root)
-    assert KILLED in codes
+    assert TIMED in codes
     assert exports.run(*flags).code == 0
     assert check(root)
     assert leftovers(root) == []
@@ -90,7 +86,7 @@ def test_a_live_exports_folder_is_left_alone(exports: Exports, root: Path, tmp_p
     """One stops in the middle of its work; another begins and ends meanwhile; both are published."""
     flags = ("--repository", root, "--labels", labels(tmp_path))
     slow = exports.start(*flags, stop_at=8)
-    assert slow.wait(stopped=True).code == STOPPED
+    assert slow.wait().code == STOPPED
     (working,) = leftovers(root)
     for version in (1, 2):
         assert exports.run(*flags).code == 0
@@ -105,7 +101,7 @@ def test_a_live_exports_folder_is_left_alone(exports: Exports, root: Path, tmp_p
 def test_a_number_that_was_asked_for_is_lost_to_who_came_first(exports: Exports, root: Path, tmp_path: Path) -> None:
     flags = ("--repository", root, "--labels", labels(tmp_path), "--version", "1")
     slow = exports.start(*flags, stop_at=8)
-    assert slow.wait(stopped=True).code == STOPPED
+    assert slow.wait().code == STOPPED
     assert exports.run(*flags).code == 0
     slow.proceed()
     ended = slow.wait()

@@ -25,6 +25,8 @@ from cnnserve_export.progress import Progress
 from support import golden_rows
 
 TinyExport = Callable[..., Export]
+
+pytestmark = pytest.mark.usefixtures("converts_once")
 LABELS = ("ash", "birch", "cedar", "1")
 
 

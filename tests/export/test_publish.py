@@ -20,6 +20,8 @@ from cnnserve_export.progress import Progress
 
 TinyExport = Callable[..., Export]
 
+pytestmark = pytest.mark.usefixtures("converts_once")
+
 
 def run(job: Export) -> Path:
     return pipeline.run(job, Progress(StringIO()))

@@ -18,6 +18,8 @@ from cnnserve_export.images import ImageSet
 from cnnserve_export.pipeline import Export
 
 TinyExport = Callable[..., Export]
+
+pytestmark = pytest.mark.usefixtures("converts_once")
 PICTURES = ImageSet("pictures", images.built_in().items[:12])
 
 

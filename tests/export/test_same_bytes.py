@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import cnnserve_export
+from support import HANG_S
 
 EXPORT = """
 import sys
@@ -20,6 +21,7 @@ import torch
 from cnnserve_export import checkpoints, convert
 from cnnserve_export.architectures import ARCHITECTURES
 from cnnserve_export.contract import contract
+from support import HANG_S
 torch.set_num_threads(int(sys.argv[2]))
 for name in sys.argv[3:]:
     architecture = ARCHITECTURES[name]
@@ -45,7 +47,7 @@ def checkouts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         command = [sys.executable, folder / "export.py", folder, str(number + 1), *order]
         running.append(subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True))
     for process in running:
-        _, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, err
     return folders
 

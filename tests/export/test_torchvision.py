@@ -12,9 +12,6 @@ from cnnserve_export import hub, labels
 from cnnserve_export.architectures import ARCHITECTURES
 from torchvision_parity import NETWORKS, TOLERANCE, Answers
 
-# The tests write and read a gigabyte of weights, which takes long on a busy machine.
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:

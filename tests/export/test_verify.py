@@ -19,6 +19,8 @@ from cnnserve_export.progress import Progress
 
 TinyExport = Callable[..., Export]
 
+pytestmark = pytest.mark.usefixtures("converts_once")
+
 
 @pytest.fixture
 def job(tiny_export: TinyExport, tmp_path: Path) -> Export:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from support import HANG_S
+
 ROOT = Path(__file__).parents[2] / "build" / "interop"
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 PROGRAMS = Path(__file__).parent / "programs"
@@ -31,7 +33,7 @@ def environment(name: str, *requirements: str) -> Path:
     folder = ROOT / f"{name}-{digest}"
     done = folder / "installed"
     if not done.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, timeout=120)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, timeout=HANG_S)
         install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", *requirements]
         result = subprocess.run(install, capture_output=True, text=True, check=False, timeout=500, env=_clean())
         if result.returncode:
@@ -59,7 +61,7 @@ def packages(*names: str) -> Path:
 def run_program(folder: Path, name: str, *arguments: str) -> Any:
     """Runs a program of `programs/` without cnnserve. Returns the JSON that it prints, None if it prints nothing."""
     command = [folder / "bin" / "python", "-W", "ignore", PROGRAMS / f"{name}.py", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=_clean())
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S, env=_clean())
     assert result.returncode == 0, result.stdout + result.stderr
     return json.loads(result.stdout or "null")
 

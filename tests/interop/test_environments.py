@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cnnserve_export.digits import held_out_digits
-from support import REPOSITORY, RunningServer, serving
+from support import HANG_S, REPOSITORY, RunningServer, serving
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
 
@@ -69,7 +69,7 @@ class Environment:
         """Runs a program of this environment, without access to other environments."""
         alone = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "CNNSERVE_"))}
         words = [str(self.folder / "bin" / str(command[0])), *map(str, command[1:])]
-        return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, env=alone)
+        return subprocess.run(words, capture_output=True, text=True, timeout=HANG_S, check=True, env=alone)
 
     def packages(self) -> dict[str, str]:
         """Returns all installed packages except pip."""
@@ -85,7 +85,7 @@ class Environment:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=True)
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=HANG_S, check=True)
     [wheel] = folder.glob("*.whl")
     return wheel
 
@@ -106,7 +106,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def install(folder: Path, wheel: Path, *beside: str) -> Environment:
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, timeout=HANG_S)
     started = time.monotonic()
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*pip, str(wheel), *beside], capture_output=True, text=True, timeout=400, check=False)

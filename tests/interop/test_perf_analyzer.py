@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from interop.environments import environment, slow, unavailable
-from support import RunningServer
+from support import HANG_S, RunningServer
 
 pytestmark = slow
 # The last wheel of tritonclient that contains the program. It does not contain two libraries that the program needs.
@@ -27,11 +27,11 @@ def folder() -> Path:
         if not shutil.which("apt-get"):
             unavailable("libb64", "there is no apt-get here")
         download = ["apt-get", "download", "libb64-0d"]
-        done = subprocess.run(download, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(download, cwd=folder, capture_output=True, text=True, check=False, timeout=HANG_S)
         packages = list(folder.glob("libb64*.deb"))
         if not packages:
             unavailable("libb64", done.stderr)
-        subprocess.run(["dpkg-deb", "-x", packages[0], folder], check=True, timeout=60)
+        subprocess.run(["dpkg-deb", "-x", packages[0], folder], check=True, timeout=HANG_S)
     return folder
 
 
@@ -45,7 +45,7 @@ def analyze(folder: Path, server: RunningServer, *flags: str) -> str:
     # The test does not need stable results, so every measurement window counts.
     settings = ["--measurement-interval", "700", "--stability-percentage", "999", "--max-trials", "3"]
     done = subprocess.run(
-        [*command, *settings, *flags], capture_output=True, text=True, check=False, timeout=120, env=environment
+        [*command, *settings, *flags], capture_output=True, text=True, check=False, timeout=HANG_S, env=environment
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

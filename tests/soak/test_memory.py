@@ -20,12 +20,10 @@ def run(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(600)
 def test_reloads_leave_memory_where_it_was() -> None:
     run("--parts", "reload", "--reloads", "200" if MINUTES else "50")
 
 
-@pytest.mark.timeout(600)
 def test_failed_loads_leak_nothing() -> None:
     run("--parts", "failed", "--failures", "50" if MINUTES else "30")
 

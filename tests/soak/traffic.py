@@ -10,11 +10,10 @@ import grpc
 import numpy as np
 
 from cnnserve.wire import classifier_pb2, open_inference_pb2
-from support import CLASSES, SIDE, picture
+from support import CLASSES, HANG_S, SIDE, picture, wait_until
 
 # A retry would hide the failures that these clients look for.
 _OPTIONS = [("grpc.enable_retries", 0)]
-_TIMEOUT_S = 20.0
 _EXPECTED = CLASSES.index("left")
 
 
@@ -37,22 +36,22 @@ class Traffic:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(2 * _TIMEOUT_S)
+            thread.join(HANG_S)
 
     def check(self) -> None:
         """Raises `AssertionError` if a request has failed."""
         assert not self.failures, f"{len(self.failures)} of {self.answers.total()} failed, first: {self.failures[0]}"
 
-    def wait_for_version(self, version: int, timeout_s: float = 30.0) -> None:
+    def wait_for_version(self, version: int) -> None:
         """Waits until new responses come from this version, and for a while from no other version."""
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
+
+        def is_answering() -> bool:
             self.check()
             before = self.answers.copy()
             time.sleep(0.1)
-            if set(self.answers - before) == {version}:
-                return
-        raise AssertionError(f"no answers from version {version} in {timeout_s} s; answers: {dict(self.answers)}")
+            return set(self.answers - before) == {version}
+
+        wait_until(is_answering, lambda: f"answers of version {version}, only {dict(self.answers)}")
 
     def _work(self, number: int) -> None:
         with grpc.insecure_channel(self._address, options=_OPTIONS) as channel:
@@ -73,7 +72,7 @@ def call(channel: grpc.Channel, method: str, request: Any, answer: type[Any]) ->
     rpc = channel.unary_unary(
         f"/{method}", request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
     )
-    return rpc(request, timeout=_TIMEOUT_S)
+    return rpc(request, timeout=HANG_S)
 
 
 def _classify(channel: grpc.Channel, model: str) -> Any:

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2
 from cnnserve.wire import classifier_pb2 as pb
 from cnnserve_client.commands import cli, terminal
 from peer import Peer, Refused
+from support import HANG_S
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_standard_input_is_an_image_or_a_list(peer, files, argv, data, names):
     process = started(
         "classify", *argv, "--json", "--address", peer.address, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    out, err = process.communicate(data, timeout=20)
+    out, err = process.communicate(data, timeout=HANG_S)
     assert (process.returncode, err) == (0, b"")
     assert [json.loads(line)["file"] for line in out.splitlines()] == names
 
@@ -452,7 +453,7 @@ def test_ctrl_c_exits_130(peer, files):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, err) == (130, b"error: interrupted\n")
 
 
@@ -476,7 +477,7 @@ def test_ctrl_c_in_the_middle_leaves_whole_records(peer, files, kind):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
     last = err.decode().splitlines()[-1]
     done = int(re.fullmatch(r"error: interrupted after ([\d,]+) images", last)[1].replace(",", ""))
@@ -507,7 +508,7 @@ def test_a_hundred_thousand_files_need_no_more_memory_than_a_few(peer, files):
         (files / "list").write_text("0.png\n" * count)
         argv = ["--files-from", "list", "--output", "out.csv", "--address", peer.address]
         done = subprocess.run(
-            [sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=100, check=True
+            [sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=HANG_S, check=True
         )
         status, peak = done.stderr.split()
         assert status == "0"
@@ -522,7 +523,7 @@ def test_a_reader_that_goes_away_is_no_traceback(peer):
     os.close(reading)
     process = started("models", "--address", peer.address, stdout=writing)
     os.close(writing)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, err) == (141, b"")
 
 
@@ -530,7 +531,7 @@ def test_a_reader_that_goes_away_is_no_traceback(peer):
 def test_a_full_disk_is_one_line(peer):
     with Path("/dev/full").open("w") as full:
         process = started("models", "--address", peer.address, stdout=full)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, err) == (1, b"error: cannot write to standard output: No space left on device\n")
 
 
@@ -546,7 +547,7 @@ def test_text_the_terminal_cannot_show_is_escaped(peer, files):
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
     )
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, err) == (0, b"")
     assert b"Gr\\xf6\\xdfe.png" in out
 
@@ -558,7 +559,7 @@ def test_help_is_quick_to_load():
         "with contextlib.suppress(SystemExit): cli.classify(['--help'])\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG_S)
     text, _, loaded = done.stdout.strip().rpartition("\n")
     assert "usage: cnnserve classify" in text
     assert "IMAGE" in text
@@ -573,6 +574,6 @@ def test_a_whole_run_loads_nothing_heavy(peer, files):
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     argv = [sys.executable, "-c", code, "0.png", "--address", peer.address]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=HANG_S)
     assert "75.00%" in done.stdout
     assert not {"onnxruntime", "torch", "PIL", "numpy"} & set(done.stdout.rpartition("LABEL")[2].split())

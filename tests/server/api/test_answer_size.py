@@ -11,7 +11,7 @@ import pytest
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, rows, strings, tensor, with_parameter
-from support import CLASSES, WIDE_IMAGE, RunningServer, picture, serving, wide_onnx, write_version, write_wide
+from support import CLASSES, HANG_S, WIDE_IMAGE, RunningServer, picture, serving, wide_onnx, write_version, write_wide
 
 LIMIT = 2**20
 # One row of the models fits into a message of 1 MiB, two rows do not.
@@ -104,7 +104,7 @@ def test_an_error_fits_beside_any_id_and_name(oip: Oip) -> None:
     lost = c.ClassifyStreamRequest(id="x" * huge, request=c.ClassifyRequest(model="nobody"))
     good = c.ClassifyStreamRequest(id="2", request=images(1))
     beside = c.ClassifyStreamRequest(id="y" * 500_000, request=images(2))
-    answered = list(stream(iter([lost, beside, good]), timeout=30))
+    answered = list(stream(iter([lost, beside, good]), timeout=HANG_S))
     assert sorted((answer.id[0], len(answer.id), answer.WhichOneof("outcome")) for answer in answered) == [
         ("2", 1, "response"),
         ("x", 10_000, "error"),
@@ -123,7 +123,7 @@ def test_a_stream_of_errors_ends_with_its_status(oip: Oip) -> None:
 def test_rest_infer(server: RunningServer, model: str) -> None:
     tensor: dict[str, Any] = {"name": "image", "datatype": "UINT8"}
     parameters = {"parameters": {"binary_data_output": True}}
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=30) as http:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=HANG_S) as http:
         two, one = (
             http.post(
                 f"/v2/models/{model}/infer",
@@ -138,7 +138,7 @@ def test_rest_infer(server: RunningServer, model: str) -> None:
 
 def test_json_may_be_larger_than_the_message(server: RunningServer) -> None:
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [0] * 64}
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=30) as http:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=HANG_S) as http:
         # A quotation mark takes two bytes in JSON.
         answer = http.post("/v2/models/fixed/infer", json={"id": '"' * 400_000, "inputs": [tensor]})
         assert answer.status_code == 400
@@ -156,18 +156,18 @@ def test_classify_over_grpc_and_its_stream(oip: Oip) -> None:
         response_deserializer=c.ClassifyResponse.FromString,
     )
     with pytest.raises(grpc.RpcError) as caught:
-        classify(images(3), timeout=30)
+        classify(images(3), timeout=HANG_S)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "the response has 1200" in caught.value.details()
     assert "ask for a smaller top_k, send fewer images" in caught.value.details()
-    assert len(classify(images(3, top_k=1), timeout=30).results) == 3
+    assert len(classify(images(3, top_k=1), timeout=HANG_S).results) == 3
     stream = oip.channel.stream_stream(
         f"/{CLASSIFIER}/ClassifyStream",
         request_serializer=c.ClassifyStreamRequest.SerializeToString,
         response_deserializer=c.ClassifyStreamResponse.FromString,
     )
     requests = [c.ClassifyStreamRequest(id=str(count), request=images(count)) for count in (1, 3, 2)]
-    answers = {answer.id: answer for answer in stream(iter(requests), timeout=30)}
+    answers = {answer.id: answer for answer in stream(iter(requests), timeout=HANG_S)}
     assert {number: answer.WhichOneof("outcome") for number, answer in answers.items()} == {
         "1": "response",
         "3": "error",
@@ -178,7 +178,7 @@ def test_classify_over_grpc_and_its_stream(oip: Oip) -> None:
 
 
 def test_classify_over_http(server: RunningServer) -> None:
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=30) as http:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=HANG_S) as http:
         answers = [
             http.post("/v1/models/named:classify", files=[("image", picture("left"))] * count) for count in (3, 2)
         ]
@@ -203,7 +203,7 @@ def test_a_response_that_no_request_can_make_smaller(tmp_path_factory: pytest.Te
             response_deserializer=c.GetModelResponse.FromString,
         )
         with pytest.raises(grpc.RpcError) as caught:
-            get_model(c.GetModelRequest(model="tiny"), timeout=30)
+            get_model(c.GetModelRequest(model="tiny"), timeout=HANG_S)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "the response has 1200" in caught.value.details()
         assert "the limit is 1048576 bytes; start the server with a larger --max-message-mib" in caught.value.details()

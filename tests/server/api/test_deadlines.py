@@ -15,10 +15,10 @@ import pytest
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve_client import Client
 from oip import Oip, encoded, rows, tensor
-from support import RunningServer, picture, serving, write_version
+from support import HANG_S, RunningServer, picture, serving, write_version
 
 PATIENT = "dynamic_batching { max_queue_delay_microseconds: 60000000 }"
-TIMEOUT_S = 5.0
+TIMEOUT_S = 12.0
 LEFT = picture("left")
 
 Way = Callable[[RunningServer, str], object]
@@ -69,7 +69,7 @@ def infer_stream(server: RunningServer, model: str) -> str:
 def post(server: RunningServer, path: str, **body: object) -> None:
     headers = {"Grpc-Timeout": f"{TIMEOUT_S:g}S"}
     url = f"http://127.0.0.1:{server.http_port}{path}"
-    answer = httpx.post(url, headers=headers, timeout=120, **body)  # type: ignore[arg-type]
+    answer = httpx.post(url, headers=headers, timeout=HANG_S, **body)  # type: ignore[arg-type]
     assert answer.status_code == 200, answer.text
 
 
@@ -120,6 +120,6 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Fut
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_deadline_reaches_the_batcher(answers: dict[str, "Future[float]"], way: str) -> None:
-    seconds = answers[way].result(60)
+    seconds = answers[way].result(HANG_S)
     # The wait for more requests was cut short, not left out.
     assert TIMEOUT_S / 4 < seconds < TIMEOUT_S

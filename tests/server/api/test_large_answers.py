@@ -12,7 +12,7 @@ from cnnserve.api import classification_output
 from cnnserve.errors import InvalidInput
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, strings, with_parameter
-from support import RunningServer, free_onnx, serving
+from support import HANG_S, RunningServer, free_onnx, serving
 
 SIDE = 400
 
@@ -62,7 +62,7 @@ def test_too_many_numbers_as_json(server: RunningServer) -> None:
     body = np.zeros((1, side, side), np.float32).tobytes()
     tensor: dict[str, Any] = {"name": "image", "datatype": "FP32", "shape": [1, side, side]}
     tensor["parameters"] = {"binary_data_size": len(body)}
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=30) as http:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=HANG_S) as http:
         answers = []
         for binary in (False, True):
             header = httpx.Response(

@@ -12,7 +12,7 @@ import pytest
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip
-from support import WIDE_IMAGE, RunningServer, picture, serving, write_wide
+from support import HANG_S, WIDE_IMAGE, RunningServer, picture, serving, write_wide
 
 CLASSES = 1_000_000
 REFUSED = (
@@ -41,7 +41,7 @@ def classify(oip: Oip, request: c.ClassifyRequest) -> c.ClassifyResponse:
         f"/{SERVICE}/Classify",
         request_serializer=c.ClassifyRequest.SerializeToString,
         response_deserializer=c.ClassifyResponse.FromString,
-    )(request, timeout=60)
+    )(request, timeout=HANG_S)
     return answer
 
 
@@ -80,7 +80,7 @@ def test_a_stream_goes_on(oip: Oip) -> None:
         response_deserializer=c.ClassifyStreamResponse.FromString,
     )
     requests = [c.ClassifyStreamRequest(id=str(k), request=asking("fixed", 2, k)) for k in (3, CLASSES, 4)]
-    answers = {answer.id: answer for answer in stream(iter(requests), timeout=60)}
+    answers = {answer.id: answer for answer in stream(iter(requests), timeout=HANG_S)}
     assert len(answers["4"].response.results[0].classes) == 4
     assert len(answers["3"].response.results[0].classes) == 3
     error = answers[str(CLASSES)].error
@@ -89,7 +89,7 @@ def test_a_stream_goes_on(oip: Oip) -> None:
 
 def test_over_http(server: RunningServer) -> None:
     files = [("image", picture("bright"))] * 2
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=60) as http:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=HANG_S) as http:
         answers = [http.post(f"/v1/models/fixed:classify?top_k={k}", files=files) for k in (CLASSES, 3)]
     assert (answers[0].status_code, answers[0].json()) == (400, {"error": told(REFUSED)})
     best = answers[1].json()["results"][0]["classes"]
@@ -97,7 +97,18 @@ def test_over_http(server: RunningServer) -> None:
 
 
 def test_sorting_millions_of_values_holds_up_nobody(oip: Oip) -> None:
-    """Sorting 32 rows of a million values takes more than 1 s. This test sees it if the loop is blocked for 0.1 s."""
+    """Sorting takes most of the time of such a request. Other requests are answered meanwhile.
+
+    Other processes may delay a small request now and then; a sort on the event loop delays one every time.
+    """
+    assert any(longest_wait(oip) < 0.2 for _ in range(3))
+
+
+def longest_wait(oip: Oip) -> float:
+    """Returns the longest time of small requests beside a request that sorts 32 rows of a million values.
+
+    As a share of the time of the large request.
+    """
     done = threading.Event()
     waits = []
 
@@ -117,4 +128,4 @@ def test_sorting_millions_of_values_holds_up_nobody(oip: Oip) -> None:
         done.set()
         thread.join()
     print(f"{took:.2f} s, others waited at most {max(waits) * 1e3:.0f} ms; median {np.median(waits) * 1e3:.1f}")
-    assert max(waits) < max(0.2, took / 5)
+    return max(waits) / took

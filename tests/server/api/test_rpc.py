@@ -1,8 +1,6 @@
 """Every RPC of a real server process."""
 
 import asyncio
-import itertools
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -30,7 +28,7 @@ from cnnserve.registry.control import ModelControl
 from cnnserve.registry.health import Health
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
-from support import CLASSES, SIDE, RunningServer, make_registry, picture, png
+from support import CLASSES, HANG_S, SIDE, RunningServer, make_registry, picture, png, wait_until
 
 OIP = "inference.GRPCInferenceService"
 CLASSIFIER = "cnnserve.v1.Classifier"
@@ -63,7 +61,7 @@ class Caller:
         self.channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
         self.methods = methods
 
-    def __call__(self, name: str, request: Message, timeout: float = 20) -> Any:
+    def __call__(self, name: str, request: Message, timeout: float = HANG_S) -> Any:
         method = self.methods[name]
         make = self.channel.unary_unary if method.kind is Kind.UNARY else self.channel.unary_stream
         return make(
@@ -72,7 +70,7 @@ class Caller:
             response_deserializer=method.response.FromString,
         )(request, timeout=timeout)
 
-    def stream(self, requests: Iterator[c.ClassifyStreamRequest], timeout: float = 20) -> Any:
+    def stream(self, requests: Iterator[c.ClassifyStreamRequest], timeout: float = HANG_S) -> Any:
         return self.channel.stream_stream(
             f"/{CLASSIFIER}/ClassifyStream",
             request_serializer=c.ClassifyStreamRequest.SerializeToString,
@@ -312,7 +310,7 @@ def test_bad_infer_requests(call: Caller, request_: o.ModelInferRequest, said: s
 def test_an_rpc_that_is_not_there_is_unimplemented(call: Caller) -> None:
     ask = call.channel.unary_unary(f"/{OIP}/CudaSharedMemoryStatus")
     with pytest.raises(grpc.RpcError) as caught:
-        ask(b"", timeout=10)
+        ask(b"", timeout=HANG_S)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -357,26 +355,30 @@ def test_a_streams_own_timeout_fails_that_request_only(call: Caller) -> None:
 
 
 def test_a_streams_work_in_flight_is_bounded(call: Caller) -> None:
-    """If a client sends without end and reads nothing, flow control stops it."""
-    sent = 0
+    """If a client sends without pause and reads nothing, flow control stops it."""
+    sent, all_of_them = 0, 5000
     request = c.ClassifyRequest(model="tiny", images=images(png(np.zeros((700, 700, 3), np.uint8) + 9)))
 
     def requests() -> Iterator[c.ClassifyStreamRequest]:
         nonlocal sent
-        for index in itertools.count():
+        for index in range(all_of_them):
             sent += 1
             yield c.ClassifyStreamRequest(id=str(index) * 4000, request=request)
 
-    stream = call.stream(requests(), timeout=30)
-    previous = -1
-    end = time.monotonic() + 20
-    while sent != previous and time.monotonic() < end:
-        previous = sent
-        time.sleep(1.0)
-    assert sent == previous
+    stream = call.stream(requests(), timeout=HANG_S)
+    other = c.ClassifyRequest(model="tiny", images=images(picture("left")))
+
+    def is_held_back() -> bool:
+        """Nothing more is sent while the server answers a hundred others."""
+        before = sent
+        for _ in range(100):
+            assert call(f"{CLASSIFIER}/Classify", other).results[0].classes[0].label == "left"
+        return sent == before
+
+    wait_until(is_held_back)
+    assert sent < all_of_them
     stream.cancel()
-    request = c.ClassifyRequest(model="tiny", images=images(picture("left")))
-    assert call(f"{CLASSIFIER}/Classify", request).results[0].classes[0].label == "left"
+    assert call(f"{CLASSIFIER}/Classify", other).results[0].classes[0].label == "left"
 
 
 def test_health(call: Caller) -> None:
@@ -418,7 +420,7 @@ def test_reflection_names_and_describes_every_service(call: Caller) -> None:
 )
 def test_http(tiny_server: RunningServer, path: str, code: int, said: str) -> None:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{tiny_server.http_port}{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{tiny_server.http_port}{path}", timeout=HANG_S) as response:
             status, body = response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -13,6 +13,7 @@ from cnnserve.batching.instance import ModelInstance
 from cnnserve.batching.policy import BatchPolicy, QueuePolicy
 from cnnserve.errors import DeadlineExceeded, InferenceFailed, InvalidInput, QueueFull, ShuttingDown
 from fakes import FakeClock, FakeSession
+from support import HANG_S
 
 MakeBatcher = Callable[..., DynamicBatcher]
 
@@ -33,7 +34,7 @@ async def make_batcher() -> AsyncIterator[MakeBatcher]:
 
     yield make
     for batcher in made:
-        await asyncio.wait_for(batcher.close(), 10)
+        await asyncio.wait_for(batcher.close(), HANG_S)
         assert "queued=0 admitted=0 running=0" in repr(batcher)
 
 
@@ -46,7 +47,7 @@ def submit(
 
 async def entered(session: FakeSession) -> None:
     """Waits until the session has begun a run."""
-    await asyncio.to_thread(session.entered.acquire, timeout=10)
+    await asyncio.to_thread(session.entered.acquire, timeout=HANG_S)
 
 
 async def settle() -> None:
@@ -55,7 +56,7 @@ async def settle() -> None:
 
 
 async def outcome(task: Awaitable[BatchResult]) -> list[float]:
-    result = await asyncio.wait_for(task, 10)
+    result = await asyncio.wait_for(task, HANG_S)
     return [float(value) for value in result.outputs[0][:, 0]]
 
 
@@ -133,7 +134,7 @@ async def test_expired_while_queued_costs_no_run(make_batcher: MakeBatcher) -> N
     expiring = submit(batcher, 2, deadline_ns=clock() + 20_000_000)
     patient = submit(batcher, 3)
     with pytest.raises(DeadlineExceeded):
-        await asyncio.wait_for(expiring, 10)
+        await asyncio.wait_for(expiring, HANG_S)
     session.let(2)
     assert (await outcome(blocker), await outcome(patient)) == ([1], [3])
     assert session.sizes == [1, 1]
@@ -152,7 +153,7 @@ async def test_expired_between_timer_and_dispatch_is_not_run(make_batcher: MakeB
     session.let()
     assert await outcome(blocker) == [1]
     with pytest.raises(DeadlineExceeded):
-        await asyncio.wait_for(expired, 10)
+        await asyncio.wait_for(expired, HANG_S)
     assert session.sizes == [1]
 
 
@@ -162,7 +163,7 @@ async def test_the_configs_timeout_counts_without_a_deadline(make_batcher: MakeB
     blocker = submit(batcher, 1)
     await entered(session)
     with pytest.raises(DeadlineExceeded):
-        await asyncio.wait_for(submit(batcher, 2), 10)
+        await asyncio.wait_for(submit(batcher, 2), HANG_S)
     session.let()
     assert await outcome(blocker) == [1]
 
@@ -204,7 +205,7 @@ async def test_the_delay_counts_from_the_oldest(make_batcher: MakeBatcher) -> No
 
 async def test_a_deadline_before_the_end_of_the_delay_is_kept(make_batcher: MakeBatcher) -> None:
     batcher = make_batcher(
-        FakeSession(), max_queue_delay_us=3_600_000_000, queue=QueuePolicy(default_timeout_us=400_000)
+        FakeSession(), max_queue_delay_us=3_600_000_000, queue=QueuePolicy(default_timeout_us=2_000_000)
     )
     assert await outcome(submit(batcher, 1)) == [1]
 
@@ -245,7 +246,7 @@ async def test_close_answers_what_was_accepted_and_takes_nothing_new(make_batche
     assert not closing.done()
     session.let(3)
     assert [await outcome(task) for task in [*accepted, late]] == [[1], [2], [1]]
-    await asyncio.wait_for(closing, 10)
+    await asyncio.wait_for(closing, HANG_S)
 
 
 async def test_an_instance_keeps_no_batch_alive(make_batcher: MakeBatcher) -> None:

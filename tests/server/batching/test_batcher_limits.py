@@ -11,6 +11,7 @@ from cnnserve.batching.instance import ModelInstance
 from cnnserve.batching.policy import BatchPolicy, QueuePolicy
 from cnnserve.errors import DeadlineExceeded, InvalidInput, QueueFull
 from fakes import FakeClock, FakeSession
+from support import HANG_S
 
 HOUR_US = 3_600_000_000
 
@@ -26,7 +27,7 @@ def row() -> np.ndarray:
 
 
 async def entered(session: FakeSession) -> None:
-    assert await asyncio.to_thread(session.entered.acquire, timeout=10)
+    assert await asyncio.to_thread(session.entered.acquire, timeout=HANG_S)
 
 
 def hint(batcher: DynamicBatcher, size: int = 1) -> int:
@@ -47,9 +48,9 @@ async def test_a_request_cannot_wait_longer_than_the_model_lets_it(own_us: int) 
     session.let()
     await running
     with pytest.raises(DeadlineExceeded):
-        await asyncio.wait_for(patient, 10)
+        await asyncio.wait_for(patient, HANG_S)
     assert session.sizes == [1]
-    await asyncio.wait_for(batcher.close(), 10)
+    await asyncio.wait_for(batcher.close(), HANG_S)
 
 
 async def test_a_request_may_wait_less_than_the_model_lets_it() -> None:
@@ -64,8 +65,8 @@ async def test_a_request_may_wait_less_than_the_model_lets_it() -> None:
     session.let(2)
     await asyncio.gather(running, others)
     with pytest.raises(DeadlineExceeded):
-        await asyncio.wait_for(hasty, 10)
-    await asyncio.wait_for(batcher.close(), 10)
+        await asyncio.wait_for(hasty, HANG_S)
+    await asyncio.wait_for(batcher.close(), HANG_S)
 
 
 @pytest.mark.parametrize(("model_us", "own_us"), [(20_000, 0), (0, 20_000), (20_000, HOUR_US)])
@@ -81,8 +82,8 @@ async def test_the_deadline_counts_beside_a_timeout(model_us: int, own_us: int) 
     session.let()
     await running
     with pytest.raises(DeadlineExceeded):
-        await asyncio.wait_for(late, 10)
-    await asyncio.wait_for(batcher.close(), 10)
+        await asyncio.wait_for(late, HANG_S)
+    await asyncio.wait_for(batcher.close(), HANG_S)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ async def test_the_hint_counts_the_runs_before_a_new_request(
     permit = batcher.reserve(waiting)
     assert hint(batcher) == expected
     permit.release()
-    await asyncio.wait_for(batcher.close(), 10)
+    await asyncio.wait_for(batcher.close(), HANG_S)
 
 
 async def test_the_hint_follows_the_time_that_runs_take() -> None:
@@ -113,7 +114,7 @@ async def test_the_hint_follows_the_time_that_runs_take() -> None:
     # Three runs of 50 ms or more make half of it, smoothed: 1 + 49 x (1 - 0.8 ** 3) = 24.9 ms.
     assert hint(batcher) >= 8 * 24
     permit.release()
-    await asyncio.wait_for(batcher.close(), 10)
+    await asyncio.wait_for(batcher.close(), HANG_S)
 
 
 async def test_a_batch_that_is_not_full_takes_as_long_as_a_full_one() -> None:
@@ -130,7 +131,7 @@ async def test_a_batch_that_is_not_full_takes_as_long_as_a_full_one() -> None:
         hints.append(hint(batcher, 4))
         permit.release()
     assert hints[0] == hints[1] > 1
-    await asyncio.wait_for(batcher.close(), 10)
+    await asyncio.wait_for(batcher.close(), HANG_S)
 
 
 async def test_a_permit_that_shrinks_gives_back_the_difference_once() -> None:
@@ -148,4 +149,4 @@ async def test_a_permit_that_shrinks_gives_back_the_difference_once() -> None:
     whole.release()
     with pytest.raises(InvalidInput):
         batcher.reserve(9)
-    await asyncio.wait_for(batcher.close(), 10)
+    await asyncio.wait_for(batcher.close(), HANG_S)

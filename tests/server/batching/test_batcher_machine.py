@@ -261,4 +261,4 @@ class BatcherMachine(RuleBasedStateMachine):
 
 
 TestBatcher = BatcherMachine.TestCase
-TestBatcher.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestBatcher.settings = settings(max_examples=150, stateful_step_count=30)

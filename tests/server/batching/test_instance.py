@@ -3,7 +3,6 @@
 import gc
 import queue
 import threading
-import time
 import weakref
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from cnnserve.batching.instance import BatchOutcome, ModelInstance
 from cnnserve.errors import InferenceFailed
 from fakes import FakeSession
+from support import HANG_S, wait_until
 
 
 class Flat:
@@ -68,7 +68,7 @@ def test_a_batch_that_failed_is_freed_at_once() -> None:
         part = np.ones((2, 3))
         alive = weakref.ref(part)
         instance.execute([part], outcomes.put)
-        assert outcomes.get(timeout=20).error is not None
+        assert outcomes.get(timeout=HANG_S).error is not None
         instance.run([np.ones((1, 1))])
         del part
         assert alive() is None
@@ -92,7 +92,4 @@ def test_an_instance_that_is_dropped_ends_its_thread() -> None:
     instance = ModelInstance(FakeSession(), "dropped-instance")
     del instance
     gc.collect()
-    end = time.monotonic() + 5
-    while any(thread.name == "dropped-instance" for thread in threading.enumerate()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: "dropped-instance" not in {thread.name for thread in threading.enumerate()})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib import cbook
 from PIL import Image
@@ -184,7 +184,7 @@ def _sizes(largest: int) -> st.SearchStrategy[int]:
     return st.one_of(st.integers(1, 40), st.integers(1, 600), st.integers(1, largest))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120)
 @given(
     _sizes(4000),
     _sizes(3000),

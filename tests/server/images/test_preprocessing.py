@@ -75,7 +75,7 @@ def test_bgr_is_rgb_backwards() -> None:
     assert (row == image[:, :, ::-1]).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 3, 4]), st.integers(0, 99))
 def test_raw_pixels_pass_the_same_preprocessing_as_a_file(height: int, width: int, channels: int, seed: int) -> None:
     image = noise(height, width, channels, seed)
@@ -157,7 +157,7 @@ def test_bad_pixels(image: RawImage, said: str) -> None:
         Preprocessor(IMAGENET, UINT8).raw(image)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_mutated_files_are_an_image_or_an_invalid_input(data: st.DataObject) -> None:
     content = bytearray(png(noise(20, 20)))

@@ -61,7 +61,7 @@ def test_bicubic_is_pillows(mode: str, size: tuple[int, int], box: resampling.Bo
     assert not steps(noise(500, 375, mode), size, "bicubic", box).any()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
     st.tuples(st.integers(1, 60), st.integers(1, 60)),

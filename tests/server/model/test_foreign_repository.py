@@ -20,7 +20,7 @@ from cnnserve.repository import folders
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, encoded, floats, strings, tensor, with_parameter
-from support import CLASSES, free_onnx, half_free_onnx, open_version, picture, png, serving, tiny_onnx
+from support import CLASSES, HANG_S, free_onnx, half_free_onnx, open_version, picture, png, serving, tiny_onnx
 
 GREY = {"color": "L", "resize": {"mode": "exact", "size": [8, 8]}, "mean": [0], "std": [1], "normalize": "graph"}
 LABELLED = 'output { name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "names.txt" }'
@@ -92,7 +92,7 @@ def test_other_labels_than_classes_keep_no_foreign_model_from_loading(
             "/cnnserve.v1.Classifier/Classify", c.ClassifyRequest.SerializeToString, c.ClassifyResponse.FromString
         )
         [result] = classify(
-            c.ClassifyRequest(model="m", images=[c.Image(encoded=picture("left"))], top_k=3), timeout=20
+            c.ClassifyRequest(model="m", images=[c.Image(encoded=picture("left"))], top_k=3), timeout=HANG_S
         ).results
         # A class without a line in the file has no label.
         known = dict(enumerate(names))
@@ -107,7 +107,7 @@ def test_a_stated_image_makes_classify_work(tmp_path: Path) -> None:
             "/cnnserve.v1.Classifier/Classify", c.ClassifyRequest.SerializeToString, c.ClassifyResponse.FromString
         )
         images = [c.Image(encoded=picture(kind)) for kind in ("left", "dark")]
-        results = classify(c.ClassifyRequest(model="m", images=images, top_k=3), timeout=20).results
+        results = classify(c.ClassifyRequest(model="m", images=images, top_k=3), timeout=HANG_S).results
         assert [result.classes[0].label for result in results] == ["left", "dark"]
         assert sum(item.probability for item in results[0].classes) == pytest.approx(1, abs=1e-5)
         # The tensors of the Open Inference Protocol are still those of the model.
@@ -204,7 +204,7 @@ def test_classify_takes_the_output_with_the_labels(tmp_path: Path) -> None:
             response_deserializer=c.ClassifyResponse.FromString,
         )
         request = c.ClassifyRequest(model="m", top_k=9, images=[{"encoded": picture(kind)} for kind in CLASSES])
-        results = classify(request, timeout=30).results
+        results = classify(request, timeout=HANG_S).results
     assert [result.classes[0].label for result in results] == list(CLASSES)
     assert [len(result.classes) for result in results] == [3, 3, 3]
 
@@ -214,7 +214,7 @@ def test_without_a_stated_image_classify_says_what_is_missing(tmp_path: Path) ->
     with serving(tmp_path / "log", tmp_path / "r") as server, Oip(server.address) as oip:
         classify = oip.channel.unary_unary("/cnnserve.v1.Classifier/Classify", c.ClassifyRequest.SerializeToString)
         with pytest.raises(grpc.RpcError) as caught:
-            classify(c.ClassifyRequest(model="m", images=[c.Image(encoded=picture("left"))]), timeout=20)
+            classify(c.ClassifyRequest(model="m", images=[c.Image(encoded=picture("left"))]), timeout=HANG_S)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert "cnnserve.image" in caught.value.details()
 

@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import shutil
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from cnnserve.repository import folders
 from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve.runtime import cuda, placement, session, workers
 from cnnserve.runtime.session import Session, SessionOptions, runtime_version
-from support import open_version, png, rewrite_manifest, tiny_onnx, write_version
+from support import open_version, png, rewrite_manifest, tiny_onnx, wait_until, write_version
 
 GPU = "instance_group { kind: KIND_GPU }"
 FALLBACK = 'parameters { key: "cnnserve.allow_cpu_fallback" value { string_value: "true" } }'
@@ -200,11 +199,12 @@ def test_without_a_manifest_they_have_no_effect_and_are_refused(tmp_path: Path) 
 def test_a_failed_load_leaves_no_thread(root: Path) -> None:
     with pytest.raises(ModelLoadFailed, match="batch_size is 99"):
         open_with(root, 'max_batch_size: 4 model_warmup { name: "w" batch_size: 99 }')
-    end = time.monotonic() + 5
-    while any(thread.name.startswith("m-1-") for thread in threading.enumerate()):
+
+    def has_ended() -> bool:
         gc.collect()
-        assert time.monotonic() < end
-        time.sleep(0.01)
+        return not any(thread.name.startswith("m-1-") for thread in threading.enumerate())
+
+    wait_until(has_ended)
 
 
 @pytest.mark.parametrize(("model", "version"), [("other", 1), ("m", 2)])

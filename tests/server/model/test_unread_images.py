@@ -22,7 +22,7 @@ from cnnserve.repository import folders
 from cnnserve_client import Client
 from cnnserve_client.errors import InvalidInputError
 from oip import Oip, encoded
-from support import RunningServer, open_version, picture, png, serving, until, write_version
+from support import HANG_S, RunningServer, open_version, picture, png, serving, until, write_version
 
 BROKEN = picture("left")[:40]
 # More pixels than are read on the event loop.
@@ -46,7 +46,7 @@ async def model(tmp_path: Path, memory: MemoryBudget) -> AsyncIterator[Model]:
     with ThreadPoolExecutor(1) as decoders:
         model = loader.start(opened, decoders)
         yield model
-        await asyncio.wait_for(model.close(), 10)
+        await asyncio.wait_for(model.close(), HANG_S)
 
 
 @pytest.mark.parametrize("image", [picture("left"), LARGE, *IMAGES], ids=range(8))
@@ -89,9 +89,9 @@ async def test_while_the_others_wait_their_room_is_free(model: Model) -> None:
     with pytest.raises(QueueFull):
         await model.classify([picture("left")] * 8)
     # These fill the queue, and with it the batch: all are answered.
-    others = await asyncio.wait_for(model.classify([picture("bright")] * 7), 10)
+    others = await asyncio.wait_for(model.classify([picture("bright")] * 7), HANG_S)
     assert len(others.outcomes) == 7
-    outcomes = (await asyncio.wait_for(waiting, 10)).outcomes
+    outcomes = (await asyncio.wait_for(waiting, HANG_S)).outcomes
     assert not isinstance(outcomes[0], InvalidInput)
     assert all(isinstance(outcome, InvalidInput) for outcome in outcomes[1:])
     assert model.statistics.batches.keys() == {8}
@@ -106,12 +106,12 @@ async def test_decoding_is_counted_while_it_lasts(model: Model, memory: MemoryBu
         done, _ = await asyncio.wait([waiting], timeout=0.2)
         assert not done
         assert memory.decoding_bytes == 1
-    assert len((await asyncio.wait_for(waiting, 10)).outcomes) == 8
+    assert len((await asyncio.wait_for(waiting, HANG_S)).outcomes) == 8
     assert (memory.held_bytes, memory.decoding_bytes) == (0, 0)
 
 
 def held(server: RunningServer) -> dict[str, float]:
-    text = httpx.get(f"http://127.0.0.1:{server.http_port}/metrics", timeout=30).text
+    text = httpx.get(f"http://127.0.0.1:{server.http_port}/metrics", timeout=HANG_S).text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     return {sample.labels["by"]: sample.value for sample in families["cnnserve_memory_held_bytes"].samples}
 

@@ -7,6 +7,7 @@ import pytest
 
 from cnnserve.errors import InvalidInput, QueueFull
 from cnnserve.process.admission import MemoryBudget
+from support import HANG_S
 
 
 def test_what_does_not_fit_is_refused_at_once_and_given_back() -> None:
@@ -53,7 +54,7 @@ def test_a_decoding_waits_for_its_memory() -> None:
             assert not began.wait(0.05)
             with pytest.raises(QueueFull), budget.hold(21):
                 pass
-        thread.join(10)
+        thread.join(HANG_S)
     assert began.is_set()
     assert (budget.held_bytes, budget.decoding_bytes) == (0, 0)
 
@@ -93,5 +94,5 @@ def test_whoever_leaves_lets_a_waiting_decoding_begin(leaves: str) -> None:
         assert not began.wait(0.05)
         goes.close()
         assert began.wait(10)
-    thread.join(10)
+    thread.join(HANG_S)
     assert (budget.held_bytes, budget.decoding_bytes) == (0, 0)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
-from support import CLASSES, RunningServer, picture, serving, spawn, tiny_onnx, write_version
+from support import CLASSES, HANG_S, RunningServer, picture, serving, spawn, tiny_onnx, wait_until, write_version
 
 OIP = "inference.GRPCInferenceService"
 CLASSIFIER = "cnnserve.v1.Classifier"
@@ -47,7 +47,7 @@ def calling(server: RunningServer) -> Iterator[Call]:
                 f"/{name}",
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=ANSWERS[name].FromString,
-            )(request, timeout=30)
+            )(request, timeout=HANG_S)
 
         yield call
 
@@ -255,13 +255,6 @@ def test_labels_choose_the_version_of_a_request(tmp_path: Path) -> None:
         assert call(f"{CLASSIFIER}/Classify", classify("m", "stable")).version == "2"
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_polling_under_load_fails_no_request(tmp_path: Path) -> None:
     root = tmp_path / "r"
     folder = write_version(root / "m" / "1")
@@ -279,7 +272,7 @@ def test_polling_under_load_fails_no_request(tmp_path: Path) -> None:
             )
             while not stop.is_set():
                 try:
-                    answer = ask(classify(), timeout=30)
+                    answer = ask(classify(), timeout=HANG_S)
                 except grpc.RpcError as error:
                     failed.append(error)
                 else:
@@ -349,10 +342,10 @@ def slow_onnx(products: int) -> bytes:
 
 @pytest.fixture
 def slow_repository(tmp_path: Path) -> Path:
-    """A model repository with a model `slow`, whose load would take minutes."""
+    """A model repository with a model `slow`, whose load would take longer than any wait of a test."""
     folder = tmp_path / "r" / "slow" / "1"
     folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(slow_onnx(1000))
+    (folder / "model.onnx").write_bytes(slow_onnx(5000))
     return tmp_path / "r"
 
 
@@ -360,7 +353,7 @@ def test_the_end_comes_in_the_middle_of_a_start(tmp_path: Path, slow_repository:
     write_version(slow_repository / "tiny" / "1")
     server = spawn(tmp_path / "log", "--model-repository", slow_repository)
     server.wait_for("model tiny version 1 READY")
-    assert server.terminate(20) == 0
+    assert server.terminate() == 0
     assert "Traceback" not in server.log
 
 
@@ -375,7 +368,7 @@ def test_the_end_comes_in_the_middle_of_a_load(tmp_path: Path, slow_repository: 
             service = OIP if method == "ModelInfer" else CLASSIFIER
             code, details = refused(call, f"{service}/{method}", request)
             assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "model 'slow' version 1 is LOADING")
-        assert server.terminate(20) == 0
+        assert server.terminate() == 0
         load.join()
     reason = "the server is shutting down and loads no more models; send the request to another server"
     assert told == [(grpc.StatusCode.UNAVAILABLE, reason)]

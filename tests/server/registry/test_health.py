@@ -14,7 +14,7 @@ from cnnserve.registry.health import Health
 from cnnserve.registry.registry import Registry
 from cnnserve.repository import folders
 from cnnserve.repository.folders import ModelFolder
-from support import write_version
+from support import HANG_S, write_version
 
 
 def broken(folder: Path) -> None:
@@ -90,13 +90,13 @@ async def test_a_watch_may_begin_before_the_model_repository_is_listed(
 
     def held(*arguments: Any) -> list[ModelFolder]:
         looked.set()
-        gate.wait(10)
+        gate.wait(HANG_S)
         return scan(*arguments)
 
     monkeypatch.setattr(folders, "scan", held)
     health = Health(registry, strict=False)
     start = asyncio.create_task(registry.load_all())
-    await asyncio.to_thread(looked.wait, 10)
+    await asyncio.to_thread(looked.wait, HANG_S)
     async with aclosing(health.watch("m")) as known, aclosing(health.watch("nobody")) as unknown:
         assert (await anext(known), await anext(unknown)) == (False, False)
         gate.set()

@@ -5,7 +5,6 @@ import gc
 import itertools
 import shutil
 import threading
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from cnnserve.registry.registry import Registry
 from cnnserve.repository import folders
 from cnnserve.repository.folders import ModelFolder
 from cnnserve.runtime.session import Session
-from support import make_registry, open_version, picture, tiny_onnx, until, write_version
+from support import HANG_S, make_registry, open_version, picture, tiny_onnx, until, write_version
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def decoders() -> Iterator[ThreadPoolExecutor]:
 async def registry(tmp_path: Path, decoders: ThreadPoolExecutor) -> AsyncIterator[Registry]:
     registry = make_registry(tmp_path, decoders)
     yield registry
-    await asyncio.wait_for(registry.close(), 10)
+    await asyncio.wait_for(registry.close(), HANG_S)
 
 
 class HeldLoader:
@@ -62,7 +61,7 @@ class HeldLoader:
         return open_version(folder, version)
 
     async def is_entered(self) -> None:
-        await asyncio.to_thread(self.entered.acquire, timeout=10)
+        await asyncio.to_thread(self.entered.acquire, timeout=HANG_S)
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ async def slow(tmp_path: Path, decoders: ThreadPoolExecutor, held: HeldLoader) -
     registry = Registry(tmp_path, VersionOpener(held, decoders))
     yield registry
     held.gate.release(100)
-    await asyncio.wait_for(registry.close(), 10)
+    await asyncio.wait_for(registry.close(), HANG_S)
 
 
 async def version_of(registry: Registry, name: str = "m") -> int:
@@ -97,12 +96,12 @@ async def test_before_the_first_look_no_model_is_unknown(
 
     def held(*arguments: Any) -> list[ModelFolder]:
         looked.set()
-        gate.wait(10)
+        gate.wait(HANG_S)
         return scan(*arguments)
 
     monkeypatch.setattr(folders, "scan", held)
     start = asyncio.create_task(registry.load_all())
-    await asyncio.to_thread(looked.wait, 10)
+    await asyncio.to_thread(looked.wait, HANG_S)
     for name in ("m", "nobody"):
         with pytest.raises(ModelNotReady, match="is starting"):
             registry.get(name)
@@ -202,7 +201,7 @@ async def test_the_end_waits_for_no_load(tmp_path: Path, slow: Registry, held: H
         write_version(tmp_path / name / "1")
     loads = [asyncio.create_task(slow.load(name)) for name in ("a", "b", "c")]
     await held.is_entered()
-    await asyncio.wait_for(slow.close(), 5)
+    await asyncio.wait_for(slow.close(), HANG_S)
     for outcome in await asyncio.gather(*loads, return_exceptions=True):
         assert isinstance(outcome, ShuttingDown)
     with pytest.raises(ShuttingDown):
@@ -217,7 +216,7 @@ async def test_a_drain_holds_up_no_other_model(tmp_path: Path, registry: Registr
     model = registry.get("m")
     permit = model._batcher.reserve(1)
     unload = asyncio.create_task(registry.unload("m"))
-    await asyncio.wait_for(registry.load("other"), 10)
+    await asyncio.wait_for(registry.load("other"), HANG_S)
     assert registry.entry("m").versions[1].state is State.UNLOADING
     assert not unload.done()
     permit.release()
@@ -378,12 +377,13 @@ class Sessions:
 
         monkeypatch.setattr(Session, "__init__", init)
 
+    async def were_made(self) -> None:
+        """Waits for the first one."""
+        await until(lambda: bool(self._made))
+
     async def are(self, alive: int) -> None:
         """Waits until `alive` sessions live, because threads need a moment to end."""
-        end = time.monotonic() + 5
-        while (count := sum(ref() is not None for ref in self._made)) != alive:
-            assert time.monotonic() < end, f"{count} of {len(self._made)} sessions live, expected {alive}"
-            await asyncio.sleep(0.01)
+        await until(lambda: sum(ref() is not None for ref in self._made) == alive)
 
 
 @pytest.fixture
@@ -429,10 +429,7 @@ async def test_a_failed_load_leaves_nothing(tmp_path: Path, registry: Registry, 
         with pytest.raises(ModelLoadFailed):
             await registry.load("m")
     await sessions.are(0)
-    end = time.monotonic() + 5
-    while threading.active_count() > threads:
-        assert time.monotonic() < end, [thread.name for thread in threading.enumerate()]
-        await asyncio.sleep(0.01)
+    await until(lambda: threading.active_count() <= threads)
 
 
 async def test_what_comes_after_the_end_is_freed(
@@ -445,7 +442,7 @@ async def test_what_comes_after_the_end_is_freed(
     with pytest.raises(ShuttingDown):
         await load
     held.gate.release()
-    await asyncio.sleep(0.1)
+    await sessions.were_made()
     await sessions.are(0)
 
 

@@ -14,7 +14,7 @@ from cnnserve.registry.health import Health
 from cnnserve.registry.lifecycle import State
 from cnnserve.registry.registry import Registry
 from cnnserve.repository import manifest as manifests
-from support import free_onnx, golden_rows, picture, tiny_onnx, write_version
+from support import free_onnx, golden_rows, picture, tiny_onnx, until, write_version
 
 
 async def answers(registry: Registry, version: str = "") -> int:
@@ -152,9 +152,10 @@ async def test_replaced_while_in_use(tmp_path: Path, registry: Registry) -> None
 
     clients = [asyncio.create_task(client(seen)) for seen in histories]
     for number in (2, 3, 4):
+        await until(lambda number=number: all(seen[-1:] == [number - 1] for seen in histories))
         write_version(tmp_path / "m" / str(number))
         await registry.load("m")
-        await asyncio.sleep(0.05)
+    await until(lambda: all(seen[-1] == 4 for seen in histories))
     stop.set()
     await asyncio.gather(*clients)
     for seen in histories:

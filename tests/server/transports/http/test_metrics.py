@@ -34,13 +34,13 @@ from cnnserve.transports.http.exposition import write
 from cnnserve.wire import open_inference_pb2 as o
 from cnnserve_client import Client
 from oip import Oip, rows, tensor
-from support import RunningServer, open_version, picture, serving, spawn, until, write_version
+from support import HANG_S, RunningServer, open_version, picture, serving, spawn, until, wait_until, write_version
 
 _WAITING = """
 max_batch_size: 8
 dynamic_batching {
   preferred_batch_size: [ 8 ]
-  max_queue_delay_microseconds: 4000000
+  max_queue_delay_microseconds: 6000000
   default_queue_policy { max_queue_size: 4 }
 }
 """
@@ -74,7 +74,7 @@ class Metrics:
 
 
 def scrape(server: RunningServer, **headers: str) -> httpx.Response:
-    return httpx.get(f"http://127.0.0.1:{server.http_port}/metrics", headers=headers, timeout=30)
+    return httpx.get(f"http://127.0.0.1:{server.http_port}/metrics", headers=headers, timeout=HANG_S)
 
 
 def metrics_of(server: RunningServer) -> Metrics:
@@ -86,7 +86,7 @@ def metrics_of(server: RunningServer) -> Metrics:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningServer]:
-    """Models: `tiny`, `altered` (fails to load), `empty` (no version), `waiting` (its queue waits 4 s for 8 images)."""
+    """Models: `tiny`, `altered` (fails to load), `empty` (no version), `waiting` (its queue waits 6 s for 8 images)."""
     root = tmp_path / "repository"
     write_version(root / "tiny" / "1")
     altered = write_version(root / "altered" / "7")
@@ -153,7 +153,7 @@ def test_models_and_what_serves_them(server: RunningServer) -> None:
     metrics = metrics_of(server)
     nodes = metrics.all("cnnserve_model_nodes", model="tiny", version="1")
     assert nodes == {(provider,): count for provider, count in placement.items()} == {("CPUExecutionProvider",): 4}
-    assert 0 < metrics("nv_model_load_duration_secs", model="tiny", version="1") < 30
+    assert 0 < metrics("nv_model_load_duration_secs", model="tiny", version="1") < HANG_S
     assert _states(metrics) == {
         ("altered", "7"): "UNAVAILABLE",
         ("empty", ""): "UNAVAILABLE",
@@ -175,14 +175,14 @@ def test_failures_by_reason_and_what_waits(server: RunningServer) -> None:
     with Oip(server.address) as oip:
         infer = oip.rpc("ModelInfer")
         oip.fails("ModelInfer", tensor(rows(5), model="waiting"))
-        waits = infer.future(tensor(rows(3), model="waiting"), timeout=60)
-        _until(lambda: metrics_of(server)("nv_inference_pending_request_count", **of_waiting) == 1)
+        waits = infer.future(tensor(rows(3), model="waiting"), timeout=HANG_S)
+        wait_until(lambda: metrics_of(server)("nv_inference_pending_request_count", **of_waiting) == 1)
         assert metrics_of(server)("cnnserve_memory_held_bytes", by="requests") > 0
         oip.fails("ModelInfer", tensor(rows(2), model="waiting"))
         # The model cannot take this tensor, so the request is not counted.
         oip.fails("ModelInfer", tensor(rows(1, side=5), model="waiting"))
         waits.cancel()
-        _until(lambda: metrics_of(server)("nv_inference_pending_request_count", **of_waiting) == 0)
+        wait_until(lambda: metrics_of(server)("nv_inference_pending_request_count", **of_waiting) == 0)
         metrics = metrics_of(server)
         failed = metrics.all("nv_inference_request_failure", **of_waiting)
         assert failed == {("REJECTED",): 1, ("CANCELED",): 1, ("BACKEND",): 0, ("OTHER",): 1}
@@ -227,7 +227,7 @@ def test_a_reload_starts_at_zero_and_an_unload_leaves_nothing(tmp_path: Path) ->
     with (
         serving(tmp_path / "log", tmp_path / "repository", *flags) as server,
         Client(server.address) as client,
-        httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=30) as http,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.http_port}", timeout=HANG_S) as http,
     ):
         of_tiny = {"model": "tiny", "version": "1"}
         client.classify([picture("left")] * 3, model="tiny")
@@ -248,17 +248,17 @@ def test_a_reload_starts_at_zero_and_an_unload_leaves_nothing(tmp_path: Path) ->
 
 def test_a_draining_server_is_measured_to_its_end(server: RunningServer) -> None:
     url = f"http://127.0.0.1:{server.http_port}"
-    with Oip(server.address) as oip, httpx.Client(base_url=url, timeout=30) as http:
-        waits = oip.rpc("ModelInfer").future(tensor(rows(2), model="waiting"), timeout=60)
-        _until(lambda: metrics_of(server)("nv_inference_pending_request_count", model="waiting") == 1)
+    with Oip(server.address) as oip, httpx.Client(base_url=url, timeout=HANG_S) as http:
+        waits = oip.rpc("ModelInfer").future(tensor(rows(2), model="waiting"), timeout=HANG_S)
+        wait_until(lambda: metrics_of(server)("nv_inference_pending_request_count", model="waiting") == 1)
         server.process.terminate()
-        _until(lambda: http.get("/v2").status_code == 503)
+        wait_until(lambda: http.get("/v2").status_code == 503)
         response = http.get("/metrics")
         assert response.status_code == 200
         assert response.headers["connection"] == "close"
         assert Metrics(response.text)("nv_inference_pending_request_count", model="waiting") == 1
         assert waits.result().outputs
-    assert server.process.wait(40) == 0
+    assert server.wait() == 0
 
 
 def test_a_server_that_just_starts_is_measured(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ async def test_a_version_that_loads_has_a_state_and_no_counts(tmp_path: Path) ->
     gate = threading.Event()
 
     def held(folder: ModelFolder, version: int, *, on_stage: Callable[[str], None]) -> OpenVersion:
-        gate.wait(20)
+        gate.wait(HANG_S)
         return open_version(folder, version, on_stage=on_stage)
 
     write_version(tmp_path / "m" / "3")
@@ -359,10 +359,3 @@ def _states(metrics: Metrics) -> dict[tuple[str, str], str]:
 
 def _written(registry: Registry, budget: MemoryBudget) -> Metrics:
     return Metrics(write(snapshot(registry, budget)).decode())
-
-
-def _until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)

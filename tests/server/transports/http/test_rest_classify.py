@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from support import RunningServer, picture
+from support import HANG_S, RunningServer, picture
 
 CLASSIFY = "/v1/models/tiny:classify"
 LEFT = picture("left")
@@ -14,7 +14,7 @@ LEFT = picture("left")
 
 @pytest.fixture(scope="module")
 def http(tiny_server: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{tiny_server.http_port}", timeout=30) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{tiny_server.http_port}", timeout=HANG_S) as client:
         yield client
 
 

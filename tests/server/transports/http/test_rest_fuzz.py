@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support import SIDE, RunningServer, picture
+from support import HANG_S, SIDE, RunningServer, picture
 
 # If `make soak` sets it, hypothesis tries more examples.
 MINUTES = float(os.environ.get("CNNSERVE_SOAK_MINUTES", "0"))
@@ -89,13 +89,12 @@ HEADERS = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def http(tiny_server: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{tiny_server.http_port}", timeout=30) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{tiny_server.http_port}", timeout=HANG_S) as client:
         yield client
 
 
 @settings(
     max_examples=max(400, int(MINUTES * 5000)),
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(
