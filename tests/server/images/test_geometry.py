@@ -13,8 +13,9 @@ from cnnserve.repository.manifest import Resize
 SIZES = st.tuples(st.integers(1, 90), st.integers(1, 90))
 
 
-def noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), np.uint8))
+def noise(width: int, height: int, darkest: int = 0, brightest: int = 255) -> Image.Image:
+    random = np.random.default_rng(width * 1000 + height)
+    return Image.fromarray(random.integers(darkest, brightest + 1, (height, width, 3), np.uint8))
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -76,14 +77,13 @@ def test_a_crop_is_that_of_the_whole_resized_picture(
 def test_the_fast_way_is_as_large_and_about_the_same(
     size: tuple[int, int], crop: tuple[int, int], interpolation: str
 ) -> None:
-    image = noise(*size)
+    # Nothing near 0 or 255, where Pillow cuts off between its passes what bicubic weights make of it.
+    image = noise(*size, 80, 175)
     resized = (size[0] + 7, max(1, size[1] - 3))
     exact = geometry.resize_and_crop(image, resized, interpolation, crop)
     fast = geometry.resize_and_crop_box(image, (0, 0, *size), resized, interpolation, crop)
     assert fast.size == exact.size == (crop[1], crop[0])
-    # Bicubic weights are negative, too: between its passes Pillow cuts off what goes below 0 or above 255.
-    steps = 2 if interpolation == "bilinear" else 16
-    assert np.abs(pixels(fast).astype(int) - pixels(exact)).max() <= steps
+    assert np.abs(pixels(fast).astype(int) - pixels(exact)).max() <= 4
 
 
 @pytest.mark.parametrize("crop", [None, (9, 11), (30, 30), (1, 40)])
