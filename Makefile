@@ -11,11 +11,14 @@ SOURCES := server export client examples tests bench docs
 SOAK_MINUTES ?= 10
 # One for each core, at most 4: each holds torch. `make test WORKERS=0` runs all tests in one process, for a debugger.
 WORKERS ?= auto
+MUTANTS ?= 200
+SEED ?= 0
+MUTMUT := mutmut==3.8.1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types drift docs pictures proto format soak interop image-test clean
+.PHONY: help setup demo test check lint types drift docs pictures proto format soak mutants interop image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +78,14 @@ pictures: setup ## make the pictures of README again, from real commands
 
 soak: setup ## minutes of load, reloads, kills and changing versions (SOAK_MINUTES=10)
 	CNNSERVE_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/soak
+
+# In a folder of its own: only this target needs it.
+$(VENV)/mutmut/.installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade --target $(VENV)/mutmut $(MUTMUT)
+	@touch $@
+
+mutants: $(VENV)/mutmut/.installed ## change the pure core in small ways, count what no test notices (MUTANTS=200 SEED=0)
+	$(BIN)/python tests/mutants.py --count $(MUTANTS) --seed $(SEED)
 
 interop: setup ## other people's clients, and the wheel, in environments of their own (installs from the index)
 	CNNSERVE_INTEROP=1 $(BIN)/python -m pytest -m "" -rP tests/interop

@@ -4,6 +4,7 @@ Each way has a model of its own, whose queue waits a minute for more requests, b
 time: only a request whose deadline the batcher knows is answered before that deadline.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +55,12 @@ def infer(server: RunningServer, model: str) -> str:
         return str(oip.rpc("ModelInfer")(tensor(rows(), model), timeout=TIMEOUT_S).model_name)
 
 
+def infer_known(server: RunningServer, model: str) -> str:
+    """The third request of a kind, which the server answers without parsing it."""
+    with Oip(server.address) as oip:
+        return str(oip.rpc("ModelInfer")(tensor(rows(), model, id="3"), timeout=TIMEOUT_S).model_name)
+
+
 def infer_images(server: RunningServer, model: str) -> str:
     with Oip(server.address) as oip:
         return str(oip.rpc("ModelInfer")(encoded(LEFT, model=model), timeout=TIMEOUT_S).model_name)
@@ -93,33 +100,50 @@ WAYS: dict[str, Way] = {
         classify_stream,
         own_time,
         infer,
+        infer_known,
         infer_images,
         infer_stream,
         classify_http,
         infer_http,
     )
 }
+TRANSPORTS = ("core", "aio")
+
+Answers = dict[tuple[str, str], "Future[float]"]
+
+
+def ask(server: RunningServer, name: str) -> float:
+    """Returns how long the answer took, in seconds."""
+    if name == "infer_known":
+        for number in "12":
+            with Oip(server.address) as oip:
+                oip.rpc("ModelInfer")(tensor(rows(), name, id=number), timeout=1)
+    began = time.monotonic()
+    WAYS[name](server, name)
+    return time.monotonic() - began
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[float]"]]:
-    """When each way had its answer (s), or what it raised. All at once: it is waiting, not work."""
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
+    """What each way to each gRPC transport gives. All at once: it is waiting, not work."""
     root = tmp_path_factory.mktemp("patient")
     for name in WAYS:
-        write_version(root / name / "1")
-        (root / name / "config.pbtxt").write_text(PATIENT)
+        write_version(root / "r" / name / "1")
+        (root / "r" / name / "config.pbtxt").write_text(PATIENT)
+    with contextlib.ExitStack() as stack:
+        servers = {
+            transport: stack.enter_context(
+                serving(root / f"{transport}.log", root / "r", "--grpc-transport", transport)
+            )
+            for transport in TRANSPORTS
+        }
+        pool = stack.enter_context(ThreadPoolExecutor(len(servers) * len(WAYS)))
+        yield {(transport, name): pool.submit(ask, servers[transport], name) for transport in servers for name in WAYS}
 
-    def ask(server: RunningServer, name: str) -> float:
-        began = time.monotonic()
-        WAYS[name](server, name)
-        return time.monotonic() - began
 
-    with serving(root / "log", root) as server, ThreadPoolExecutor(len(WAYS)) as pool:
-        yield {name: pool.submit(ask, server, name) for name in WAYS}
-
-
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("way", WAYS)
-def test_the_deadline_reaches_the_batcher(answers: dict[str, "Future[float]"], way: str) -> None:
-    seconds = answers[way].result(HANG_S)
+def test_the_deadline_reaches_the_batcher(answers: Answers, transport: str, way: str) -> None:
+    seconds = answers[transport, way].result(HANG_S)
     # The wait for more requests was cut short, not left out.
     assert TIMEOUT_S / 4 < seconds < TIMEOUT_S

@@ -21,7 +21,7 @@ from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
 from cnnserve.transports.http import infer_json
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, encoded
-from support import SIDE, free_onnx, open_version, picture, serving, tiny_onnx, write_version
+from support import SIDE, free_onnx, half_free_onnx, open_version, picture, serving, tiny_onnx, write_version
 
 
 def write(root: Path, model: bytes, config: str = "", name: str = "m") -> Path:
@@ -101,12 +101,21 @@ def test_image_files_of_size_0(make: Any) -> None:
             read_header(make(width, height))
 
 
-def test_a_stated_image_needs_sizes_that_are_fixed_and_not_0(tmp_path: Path) -> None:
-    stated = """parameters { key: "cnnserve.image" value { string_value:
-      '{"color": "L", "resize": {"mode": "exact", "size": [8, 0]}, "mean": [0], "std": [1], "normalize": "graph"}' } }
-    """
+STATED = """parameters {{ key: "cnnserve.image" value {{ string_value:
+  '{{"color": "{}", "resize": {{"mode": "exact", "size": {}}}, "mean": {}, "std": {}, "normalize": "{}"}}' }} }}
+"""
+
+
+def test_a_stated_image_is_not_resized_to_nothing(tmp_path: Path) -> None:
+    stated = STATED.format("L", [8, 0], [0], [1], "graph")
     with pytest.raises(ModelLoadFailed, match="resize"):
         open_version(folders.find(write(tmp_path, tiny_onnx(), stated), "m"), 1)
+
+
+def test_a_stated_image_needs_an_input_of_fixed_sizes(tmp_path: Path) -> None:
+    stated = STATED.format("RGB", [8, 8], [0, 0, 0], [1, 1, 1], "none")
+    with pytest.raises(ModelLoadFailed, match=r"\[3, -1, -1\]"):
+        open_version(folders.find(write(tmp_path, half_free_onnx(), stated), "m"), 1)
 
 
 @pytest.mark.parametrize(
