@@ -53,8 +53,8 @@ def plan(repository: Path, model: str, version: int | None = None) -> Target:
     """
     if not MODEL_NAME.fullmatch(model):
         raise ExportError(
-            f"{model!r} is not a model name; choose one with at most 128 letters, digits, '.', '_' and '-', the first of "
-            "them a letter or a digit"
+            f"{model!r} is not a model name; choose one with at most 128 letters, digits, '.', '_' and '-', the first "
+            "of them a letter or a digit"
         )
     with explained(repository):
         for folder in (repository, repository / model):
