@@ -106,7 +106,7 @@ def test_an_altered_file_is_not_copied(root: Path) -> None:
         ("", "is a model repository; give .*/MODEL or .*/MODEL/VERSION"),
         ("7", "is a model repository; give .*/MODEL or .*/MODEL/VERSION"),
         ("a b", "'a b' is not a model name"),
-        ("wide", r"version 1 of wide has 'image' UINT8 \[8, 8, 1\] and has 4 classes, this version has"),
+        ("wide", r"version 1 of wide has the input 'image' UINT8 \[8, 8, 1\] and 4 classes, this version has"),
     ],
 )
 def test_where_no_copy_can_be(root: Path, to: str, said: str) -> None:
