@@ -59,7 +59,7 @@ def test_an_input_has_three_positive_sizes(raw: dict[str, Any], shape: list[int]
         ({"mode": "shorter", "size": [0]}, [8, 8]),
         ({"mode": "shorter", "size": [-8]}, [8, 8]),
         ({"mode": "shorter", "size": []}, [8, 8]),
-        ({"mode": "shorter", "size": [8, 8]}, [8, 8]),
+        ({"mode": "shorter", "size": [8, 8, 8]}, [8, 8]),
         ({"mode": "exact", "size": [8, 0]}, [8, 8]),
         ({"mode": "exact", "size": [0, 8]}, [8, 8]),
     ],
