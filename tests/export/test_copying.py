@@ -84,6 +84,17 @@ def test_a_copy_has_the_files_and_its_own_name(root: Path, capsys: pytest.Captur
     assert copying.copy(root / "other" / "5", root / "tiny") == root / "tiny" / "3"
 
 
+def test_a_relative_path_stays_one(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root / "tiny")
+    assert copy(["2", "../other"]) == 0
+    assert copy(["../other", "."]) == 0
+    as_schema_1(root / "tiny" / "3")
+    assert upgrade(["."]) == 0
+    assert capsys.readouterr().out.split() == ["../other/1", "3", "4"]
+
+
 def test_a_copy_repairs_a_renamed_model(root: Path) -> None:
     (root / "tiny").rename(root.parent / "aside")
     with pytest.raises(ModelLoadFailed, match=r"is that of model tiny version 2.*cnnserve copy PATH TO"):
