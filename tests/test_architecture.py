@@ -31,6 +31,7 @@ FORBIDDEN = [
     ("prometheus", "cnnserve.registry.snapshot", "import prometheus_client"),
     ("onnxruntime", "cnnserve.runtime.workers", "import onnxruntime"),
     ("pillow", "cnnserve.model.loader", "import PIL"),
+    ("opencv", "cnnserve.images.geometry", "import cv2"),
     ("protobuf", "cnnserve.batching.policy", "import cnnserve.wire.model_config_pb2"),
     ("protobuf", "cnnserve.process.cpu", "import google"),
 ]

@@ -7,6 +7,7 @@ if a command needs it.
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -56,13 +57,17 @@ def upgrade(argv: list[str]) -> int:
 def _copy(arguments: argparse.Namespace) -> Path:
     from cnnserve_export import copying
 
-    return copying.copy(arguments.path, arguments.to)
+    return _as_given(copying.copy(arguments.path, arguments.to), arguments.to)
 
 
 def _upgrade(arguments: argparse.Namespace) -> Path:
     from cnnserve_export import copying
 
-    return copying.upgrade(arguments.path)
+    return _as_given(copying.upgrade(arguments.path), arguments.path)
+
+
+def _as_given(folder: Path, given: Path) -> Path:
+    return folder if given.is_absolute() else Path(os.path.relpath(folder))
 
 
 def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.Namespace) -> int:

@@ -48,8 +48,9 @@ def root(tmp_path: Path) -> Path:
 def test_the_trained_lenet5_is_its_schema_1_published_again(tmp_path: Path) -> None:
     copying.copy(SCHEMA_1 / "1", tmp_path / "lenet5")
     assert listed(tmp_path / "lenet5") == listed(REPOSITORY / "lenet5")
-    for name in listed(tmp_path / "lenet5"):
+    for name in listed(tmp_path / "lenet5") - {"1/manifest.json"}:
         assert (tmp_path / "lenet5" / name).read_bytes() == (REPOSITORY / "lenet5" / name).read_bytes(), name
+    assert manifest_of(tmp_path / "lenet5" / "1") == manifest_of(REPOSITORY / "lenet5" / "1")
     np.testing.assert_array_equal(golden_rows(tmp_path / "lenet5" / "1"), golden_rows(SCHEMA_1 / "1"))
 
 
@@ -83,6 +84,17 @@ def test_a_copy_has_the_files_and_its_own_name(root: Path, capsys: pytest.Captur
     assert copying.copy(root / "other" / "5", root / "tiny") == root / "tiny" / "3"
 
 
+def test_a_relative_path_stays_one(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root / "tiny")
+    assert copy(["2", "../other"]) == 0
+    assert copy(["../other", "."]) == 0
+    as_schema_1(root / "tiny" / "3")
+    assert upgrade(["."]) == 0
+    assert capsys.readouterr().out.split() == ["../other/1", "3", "4"]
+
+
 def test_a_copy_repairs_a_renamed_model(root: Path) -> None:
     (root / "tiny").rename(root.parent / "aside")
     with pytest.raises(ModelLoadFailed, match=r"is that of model tiny version 2.*cnnserve copy PATH TO"):
@@ -106,7 +118,7 @@ def test_an_altered_file_is_not_copied(root: Path) -> None:
         ("", "is a model repository; give .*/MODEL or .*/MODEL/VERSION"),
         ("7", "is a model repository; give .*/MODEL or .*/MODEL/VERSION"),
         ("a b", "'a b' is not a model name"),
-        ("wide", r"version 1 of wide has 'image' UINT8 \[8, 8, 1\] and has 4 classes, this version has"),
+        ("wide", r"version 1 of wide has the input 'image' UINT8 \[8, 8, 1\] and 4 classes, this version has"),
     ],
 )
 def test_where_no_copy_can_be(root: Path, to: str, said: str) -> None:

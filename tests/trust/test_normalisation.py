@@ -30,6 +30,14 @@ def test_show_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil
     assert f"{pixels}, the manifest {spoiling.said}\n" in capsys.readouterr().out
 
 
+def test_show_tells_another_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = lenet5(tmp_path)
+    field("preprocessing/scale", 1.0)(folder)
+    assert show([str(folder)]) == 0
+    pixels = "the graph normalises pixels with mean 78.03 and standard deviation 82.87"
+    assert f"{pixels}, the manifest says mean 0.306 and standard deviation 0.325\n" in capsys.readouterr().out
+
+
 def test_show_has_nothing_to_tell_of_what_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show([str(lenet5(tmp_path))]) == 0
     assert "normalises" not in capsys.readouterr().out

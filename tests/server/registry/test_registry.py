@@ -73,7 +73,7 @@ async def test_one_broken_model_never_stops_the_others(tmp_path: Path, registry:
     [
         ({"model": tiny_onnx(softmax=False)}, "the manifest says softmax"),
         ({"golden": "wrong"}, "golden image golden.png alone gives class"),
-        ({"class_count": "wrong"}, "output shape"),
+        ({"class_count": "wrong"}, r"FP32 \[-1, 3\], the manifest says FP32 \[-1, 4\]"),
         ({"labels": "wrong"}, "2 labels for 3 classes"),
     ],
 )
