@@ -4,7 +4,6 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +109,7 @@ def run_golden(
     run: Run,
     manifest: Manifest,
     preprocessor: Preprocessor,
-    folder: Path,
+    read: Callable[[str], bytes],
     *,
     sizes: Sequence[int],
     provider: Provider,
@@ -118,10 +117,11 @@ def run_golden(
     """Runs each golden image alone, and the first one as first and last row of a batch of each size.
 
     Each time, the probabilities must be the golden ones and, in a batch, also those of the image alone, within the
-    tolerance. Otherwise it raises `ModelLoadFailed`. `run` takes the parts of a batch. Returns the differences.
+    tolerance. Otherwise it raises `ModelLoadFailed`. `run` takes the parts of a batch, `read` returns a file of the
+    version. Returns the differences.
     """
-    images = [(folder / name).read_bytes() for name in manifest.golden.images]
-    every = golden_probabilities(manifest, lambda name: (folder / name).read_bytes()).astype(np.float64)
+    images = [read(name) for name in manifest.golden.images]
+    every = golden_probabilities(manifest, read).astype(np.float64)
     exact, allowed = preprocessor.exact(), tolerance(manifest, provider)
     rows_alone = [exact.encoded(image)[np.newaxis] for image in images]
     answers = [_probabilities(run, manifest, row)[0] for row in rows_alone]

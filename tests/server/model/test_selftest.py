@@ -1,6 +1,6 @@
 """What the self-test demands of a version, and the reasons for which it refuses one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,10 @@ from cnnserve.runtime.session import Session
 from support import png, write_version
 
 CPU_PROVIDER = Provider()
+
+
+def reader(folder: Path) -> Callable[[str], bytes]:
+    return lambda name: (folder / name).read_bytes()
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ class Drifting:
 def prove(folder: Path, run: Drifting, sizes: Sequence[int] = (1, 3), provider: Provider = CPU_PROVIDER) -> SelfTest:
     manifest = manifest_of(folder)
     preprocessor = Preprocessor(manifest.preprocessing, manifest.input)
-    return selftest.run_golden(run, manifest, preprocessor, folder, sizes=sizes, provider=provider)
+    return selftest.run_golden(run, manifest, preprocessor, reader(folder), sizes=sizes, provider=provider)
 
 
 def test_every_size_is_tried_once_and_told(folder: Path) -> None:
@@ -105,7 +109,9 @@ def test_fast_preprocessing_tells_what_it_changes(tmp_path: Path) -> None:
     folder = write_version(tmp_path / "n" / "1", golden_image=png(photograph))
     manifest = manifest_of(folder)
     preprocessor = Preprocessor(manifest.preprocessing, manifest.input, ImageOptions(fast=True))
-    test = selftest.run_golden(Drifting(folder), manifest, preprocessor, folder, sizes=(1, 3), provider=CPU_PROVIDER)
+    test = selftest.run_golden(
+        Drifting(folder), manifest, preprocessor, reader(folder), sizes=(1, 3), provider=CPU_PROVIDER
+    )
     assert test.golden_difference < 1e-6
     assert test.fast_difference is not None
     assert 0 < test.fast_difference < 0.2
