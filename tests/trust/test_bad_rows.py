@@ -189,7 +189,9 @@ async def test_a_version_that_fails_its_repeated_self_test_is_taken_out(
         with pytest.raises(BadAnswer):
             await model.infer(pixels(TRIPLED))
     await until(lambda: registry.entry("m").versions[1].state is State.UNAVAILABLE)
-    with pytest.raises(ModelNotReady, match="self-test was repeated: self-test: the memory of the weights has changed"):
+    with pytest.raises(
+        ModelNotReady, match="it failed a self-test while it served: self-test: the memory of the weights has changed"
+    ):
         registry.get("m")
     with pytest.raises(ModelNotReady):
         await model.infer(pixels(1))

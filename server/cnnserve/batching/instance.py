@@ -93,6 +93,8 @@ class ModelInstance:
         After `limit_s` (None: never) it ends the run and raises `InferenceFailed`. It blocks until the run has ended,
         so only loading threads call it.
         """
+        if not self._end.alive:
+            raise InferenceFailed("the instance has ended")
         outcomes: queue.SimpleQueue[BatchOutcome] = queue.SimpleQueue()
         self.execute(parts, outcomes.put)
         try:

@@ -5,6 +5,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def open_version(
         preprocessor,
         inline,
         execution.run_timeout_s or max(_RUN_TIMEOUT_S, _RUN_TIMEOUT_RUNS * findings.slowest_run_s),
-        functools.partial(examine, warmups=()) if findings.self_test else None,
+        functools.partial(examine, warmups=(), extra_s=math.inf) if findings.self_test else None,
     )
 
 
@@ -155,6 +156,8 @@ def start(opened: OpenVersion, decoders: Executor, take_out: TakeOut) -> Model:
     batcher = DynamicBatcher(
         settings.policy, opened.instances, free_sizes=-1 in settings.row_shape, inline=opened.inline, guard=guard
     )
+    if info.self_test is not None and not info.self_test.complete:
+        retest.rest()
     return Model(info, batcher, opened.preprocessor, decoders)
 
 

@@ -9,10 +9,13 @@ from cnnserve.datatypes import Rows
 from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import selftest
-from cnnserve.model.selftest import Probe, Run, SelfTest
+from cnnserve.model.selftest import Extra, Probe, Run, SelfTest
 from cnnserve.model_config.settings import Settings
 from cnnserve.repository.manifest import Manifest
 from cnnserve.runtime.workers import Worker
+
+# Runs of the self-test that take longer together do not delay a start.
+EXTRA_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,12 @@ def examine(
     read: Callable[[str], bytes],
     warmups: Iterable[Rows],
     run_limit_s: float,
+    extra_s: float = EXTRA_S,
 ) -> Findings:
     """Tests a version, whose files `read` returns, then runs `warmups` on every worker. Raises `ModelLoadFailed`.
 
-    A run that takes longer than `run_limit_s` is ended and fails the version.
+    A run that takes longer than `run_limit_s` is ended and fails the version. `extra_s`: the time for the runs of the
+    self-test that may also be made later.
     """
     runs = _Runs(run_limit_s)
     # One instance of each session is enough, because instances that share a session compute the same.
@@ -75,7 +80,9 @@ def examine(
         if manifest is None or preprocessor is None:
             probe = _probe(runs, tested[0], settings)
         else:
-            test = _self_test(runs, tested, settings, manifest=manifest, preprocessor=preprocessor, read=read)
+            test = _self_test(
+                runs, tested, settings, manifest=manifest, preprocessor=preprocessor, read=read, extra=Extra(extra_s)
+            )
         for rows in warmups:
             for worker in workers:
                 worker.instance.run([rows], run_limit_s)
@@ -92,13 +99,25 @@ def _self_test(
     manifest: Manifest,
     preprocessor: Preprocessor,
     read: Callable[[str], bytes],
+    extra: Extra,
 ) -> SelfTest:
     tests = []
     for worker in workers:
         sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
         provider = worker.session.provider
         run = runs.of(worker)
-        tests.append(selftest.run_golden(run, manifest, preprocessor, read, sizes=sizes, provider=provider))
+        tests.append(
+            selftest.run_golden(
+                run,
+                manifest,
+                preprocessor,
+                read,
+                sizes=sizes,
+                provider=provider,
+                largest=settings.max_batch_size,
+                extra=extra,
+            )
+        )
     return selftest.worst(tests)
 
 

@@ -1,4 +1,4 @@
-"""Repeats the self-test of a version that serves, if its rows cast doubt on it."""
+"""Self-tests of a version that serves: the runs that did not fit into its load, and repetitions after bad rows."""
 
 import logging
 from collections.abc import Callable
@@ -27,15 +27,20 @@ class Retest:
         self._running = False
 
     def suspect(self) -> None:
-        """Begins a self-test, unless one is under way."""
+        """Repeats the self-test, unless one is under way."""
+        if self._test is not None and not self._running:
+            _log.warning(
+                "%s returned %d bad rows in a row, so its self-test is repeated; check what its clients send",
+                self._name,
+                SUSPECT_AFTER,
+            )
+        self.rest()
+
+    def rest(self) -> None:
+        """Makes all runs of the self-test, unless that is under way."""
         if self._test is None or self._running:
             return
         self._running = True
-        _log.warning(
-            "%s returned %d bad rows in a row, so its self-test is repeated; check what its clients send",
-            self._name,
-            SUSPECT_AFTER,
-        )
         future = on_thread(self._failure, f"retest-{self._name}")
         future.add_done_callback(lambda done: self._end(done.result()))
 
@@ -53,4 +58,6 @@ class Retest:
     def _end(self, failure: str) -> None:
         self._running = False
         if failure:
-            self._take_out(f"it failed when its self-test was repeated: {failure}")
+            self._take_out(f"it failed a self-test while it served: {failure}")
+        else:
+            _log.info("%s passed all runs of its self-test", self._name)
