@@ -31,7 +31,7 @@ def page() -> str:
 def _one_of_everything() -> Snapshot:
     """Of a server with one model that did nothing yet."""
     never = Distribution((0,) * (len(BOUNDS_NS) + 1), 0)
-    work = Work(0, 0, 0, 0, 0, 0, 0, 0, 0, {"OTHER": 0}, {1: 0}, never, never, never, never)
+    work = Work(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {"OTHER": 0}, {1: 0}, never, never, never, never)
     version = Version("model", "1", State.READY, 0.0, {"CPUExecutionProvider": 1}, work)
     return Snapshot((version,), 0, 0, 0, 0, "", "")
 

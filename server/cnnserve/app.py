@@ -37,7 +37,7 @@ from cnnserve.process.pressure import MemoryPressure, resident_bytes
 from cnnserve.registry import snapshot
 from cnnserve.registry.control import EXPLICIT, ModelControl
 from cnnserve.registry.health import Health
-from cnnserve.registry.opening import VersionOpener
+from cnnserve.registry.opening import LoadLimits, VersionOpener
 from cnnserve.registry.poller import Poller, watch_labels
 from cnnserve.registry.registry import Registry
 from cnnserve.transports.choice import GrpcTransport, grpc_transport
@@ -211,10 +211,22 @@ def _follow_memory(asked_mib: int, budget: MemoryBudget, pressure: MemoryPressur
 def _registry(config: ServerConfig, threads: int, decoders: ThreadPoolExecutor, budget: MemoryBudget) -> Registry:
     device: Device = "cuda" if config.device == "cuda" else "cpu"
     open_version = partial(
-        loader.open_version, cpu_threads=threads, device=device, engine_cache=config.engine_cache, budget=budget
+        loader.open_version,
+        cpu_threads=threads,
+        device=device,
+        engine_cache=config.engine_cache,
+        budget=budget,
+        load_timeout_s=config.load_timeout_s,
+        build_timeout_s=config.build_timeout_s,
     )
     at_once = min(max(threads, _LOADS_AT_LEAST), _LOADS_AT_MOST)
-    opener = VersionOpener(open_version, decoders, at_once=at_once, require_manifest=config.require_manifest)
+    opener = VersionOpener(
+        open_version,
+        decoders,
+        at_once=at_once,
+        require_manifest=config.require_manifest,
+        limits=LoadLimits(config.load_timeout_s, config.build_timeout_s),
+    )
     return Registry(config.model_repository, opener, config.model_config_name)
 
 

@@ -21,6 +21,7 @@ _MAX_MESSAGE_MIB = 2047
 _NAMES = tuple[str, ...]
 # The name becomes part of a path below each model's folder.
 _CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+LOAD_TIMEOUT_S, BUILD_TIMEOUT_S = 300.0, 3600.0
 DEFAULT_ENGINE_CACHE = Path("~/.cache/cnnserve/tensorrt")
 
 
@@ -86,6 +87,13 @@ class ServerConfig:
         "return UNAVAILABLE for full queues and timeouts in the Open Inference Protocol, as Triton does (default: "
         "RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED)",
     )
+    load_timeout_s: float = _setting(
+        LOAD_TIMEOUT_S, "time that a version may take to load before the server gives the load up, in seconds"
+    )
+    build_timeout_s: float = _setting(
+        BUILD_TIMEOUT_S,
+        "time that a version may take once it builds TensorRT engines, instead of --load-timeout-s, in seconds",
+    )
     require_manifest: bool = _setting(
         False, "refuse to load versions without manifest.json (default: load them as unverified)"
     )
@@ -117,6 +125,8 @@ class ServerConfig:
         if self.max_pending_mib:
             _check_range("max_pending_mib", self.max_pending_mib, self.max_message_mib, 2**20)
         _check_range("drain_grace_s", self.drain_grace_s, 0, 3600)
+        _check_range("load_timeout_s", self.load_timeout_s, 1, 86400)
+        _check_range("build_timeout_s", self.build_timeout_s, 1, 86400)
         _check_range("cpu_threads", self.cpu_threads, 0, 1024)
         _check_range("decode_threads", self.decode_threads, 0, 1024)
         if self.device not in ("cpu", "cuda"):

@@ -76,6 +76,14 @@ class InferenceFailed(ServingError):
     """A run failed. The server logs the cause; the client receives a fixed text."""
 
 
+class BadAnswer(ServingError):
+    """The model returned a row with values that are not finite or no probabilities. The text names the row."""
+
+
+class RunTimedOut(ServingError):
+    """A run took longer than its limit and was ended, and with it the version."""
+
+
 def reason(error: OSError | UnicodeDecodeError) -> str:
     """Returns why a file cannot be read, without its path, because clients see these texts."""
     return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)

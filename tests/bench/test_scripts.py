@@ -33,6 +33,7 @@ BENCHMARKS = {
     "int8_digits": [*ONE, "--seconds", "0.1", "--epochs", "1"],
     "memory": ["--model", "lenet5", *KEPT, "--reloads", "10", "--failures", "10", "--minutes", "0.02"],
     "preprocessing": ["--rounds", "1"],
+    "row_checks": [*ONE, *KEPT],
     "throughput": [*ONE, *KEPT, "--seconds", "0.2", "--again", "0"],
 }
 # What the tests below start by themselves, and what is no script.

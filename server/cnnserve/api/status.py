@@ -52,7 +52,11 @@ STATUS: dict[type[Exception], Code] = {
     # Triton's code is UNAVAILABLE, which asks clients to retry, but a retry cannot help.
     errors.ModelControlOff: Code.FAILED_PRECONDITION,
     errors.InferenceFailed: Code.INTERNAL,
+    errors.BadAnswer: Code.INTERNAL,
+    errors.RunTimedOut: Code.INTERNAL,
 }
+# Internal errors whose text the client receives.
+_TOLD = (errors.BadAnswer, errors.RunTimedOut)
 # For clients of Triton that retry only after Triton's own code.
 TRITON_STATUS = STATUS | {errors.QueueFull: Code.UNAVAILABLE, errors.DeadlineExceeded: Code.UNAVAILABLE}
 
@@ -75,10 +79,11 @@ class Status:
 def of(error: Exception, request: str, table: Mapping[type[Exception], Code] = STATUS) -> Status:
     """Returns the status of an error. `request` names the request in the log.
 
-    The text of internal errors, and of errors that are not in `table`, is only logged; the client gets a fixed text.
+    The text of most internal errors, and of errors that are not in `table`, is only logged; the client gets a fixed
+    text.
     """
     code = table.get(type(error), Code.INTERNAL)
-    if code is Code.INTERNAL:
+    if code is Code.INTERNAL and not isinstance(error, _TOLD):
         _log.error("%s failed", request, exc_info=error)
         return Status(code, INTERNAL_TEXT)
     retry_after_ms = error.retry_after_ms if isinstance(error, errors.QueueFull) else None

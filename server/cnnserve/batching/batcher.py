@@ -11,18 +11,28 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+from cnnserve.batching.guard import Guard, RunLimit
 from cnnserve.batching.inline import InlineRuns
 from cnnserve.batching.instance import BatchOutcome, ModelInstance
 from cnnserve.batching.policy import BatchPolicy, Dispatch, next_action
 from cnnserve.batching.request_queue import RequestQueue
+from cnnserve.batching.row_check import Streak
 from cnnserve.batching.statistics import Statistics
 from cnnserve.batching.turnover import Turnover
 from cnnserve.datatypes import Rows
-from cnnserve.errors import DeadlineExceeded, InferenceFailed, InvalidInput, QueueFull, ShuttingDown
+from cnnserve.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidInput,
+    ModelNotReady,
+    QueueFull,
+    RunTimedOut,
+    ShuttingDown,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +44,8 @@ class BatchResult:
     """One request's rows of every output, its times in ns, and the number of rows in its batch.
 
     `queue_ns`: from arrival to dispatch. `compute_ns`: to assemble and run the batch; its first `input_ns` assembled
-    the batch. `output_ns`: from the end of the run until the rows are handed to the caller.
+    the batch. `output_ns`: from the end of the run until the rows are handed to the caller. `bad_rows`: what is wrong
+    with each of the request's rows that must not leave the server, by its index.
     """
 
     outputs: list[Rows]
@@ -43,6 +54,7 @@ class BatchResult:
     batch_size: int
     input_ns: int
     output_ns: int
+    bad_rows: Mapping[int, str] = field(default_factory=dict)
 
 
 # Receives the result of one request, or the error it failed with, on the event loop.
@@ -127,7 +139,7 @@ class DynamicBatcher:
 
     `free_sizes`: the model's input has dimensions of any size, and the network may be unable to run some sizes. If a
     run fails, its requests then fail with `InvalidInput` instead of `InferenceFailed`. `inline`: the model is so small
-    that the event loop runs its batches, as long as none takes too long.
+    that the event loop runs its batches, as long as none takes too long. `guard`: what watches over the runs.
     """
 
     def __init__(
@@ -138,7 +150,14 @@ class DynamicBatcher:
         *,
         free_sizes: bool = False,
         inline: InlineRuns | None = None,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard or Guard()
+        self._streak = Streak(self._guard.on_suspect)
+        limit_s = self._guard.run_limit_s
+        self._run_limit = RunLimit(limit_s, self._longest_run_s, self._overdue) if limit_s is not None else None
+        # Why the batcher has given up; "": it has not.
+        self._failure = ""
         self._free_sizes = free_sizes
         self._inline = inline
         self._policy = policy
@@ -180,8 +199,9 @@ class DynamicBatcher:
         """Returns a permit for `size` images in the queue of `priority` (0: the model's default).
 
         Raises `QueueFull` if the queue has not enough free places, `InvalidInput` if it can never hold `size` images,
-        and `ShuttingDown` if the model is being unloaded.
+        `ShuttingDown` if the model is being unloaded, and `ModelNotReady` after `give_up`.
         """
+        self._check_failure()
         level = self._policy.level(priority)
         limit = self._policy.queue_policy(level).max_queue_size
         if self._closing:
@@ -237,6 +257,7 @@ class DynamicBatcher:
 
         No timer watches the deadline: the caller withdraws the entry when it passes, and dispatch looks at it.
         """
+        self._check_failure()
         entry = self._entry(rows, permit, on_done, deadline_ns, timeout_us)
         self._queue.put(entry)
         self._turnover.arrived(entry.arrived_ns)
@@ -261,8 +282,60 @@ class DynamicBatcher:
         self._schedule_pump()
         self._check_drained()
         await self._drained.wait()
+        self._forget_limit()
         for instance in self._instances:
             instance.close()
+
+    def give_up(self, reason: str) -> None:
+        """Refuses all requests from now on, also those that were accepted, and ends all runs and instances.
+
+        The callers get `ModelNotReady` with the reason. A run that does not end is left behind.
+        """
+        self._failure, self._closing = reason, True
+        running, self._running = self._running, deque()
+        entries = [entry for batch in running for entry in batch.entries]
+        while self._queue:
+            entry = self._queue.pop()
+            entry.queued = False
+            entry.permit.release()
+            entries.append(entry)
+        for entry in entries:
+            entry.settle(self._refusal())
+        self._forget_limit()
+        for instance in self._instances:
+            instance.terminate()
+            instance.close()
+        self._check_drained()
+
+    def _forget_limit(self) -> None:
+        # It refers to the batcher. This cycle would keep the session in memory until the garbage collector runs.
+        if self._run_limit is not None:
+            self._run_limit.cancel()
+            self._run_limit = None
+
+    def _refusal(self) -> ModelNotReady:
+        return ModelNotReady(f"the version was taken out of service: {self._failure}")
+
+    def _check_failure(self) -> None:
+        if self._failure:
+            raise self._refusal()
+
+    def _longest_run_s(self) -> float | None:
+        """Returns for how long the oldest run has been under way, None if there is none."""
+        begun_ns = [batch.dispatched_ns for batch in self._running if batch.outcome is None]
+        return (self._clock() - min(begun_ns)) / 1e9 if begun_ns else None
+
+    def _overdue(self) -> None:
+        limit_s = self._guard.run_limit_s or 0.0
+        reason = f"a run took longer than {limit_s:g} s (cnnserve.run_timeout_s) and was ended"
+        told = f"{reason}; check the model before you send this input again"
+        end_ns = self._clock() - round(limit_s * 1e9)
+        for batch in self._running:
+            if batch.outcome is None and batch.dispatched_ns <= end_ns:
+                for entry in batch.entries:
+                    entry.settle(RunTimedOut(told))
+        self.give_up(reason)
+        self._guard.on_overdue(reason)
 
     def _entry(self, rows: Rows, permit: "Permit", on_done: OnDone, deadline_ns: int | None, timeout_us: int) -> Entry:
         now = self._clock()
@@ -321,13 +394,15 @@ class DynamicBatcher:
         """Runs a batch; returns whether it has ended already."""
         parts = [entry.rows for entry in batch.entries]
         if self._inline is not None and sum(entry.size for entry in batch.entries) <= self._inline.rows_at_most:
-            outcome = self._inline.run(parts)
+            outcome = self._inline.run(parts, self._guard.check)
             if not self._inline.was_ended:
                 self._finish(instance, batch, outcome, inline=True)
                 return True
             _log.warning("a run on the event loop took too long and was ended; the model runs on its own thread now")
             self._inline = None
-        instance.execute(parts, partial(self._report, instance, batch))
+        instance.execute(parts, partial(self._report, instance, batch), self._guard.check)
+        if self._run_limit is not None:
+            self._run_limit.begin()
         return False
 
     def _policy_now(self) -> BatchPolicy:
@@ -353,6 +428,8 @@ class DynamicBatcher:
             self._loop.call_soon_threadsafe(self._finish, instance, batch, outcome)
 
     def _finish(self, instance: ModelInstance, batch: _Batch, outcome: BatchOutcome, *, inline: bool = False) -> None:
+        if self._failure:
+            return
         self._idle.append(instance)
         batch.outcome = outcome
         run_ns = outcome.finished_ns - outcome.started_ns
@@ -389,13 +466,17 @@ class DynamicBatcher:
         compute_ns, input_ns = outcome.finished_ns - outcome.started_ns, outcome.input_ns
         output_ns = max(0, self._clock() - outcome.finished_ns)
         self.statistics.ran(size, input_ns=input_ns, infer_ns=compute_ns - input_ns, output_ns=output_ns)
+        all_bad = outcome.bad_rows
+        self.statistics.bad_rows += len(all_bad)
+        self._streak.add(size, all_bad)
         start = 0
         for entry in batch.entries:
             stop = start + entry.size
             if entry.on_done is not None:
                 rows = [output[start:stop] for output in outcome.outputs]
                 queue_ns = batch.dispatched_ns - entry.arrived_ns
-                entry.settle(BatchResult(rows, queue_ns, compute_ns, size, input_ns, output_ns))
+                bad = {row - start: why for row, why in all_bad.items() if start <= row < stop} if all_bad else all_bad
+                entry.settle(BatchResult(rows, queue_ns, compute_ns, size, input_ns, output_ns, bad))
             start = stop
 
     def _expire(self, entry: Entry) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cnnserve.batching.instance import BatchOutcome, Steps
+from cnnserve.batching.row_check import RowCheck
 from cnnserve.datatypes import Rows
 
 # A run that lasts longer delays all clients of the server. The run may last up to twice this time.
@@ -27,11 +28,11 @@ class InlineRuns:
         self._terminate = terminate
         self._watchdog = _watchdog()
 
-    def run(self, parts: Sequence[Rows]) -> BatchOutcome:
+    def run(self, parts: Sequence[Rows], check: RowCheck | None = None) -> BatchOutcome:
         """Runs `parts` as one batch. If the watchdog ended the run, there is an error and `was_ended` is true."""
         self._watchdog.begin(self)
         try:
-            return self._steps.outcome(parts)
+            return self._steps.outcome(parts, check)
         finally:
             self._watchdog.end()
 

@@ -9,13 +9,14 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from cnnserve.batching.buckets import padded_size
+from cnnserve.batching.row_check import RowCheck
 from cnnserve.datatypes import Rows
 from cnnserve.errors import InferenceFailed
 
@@ -34,6 +35,7 @@ class BatchOutcome:
     """The outcome of one batch: all its rows of every output, in order, or the `error` because of which there are none.
 
     Times are in ns (monotonic). Of the time from `started_ns` to `finished_ns`, `input_ns` assembled the batch.
+    `bad_rows`: what is wrong with each row that must not leave the server, by its index.
     """
 
     outputs: list[Rows]
@@ -41,21 +43,36 @@ class BatchOutcome:
     started_ns: int
     finished_ns: int
     input_ns: int
+    bad_rows: Mapping[int, str] = field(default_factory=dict)
 
 
 OnDone = Callable[[BatchOutcome], None]
 # Returns memory for a batch of the given number of rows, or None if there is none for that size.
 Buffers = Callable[[int], Rows | None]
-_Jobs = queue.SimpleQueue[tuple[Sequence[Rows], OnDone] | None]
+_Jobs = queue.SimpleQueue[tuple[Sequence[Rows], OnDone, RowCheck | None] | None]
+
+
+def _cannot_terminate() -> None:
+    """Ends nothing, because the runner has no way to end a run."""
 
 
 class ModelInstance:
     """Runs one batch at a time, off the event loop. `buckets`: sizes to which batches are padded.
 
+    `terminate` makes the run that goes on fail soon; it may be called on any thread.
+
     CUDA handles and graphs belong to a thread, so all runs of an instance use its one thread, also the warm-up runs.
     """
 
-    def __init__(self, runner: Runner, name: str, buckets: Sequence[int] = (), buffers: Buffers | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        name: str,
+        buckets: Sequence[int] = (),
+        buffers: Buffers | None = None,
+        terminate: Callable[[], None] = _cannot_terminate,
+    ) -> None:
+        self.terminate = terminate
         self._jobs: _Jobs = queue.SimpleQueue()
         # A daemon thread: a run that never returns must not keep the process from exiting after the grace period.
         work = (self._jobs, Steps(runner, buckets, buffers))
@@ -63,18 +80,28 @@ class ModelInstance:
         # If an instance is dropped without `close`, for example by a load that fails, its thread and session end too.
         self._end = weakref.finalize(self, self._jobs.put, None)
 
-    def execute(self, parts: Sequence[Rows], on_done: OnDone) -> None:
-        """Queues the arrays of rows in `parts` as one batch; the instance's thread calls `on_done` after the run."""
-        self._jobs.put((parts, on_done))
+    def execute(self, parts: Sequence[Rows], on_done: OnDone, check: RowCheck | None = None) -> None:
+        """Queues the arrays of rows in `parts` as one batch; the instance's thread calls `on_done` after the run.
 
-    def run(self, parts: Sequence[Rows]) -> list[Rows]:
+        `check` looks at the output rows; None: nothing does.
+        """
+        self._jobs.put((parts, on_done, check))
+
+    def run(self, parts: Sequence[Rows], limit_s: float | None = None) -> list[Rows]:
         """Runs `parts` as one batch and returns all outputs. Raises what the run raises.
 
-        It blocks until the run has ended, so only loading threads call it.
+        After `limit_s` (None: never) it ends the run and raises `InferenceFailed`. It blocks until the run has ended,
+        so only loading threads call it.
         """
+        if not self._end.alive:
+            raise InferenceFailed("the instance has ended")
         outcomes: queue.SimpleQueue[BatchOutcome] = queue.SimpleQueue()
         self.execute(parts, outcomes.put)
-        outcome = outcomes.get()
+        try:
+            outcome = outcomes.get(timeout=limit_s)
+        except queue.Empty:
+            self.terminate()
+            raise InferenceFailed(f"a run took longer than {limit_s:g} s and was ended") from None
         if outcome.error is not None:
             raise outcome.error
         return outcome.outputs
@@ -108,20 +135,23 @@ class Steps:
                 )
         return outputs if len(batch) == count else [output[:count] for output in outputs]
 
-    def outcome(self, parts: Sequence[Rows]) -> BatchOutcome:
-        """Runs `parts` as one batch and returns the outcome, or the error of the run."""
+    def outcome(self, parts: Sequence[Rows], check: RowCheck | None = None) -> BatchOutcome:
+        """Runs `parts` as one batch and returns the outcome, or the error of the run. `check` finds the bad rows."""
         started_ns = assembled_ns = time.monotonic_ns()
         outputs: list[Rows] = []
+        bad_rows: Mapping[int, str] = {}
         failure: Exception | None = None
         try:
             batch = self.assemble(parts)
             assembled_ns = time.monotonic_ns()
             outputs = self.run(batch, sum(map(len, parts)))
+            if check is not None:
+                bad_rows = check.bad_rows(outputs)
         except Exception as error:
             # The traceback refers to this frame, and this frame refers to the exception and the batch. This cycle would
             # keep the batch in memory until the garbage collector runs, so the traceback is removed.
             failure = error.with_traceback(None)
-        return BatchOutcome(outputs, failure, started_ns, time.monotonic_ns(), assembled_ns - started_ns)
+        return BatchOutcome(outputs, failure, started_ns, time.monotonic_ns(), assembled_ns - started_ns, bad_rows)
 
 
 def _assemble(parts: Sequence[Rows], count: int, size: int, buffers: Buffers | None) -> Rows:
@@ -138,8 +168,8 @@ def _assemble(parts: Sequence[Rows], count: int, size: int, buffers: Buffers | N
 
 def _work(jobs: _Jobs, steps: Steps) -> None:
     while (job := jobs.get()) is not None:
-        parts, on_done = job
-        outcome = steps.outcome(parts)
+        parts, on_done, check = job
+        outcome = steps.outcome(parts, check)
         try:
             on_done(outcome)
         except Exception:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cnnserve.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
+from cnnserve.errors import BadAnswer, DeadlineExceeded, InferenceFailed, QueueFull, RunTimedOut, ShuttingDown
 
 _MS = 1_000_000
 # Upper bounds of the buckets (ns). LeNet-5 needs about 0.25 ms, ResNet-152 on a busy CPU several seconds.
@@ -19,7 +19,7 @@ BOUNDS_NS = tuple(
     int(bound * _MS) for bound in (0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
 )
 # Triton's words. REJECTED: the queue was full, the deadline or the queue timeout passed, or the model was being
-# unloaded. CANCELED: the caller was cancelled. BACKEND: the run failed. OTHER: any other error.
+# unloaded. CANCELED: the caller was cancelled. BACKEND: the run failed, or its row is bad. OTHER: any other error.
 REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
 
@@ -88,12 +88,15 @@ class Latencies:
 class Statistics:
     """Requests (`success`, `fail`, `queue`, `steps`), runs (`executions`, `batches` by size) and images (`inferences`).
 
+    `bad_rows`: output rows that were not sent, because they are not finite or no probabilities.
+
     `failures` are the requests of `fail` by reason. A request that is refused before it asks for places in the queue,
     for example for a wrong shape, is not counted, and neither is a request that fails because its images cannot be
     read. A request with more images than the whole queue holds counts as OTHER.
     """
 
     inferences: int = 0
+    bad_rows: int = 0
     executions: int = 0
     last_inference_ms: int = 0
     success: Duration = field(default_factory=Duration)
@@ -156,6 +159,6 @@ def _reason(error: BaseException) -> str:
             return "REJECTED"
         case CancelledError():
             return "CANCELED"
-        case InferenceFailed():
+        case InferenceFailed() | BadAnswer() | RunTimedOut():
             return "BACKEND"
     return "OTHER"

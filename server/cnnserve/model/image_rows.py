@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -19,7 +19,7 @@ _QUICK_IMAGES = 16
 
 
 class ImageRows:
-    """The images of one request and their rows. `errors`: the errors of images that cannot be read, by index."""
+    """The images of one request and their rows. `errors`: the errors of images that failed, by index."""
 
     def __init__(self, preprocessor: Preprocessor, images: Sequence[ImageSource], deadline_ns: int | None) -> None:
         self.errors: dict[int, ServingError] = {}
@@ -44,6 +44,12 @@ class ImageRows:
             # If the request was cancelled or its deadline passed, images whose decoding has not begun are not decoded.
             for job in jobs:
                 job.cancel()
+
+    def fail_rows(self, errors: Mapping[int, ServingError]) -> None:
+        """Notes errors of `good_rows`, by row, as errors of their images."""
+        good = [index for index in range(len(self._images)) if index not in self.errors]
+        for row, error in errors.items():
+            self.errors[good[row]] = error
 
     def good_rows(self) -> Rows:
         """Returns the rows of the images that could be read, in order."""

@@ -3,19 +3,25 @@
 `open_version` blocks and runs on a thread of its own. `start` is short and runs on the event loop.
 """
 
+import functools
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnnserve.batching.batcher import DynamicBatcher
+from cnnserve.batching.guard import Guard
 from cnnserve.batching.inline import InlineRuns
 from cnnserve.batching.instance import ModelInstance
+from cnnserve.batching.row_check import RowCheck
+from cnnserve.config import BUILD_TIMEOUT_S, LOAD_TIMEOUT_S
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import proving
+from cnnserve.model.retest import Retest, TakeOut
 from cnnserve.model.version import Model, ModelInfo
 from cnnserve.model_config import execution as executions
 from cnnserve.model_config import image_settings, pbtxt, warmup
@@ -32,18 +38,26 @@ from cnnserve.wire.model_config_pb2 import ModelConfig
 
 _log = logging.getLogger(__name__)
 
+# A run may take this long or, if the self-test was slow, this many times its slowest run.
+_RUN_TIMEOUT_S = 60.0
+_RUN_TIMEOUT_RUNS = 50
 # What ModelConfig reports of a model that takes images.
 ENCODED_IMAGES = "input as BYTES of shape [n] or [n,1], each element an image file"
 
 
 @dataclass(frozen=True)
 class OpenVersion:
-    """A version that passed its self-test. If it is dropped, its instances end."""
+    """A version that passed its self-test. If it is dropped, its instances end.
+
+    `run_limit_s`: the longest time of a run. `retest` repeats the self-test; None: the version has none.
+    """
 
     info: ModelInfo
     instances: tuple[ModelInstance, ...]
     preprocessor: Preprocessor | None
     inline: InlineRuns | None = None
+    run_limit_s: float | None = None
+    retest: Callable[[], object] | None = None
 
 
 def _no_stage(_: str) -> None:
@@ -59,11 +73,15 @@ def open_version(
     device: Device = "cpu",
     budget: MemoryBudget | None = None,
     on_stage: OnStage = _no_stage,
+    load_timeout_s: float = LOAD_TIMEOUT_S,
+    build_timeout_s: float = BUILD_TIMEOUT_S,
 ) -> OpenVersion:
     """Loads and tests one version. Blocks. Raises `ModelLoadFailed` with the reason.
 
     `engine_cache`: folder for TensorRT's engines. `device`: device of a model whose config names none. `budget` counts
     the memory of images while they are decoded. `on_stage` is called on this thread with the name of each long stage.
+    Nobody waits longer than `load_timeout_s` for a load, or `build_timeout_s` if it builds TensorRT's engines, so the
+    self-test ends a run that takes longer.
     """
     path = folder.versions[version]
     config = pbtxt.of(folder)
@@ -78,9 +96,18 @@ def open_version(
     preprocessor = _preprocessor(config, manifest, settings, budget)
     workers = make_workers(f"{folder.name}-{version}", execution, sessions, settings)
     warmups = warmup.batches(config, folder.path, settings)
-    findings = proving.examine(
-        workers, settings, manifest=manifest, preprocessor=preprocessor, path=path, warmups=warmups
+    builds = any(gpu.kind == "tensorrt" for gpu in execution.gpus)
+    examine = functools.partial(
+        proving.examine,
+        workers,
+        settings,
+        manifest=manifest,
+        preprocessor=preprocessor,
+        # If the self-test is repeated, the files may have changed.
+        read=functools.cache(lambda name: (path / name).read_bytes()),
+        run_limit_s=execution.run_timeout_s or (build_timeout_s if builds else load_timeout_s),
     )
+    findings = examine(warmups=warmups)
     class_count = manifest.class_count if manifest else findings.probe.class_count if findings.probe else 0
     if labels:
         _check_labels(f"model {folder.name} version {version}", labels, class_count, manifest)
@@ -103,16 +130,35 @@ def open_version(
         encoded_images=ENCODED_IMAGES if preprocessor else "no",
     )
     inline = inline_runs(execution, workers, settings)
-    return OpenVersion(info, tuple(worker.instance for worker in workers), preprocessor, inline)
-
-
-def start(opened: OpenVersion, decoders: Executor) -> Model:
-    """Returns the model of an opened version, with its batcher. Call on the event loop."""
-    settings = opened.info.settings
-    batcher = DynamicBatcher(
-        settings.policy, opened.instances, free_sizes=-1 in settings.row_shape, inline=opened.inline
+    return OpenVersion(
+        info,
+        tuple(worker.instance for worker in workers),
+        preprocessor,
+        inline,
+        execution.run_timeout_s or max(_RUN_TIMEOUT_S, _RUN_TIMEOUT_RUNS * findings.slowest_run_s),
+        functools.partial(examine, warmups=(), extra_s=math.inf) if findings.self_test else None,
     )
-    return Model(opened.info, batcher, opened.preprocessor, decoders)
+
+
+def start(opened: OpenVersion, decoders: Executor, take_out: TakeOut) -> Model:
+    """Returns the model of an opened version, with its batcher. Call on the event loop.
+
+    `take_out` is called with the reason if the version hangs, or fails when its self-test is repeated.
+    """
+    info, settings = opened.info, opened.info.settings
+    retest = Retest(f"model {info.name} version {info.version}", opened.retest, take_out)
+    guard = Guard(
+        RowCheck([output.name for output in settings.outputs], settings.label_output, info.row_kind),
+        opened.run_limit_s,
+        on_suspect=retest.suspect,
+        on_overdue=take_out,
+    )
+    batcher = DynamicBatcher(
+        settings.policy, opened.instances, free_sizes=-1 in settings.row_shape, inline=opened.inline, guard=guard
+    )
+    if info.self_test is not None and not info.self_test.complete:
+        retest.rest()
+    return Model(info, batcher, opened.preprocessor, decoders)
 
 
 def _preprocessor(

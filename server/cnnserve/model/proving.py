@@ -1,30 +1,54 @@
 """Runs a version before it is READY: its self-test or its probe, on every session, and its warm-up runs."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cnnserve.datatypes import Rows
 from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import selftest
-from cnnserve.model.selftest import Probe, SelfTest
+from cnnserve.model.selftest import Extra, Probe, Run, SelfTest
 from cnnserve.model_config.settings import Settings
 from cnnserve.repository.manifest import Manifest
 from cnnserve.runtime.workers import Worker
+
+# Runs of the self-test that take longer together do not delay a start.
+EXTRA_S = 0.5
 
 
 @dataclass(frozen=True)
 class Findings:
     """The result of the runs: a self-test if the version has a manifest, otherwise a probe.
 
-    `placement`: number of nodes by provider.
+    `placement`: number of nodes by provider. `slowest_run_s`: the time of the slowest run that was no warm-up.
     """
 
     self_test: SelfTest | None
     probe: Probe | None
     placement: dict[str, int]
+    slowest_run_s: float
+
+
+class _Runs:
+    """The runs of one examination: each may take `limit_s`, `slowest_s` is the time of the slowest so far."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self.slowest_s = 0.0
+
+    def of(self, worker: Worker) -> Run:
+        """Returns the function that runs batches on a worker."""
+
+        def run(parts: Sequence[Rows]) -> list[Rows]:
+            started = time.monotonic()
+            try:
+                return worker.instance.run(parts, self._limit_s)
+            finally:
+                self.slowest_s = max(self.slowest_s, time.monotonic() - started)
+
+        return run
 
 
 def examine(
@@ -33,10 +57,17 @@ def examine(
     *,
     manifest: Manifest | None,
     preprocessor: Preprocessor | None,
-    path: Path,
+    read: Callable[[str], bytes],
     warmups: Iterable[Rows],
+    run_limit_s: float,
+    extra_s: float = EXTRA_S,
 ) -> Findings:
-    """Tests the version in folder `path`, then runs `warmups` on every worker. Raises `ModelLoadFailed`."""
+    """Tests a version, whose files `read` returns, then runs `warmups` on every worker. Raises `ModelLoadFailed`.
+
+    A run that takes longer than `run_limit_s` is ended and fails the version. `extra_s`: the time for the runs of the
+    self-test that may also be made later.
+    """
+    runs = _Runs(run_limit_s)
     # One instance of each session is enough, because instances that share a session compute the same.
     tested = list({id(worker.session): worker for worker in workers}.values())
     test, probe = None, None
@@ -45,32 +76,52 @@ def examine(
             # The self-test also runs every bucket. But on a GPU, the first run of a size may differ from all others, so
             # the self-test must not measure it.
             if manifest is None or worker.session.provider.kind != "cpu":
-                worker.warm()
+                worker.warm(run_limit_s)
         if manifest is None or preprocessor is None:
-            probe = _probe(tested[0], settings)
+            probe = _probe(runs, tested[0], settings)
         else:
-            test = _self_test(tested, manifest, preprocessor, path, settings)
+            test = _self_test(
+                runs, tested, settings, manifest=manifest, preprocessor=preprocessor, read=read, extra=Extra(extra_s)
+            )
         for rows in warmups:
             for worker in workers:
-                worker.instance.run([rows])
+                worker.instance.run([rows], run_limit_s)
     except (InferenceFailed, InvalidInput) as error:
         raise ModelLoadFailed(f"self-test: {error}") from error
-    return Findings(test, probe, _placement(tested))
+    return Findings(test, probe, _placement(tested), runs.slowest_s)
 
 
 def _self_test(
-    workers: Sequence[Worker], manifest: Manifest, preprocessor: Preprocessor, path: Path, settings: Settings
+    runs: _Runs,
+    workers: Sequence[Worker],
+    settings: Settings,
+    *,
+    manifest: Manifest,
+    preprocessor: Preprocessor,
+    read: Callable[[str], bytes],
+    extra: Extra,
 ) -> SelfTest:
     tests = []
     for worker in workers:
         sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
         provider = worker.session.provider
-        run = worker.instance.run
-        tests.append(selftest.run_golden(run, manifest, preprocessor, path, sizes=sizes, provider=provider))
+        run = runs.of(worker)
+        tests.append(
+            selftest.run_golden(
+                run,
+                manifest,
+                preprocessor,
+                read,
+                sizes=sizes,
+                provider=provider,
+                largest=settings.max_batch_size,
+                extra=extra,
+            )
+        )
     return selftest.worst(tests)
 
 
-def _probe(worker: Worker, settings: Settings) -> Probe:
+def _probe(runs: _Runs, worker: Worker, settings: Settings) -> Probe:
     """Probes a model without a manifest. If an input size is free, nothing can be run."""
     output = settings.label_output
     if -1 in settings.row_shape:
@@ -78,7 +129,7 @@ def _probe(worker: Worker, settings: Settings) -> Probe:
             return Probe(max(0, *worker.session.outputs[output].shape[1:]), probabilities=False)
         return Probe(0, probabilities=False)
     sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
-    return selftest.probe(worker.instance.run, settings.row_shape, settings.input.datatype, output, sizes=sizes)
+    return selftest.probe(runs.of(worker), settings.row_shape, settings.input.datatype, output, sizes=sizes)
 
 
 def _placement(workers: Sequence[Worker]) -> dict[str, int]:

@@ -2,9 +2,9 @@
 
 import io
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +14,12 @@ from cnnserve.datatypes import NUMPY_TYPES, Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model.classification import are_probabilities, softmax
+from cnnserve.model.comparison import Tolerance, compare, tolerance
 from cnnserve.model_config.providers import Provider
 from cnnserve.repository.manifest import Manifest, golden_probabilities
 
 # Batch size of the self-test if there are no buckets.
 _INVARIANCE_BATCH = 3
-# TF32 and fp16 have 11 significant bits, so each factor has a relative error of up to 5e-4. After a few dozen layers, a
-# logit of 20 differs by about 2e-2, and a probability by at most a quarter of that.
-_REDUCED_TOLERANCE = 1e-2
 # Factors by which the golden image is enlarged, to show what fast preprocessing changes in large images.
 _FAST_SIZES = (1, 2, 4)
 
@@ -34,7 +32,7 @@ class SelfTest:
 
     `golden_difference` is that of the golden image alone, `batch_difference` that in batches, `batches` that for each
     batch size. `provider`: where it ran. `fast_difference`: the largest change of a probability by fast preprocessing;
-    None if that is off.
+    None if that is off. `complete`: whether all runs were made, or some are left for the time after READY.
     """
 
     golden_difference: float
@@ -43,6 +41,7 @@ class SelfTest:
     batches: dict[int, float] = field(default_factory=dict)
     provider: str = ""
     fast_difference: float | None = None
+    complete: bool = True
 
     def __str__(self) -> str:
         passed = (
@@ -50,6 +49,8 @@ class SelfTest:
             f"{self.golden_difference:.1e} alone and by {self.batch_difference:.1e} in batches of "
             f"{', '.join(map(str, self.batches))} (tolerance {self.tolerance:.0e})"
         )
+        if not self.complete:
+            passed += "; the rest of the self-test follows"
         if self.fast_difference is None:
             return passed
         return f"{passed}; fast preprocessing changes them by at most {self.fast_difference:.1e}"
@@ -95,50 +96,139 @@ def probe(run: Run, shape: Sequence[int], datatype: str, output: int, *, sizes: 
     return Probe(counts.pop(), all(map(are_probabilities, results)), tuple(sizes))
 
 
-def tolerance(manifest: Manifest, provider: Provider) -> float:
-    """Returns the manifest's tolerance, or a larger one if the provider computes with fewer bits than the model."""
-    allowed = manifest.golden.tolerance
-    return max(allowed, _REDUCED_TOLERANCE) if provider.reduced_precision else allowed
-
-
 def batch_sizes(buckets: Sequence[int], maximum: int) -> list[int]:
     """Returns the batch sizes to test: all buckets; without buckets 1 and 3 (at most `maximum`)."""
     return sorted({*buckets}) if buckets else sorted({1, min(_INVARIANCE_BATCH, maximum)})
+
+
+class Extra:
+    """The time that runs may take which go beyond the first golden image alone and in the smallest batches (s)."""
+
+    def __init__(self, limit_s: float = math.inf) -> None:
+        self._left_s = limit_s
+        self.complete = True
+
+    def allows(self, seconds: float) -> bool:
+        """Returns whether there is time for work that takes this long. If not, the self-test is not complete."""
+        if seconds > self._left_s:
+            self.complete = False
+            return False
+        self._left_s -= seconds
+        return True
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """A row that was run alone: its answer, and the golden probabilities if it belongs to a golden image."""
+
+    name: str
+    row: Rows
+    answer: NDArray[np.float64]
+    expected: NDArray[np.float64] | None
+
+
+class _Golden:
+    """The golden images of a version, and what the model returned for those that were run alone."""
+
+    def __init__(self, run: Run, manifest: Manifest, preprocessor: Preprocessor, read: Callable[[str], bytes]) -> None:
+        self._run = run
+        self._manifest = manifest
+        self._exact = preprocessor.exact()
+        self._read = read
+        self._expected = golden_probabilities(manifest, read).astype(np.float64)
+        self._alone: list[_Alone] = []
+        # Time of the quickest run of one row; the first run of a session takes longer.
+        self.row_s = math.inf
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The file names of the images."""
+        return self._manifest.golden.images
+
+    def image(self, index: int) -> bytes:
+        """Returns an image file."""
+        return self._read(self.names[index])
+
+    def run_alone(self, index: int, allowed: Tolerance) -> float:
+        """Runs the next image alone and returns the largest difference from its golden probabilities."""
+        name, expected = self.names[index], self._expected[index]
+        alone = self._run_row(name, self._exact.encoded(self.image(index)), expected)
+        return compare(alone, expected, allowed, f"{name} alone", "the manifest says")
+
+    def run_variants(self, extra: "Extra") -> None:
+        """Runs variants of the first image alone, so that batches have other rows if there is no other image."""
+        name, row = f"a variant of {self.names[0]}", self._alone[0].row
+        # One is darker, because a row may depend on the brightest one of its batch.
+        for variant in (row // 2 if row.dtype.kind == "u" else row / 2, row[::-1]):
+            if extra.allows(self.row_s):
+                self._run_row(name, np.ascontiguousarray(variant, row.dtype), None)
+
+    def run_batch(self, size: int, allowed: Tolerance) -> float:
+        """Runs a batch of the images that were run alone. The first image is also its last row.
+
+        Returns the largest difference from the golden probabilities. Each row must also be what its image is alone.
+        """
+        placed = [self._alone[number % len(self._alone)] for number in range(size - 1)] + self._alone[:1]
+        answers = _probabilities(self._run, self._manifest, np.stack([one.row for one in placed]))
+        worst = 0.0
+        for one, answer in zip(placed, answers, strict=True):
+            where = f"{one.name} in a batch of {size}"
+            compare(answer, one.answer, allowed, where, "alone it is")
+            if one.expected is not None:
+                worst = max(worst, compare(answer, one.expected, allowed, where, "the manifest says"))
+        return worst
+
+    def _run_row(self, name: str, row: Rows, expected: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        answer: NDArray[np.float64]
+        started = time.perf_counter()
+        answer = _probabilities(self._run, self._manifest, row[np.newaxis])[0]
+        self.row_s = min(self.row_s, time.perf_counter() - started)
+        self._alone.append(_Alone(name, row, answer, expected))
+        return answer
 
 
 def run_golden(
     run: Run,
     manifest: Manifest,
     preprocessor: Preprocessor,
-    folder: Path,
+    read: Callable[[str], bytes],
     *,
     sizes: Sequence[int],
     provider: Provider,
+    largest: int = 0,
+    extra: Extra | None = None,
 ) -> SelfTest:
-    """Runs each golden image alone, and the first one as first and last row of a batch of each size.
+    """Runs each golden image alone, and all of them in a batch of each size and of `largest` rows (0: none).
 
     Each time, the probabilities must be the golden ones and, in a batch, also those of the image alone, within the
-    tolerance. Otherwise it raises `ModelLoadFailed`. `run` takes the parts of a batch. Returns the differences.
+    tolerances. Otherwise it raises `ModelLoadFailed`. Only the first image and `sizes` are always run, the others as
+    far as `extra` allows. `run` takes the parts of a batch, `read` returns a file of the version. Returns the
+    differences.
     """
-    images = [(folder / name).read_bytes() for name in manifest.golden.images]
-    every = golden_probabilities(manifest, lambda name: (folder / name).read_bytes()).astype(np.float64)
-    exact, allowed = preprocessor.exact(), tolerance(manifest, provider)
-    rows_alone = [exact.encoded(image)[np.newaxis] for image in images]
-    answers = [_probabilities(run, manifest, row)[0] for row in rows_alone]
-    golden = max(
-        _compare(answer, expected, allowed, f"{name} alone", "the manifest says")
-        for answer, expected, name in zip(answers, every, manifest.golden.images, strict=True)
+    extra = extra or Extra()
+    allowed = tolerance(manifest, provider)
+    golden = _Golden(run, manifest, preprocessor, read)
+    difference = golden.run_alone(0, allowed)
+    for index in range(1, len(golden.names)):
+        if not extra.allows(golden.row_s):
+            break
+        difference = max(difference, golden.run_alone(index, allowed))
+    if len(golden.names) == 1 and max(largest, *sizes) > 1:
+        golden.run_variants(extra)
+    tried = [*sizes]
+    if largest and largest not in tried and extra.allows(largest * golden.row_s):
+        tried.append(largest)
+    batches = {size: golden.run_batch(size, allowed) if size > 1 else difference for size in tried}
+    fast = _fast_difference(run, manifest, preprocessor, golden.image(0)) if preprocessor.options.fast else None
+    return SelfTest(
+        difference,
+        max(batches.values(), default=difference),
+        allowed.probability,
+        batches,
+        provider.name,
+        fast,
+        extra.complete,
     )
-    row, alone, expected, image = rows_alone[0], answers[0], every[0], images[0]
-    batches = {}
-    for size in sizes:
-        where = f"{manifest.golden.images[0]} in a batch of {size}"
-        rows = _probabilities(run, manifest, _batch(row, size)) if size > 1 else alone[np.newaxis]
-        for placed in (rows[0], rows[-1]):
-            _compare(placed, alone, allowed, where, "alone it is")
-        batches[size] = max(_compare(placed, expected, allowed, where, "the manifest says") for placed in rows[[0, -1]])
-    fast = _fast_difference(run, manifest, preprocessor, image) if preprocessor.options.fast else None
-    return SelfTest(golden, max(batches.values(), default=golden), allowed, batches, provider.name, fast)
 
 
 def worst(tests: Sequence[SelfTest]) -> SelfTest:
@@ -151,6 +241,7 @@ def worst(tests: Sequence[SelfTest]) -> SelfTest:
         {size: max(test.batches.get(size, 0.0) for test in tests) for size in sizes},
         ", ".join(sorted({test.provider for test in tests})),
         max((test.fast_difference for test in tests if test.fast_difference is not None), default=None),
+        all(test.complete for test in tests),
     )
 
 
@@ -180,12 +271,6 @@ def _as_jpegs(image: bytes, pixel_limit: int) -> Iterator[bytes]:
         yield buffer.getvalue()
 
 
-def _batch(row: Rows, size: int) -> Rows:
-    batch = np.zeros((size, *row.shape[1:]), row.dtype)
-    batch[0] = batch[-1] = row[0]
-    return batch
-
-
 def _probabilities(run: Run, manifest: Manifest, rows: Rows) -> NDArray[np.float64]:
     # All rows are checked, also those of zeros.
     result: NDArray[np.float64] = run([rows])[0].astype(np.float64)
@@ -200,17 +285,3 @@ def _probabilities(run: Run, manifest: Manifest, rows: Rows) -> NDArray[np.float
             "export the model again"
         )
     return result
-
-
-def _compare(
-    actual: NDArray[np.float64], expected: NDArray[np.float64], allowed: float, where: str, says: str
-) -> float:
-    differences = np.abs(actual - expected)
-    worst_class = int(np.argmax(differences))
-    # `not <=` instead of `>`, so that a NaN fails.
-    if not differences[worst_class] <= allowed:
-        raise ModelLoadFailed(
-            f"self-test: the golden image {where} gives class {worst_class} the probability "
-            f"{actual[worst_class]:.6f}, but {says} {expected[worst_class]:.6f} (tolerance {allowed:.0e})"
-        )
-    return float(differences[worst_class])

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnserve.batching.batcher import BatchResult, DynamicBatcher, OnDone
+from cnnserve.batching.row_check import RowKind, is_finite
 from cnnserve.batching.statistics import Statistics
 from cnnserve.datatypes import NUMPY_TYPES, WORDS, Rows
-from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError, Unsupported
+from cnnserve.errors import BadAnswer, DeadlineExceeded, InvalidInput, ServingError, Unsupported
 from cnnserve.images.preprocessing import ImageSource, Preprocessor
 from cnnserve.model import classification
 from cnnserve.model.image_rows import ImageRows
@@ -52,6 +53,13 @@ class ModelInfo:
         if self.manifest is not None:
             return self.manifest.activation == "none"
         return self.probe is None or not self.probe.probabilities
+
+    @property
+    def row_kind(self) -> RowKind:
+        """What the rows of the classes are, as the manifest declares or the probe found."""
+        if self.manifest is not None:
+            return RowKind(self.manifest.activation)
+        return RowKind.SOFTMAX if self.probe is not None and self.probe.probabilities else RowKind.ANY
 
 
 @dataclass(frozen=True)
@@ -124,10 +132,12 @@ class Model:
         """
         started_ns = time.monotonic_ns()
         self.check_input(WORDS[tensor.dtype], tensor.shape)
+        self._check_values(tensor)
         reshape = self.info.settings.input_reshape
         rows = tensor if reshape is None else tensor.reshape(-1, *reshape)
         with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(rows), priority) as permit:
             result = await self._batcher.submit(rows, permit, deadline_ns, timeout_us)
+            _check_rows(result, "row")
         self._count(result, len(rows), started_ns)
         return self._in_wire_shape(result)
 
@@ -143,11 +153,14 @@ class Model:
         timer watches the deadline. Raises `ServingError`s if the queue is full.
         """
         started_ns = time.monotonic_ns()
+        self._check_values(tensor)
         reshape = self.info.settings.input_reshape
         rows = tensor if reshape is None else tensor.reshape(-1, *reshape)
         count = len(rows)
 
         def done(outcome: BatchResult | Exception) -> None:
+            if isinstance(outcome, BatchResult) and outcome.bad_rows:
+                outcome = _bad_answer(outcome, "row")
             if isinstance(outcome, Exception):
                 self.statistics.failed(outcome, started_ns)
                 on_done(outcome)
@@ -171,7 +184,7 @@ class Model:
     async def infer_images(
         self, images: Sequence[ImageSource], deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0
     ) -> BatchResult:
-        """Preprocesses images and runs them as `infer` does. One image that cannot be read fails the request.
+        """Preprocesses images and runs them as `infer` does. One image that fails makes the request fail.
 
         Raises `ServingError`s.
         """
@@ -184,15 +197,19 @@ class Model:
     async def classify(
         self, images: Sequence[ImageSource], top_k: int = 0, deadline_ns: int | None = None
     ) -> Classification:
-        """Returns `top_k` classes of each of 1 to max_batch_size images. An image that cannot be read fails alone.
+        """Returns `top_k` classes of each of 1 to max_batch_size images. An image fails alone.
 
-        Raises `ServingError`s.
+        An image fails if it cannot be read, or if the model's row for it is bad. Raises `ServingError`s.
         """
         self._check_classes(len(images), top_k)
         work, result, preprocess_ns = await self._run_images(images, deadline_ns)
         if result is None:
             return Classification([work.errors[index] for index in range(len(images))], Timings(0, preprocess_ns))
-        classes = await self._classes(result.outputs[self.info.settings.label_output], top_k)
+        rows = result.outputs[self.info.settings.label_output]
+        if result.bad_rows:
+            rows = np.delete(rows, list(result.bad_rows), axis=0)
+            work.fail_rows({row: _bad_row(f"row {row}", why) for row, why in result.bad_rows.items()})
+        classes = await self._classes(rows, top_k) if len(rows) else iter(())
         outcomes = [work.errors.get(index) or next(classes) for index in range(len(images))]
         return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
 
@@ -230,6 +247,8 @@ class Model:
                 return work, None, preprocess_ns
             permit.shrink(len(rows))
             result = await self._batcher.submit(rows, permit, deadline_ns, timeout_us)
+            if not alone:
+                _check_rows(result, "image")
         self._count(result, len(rows), started_ns, preprocess_ns)
         return work, result, preprocess_ns
 
@@ -276,6 +295,16 @@ class Model:
         labels = self.info.labels
         return Class(index, labels[index] if index < len(labels) else "", probability)
 
+    def give_up(self, reason: str) -> None:
+        """Refuses all requests, also those that were accepted, and ends all runs. See `DynamicBatcher.give_up`."""
+        self._batcher.give_up(reason)
+
+    def _check_values(self, tensor: Rows) -> None:
+        if not is_finite(tensor):
+            raise InvalidInput(
+                f"input '{self.info.settings.input.name}' has values that are NaN or infinite; send finite values"
+            )
+
     def check_count(self, count: int, what: str) -> None:
         """Raises `InvalidInput` unless one request may have `count` images or rows (`what`)."""
         limit = self.info.settings.max_batch_size
@@ -310,3 +339,18 @@ class Model:
         # Without a batch dimension, the shape in the ONNX file determines the number of rows.
         rows = shape[0] if reshape is None or settings.batched else math.prod(shape) // math.prod(reshape)
         self.check_count(rows, "rows")
+
+
+def _check_rows(result: BatchResult, what: str) -> None:
+    """Raises `BadAnswer` if one of a request's rows is bad."""
+    if result.bad_rows:
+        raise _bad_answer(result, what)
+
+
+def _bad_answer(result: BatchResult, what: str) -> BadAnswer:
+    row = min(result.bad_rows)
+    return _bad_row(f"{what} {row} of {len(result.outputs[0])}", result.bad_rows[row])
+
+
+def _bad_row(which: str, why: str) -> BadAnswer:
+    return BadAnswer(f"the model's answer to {which} is not sent, because {why}; check the input and the model")

@@ -16,7 +16,7 @@ from typing import Literal
 from google.protobuf.message import Message
 
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.model_config.parameters import check_names, flag, unknown, whole
+from cnnserve.model_config.parameters import check_names, flag, seconds, unknown, whole
 from cnnserve.model_config.providers import Provider, RuntimeOptions, cuda_options, tensorrt_options
 from cnnserve.wire import model_config_pb2 as pb
 
@@ -24,6 +24,7 @@ Device = Literal["cpu", "cuda"]
 
 _FALLBACK = "cnnserve.allow_cpu_fallback"
 _BUCKETS = "cnnserve.batch_buckets"
+_RUN_TIMEOUT = "cnnserve.run_timeout_s"
 # Each instance is a thread, and each GPU instance has its own session.
 _MAX_INSTANCES = 256
 _GRAPH_LEVELS: dict[int, Literal["basic", "extended", "off", "all"]] = {-1: "basic", 0: "all", 1: "extended", 2: "off"}
@@ -42,6 +43,8 @@ class Execution:
     # From the config; None: the provider determines them.
     batch_buckets: tuple[int, ...] | None = None
     pinned_input: bool = False
+    # Longest time of a run, from the config; None: the self-test determines it.
+    run_timeout_s: float | None = None
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
 
     @property
@@ -69,6 +72,7 @@ def read(config: pb.ModelConfig | None, device: Device = "cpu") -> Execution:
         allow_cpu_fallback=flag("parameter", _FALLBACK, parameters.get(_FALLBACK, "false")),
         batch_buckets=_batch_buckets(parameters.get(_BUCKETS)),
         pinned_input=config.optimization.input_pinned_memory.enable,
+        run_timeout_s=_run_timeout(parameters.get(_RUN_TIMEOUT)),
         runtime=_runtime(config.optimization.graph.level, parameters),
     )
 
@@ -178,6 +182,10 @@ def _batch_buckets(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     return tuple(whole("parameter", _BUCKETS, size.strip(), 1) for size in text.split(","))
+
+
+def _run_timeout(text: str | None) -> float | None:
+    return None if text is None else seconds("parameter", _RUN_TIMEOUT, text)
 
 
 def _runtime(graph_level: int, parameters: Mapping[str, str]) -> RuntimeOptions:

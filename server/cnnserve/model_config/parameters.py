@@ -1,5 +1,6 @@
 """The `parameters` of config.pbtxt: which names are known, and how values are read."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from cnnserve.errors import ModelLoadFailed
@@ -13,6 +14,7 @@ OWN_PARAMETERS = (
     "cnnserve.image",
     "cnnserve.max_pixels",
     "cnnserve.preprocess",
+    "cnnserve.run_timeout_s",
 )
 
 # `in_force.report` adds these to the config that clients see. In a config.pbtxt they have no effect.
@@ -36,6 +38,7 @@ _ELSEWHERE = {
     "share_session_between_instances": "it has no effect, because CPU instances always share one session and GPU "
     "instances never do; remove it",
 }
+_SHORTEST_S, _LONGEST_S = 0.001, 86400
 _BOOLEANS = {"0": "0", "false": "0", "1": "1", "true": "1"}
 
 
@@ -61,6 +64,17 @@ def whole(source: str, name: str, text: str, minimum: int) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= minimum):
         raise bad_value(source, name, text, f"a whole number of at least {minimum}")
     return int(text)
+
+
+def seconds(source: str, name: str, text: str) -> float:
+    """Returns the value of a time of 0.001 s to a day. Raises `ModelLoadFailed`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not _SHORTEST_S <= value <= _LONGEST_S:
+        raise bad_value(source, name, text, f"a number of seconds from {_SHORTEST_S} to {_LONGEST_S}")
+    return value
 
 
 def unknown(source: str, name: str, known: Sequence[str]) -> ModelLoadFailed:

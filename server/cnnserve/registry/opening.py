@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
+from cnnserve.config import BUILD_TIMEOUT_S, LOAD_TIMEOUT_S
 from cnnserve.errors import ModelLoadFailed, ServingError
 from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
@@ -35,16 +36,34 @@ class Open(Protocol):
 
 
 @dataclass(frozen=True)
+class LoadLimits:
+    """How long a load may take (s): in all, or from the moment when it begins to build TensorRT's engines."""
+
+    load_s: float = LOAD_TIMEOUT_S
+    build_s: float = BUILD_TIMEOUT_S
+
+
+@dataclass(frozen=True)
 class _Failure:
     reason: str
 
 
 class VersionOpener:
-    """Opens at most `at_once` versions at a time. `require_manifest`: a version without a manifest fails."""
+    """Opens at most `at_once` versions at a time. `require_manifest`: a version without a manifest fails.
+
+    A load that takes longer than `limits` is given up: its thread goes on, but no other load waits for it.
+    """
 
     def __init__(
-        self, open_version: Open, decoders: Executor, *, at_once: int = 2, require_manifest: bool = False
+        self,
+        open_version: Open,
+        decoders: Executor,
+        *,
+        at_once: int = 2,
+        require_manifest: bool = False,
+        limits: LoadLimits | None = None,
     ) -> None:
+        self._limits = limits or LoadLimits()
         self._open_version = open_version
         self._decoders = decoders
         self._slots = asyncio.Semaphore(at_once)
@@ -61,7 +80,8 @@ class VersionOpener:
                 if isinstance(outcome, _Failure):
                     entry.move(State.UNAVAILABLE, outcome.reason)
                 else:
-                    entry.move(State.READY, model=loader.start(outcome, self._decoders))
+                    take_out = functools.partial(_take_out, folder.name, entry, changed)
+                    entry.move(State.READY, model=loader.start(outcome, self._decoders, take_out))
             except Exception:
                 _log.exception("model %s version %d could not be started", folder.name, entry.version)
                 entry.move(State.UNAVAILABLE, _INTERNAL)
@@ -84,9 +104,13 @@ class VersionOpener:
         if self._stopped:
             return _STOPPED
         loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(self._limits.load_s)
 
         def on_loop(text: str) -> None:
+            was = entry.state
             entry.stage(text)
+            if entry.state is State.BUILDING and was is not State.BUILDING and limit.when() is not None:
+                limit.reschedule(loop.time() + self._limits.build_s)
             changed()
 
         def on_stage(text: str) -> None:
@@ -98,7 +122,13 @@ class VersionOpener:
         future = on_thread(functools.partial(self._attempt, folder, entry.version, on_stage), name)
         self._running.add(future)
         try:
-            return await future
+            async with limit:
+                return await future
+        except TimeoutError:
+            flag, limit_s = "--load-timeout-s", self._limits.load_s
+            if entry.state is State.BUILDING:
+                flag, limit_s = "--build-timeout-s", self._limits.build_s
+            return _Failure(f"the load did not end within {limit_s:g} s ({flag}) and was given up")
         finally:
             self._running.discard(future)
 
@@ -116,6 +146,19 @@ class VersionOpener:
         except Exception:
             _log.exception("model %s version %d failed to load", folder.name, version)
             return _Failure(_INTERNAL)
+
+
+def _take_out(name: str, entry: VersionEntry, changed: Callable[[], None], reason: str) -> None:
+    """Takes a version out of service that must not answer any more. Its requests fail at once."""
+    model = entry.model
+    if model is None:
+        return
+    model.give_up(reason)
+    # If the version is unloading, its unload ends by itself now.
+    if entry.state is State.READY:
+        entry.move(State.UNAVAILABLE, f"it was taken out of service: {reason}")
+        _log.error("model %s version %d was taken out of service: %s", name, entry.version, reason)
+        changed()
 
 
 _INTERNAL = "internal error while loading; the server's log has the cause"

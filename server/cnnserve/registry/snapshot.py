@@ -27,11 +27,13 @@ class Distribution:
 class Work:
     """A copy of a loaded version's `Statistics`; times in ns.
 
-    `batches`: number of runs by number of images; `waiting`: requests in the queue.
+    `batches`: number of runs by number of images; `waiting`: requests in the queue; `bad_rows`: output rows that were
+    not sent, because they are not finite or no probabilities.
     """
 
     success: int
     inferences: int
+    bad_rows: int
     executions: int
     request_ns: int
     queue_ns: int
@@ -110,6 +112,7 @@ def _work(model: Model) -> Work:
     return Work(
         success=own.success.count,
         inferences=own.inferences,
+        bad_rows=own.bad_rows,
         executions=own.executions,
         request_ns=own.success.ns,
         queue_ns=own.queue.ns,

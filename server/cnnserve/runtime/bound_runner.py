@@ -13,7 +13,7 @@ class BoundRunner:
     """
 
     def __init__(self, session: Session, sizes: Sequence[int], *, pinned: bool = False) -> None:
-        self._session = session
+        self._runs = session.terminable()
         self._bindings = {size: session.bind(size, pinned=pinned) for size in sizes}
 
     def buffer(self, size: int) -> Rows | None:
@@ -24,4 +24,10 @@ class BoundRunner:
     def run(self, batch: Rows) -> list[Rows]:
         """Returns all outputs for one batch, in new memory. Raises `InferenceFailed`."""
         binding = self._bindings.get(len(batch))
-        return self._session.run(batch) if binding is None else binding.run(batch)
+        return self._runs.run(batch) if binding is None else binding.run(batch)
+
+    def terminate(self) -> None:
+        """Makes the run that goes on, and later ones in the same buffers, fail soon. Thread-safe."""
+        self._runs.terminate()
+        for binding in self._bindings.values():
+            binding.terminate()

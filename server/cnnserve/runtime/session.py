@@ -90,6 +90,10 @@ class Binding:
         except Exception as error:
             raise _run_failed(error) from error
 
+    def terminate(self) -> None:
+        """Makes the run that goes on, and all later ones, fail as soon as the current node has ended. Thread-safe."""
+        self._options.terminate = True
+
 
 class Session:
     """One loaded ONNX model. Thread-safe: runs may overlap.
@@ -149,7 +153,7 @@ class Session:
         bound.bind_ortvalue_input(spec.name, source)
         for name, result in zip(self._output_names, results, strict=True):
             bound.bind_ortvalue_output(name, result)
-        options = self._run_options(rows)
+        options = self._run_options(rows) or ort.RunOptions()
         return Binding(self._session, bound, source=source, results=results, options=options, host=host)
 
     def _device_buffer(self, spec: TensorSpec, rows: int) -> Any:

@@ -44,14 +44,17 @@ class Worker:
     session: Session
     buckets: tuple[int, ...]
 
-    def warm(self) -> None:
-        """Runs every bucket once on zeros, so that no request is the first of its shape. Raises `InferenceFailed`."""
+    def warm(self, limit_s: float) -> None:
+        """Runs every bucket once on zeros, so that no request is the first of its shape. Raises `InferenceFailed`.
+
+        A run that takes longer than `limit_s` is ended.
+        """
         spec = self.session.inputs[0]
         if -1 in spec.shape[1:]:
             return
         # The largest size comes second, so that TensorRT widens the range of an engine only once.
         for size in (*self.buckets[:1], *self.buckets[:0:-1]):
-            self.instance.run([spec.zeros(size)])
+            self.instance.run([spec.zeros(size)], limit_s)
 
 
 def open_sessions(
@@ -136,7 +139,8 @@ def _is_small(model: Path, session: Session) -> bool:
     A run of LeNet-5 takes 0.02 ms and gains nothing from a second thread, which would spin and delay the event loop.
     """
     spec = session.inputs[0]
-    if model.stat().st_size > _SMALL_BYTES or -1 in spec.shape[1:]:
+    # A loop may take any time, even on zeros.
+    if session.has_control_flow or model.stat().st_size > _SMALL_BYTES or -1 in spec.shape[1:]:
         return False
     return _shortest_run_s(session, spec.zeros(max(1, spec.shape[0]))) < _SMALL_RUN_S
 
@@ -159,9 +163,10 @@ def _worker(name: str, execution: Execution, session: Session, settings: Setting
             raise ModelLoadFailed(
                 "config.pbtxt: enable_cuda_graph needs tensors with fixed sizes, except for the batch; remove it"
             )
-        return Worker(ModelInstance(session, name, sizes), session, sizes)
+        runs = session.terminable()
+        return Worker(ModelInstance(runs, name, sizes, terminate=runs.terminate), session, sizes)
     runner = BoundRunner(session, sizes, pinned=execution.pinned_input)
-    return Worker(ModelInstance(runner, name, sizes, runner.buffer), session, sizes)
+    return Worker(ModelInstance(runner, name, sizes, runner.buffer, runner.terminate), session, sizes)
 
 
 def _buckets(execution: Execution, session: Session, settings: Settings) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ def write(root: Path, model: bytes, config: str = "", name: str = "m") -> Path:
 
 
 async def opened(root: Path) -> Model:
-    return loader.start(open_version(folders.find(root, "m"), 1), None)  # type: ignore[arg-type]
+    return loader.start(open_version(folders.find(root, "m"), 1), None, print)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(1, 0, 8), (1, 8, 0), (2, 0, 0), (0, 8, 8), (0, 0, 0)])

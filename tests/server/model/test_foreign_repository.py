@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from cnnserve.batching.instance import ModelInstance
+from cnnserve.datatypes import Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model.loader import OpenVersion
@@ -314,7 +316,12 @@ def test_warmup_runs_before_the_first_request(tmp_path: Path, data: str, monkeyp
     (root / "m" / "warmup" / "rows.bin").write_bytes(bytes(64))
     seen: list[int] = []
     run = ModelInstance.run
-    monkeypatch.setattr(ModelInstance, "run", lambda self, parts: (seen.append(len(parts[0])), run(self, parts))[1])
+
+    def seeing(self: ModelInstance, parts: Sequence[Rows], limit_s: float | None = None) -> list[Rows]:
+        seen.append(len(parts[0]))
+        return run(self, parts, limit_s)
+
+    monkeypatch.setattr(ModelInstance, "run", seeing)
     opened(root)
     assert seen[-2:] == [3, 3]
 

@@ -1,6 +1,6 @@
 """What the self-test demands of a version, and the reasons for which it refuses one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,8 @@ import pytest
 from cnnserve.datatypes import Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import ImageOptions, Preprocessor
-from cnnserve.model import selftest
+from cnnserve.model import comparison, selftest
+from cnnserve.model.comparison import Tolerance
 from cnnserve.model.selftest import SelfTest
 from cnnserve.model_config.providers import CPU, Provider, cuda_options
 from cnnserve.repository import manifest as manifests
@@ -18,6 +19,10 @@ from cnnserve.runtime.session import Session
 from support import png, write_version
 
 CPU_PROVIDER = Provider()
+
+
+def reader(folder: Path) -> Callable[[str], bytes]:
+    return lambda name: (folder / name).read_bytes()
 
 
 @pytest.fixture
@@ -50,13 +55,14 @@ class Drifting:
 def prove(folder: Path, run: Drifting, sizes: Sequence[int] = (1, 3), provider: Provider = CPU_PROVIDER) -> SelfTest:
     manifest = manifest_of(folder)
     preprocessor = Preprocessor(manifest.preprocessing, manifest.input)
-    return selftest.run_golden(run, manifest, preprocessor, folder, sizes=sizes, provider=provider)
+    return selftest.run_golden(run, manifest, preprocessor, reader(folder), sizes=sizes, provider=provider)
 
 
 def test_every_size_is_tried_once_and_told(folder: Path) -> None:
     run = Drifting(folder)
     test = prove(folder, run, sizes=(1, 2, 8))
-    assert run.sizes == [1, 2, 8]
+    # Two variants of the only golden image are run alone, too.
+    assert run.sizes == [1, 1, 1, 2, 8]
     assert list(test.batches) == [1, 2, 8]
     assert (test.provider, test.tolerance) == (CPU, 1e-4)
     assert "in batches of 1, 2, 8 (tolerance 1e-04)" in str(test)
@@ -80,11 +86,11 @@ def test_a_row_that_is_no_number_is_refused(folder: Path) -> None:
 
 def test_only_a_provider_of_fewer_bits_gets_more_room(folder: Path) -> None:
     manifest = manifest_of(folder)
-    assert selftest.tolerance(manifest, CPU_PROVIDER) == 1e-4
-    assert selftest.tolerance(manifest, Provider("cuda", 0, cuda_options({"use_tf32": "0"}))) == 1e-4
+    assert comparison.tolerance(manifest, CPU_PROVIDER).probability == 1e-4
+    assert comparison.tolerance(manifest, Provider("cuda", 0, cuda_options({"use_tf32": "0"}))).log == 1e-3
     tf32 = Provider("cuda", 0, cuda_options({}))
-    assert selftest.tolerance(manifest, tf32) == 1e-2
-    assert prove(folder, Drifting(folder, by=5e-3), provider=tf32).batches[3] == pytest.approx(5e-3, rel=1e-3)
+    assert comparison.tolerance(manifest, tf32) == Tolerance(1e-2, 1.0, 2.0**-14)
+    assert prove(folder, Drifting(folder, by=1.1e-4), provider=tf32).batches[3] == pytest.approx(1.1e-4, rel=1e-3)
 
 
 def test_the_sizes_are_the_buckets_or_one_and_three() -> None:
@@ -105,7 +111,9 @@ def test_fast_preprocessing_tells_what_it_changes(tmp_path: Path) -> None:
     folder = write_version(tmp_path / "n" / "1", golden_image=png(photograph))
     manifest = manifest_of(folder)
     preprocessor = Preprocessor(manifest.preprocessing, manifest.input, ImageOptions(fast=True))
-    test = selftest.run_golden(Drifting(folder), manifest, preprocessor, folder, sizes=(1, 3), provider=CPU_PROVIDER)
+    test = selftest.run_golden(
+        Drifting(folder), manifest, preprocessor, reader(folder), sizes=(1, 3), provider=CPU_PROVIDER
+    )
     assert test.golden_difference < 1e-6
     assert test.fast_difference is not None
     assert 0 < test.fast_difference < 0.2

@@ -44,7 +44,7 @@ async def model(tmp_path: Path, memory: MemoryBudget) -> AsyncIterator[Model]:
     (tmp_path / "m" / "config.pbtxt").write_text(QUEUE)
     opened = open_version(folders.find(tmp_path, "m"), 1, budget=memory)
     with ThreadPoolExecutor(1) as decoders:
-        model = loader.start(opened, decoders)
+        model = loader.start(opened, decoders, print)
         yield model
         await asyncio.wait_for(model.close(), HANG_S)
 

@@ -13,6 +13,7 @@ LEGAL = {
     (State.BUILDING, State.READY),
     (State.BUILDING, State.UNAVAILABLE),
     (State.READY, State.UNLOADING),
+    (State.READY, State.UNAVAILABLE),
     (State.UNLOADING, State.UNAVAILABLE),
 }
 PATHS = {

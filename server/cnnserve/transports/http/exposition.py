@@ -54,6 +54,8 @@ _TRITON_COUNTERS: Mapping[str, tuple[str, Callable[[Work], int]]] = {
         lambda work: work.compute_output_ns // 1000,
     ),
 }
+_BAD_ROWS = "cnnserve_bad_rows"
+_BAD_ROWS_TEXT = "Number of output rows that were not sent, because their values are not finite or no probabilities"
 _LATENCIES: Mapping[str, tuple[str, Callable[[Work], Distribution]]] = {
     "cnnserve_request_duration_seconds": (
         "Time of a successful request from arrival at the model to response, in seconds",
@@ -117,6 +119,8 @@ class _Families:
             for reason, count in work.failures.items()
         )
         yield _family("unknown", _FAILURES, "Number of failed requests, by reason", failures)
+        rows = self._each(lambda work: work.bad_rows)
+        yield _Family("counter", _BAD_ROWS, _BAD_ROWS_TEXT, (Sample(f"{_BAD_ROWS}_total", *row) for row in rows))
         waiting = self._each(lambda work: work.waiting)
         yield _family("gauge", "nv_inference_pending_request_count", "Number of requests in the queue", waiting)
         loads = ((labels, version.load_s) for labels, version in self._versions if version.load_s is not None)
