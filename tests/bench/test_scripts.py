@@ -35,6 +35,8 @@ BENCHMARKS = {
     "preprocessing": ["--rounds", "1"],
     "row_checks": [*ONE, *KEPT],
     "throughput": [*ONE, *KEPT, "--seconds", "0.2", "--again", "0"],
+    "transport": ["--rounds", "1", *KEPT, "--seconds", "0.2"],
+    "fairness": ["--rounds", "1", *KEPT, "--seconds", "0.5"],
 }
 # What the tests below start by themselves, and what is no script.
 HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "load", "raw"}
