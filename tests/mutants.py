@@ -40,11 +40,20 @@ CORE = {
     "cnnserve/registry/version_labels.py": ("server/registry/test_versions.py",),
     "cnnserve/registry/wanted_versions.py": ("server/registry/test_wanted_versions.py",),
     "cnnserve/repository/label_file.py": ("server/repository/test_label_file.py",),
-    "cnnserve/repository/manifest.py": (
+    "cnnserve/repository/manifest/checks.py": ("server/repository/test_manifest.py", "trust/test_limits.py"),
+    "cnnserve/repository/manifest/fields.py": ("server/repository/test_manifest_fields.py",),
+    "cnnserve/repository/manifest/preprocessing.py": (
         "server/repository/test_manifest.py",
         "server/repository/test_manifest_names.py",
     ),
+    "cnnserve/repository/manifest/probabilities.py": ("server/repository/test_golden_probabilities.py",),
+    "cnnserve/repository/normalisation.py": ("server/repository/test_normalisation.py",),
+    "cnnserve/repository/onnx_head.py": ("server/repository/test_normalisation.py",),
     "cnnserve/repository/onnx_header.py": ("server/repository/test_onnx_header.py",),
+    "cnnserve/repository/onnx_wire.py": (
+        "server/repository/test_onnx_header.py",
+        "server/repository/test_normalisation.py",
+    ),
     "cnnserve_client/batching.py": ("client/test_batching.py",),
     "cnnserve_client/pipeline.py": ("client/test_pipeline.py",),
     "cnnserve_client/retry.py": ("client/test_retry.py",),

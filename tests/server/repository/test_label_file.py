@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.repository.label_file import read_labels
+from cnnserve.repository.label_file import doubt, read_labels
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,31 @@ def test_a_file_that_is_missing_or_unreadable_is_named_without_its_folder(tmp_pa
         with pytest.raises(ModelLoadFailed, match=rf"label file {name} {said}") as caught:
             read_labels(tmp_path / name)
         assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ((), ""),
+        (("cat",), ""),
+        (("",), "all 1 labels are empty"),
+        (("", " "), "all 2 labels are empty"),
+        (("cat", "cat"), "all 2 labels are 'cat'"),
+        (("c" * 81, "c" * 81), f"all 2 labels are '{'c' * 80}'"),
+        (("cat", "cat", "dog"), ""),
+        (("", "cat"), ""),
+        (("cat", "d\tog"), r"label 2 ('d\tog') contains the control character U+0009"),
+        (("\x00", "cat"), r"label 1 ('\x00') contains the control character U+0000"),
+        (("cat", "\x1f" + "d" * 80), rf"label 2 ('\x1f{'d' * 79}') contains the control character U+001F"),
+        (("\x7f", "cat"), r"label 1 ('\x7f') contains the control character U+007F"),
+        (("\x9f", "cat"), r"label 1 ('\x9f') contains the control character U+009F"),
+        (("\u202a", "cat"), r"label 1 ('\u202a') contains the control character U+202A"),
+        (("\u202e", "cat"), r"label 1 ('\u202e') contains the control character U+202E"),
+        (("\u2066", "cat"), r"label 1 ('\u2066') contains the control character U+2066"),
+        (("\u2069", "cat"), r"label 1 ('\u2069') contains the control character U+2069"),
+        ((" \xa0\u2029\u202f\u2065\u206a\u200f~", "cat"), ""),
+        (("قطة", "חתול", "猫"), ""),
+    ],
+)
+def test_labels_that_can_hardly_be_labels(labels: tuple[str, ...], said: str) -> None:
+    assert doubt(labels) == said
