@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from cnnserve.wire import classifier_pb2 as c
-from support import HANG_S, picture, serving, spawn, tiny_onnx, wait_until, write_version
+from support import HANG_S, picture, rewrite_manifest, serving, spawn, tiny_onnx, wait_until, write_version
 
 
 def classify(channel: grpc.Channel) -> "grpc.UnaryUnaryMultiCallable":
@@ -175,7 +175,9 @@ def test_draining_ends_watches_and_streams(tmp_path: Path) -> None:
 
 
 def test_a_model_without_softmax_is_named_at_start(tmp_path: Path) -> None:
-    write_version(tmp_path / "repository" / "logits" / "1", tiny_onnx(softmax=False))
+    logits = write_version(tmp_path / "repository" / "logits" / "1")
+    (logits / "model.onnx").write_bytes(tiny_onnx(softmax=False))
+    rewrite_manifest(logits)
     write_version(tmp_path / "repository" / "tiny" / "1")
     with serving(tmp_path / "log", tmp_path / "repository") as server:
         assert re.search(r"model logits version 1 did not load: .*the manifest says softmax", server.log)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cnnserve.batching.batcher import BatchResult, DynamicBatcher
 from cnnserve.batching.instance import BatchOutcome, ModelInstance, OnDone
 from cnnserve.batching.policy import BatchPolicy, QueuePolicy, Wait, next_action
+from cnnserve.batching.row_check import RowCheck
 from cnnserve.errors import DeadlineExceeded, InferenceFailed, QueueFull
 from fakes import FakeClock, FakeSession
 
@@ -45,10 +46,10 @@ class Recorder(ModelInstance):
         self._told = told
         super().__init__(self.session, f"machine-{index}")
 
-    def execute(self, parts: Sequence[NDArray[Any]], on_done: OnDone) -> None:
+    def execute(self, parts: Sequence[NDArray[Any]], on_done: OnDone, check: RowCheck | None = None) -> None:
         self.rows = [int(value) for part in parts for value in part[:, 0]]
         self._told(self.index, self.rows)
-        super().execute(parts, on_done)
+        super().execute(parts, on_done, check)
 
 
 @dataclass
