@@ -19,7 +19,7 @@ settings.load_profile("cnnserve")
 
 @pytest.fixture(scope="module")
 def one_cpu() -> Iterator[None]:
-    """Gives the tests of a module one CPU, another one in each worker of xdist. torch and ONNX Runtime use one thread then.
+    """Gives a module's tests one CPU, another one in each worker of xdist, so torch and ONNX Runtime use one thread.
 
     Threads that busy-wait for each other take many times as long on cores that other processes use.
     """

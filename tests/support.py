@@ -276,7 +276,7 @@ def wait_until(condition: Callable[[], bool], said: Callable[[], object] = str) 
 
 
 def cpu_seconds(process: subprocess.Popen[Any]) -> float:
-    """Returns the CPU time of a process so far, in seconds. Unlike elapsed time, it does not depend on other processes."""
+    """Returns the CPU time of a process so far, in seconds. Other processes do not add to it, as they do to time."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
