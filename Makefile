@@ -9,7 +9,7 @@ PROTOS := cnnserve/wire/classifier.proto cnnserve/wire/model_config.proto cnnser
 SOURCES := server export client examples tests bench docs
 
 SOAK_MINUTES ?= 10
-# One for each core, at most 4: each holds torch. `make test WORKERS=0` runs all tests in one process, for a debugger.
+# Test processes: one for each core, at most 4, because each holds torch. WORKERS=0: no other process, for a debugger.
 WORKERS ?= auto
 MUTANTS ?= 200
 SEED ?= 0

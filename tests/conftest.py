@@ -12,16 +12,16 @@ from hypothesis import HealthCheck, settings
 from cnnserve.registry.registry import Registry
 from support import HANG_S, RunningServer, make_registry, serving, tiny_onnx, write_version
 
-# How long an example takes depends on what else the machine does; pytest's own limit ends one that hangs.
+# The time of an example depends on the other work of the machine. pytest's own limit ends an example that hangs.
 settings.register_profile("cnnserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cnnserve")
 
 
 @pytest.fixture(scope="module")
 def one_cpu() -> Iterator[None]:
-    """One CPU for each of xdist's workers, so one thread for torch and ONNX Runtime.
+    """Gives a module's tests one CPU, another one in each worker of xdist, so torch and ONNX Runtime use one thread.
 
-    Two threads in a busy wait for each other take many times as long on cores that others use, too.
+    Threads that busy-wait for each other take many times as long on cores that other processes use.
     """
     before = os.sched_getaffinity(0)
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

@@ -1,8 +1,10 @@
 """`cnnserve export` in processes that cost 0.1 s instead of 5: forked from one that has everything imported.
 
 `python exporting.py SOCKET` is that one; `Exports` is the other side. The exports are real processes, so they can be
-killed, can lose rights and can run into limits of the system. Each has a parent of its own, which alone waits for it
-and signals it, and a socket of its own to that parent: a test that gave up leaves nothing that another could read.
+killed, can lose rights and can run into limits of the system.
+
+Each export has a parent process of its own, which alone waits for the export and signals it, and the test has a socket
+to this parent. So if a test gives up, it leaves no message that another test could read, and no number of a process.
 """
 
 import functools
@@ -114,7 +116,7 @@ def exports(folder: Path) -> Iterator[Exports]:
 def _serve(requests: socket.socket) -> None:
     # A pool of threads would not survive the fork.
     torch.set_num_threads(1)
-    # The parents of exports are nobody's business.
+    # Nobody waits for the parents of exports.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     trace, traced = convert._trace, _traced()
     data = traced.SerializeToString()
@@ -146,7 +148,7 @@ def _traced() -> Any:
 
 
 def _parent(request: dict[str, Any], test: socket.socket) -> NoReturn:
-    """Tells the test how its export ends, or that it has stopped; where the test is gone, that one is killed."""
+    """Runs an export in a child. Tells the test that it has stopped itself or ended; kills it if the test has gone."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
@@ -158,7 +160,7 @@ def _parent(request: dict[str, Any], test: socket.socket) -> NoReturn:
     try:
         while (code := _change_of(pid)) == -signal.SIGSTOP:
             test.send(str(code).encode())
-            # It is stopped, so the number is still its own.
+            # The export has only stopped, so its number is not free for another process.
             os.kill(pid, signal.SIGCONT if test.recv(100) else signal.SIGKILL)
         test.send(str(code).encode())
     finally:
@@ -184,7 +186,7 @@ def _export(
 
     `kill_after`: dies after so many seconds of CPU time.
     """
-    # One thread: two that wait busily for each other take many times as long where the machine has other work.
+    # One thread: two that busy-wait for each other take many times as long if the machine has other work.
     os.sched_setaffinity(0, {random.choice(sorted(os.sched_getaffinity(0)))})
     output = os.open(log, os.O_WRONLY)
     os.dup2(output, 1)
@@ -195,7 +197,7 @@ def _export(
         os.setuid(NOBODY)
     if kill_at or stop_at:
         _at_change(kill_at or stop_at, signal.SIGKILL if kill_at else signal.SIGSTOP)
-    # Nobody handles the signal of this timer, so it kills.
+    # Nothing handles the signal of this timer, so the signal kills.
     signal.setitimer(signal.ITIMER_PROF, kill_after)
     code = export(["lenet5", "--max-batch-size", "1", *flags])
     sys.stdout.flush()

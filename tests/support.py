@@ -36,7 +36,7 @@ from cnnserve.runtime.session import Session
 REPOSITORY = Path(__file__).parent.parent / "model_repo"
 SIDE = 8
 CLASSES = ("dark", "left", "bright")
-# A wait that takes longer has hung: nothing that works comes near it, however busy the machine is.
+# Seconds after which a wait counts as hung. What works ends long before, even on a busy machine.
 HANG_S = 300.0
 _BOUND = re.compile(r"gRPC port (\d+), HTTP port (\d+)")
 
@@ -265,7 +265,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def wait_until(condition: Callable[[], bool], said: Callable[[], object] = str) -> None:
-    """Waits for what other threads or processes bring about; `said` tells how things stand where it never comes."""
+    """Waits until `condition` holds, which other threads or processes must bring about.
+
+    If it never holds, the error contains what `said` returns.
+    """
     end = time.monotonic() + HANG_S
     while not condition():
         assert time.monotonic() < end, f"it never came: {said()}"
@@ -273,7 +276,7 @@ def wait_until(condition: Callable[[], bool], said: Callable[[], object] = str) 
 
 
 def cpu_seconds(process: subprocess.Popen[Any]) -> float:
-    """What a process has computed so far: unlike the time that passes, no other process adds to it."""
+    """Returns the CPU time of a process so far, in seconds. Other processes do not add to it, as they do to time."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

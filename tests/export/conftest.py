@@ -38,7 +38,7 @@ class TinyNet(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread(one_cpu: None) -> None:
-    """No case here is about threads."""
+    """No test of the exporter depends on the number of threads."""
     torch.set_num_threads(1)
 
 
@@ -51,7 +51,7 @@ def exports_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Export
 
 @pytest.fixture
 def converts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what follows torch's exporter: it is asked once for each network, as it takes most of a second."""
+    """Asks torch's exporter once for each network, which takes most of a second. For tests of what comes after it."""
     trace = convert._trace
 
     def once(network: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
@@ -65,7 +65,7 @@ def converts_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _ByValue(pickle.Pickler):
-    """The same bytes for networks of the same classes with the same values; torch's own have addresses in them."""
+    """Pickles networks with the same classes and values to the same bytes. torch's own pickles contain addresses."""
 
     def persistent_id(self, item: object) -> object:
         return item.detach().numpy() if isinstance(item, Tensor) else None

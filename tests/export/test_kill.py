@@ -68,7 +68,7 @@ def test_a_kill_before_any_change_of_the_disk(exports: Exports, root: Path, tmp_
 
 
 def test_a_kill_at_any_time(exports: Exports, root: Path, tmp_path: Path) -> None:
-    """The whole of the export, conversion and proof too, by the CPU time that it has taken."""
+    """At eight CPU times, from the conversion to the proof and the publishing."""
     flags = ("--repository", root, "--labels", labels(tmp_path))
     codes = set()
     for number in range(SPREAD):

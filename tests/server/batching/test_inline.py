@@ -128,9 +128,9 @@ async def test_a_run_that_fails_is_its_callers_error_and_the_model_stays_on_the_
 
 
 async def test_a_watchdog_leaves_many_short_runs_alone() -> None:
-    """A run that the machine interrupts for long is ended with reason; a watchdog that takes all for one ends them too.
+    """A watchdog that mistakes many short runs for one run ends them in each attempt.
 
-    So one of several attempts has to go well.
+    If other processes interrupt a run for long, the watchdog may end it, so one of several attempts has to succeed.
     """
     limit_s = 0.02
     watchdog = Watchdog(limit_s)
