@@ -101,3 +101,41 @@ def test_the_fast_way_sees_the_box_only() -> None:
     alone = geometry.resize_and_crop_box(image.crop((20, 0, 40, 40)), (0, 0, 20, 40), (10, 20), "bilinear", None)
     # At its edge the filter reaches beyond the box.
     assert np.abs(pixels(right)[:, 1:].astype(int) - pixels(alone)[:, 1:]).max() <= 2
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("size", "resized", "crop"),
+    [
+        ((400, 300), (40, 60), (20, 20)),
+        ((400, 300), (40, 60), (1, 40)),
+        ((300, 90), (30, 60), (2, 30)),
+        ((90, 300), (300, 300), (3, 3)),
+        ((30, 40), (300, 380), (5, 5)),
+    ],
+)
+def test_rows_outside_the_crop_are_left_out_with_care(
+    size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int], interpolation: str
+) -> None:
+    image = noise(*size)
+    expected = cropped(image.resize(resized, PILLOW[interpolation]), *crop)
+    np.testing.assert_array_equal(pixels(geometry.resize_and_crop(image, resized, interpolation, crop)), expected)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 40, 80), (10, 0, 70, 80), (0, 20, 80, 60), (13, 7, 61, 71)])
+@pytest.mark.parametrize("crop", [None, (20, 30), (24, 32), (22, 12)])
+def test_the_fast_way_scales_the_box_only(box: tuple[int, int, int, int], crop: tuple[int, int] | None) -> None:
+    image = noise(80, 80, 80, 175)
+    resized = (32, 24)
+    result = geometry.resize_and_crop_box(image, box, resized, "bilinear", crop)
+    alone = geometry.resize_and_crop(image.crop(box), resized, "bilinear", crop)
+    assert result.size == alone.size
+    # At the edges of the box the filter reaches beyond it.
+    assert np.abs(pixels(result).astype(int) - pixels(alone))[3:-3, 3:-3].max(initial=0) <= 4
+
+
+def test_a_box_of_an_image_that_has_the_size_already_is_scaled() -> None:
+    image = noise(32, 24, 80, 175)
+    result = geometry.resize_and_crop_box(image, (0, 0, 16, 24), (32, 24), "bilinear", None)
+    expected = image.resize((32, 24), PILLOW["bilinear"], (0, 0, 16, 24))
+    assert np.abs(pixels(result).astype(int) - pixels(expected)).max() <= 4
