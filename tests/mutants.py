@@ -1,7 +1,8 @@
 """`make mutants`: changes the pure core in small ways, and counts the changes that no test notices.
 
 mutmut makes the changes and runs, for each of them, the tests that reach the changed function. It needs packages at the
-top of a folder, so this script copies them there. It changes neither constants of modules nor decorated functions.
+top of a folder, so this script copies them there. It changes neither constants of modules nor decorated functions, and
+here no texts of errors and logs: tests look for the values and names in them, not for their words.
 
     python tests/mutants.py --count 200 --seed 1
     python tests/mutants.py --count 0 --only policy     # all changes of one module
@@ -61,6 +62,8 @@ CORE = {
 # The module whose changes are tried first, so that mutmut makes the changes of all modules.
 _FIRST = "cnnserve.json_text.*"
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from mutmut.__main__ import cli; cli()"
+# Lines that hold nothing but a message, or a part of one.
+_MESSAGES = [r"^\s*raise \w+\(", r"^\s*_log\.", r"^\s*(return )?f?[\"'].*[\"'],?$", r"\bsaid = f?\""]
 # mutmut's exit codes of a change that no test noticed, and of one that no test reached.
 _SURVIVED, _UNREACHED = 0, (5, 33)
 
@@ -109,10 +112,13 @@ def _copy(tree: Path) -> None:
     settings = {
         "source_paths": list(CORE),
         "pytest_add_cli_args_test_selection": [f"tests/{test}" for tests in CORE.values() for test in tests],
-        "pytest_add_cli_args": ["-p", "no:cacheprovider", "--hypothesis-seed=0"],
+        # mutmut has time limits of its own.
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "--hypothesis-seed=0", "--timeout=0"],
+        "do_not_mutate_patterns": _MESSAGES,
+        "track_dependencies": False,
         "also_copy": [*(Path(package).name for package in PACKAGES), "tests", "model_repo"],
     }
-    # JSON's lists and strings are TOML's, too.
+    # Lists, strings and booleans are written in TOML as in JSON.
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     project = (ROOT / "pyproject.toml").read_text()
     (tree / "pyproject.toml").write_text("\n".join([project, "[tool.mutmut]", *lines, ""]))

@@ -151,3 +151,52 @@ def test_where_all_rest_the_first_to_come_back_is_asked(clock):
     rotation.failed(1)
     rotation.failed(0)
     assert [rotation.take() for _ in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("failures", "rest_s"), [(1, 0.5), (2, 1), (3, 2), (6, 16), (7, 30), (40, 30)])
+def test_a_connection_rests_twice_as_long_after_each_failure(clock, failures, rest_s):
+    rotation = Rotation(2, clock)
+    for _ in range(failures):
+        rotation.failed(0)
+    clock.now += rest_s - 0.001
+    assert {rotation.take() for _ in range(4)} == {1}
+    clock.now += 0.002
+    assert {rotation.take() for _ in range(2)} == {0, 1}
+
+
+def test_a_response_makes_the_next_rest_short_again(clock):
+    rotation = Rotation(2, clock)
+    for _ in range(5):
+        rotation.failed(0)
+    rotation.worked(0)
+    rotation.failed(0)
+    clock.now += 0.501
+    assert {rotation.take() for _ in range(2)} == {0, 1}
+
+
+def test_connections_that_never_failed_are_not_avoided():
+    rotation = Rotation(3, lambda: 0.0)
+    rotation.failed(1)
+    rotation.worked(1)
+    assert [rotation.take() for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_one_retry_is_enough_to_share_the_time(clock):
+    tries = attempts(clock, connections=2, light=True, retries=1)
+    tries.begin()
+    assert tries.try_s == 15
+
+
+def test_a_wait_until_the_deadline_is_too_long(clock):
+    tries = attempts(clock, timeout_s=0.5)
+    tries.begin()
+    assert tries.wait_s(QueueFullError("x", retry_after_s=0.5)) is None
+    tries = attempts(clock, timeout_s=0.5)
+    tries.begin()
+    assert tries.wait_s(QueueFullError("x", retry_after_s=0.25)) == 0.25
+
+
+def test_without_retries_another_connection_is_not_asked_either(clock):
+    tries = attempts(clock, connections=3, retries=0)
+    tries.begin()
+    assert tries.wait_s(UnavailableError("x")) is None

@@ -12,7 +12,7 @@ from cnnserve.errors import ModelLoadFailed
 
 def default_buckets(maximum: int, preferred: Sequence[int] = ()) -> tuple[int, ...]:
     """Returns the powers of two below `maximum`, the preferred sizes and `maximum`, ascending."""
-    powers = {1 << exponent for exponent in range(maximum.bit_length()) if 1 << exponent < maximum}
+    powers = {1 << exponent for exponent in range(maximum.bit_length())}
     return tuple(sorted(powers | {*preferred, maximum}))
 
 

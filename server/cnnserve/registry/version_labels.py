@@ -64,7 +64,7 @@ def parse_labels(text: str) -> dict[str, int]:
         raise ValueError(f'it holds a {type(raw).__name__}, expected an object such as {{"stable": 3}}')
     labels = {}
     for label, value in sorted(raw.items()):
-        number = None if isinstance(value, bool | float) else version_number(str(value))
+        number = version_number(str(value))
         if not _LABEL.fullmatch(label):
             raise ValueError(
                 f"{label!r} is not a label: a label has at most 128 letters, digits, '.', '_' and '-' "

@@ -23,7 +23,7 @@ def read_labels(file: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadFailed(f"label file {file.name} cannot be read: {reason(error)}") from error
     # splitlines() would also split at form feeds and Unicode line separators, which labels may have.
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = text.split("\n")
     return tuple(lines[:-1] if lines[-1] == "" else lines)
 
 

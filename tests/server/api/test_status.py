@@ -30,3 +30,20 @@ def test_unexpected_errors_have_a_fixed_text_and_are_logged(error: Exception, ca
 def test_a_full_queue_carries_the_retry_hint() -> None:
     told = status.of(errors.QueueFull("full", 12), "x")
     assert (told.code, told.trailers) == (Code.RESOURCE_EXHAUSTED, {"grpc-retry-pushback-ms": "12"})
+
+
+def test_an_error_that_a_caller_may_see_is_told_as_it_is() -> None:
+    told = status.of(errors.InvalidInput("input 'x' is wrong"), "x")
+    assert told == status.Status(Code.INVALID_ARGUMENT, "input 'x' is wrong")
+    assert told.retry_after_ms is None
+
+
+@pytest.mark.parametrize("length", [1, 999, 1000])
+def test_a_text_of_up_to_a_thousand_characters_is_whole(length: int) -> None:
+    assert status.of(errors.InvalidInput("ä" * length), "x").message == "ä" * length
+
+
+def test_a_longer_text_is_cut_and_says_so() -> None:
+    message = status.of(errors.InvalidInput("ä" * 1001), "x").message
+    assert message.startswith("ä" * 1000 + "…")
+    assert "1001" in message

@@ -132,3 +132,49 @@ def test_strings_of_any_bytes_are_read_or_refused(raw: bytes, count: int) -> Non
 def test_bad_strings(request_: pb.ModelInferRequest, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         read_strings(request_)
+
+
+def test_outputs_are_described() -> None:
+    response = pb.ModelInferResponse()
+    assert tensors.write_output(response, "scores", np.zeros((2, 3), np.float32)) == bytes(24)
+    assert tensors.write_strings(response, "names", [2], [b"a", b""]) == b"\1\0\0\0a\0\0\0\0"
+    described = [(output.name, output.datatype, list(output.shape)) for output in response.outputs]
+    assert described == [("scores", "FP32", [2, 3]), ("names", "BYTES", [2])]
+
+
+@given(st.lists(st.binary(max_size=300), max_size=20))
+def test_strings_are_unpacked_as_they_were_packed(elements: list[bytes]) -> None:
+    assert list(tensors.unpack_strings(tensors.pack_strings(elements))) == elements
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"\1\0\0\0a\x0b\0\0\0bc", "element 1 has 11 bytes, but only 2 are left"),
+        (b"\1\0\0\0a\1\0\0\0bcd", "has 2 bytes after its 2 elements"),
+        (b"\1\0\0\0a\1\0\0", "before the length of element 1"),
+    ],
+)
+def test_strings_that_do_not_fit_are_told_with_the_name(raw: bytes, said: str) -> None:
+    tensor = make("BYTES", [2], [raw]).inputs[0]
+    with pytest.raises(InvalidInput, match=rf"'x' .*{said}"):
+        tensors.read_strings(tensor, raw)
+
+
+def test_errors_name_the_input() -> None:
+    for datatype, shape in (("FP33", [1]), ("FP32", [1] * 9), ("FP32", [-1])):
+        with pytest.raises(InvalidInput, match="'x'"):
+            tensors.check_shape(make(datatype, shape).inputs[0])
+    with pytest.raises(InvalidInput, match="'x'"):
+        tensors.raw_contents(make("INT32", [1], [bytes(4)], int_contents=[1]))
+
+
+def test_a_limited_number_of_values_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "_MAX_TYPED", 4)
+    assert tensors.read(make("INT32", [4], int_contents=[1, 2, 3, 4]).inputs[0], None).tolist() == [1, 2, 3, 4]
+    with pytest.raises(InvalidInput, match="limit is 4"):
+        tensors.read(make("INT32", [5], int_contents=[1, 2, 3, 4, 5]).inputs[0], None)
+
+
+def test_a_large_float_is_no_wrong_integer() -> None:
+    assert tensors.read(make("FP32", [1], fp32_contents=[1e30]).inputs[0], None).tolist() == [np.float32(1e30)]

@@ -103,3 +103,11 @@ def test_each_level_may_have_its_own_queue_policy() -> None:
     own = QueuePolicy(max_queue_size=7)
     policy = BatchPolicy(8, priority_levels=2, priority_queues={2: own})
     assert (policy.queue_policy(1), policy.queue_policy(2)) == (policy.queue, own)
+
+
+def test_the_earliest_deadline_counts_wherever_it_stands() -> None:
+    policy = BatchPolicy(8, max_queue_delay_us=1000)
+    hasty, patient = Entry(1, 0, 100 * US), Entry(1, 0, 900 * US)
+    assert next_action(policy, [hasty, patient], 0) == Wait(50 * US)
+    assert next_action(policy, [patient, hasty], 0) == Wait(50 * US)
+    assert next_action(policy, [hasty, patient], 50 * US) == Dispatch(2)

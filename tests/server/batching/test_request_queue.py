@@ -43,3 +43,35 @@ def test_a_demoted_entry_can_still_be_withdrawn() -> None:
     assert not queue
     with pytest.raises(ValueError, match="not in deque"):
         queue.remove(entry)
+
+
+def test_an_empty_queue_has_no_next_entry() -> None:
+    queue: RequestQueue[Entry] = RequestQueue(2)
+    with pytest.raises(StopIteration):
+        queue.head()
+    with pytest.raises(IndexError):
+        queue.pop()
+
+
+def test_the_head_stays_until_it_is_popped() -> None:
+    queue: RequestQueue[Entry] = RequestQueue(2)
+    second, first = Entry(2), Entry(1)
+    queue.put(second)
+    queue.put(first)
+    assert queue.head() is first
+    assert queue.pop() is first
+    assert queue.head() is second
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_the_demoted_leave_behind_those_who_come_later(level: int) -> None:
+    queue: RequestQueue[Entry] = RequestQueue(3)
+    demoted = Entry(level)
+    queue.put(demoted)
+    queue.demote(demoted)
+    later = [Entry(3), Entry(2)]
+    for entry in later:
+        queue.put(entry)
+    assert list(queue) == [later[1], later[0], demoted]
+    queue.remove(demoted)
+    assert list(queue) == [later[1], later[0]]

@@ -127,3 +127,14 @@ def test_what_succeeds_is_no_failure() -> None:
     with statistics.counting_failure(0):
         pass
     assert statistics.fail == Duration()
+
+
+def test_all_counts_add_up() -> None:
+    histogram = Histogram()
+    histogram.add(1)
+    histogram.add(2)
+    assert (histogram.counts[0], histogram.total_ns) == (2, 3)
+    statistics = Statistics()
+    for images in (4, 3):
+        statistics.answered(images, total_ns=1, queue_ns=1, preprocess_ns=None, steps_ns=(1, 1, 1))
+    assert (statistics.inferences, statistics.success.count) == (7, 2)

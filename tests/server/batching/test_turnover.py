@@ -1,5 +1,6 @@
 """How long an instance waits after a run for the next requests of the clients."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -154,3 +155,101 @@ def test_no_wait_is_longer_than_the_fastest_size_takes(runs: list[tuple[int, int
             now += MS
             turnover.arrived(now)
         assert turnover.hold_until_ns <= now - back * MS + 4 * fixed_ns + 1
+
+
+def shares(*shares_back: float, fixed_ns: int = 6 * MS, each_ns: int = 3 * MS, waiting: int = 0) -> Turnover:
+    """Returns a turnover after runs of 1 and of 4 requests; after each of the latter, a share of 4 came back."""
+    turnover = Turnover()
+    # Nobody is answered, so nothing is learned of who comes back.
+    turnover.ran(1, fixed_ns + each_ns, 0, waiting, 0)
+    turnover.ran(4, fixed_ns + 4 * each_ns, 4, waiting, 0)
+    for number, share in enumerate(shares_back, 1):
+        for _ in range(round(share * 4)):
+            turnover.arrived((number - 1) * 1000 * MS)
+        turnover.ran(4, fixed_ns + 4 * each_ns, 4, waiting, number * 1000 * MS)
+    return turnover
+
+
+@pytest.mark.parametrize(
+    ("back", "waits"),
+    [
+        # The first rounds count alike, so their mean decides.
+        ([0.75], True),
+        ([0.5], True),
+        ([0.25], False),
+        ([1, 0], True),
+        ([1, 0, 0], False),
+        ([0, 1], True),
+        ([0, 0.75], False),
+        ([1, 1, 0, 0], True),
+        # Who comes twice does not stand for one who stays away.
+        ([2, 0], True),
+        ([2, 0, 0], False),
+        # From the sixth round on, the last one counts a fifth.
+        ([1] * 20 + [0] * 3, True),
+        ([1] * 20 + [0] * 4, False),
+        ([0] * 20 + [1] * 3, False),
+        ([0] * 20 + [1] * 4, True),
+    ],
+)
+def test_whether_enough_came_back(back: list[float], waits: bool) -> None:
+    assert bool(shares(*back).hold_until_ns) is waits
+
+
+@pytest.mark.parametrize(
+    ("fixed_ns", "waits"),
+    [(MS, True), (MS - 1, False)],
+)
+def test_a_wait_below_a_millisecond_is_none(fixed_ns: int, waits: bool) -> None:
+    assert bool(shares(1, fixed_ns=fixed_ns, each_ns=0).hold_until_ns) is waits
+
+
+@pytest.mark.parametrize(("fixed_ms", "waits"), [(4, False), (5, True)])
+def test_waiting_begins_at_a_twentieth_of_the_next_run(fixed_ms: int, waits: bool) -> None:
+    # 95 images of 1 ms each: 91 wait, 4 are as many as in the last run.
+    turnover = shares(1, fixed_ns=fixed_ms * MS, each_ns=MS, waiting=91)
+    assert bool(turnover.hold_until_ns) is waits
+
+
+def test_a_request_that_arrives_as_the_wait_ends_counts() -> None:
+    turnover = shares(1)
+    end = turnover.hold_until_ns
+    turnover.arrived(end)
+    assert turnover.hold_until_ns == end + 3 * MS
+    turnover.arrived(end + 3 * MS + 1)
+    assert turnover.hold_until_ns == end + 3 * MS
+
+
+def test_nothing_ran_so_nobody_waits() -> None:
+    turnover = Turnover()
+    assert turnover.line() == (0, 0)
+    turnover.arrived(MS)
+    assert turnover.hold_until_ns == 0
+
+
+def test_a_size_that_is_twice_the_other_tells_enough() -> None:
+    turnover = Turnover()
+    turnover.ran(2, 10 * MS, 2, 0, 0)
+    turnover.ran(4, 16 * MS, 4, 0, 0)
+    assert turnover.line() == (4 * MS, 3 * MS)
+
+
+def test_neither_time_is_less_than_nothing() -> None:
+    turnover = Turnover()
+    turnover.ran(2, 10 * MS, 2, 0, 0)
+    # More than in proportion: one of the two was disturbed.
+    turnover.ran(4, 30 * MS, 4, 0, 0)
+    assert turnover.line() == (0, 5 * MS)
+    turnover = Turnover()
+    turnover.ran(2, 10 * MS, 2, 0, 0)
+    turnover.ran(4, 9 * MS, 4, 0, 0)
+    assert turnover.line() == (10 * MS, 0)
+
+
+def test_one_disturbed_run_moves_the_line_by_a_hundredth() -> None:
+    turnover = Turnover()
+    turnover.ran(1, 10 * MS, 1, 0, 0)
+    turnover.ran(2, 16 * MS, 2, 0, 0)
+    turnover.ran(1, 90 * MS, 1, 0, 0)
+    fixed_ns, image_ns = turnover.line()
+    assert round(fixed_ns + image_ns) == round(10.1 * MS)

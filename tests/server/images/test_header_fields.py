@@ -1,6 +1,7 @@
 """Image headers built byte by byte: every field that is read, and every limit where it begins to hold."""
 
 import struct
+from typing import Any
 
 import pytest
 
@@ -209,7 +210,8 @@ def test_a_compressed_bmp(compression: int) -> None:
 
 
 def gif(width: int, height: int, *blocks: bytes, flags: int = 0) -> bytes:
-    table = bytes(3 << (flags & 7) + 1) if flags & 0x80 else b""
+    # Who took the colours for blocks would see the end of the file.
+    table = b"\x3b" * (3 << (flags & 7) + 1) if flags & 0x80 else b""
     return b"GIF89a" + struct.pack("<HHBBB", width, height, flags, 0, 0) + table + b"".join(blocks)
 
 
@@ -327,3 +329,54 @@ def test_what_nobody_knows_is_shown() -> None:
 )
 def test_memory_for_decoding(header: ImageHeader, expected: int) -> None:
     assert (header.pixels, header.decoding_bytes) == (600, expected)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        SOI + segment(0xE1, bytes(65_533)) + frame(40_000, 50_000) + scan() + EOI,
+        png(2**31 + 40_000, 2**31 + 50_000),
+        bmp(12, 40_000, 50_000, form="<HH"),
+        gif(40_000, 50_000, picture()),
+        gif(1, 1, picture(0, 0, 40_000, 50_000)),
+        gif(1, 1, picture(39_000, 49_000, 1_000, 1_000)),
+    ],
+    ids=["jpeg", "png", "bmp", "gif", "gif frame", "gif offset"],
+)
+def test_large_numbers_are_not_negative(data: bytes) -> None:
+    header = read_header(data)
+    assert (header.width % 2**31, header.height % 2**31) == (40_000, 50_000)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [png, lambda width, height: bmp(12, width, height, form="<HH"), lossy, lambda w, h: gif(w, h, picture(0, 0, w, h))],
+)
+def test_neither_side_is_0(make: Any) -> None:
+    assert read_header(make(7, 6)).width == 7
+    for width, height in ((0, 6), (7, 0), (0, 0)):
+        assert f"{width}x{height}" in refused(make(width, height))
+
+
+def test_a_marker_without_length_is_two_bytes_long() -> None:
+    header = read_header(SOI + b"\xff\xd0" + frame(7, 6) + scan() + EOI)
+    assert (header.width, header.height) == (7, 6)
+
+
+def test_a_long_segment_between_scans_is_passed_over() -> None:
+    tables = segment(0xC4, b"\xff\xda" * 30_000)
+    check(SOI + frame(100, 50, 0xC2) + (scan() + tables) * 2 + EOI, 100 * 50 // 8)
+
+
+@pytest.mark.parametrize(("rest", "said"), [(7, ""), (8, "colour profile"), (9, "colour profile")])
+def test_a_chunk_counts_as_soon_as_its_kind_is_there(rest: int, said: str) -> None:
+    data = png(7, 6, chunk(b"iCCP"), chunk(b"iCCP")[:rest])
+    if not said:
+        check(data)
+        return
+    with pytest.raises(InvalidInput, match=said):
+        check(data)
+
+
+def test_a_chunk_of_two_gibibytes_is_passed_over_forwards() -> None:
+    check(png(7, 6, chunk(b"IDAT", length=2**31), chunk(b"iCCP") * 2))

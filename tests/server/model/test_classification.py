@@ -65,3 +65,35 @@ def test_few_of_many_classes_are_those_of_all_sorted(k: int, values: int) -> Non
     rows[0, 0, 7:20] = np.nan
     rows[0, 1, 3:] = np.nan
     assert (top_k(rows, k) == np.argsort(-rows, axis=-1, kind="stable")[..., :k]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)])
+def test_softmax_is_over_the_last_axis_in_float32(dtype: type, shape: tuple[int, ...]) -> None:
+    logits = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    before = logits.copy()
+    result = softmax(logits)
+    exponentials = np.exp(logits.astype(np.float64))
+    np.testing.assert_allclose(result, exponentials / exponentials.sum(axis=-1, keepdims=True), rtol=1e-4)
+    assert result.dtype == np.float32
+    assert (logits == before).all()
+    assert are_probabilities(result)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[0.0, 1.0]], True),
+        ([[-0.25, 1.25]], True),
+        ([[-0.5, 1.5]], False),
+        ([[0.75]], True),
+        ([[1.25]], True),
+        ([[0.5]], False),
+        # One value is too large, and the sum is right.
+        ([[1.5, *[-0.25] * 2]], False),
+        ([[[0.5, 0.5], [1.0, 0.0]]], True),
+        ([[[0.5, 0.5], [0.5, 0.0]]], False),
+    ],
+)
+def test_probabilities_within_a_quarter(rows: list[list[float]], expected: bool) -> None:
+    assert are_probabilities(np.array(rows), 0.25) is expected

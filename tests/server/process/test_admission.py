@@ -96,3 +96,12 @@ def test_whoever_leaves_lets_a_waiting_decoding_begin(leaves: str) -> None:
         assert began.wait(10)
     thread.join(HANG_S)
     assert (budget.held_bytes, budget.decoding_bytes) == (0, 0)
+
+
+def test_the_message_has_the_sizes_in_mebibytes() -> None:
+    budget = MemoryBudget(64 << 20)
+    with budget.hold(60 << 20):
+        for refused in (1, 2):
+            with pytest.raises(QueueFull, match=r"60 MiB.* 7 MiB.* 64 MiB"):
+                budget.take(7 << 20)
+            assert budget.refused == refused

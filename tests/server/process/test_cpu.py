@@ -51,3 +51,24 @@ def test_the_affinity_mask_counts() -> None:
         assert cpu_budget() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct", "cpuacct,cpu"])
+@pytest.mark.parametrize("quota", ["pod", "pod/box"])
+def test_a_parent_counts_in_cgroup_v1_too(tmp_path: Path, controllers: str, quota: str) -> None:
+    (tmp_path / "cpu" / "pod" / "box").mkdir(parents=True)
+    (tmp_path / "cpu" / quota / "cpu.cfs_quota_us").write_text("100000\n")
+    (tmp_path / "cpu" / quota / "cpu.cfs_period_us").write_text("100000\n")
+    assert budget(tmp_path, f"7:memory:/\n4:{controllers}:/pod/box\n") == 1
+    # Other controllers have groups of their own.
+    assert budget(tmp_path, "4:cpuset:/pod/box\n") == CPUS
+
+
+def test_a_path_with_colons_and_parents_stays_below_the_root(tmp_path: Path) -> None:
+    (tmp_path / "group" / "a:b").mkdir(parents=True)
+    (tmp_path / "group" / "a:b" / "cpu.max").write_text("100000 100000\n")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path.parent / "cpu.max").write_text("100000 100000\n")
+    assert budget(tmp_path / "group", "0::/a:b\n") == 1
+    assert budget(tmp_path / "group", "0::/../../a\n") == CPUS
+    assert budget(tmp_path / "group", "0::/../a:b/\n") == 1

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from cnnserve.registry.lifecycle import ModelEntry, State, VersionEntry
+from cnnserve.registry.lifecycle import ModelEntry, State, VersionEntry, VersionLabels
 
 LEGAL = {
     (State.LOADING, State.BUILDING),
@@ -60,3 +60,30 @@ def test_versions_are_in_order() -> None:
         model.put(VersionEntry(number))
     assert list(model.versions) == [1, 2, 10]
     assert not model.ready
+
+
+def test_a_new_load_has_no_reason_and_its_files() -> None:
+    entry = VersionEntry(3, "files")
+    assert (entry.version, entry.fingerprint, entry.tried) == (3, "files", "files")
+    assert (entry.state, entry.reason, entry.model, entry.load_s) == (State.LOADING, "", None, None)
+    assert repr(entry) == "<VersionEntry 3 LOADING>"
+    entry.move(State.UNAVAILABLE, "broken")
+    assert repr(entry) == "<VersionEntry 3 UNAVAILABLE (broken)>"
+
+
+def test_what_is_built_is_told_at_once() -> None:
+    entry = VersionEntry(1)
+    entry.stage("building engines")
+    assert entry.reason == "building engines"
+
+
+def test_a_new_model_is_not_wanted_and_says_why_it_has_no_versions() -> None:
+    model = ModelEntry("m")
+    assert (model.name, model.wanted, model.versions, model.labels) == ("m", False, {}, VersionLabels())
+    assert "not loaded" in model.reason
+    assert ModelEntry("m", "other").reason == "other"
+
+
+def test_the_labels_of_a_version() -> None:
+    labels = VersionLabels({"stable": 2, "canary": 3, "best": 2})
+    assert (labels.of(2), labels.of(3), labels.of(4)) == (["best", "stable"], ["canary"], [])

@@ -73,6 +73,12 @@ def test_why_there_are_none(root: Path) -> None:
     assert "no version folder" in empty.reason
 
 
+def test_without_more_the_folders_own_config_counts(root: Path) -> None:
+    (root / "m" / "config.pbtxt").write_text(SPECIFIC)
+    found = wanted_versions.read(root, "m", VersionLabels())
+    assert (list(found.chosen), found.folder.config, found.folder.config_file) == ([1], "", "")
+
+
 def test_a_model_that_is_not_there(root: Path) -> None:
     with pytest.raises(ModelNotFound):
         wanted_versions.read(root, "nobody", VersionLabels())

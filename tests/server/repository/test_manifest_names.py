@@ -8,6 +8,7 @@ import pytest
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
+from cnnserve.repository.manifest import Resize
 from support import write_version
 
 # Each of them but the empty one is the name of something that there may be.
@@ -79,3 +80,165 @@ def test_a_batch_has_at_least_one_row(raw: dict[str, Any], size: int) -> None:
 def test_nothing_is_divided_by_zero(raw: dict[str, Any], std: float) -> None:
     raw["preprocessing"]["std"] = [std]
     assert "preprocessing.std" in refused(raw)
+
+
+def test_the_smallest_sizes_are_read(raw: dict[str, Any]) -> None:
+    raw["max_batch_size"] = 1
+    raw["input"]["shape"] = [1, 1, 1]
+    raw["preprocessing"] |= {"resize": {"mode": "shorter", "size": [1]}, "crop": [1, 1]}
+    assert manifests.parse(json.dumps(raw)).max_batch_size == 1
+    raw["preprocessing"] |= {"resize": {"mode": "exact", "size": [1, 1]}, "crop": None}
+    assert manifests.parse(json.dumps(raw)).input.shape == (1, 1, 1)
+
+
+def test_a_manifest_may_have_no_labels(raw: dict[str, Any]) -> None:
+    raw["labels"] = None
+    assert manifests.parse(json.dumps(raw)).labels is None
+
+
+def test_labels_need_a_digest_too(raw: dict[str, Any]) -> None:
+    del raw["files"]["labels.txt"]
+    assert "labels.txt" in refused(raw)
+
+
+def test_all_files_without_digest_are_named(raw: dict[str, Any]) -> None:
+    del raw["files"]["labels.txt"], raw["files"]["golden.png"]
+    assert "golden.png, labels.txt" in refused(raw)
+
+
+def test_an_input_states_its_layout(raw: dict[str, Any]) -> None:
+    raw["input"]["layout"] = None
+    assert "input.layout" in refused(raw)
+
+
+def test_channels_come_first_or_last(raw: dict[str, Any]) -> None:
+    raw["input"] |= {"shape": [3, 6, 8], "layout": "NCHW"}
+    raw["preprocessing"] |= {"color": "RGB", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    raw["preprocessing"]["resize"]["size"] = [6, 8]
+    assert manifests.parse(json.dumps(raw)).input.layout == "NCHW"
+    raw["preprocessing"]["resize"]["size"] = [8, 6]
+    assert "[6, 8]" in refused(raw)
+    raw["input"] |= {"shape": [6, 8, 3], "layout": "NHWC"}
+    assert "[6, 8]" in refused(raw)
+    raw["preprocessing"]["resize"]["size"] = [6, 8]
+    assert manifests.parse(json.dumps(raw)).preprocessing.color == "RGB"
+
+
+@pytest.mark.parametrize(("color", "channels"), [("RGB", 1), ("RGB", 4), ("BGR", 2), ("L", 3), ("L", 2)])
+def test_colours_have_three_channels_and_grey_has_one(raw: dict[str, Any], color: str, channels: int) -> None:
+    raw["input"]["shape"] = [8, 8, channels]
+    raw["preprocessing"] |= {"color": color, "mean": [0] * channels, "std": [1] * channels}
+    assert f"{channels} channels" in refused(raw)
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_each_channel_has_its_mean_and_std(raw: dict[str, Any], field: str) -> None:
+    for values in ([], [1, 1]):
+        raw["preprocessing"][field] = values
+        assert f"preprocessing.{field} has {len(values)} values" in refused(raw)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("weights", "source"), 7, "weights.source is 7, expected str"),
+        (("parity", "batches", "1"), "x", "parity.batches.1 is 'x', expected float"),
+        (("parity", "batches", "1"), True, "parity.batches.1 is True, expected float"),
+        (("parity", "batches"), [], "parity.batches is []"),
+        (("golden", "probabilities"), [0.5, "x", 0], "golden.probabilities[1] is 'x', expected float"),
+        (("golden", "probabilities"), {}, "golden.probabilities is {}"),
+        (("preprocessing", "crop"), [8], "preprocessing.crop is [8]"),
+        (("preprocessing", "crop"), [8, 8, 8], "preprocessing.crop is [8, 8, 8]"),
+        (("preprocessing", "crop"), [8, 8.5], "preprocessing.crop[1] is 8.5, expected int"),
+        (("preprocessing", "crop"), "8", "preprocessing.crop is '8'"),
+        (("preprocessing", "resize"), [8], "preprocessing.resize is [8]"),
+        (("preprocessing", "resize", "mode"), "longer", "preprocessing.resize.mode is 'longer', expected one of"),
+        (("files", "model.onnx", "bytes"), "x", "files.model.onnx.bytes is 'x', expected int"),
+        (("files", "model.onnx"), 1, "files.model.onnx is 1, expected FileDigest"),
+        (("agreement",), 3, "agreement is 3"),
+        (("version",), 1.0, "version is 1.0, expected int"),
+    ],
+)
+def test_a_wrong_type_is_named_with_its_place(
+    raw: dict[str, Any], path: tuple[str, ...], value: Any, said: str
+) -> None:
+    target = raw
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    assert said in refused(raw)
+
+
+def test_whole_numbers_are_read_as_floats(raw: dict[str, Any]) -> None:
+    raw["golden"]["tolerance"] = 1
+    tolerance = manifests.parse(json.dumps(raw)).golden.tolerance
+    assert (tolerance, type(tolerance)) == (1.0, float)
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "JSON"), ("[]", "holds a list"), ("3", "holds a int")])
+def test_what_is_no_object_is_told(text: str, said: str) -> None:
+    with pytest.raises(ModelLoadFailed, match=said):
+        manifests.parse(text)
+    with pytest.raises(ModelLoadFailed, match=said):
+        manifests.parse_preprocessing(text, (8, 8, 1))
+
+
+def test_an_unreadable_manifest_says_why(tmp_path: Path) -> None:
+    (tmp_path / manifests.MANIFEST_FILE).mkdir()
+    with pytest.raises(ModelLoadFailed, match=r"manifest\.json cannot be read: .*directory"):
+        manifests.read(tmp_path)
+    (tmp_path / manifests.MANIFEST_FILE).rmdir()
+    (tmp_path / manifests.MANIFEST_FILE).write_bytes(b"\xff")
+    with pytest.raises(ModelLoadFailed, match=r"manifest\.json cannot be read: .*utf-8"):
+        manifests.read(tmp_path)
+
+
+PREPROCESSING = {"color": "L", "mean": [0], "std": [1], "normalize": "none"}
+
+
+def test_a_preprocessing_by_itself_may_leave_out_what_a_manifest_has() -> None:
+    spec = manifests.parse_preprocessing(json.dumps(PREPROCESSING | {"crop": [8, 6]}), (8, 6, 1))
+    assert (spec.resize, spec.crop, spec.exif_orientation) == (None, (8, 6), True)
+    resize = {"mode": "exact", "size": [8, 6]}
+    spec = manifests.parse_preprocessing(json.dumps(PREPROCESSING | {"resize": resize}), (8, 6, 1))
+    assert (spec.resize, spec.crop) == (Resize("exact", (8, 6)), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"resise": None, "croq": None},
+            "no field 'croq'; known: color, crop, exif_orientation, mean, normalize, resize",
+        ),
+        ({"crop": [6, 8]}, "[8, 6]"),
+        ({}, "[8, 6]"),
+        ({"crop": [8, 6], "color": "RGB"}, "RGB"),
+        ({"crop": [8, "6"]}, "manifest.json: crop[1] is '6', expected int"),
+    ],
+)
+def test_a_preprocessing_by_itself_is_checked(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelLoadFailed) as caught:
+        manifests.parse_preprocessing(json.dumps(PREPROCESSING | changes), (8, 6, 1))
+    assert said in str(caught.value)
+
+
+def test_altered_files_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
+    folder = write_version(tmp_path / "tiny" / "1")
+    manifest = manifests.read(folder)
+    assert manifest is not None
+    assert manifests.altered_files(manifest, folder) == {}
+    labels, image = folder / "labels.txt", folder / "golden.png"
+    labels.write_text(labels.read_text().upper())
+    image.unlink()
+    found = manifests.altered_files(manifest, folder)
+    assert found.keys() == {"labels.txt", "golden.png"}
+    digests = (manifests.digest(labels).sha256[:12], manifest.files["labels.txt"].sha256[:12])
+    assert all(f"{digest}…" in found["labels.txt"] for digest in digests)
+    assert "missing" in found["golden.png"]
+
+
+def test_a_manifest_is_written_for_people(tmp_path: Path) -> None:
+    text = (write_version(tmp_path / "tiny" / "1") / manifests.MANIFEST_FILE).read_text()
+    assert text.startswith('{\n  "model": "tiny",\n  "version": 1,\n')
+    assert text.endswith("\n}\n")
