@@ -72,7 +72,7 @@ def test_fill_bytes_and_markers_without_length_are_passed_over() -> None:
 
 
 def test_a_jpeg_without_picture() -> None:
-    assert "no picture" in refused(SOI + APP + EOI)
+    assert "no image data" in refused(SOI + APP + EOI)
     # An end behind the scan is not looked for.
     assert jpeg(frame(7, 6), scan()).height == 6
 
@@ -105,8 +105,8 @@ def chunk(kind: bytes, data: bytes = b"", length: int | None = None) -> bytes:
 
 def test_a_png() -> None:
     assert read_header(png(70_000, 3)) == ImageHeader("PNG", 70_000, 3)
-    assert "does not begin with its header" in refused(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDX", bytes(13)))
-    assert "does not begin with its header" in refused(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(12)))
+    assert "does not begin with an IHDR chunk" in refused(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDX", bytes(13)))
+    assert "does not begin with an IHDR chunk" in refused(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(12)))
     assert "ends within its header" in refused(png(7, 6)[:23])
     assert read_header(png(7, 6)[:24]).height == 6
 
@@ -247,7 +247,7 @@ def test_the_first_frame_of_a_gif_may_enlarge_it(frame: tuple[int, int, int, int
 
 
 def test_a_gif_without_picture() -> None:
-    assert "no picture" in refused(gif(10, 10, extension(b"\x2c\x3b"), b"\x3b", picture()))
+    assert "no image data" in refused(gif(10, 10, extension(b"\x2c\x3b"), b"\x3b", picture()))
     # Stray bytes between blocks.
     assert read_header(gif(10, 10, b"\x01\x02", picture())).width == 10
 
