@@ -244,7 +244,7 @@ def golden_rows(folder: Path) -> NDArray[np.float32]:
     """Returns the golden probabilities of a version folder: a row for each golden image."""
     manifest = manifests.read(folder)
     assert manifest is not None
-    return manifests.golden_probabilities(manifest, lambda name: (folder / name).read_bytes())
+    return manifests.golden_probabilities(manifest, lambda name: (folder / name).read_bytes()).copy()
 
 
 def open_version(folder: ModelFolder, version: int, **options: Any) -> OpenVersion:
