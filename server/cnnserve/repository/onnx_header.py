@@ -13,7 +13,7 @@ from cnnserve.repository.onnx_wire import Span
 
 _IR_VERSION, _OPSET_IMPORT = 1, 8
 _DOMAIN, _VERSION = 1, 2
-# Longest domain that is read, in bytes: a damaged length must not lead to a read of that size.
+# Longest entry of opset_import that is read, in bytes: a damaged length must not lead to a read of that size.
 _LONGEST = 4096
 
 # ONNX Runtime 1.18 (May 2024) and all later versions read this operator set.
@@ -47,12 +47,10 @@ def _read(file: BinaryIO) -> OnnxHeader:
     for number, value in onnx_wire.fields(file):
         if number == _IR_VERSION and isinstance(value, int):
             ir_version = value
-        elif number == _OPSET_IMPORT and isinstance(value, Span):
-            domain, version = "", 0
-            for part, entry in onnx_wire.fields(file, value):
-                if part == _DOMAIN and isinstance(entry, Span):
-                    domain = onnx_wire.content(file, entry, _LONGEST).decode()
-                elif part == _VERSION and isinstance(entry, int):
-                    version = entry
-            opsets[domain or "ai.onnx"] = version
+        elif number == _OPSET_IMPORT and isinstance(value, Span) and value.size <= _LONGEST:
+            entry = dict(onnx_wire.fields(file, value))
+            domain, version = entry.get(_DOMAIN, Span(0, 0)), entry.get(_VERSION)
+            if isinstance(domain, Span):
+                name = onnx_wire.content(file, domain, _LONGEST).decode()
+                opsets[name or "ai.onnx"] = version if isinstance(version, int) else 0
     return OnnxHeader(ir_version, opsets)
