@@ -91,6 +91,86 @@ def test_the_smallest_sizes_are_read(raw: dict[str, Any]) -> None:
     assert manifests.parse(json.dumps(raw)).input.shape == (1, 1, 1)
 
 
+AGREEMENT = {
+    "images": {"name": "photos", "count": 100, "sha256": "ab" * 32},
+    "top1": 1,
+    "needed": 0.99,
+    "largest_difference": 0.01,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "low", "high"),
+    [
+        (("version",), 1, 10**18 - 1),
+        (("parameters",), 0, 2**63 - 1),
+        (("onnx", "opset"), 0, 2**63 - 1),
+        (("onnx", "ir_version"), 0, 2**63 - 1),
+        (("max_batch_size",), 1, 65536),
+        (("parity", "tolerance"), 0, 1),
+        (("parity", "batches", "1"), 0, 1),
+        (("files", "labels.txt", "bytes"), 0, 2**63 - 1),
+        (("agreement", "top1"), 0, 1),
+        (("agreement", "needed"), 0, 1),
+        (("agreement", "largest_difference"), 0, 1),
+        (("preprocessing", "pad", "color", 0), 0, 255),
+        (("preprocessing", "mean", 0), -(10**6), 10**6),
+        (("preprocessing", "std", 0), 2.0**-126, 10**6),
+        (("preprocessing", "scale"), 2.0**-126, 10**6),
+        (("preprocessing", "resize", "size", 0), 1, 65536),
+    ],
+)
+def test_numbers_have_a_range(raw: dict[str, Any], path: tuple[str | int, ...], low: float, high: float) -> None:
+    raw["agreement"] = dict(AGREEMENT)
+    raw["preprocessing"] |= {"pad": {"color": [0]}, "crop": [8, 8], "resize": {"mode": "shorter", "size": [8]}}
+    target = raw
+    for key in path[:-1]:
+        target = target[key]  # type: ignore[index]
+    for value in (low, high):
+        target[path[-1]] = value  # type: ignore[index]
+        manifests.parse(json.dumps(raw))
+    for value in (low - 1, high + 1 if high < 10**17 else high * 2):
+        target[path[-1]] = value  # type: ignore[index]
+        name = ".".join(str(key) for key in path if not isinstance(key, int))
+        assert f"{name} is " in refused(raw)
+
+
+@pytest.mark.parametrize(("classes", "fits"), [(1, True), (2**24, True), (2**24 + 1, False), (0, False)])
+def test_a_model_has_up_to_16_million_classes(raw: dict[str, Any], classes: int, fits: bool) -> None:
+    raw["class_count"], raw["output"]["shape"] = classes, [classes]
+    raw["files"]["golden.bin"]["bytes"] = 4 * classes
+    if fits:
+        assert manifests.parse(json.dumps(raw)).class_count == classes
+    else:
+        assert "class_count is " in refused(raw)
+
+
+@pytest.mark.parametrize(("side", "fits"), [(65536, True), (65537, False)])
+def test_a_side_has_up_to_65536_pixels(raw: dict[str, Any], side: int, fits: bool) -> None:
+    raw["input"]["shape"] = [8, side, 1]
+    raw["preprocessing"] |= {"crop": [8, side], "resize": None}
+    if fits:
+        assert manifests.parse(json.dumps(raw)).input.shape == (8, side, 1)
+    else:
+        assert "input.shape is " in refused(raw)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "log_tolerance"), [("fp32", 1e-4, 1e-3), ("fp16", 1e-2, None), ("int8", 1e-2, None)]
+)
+def test_tolerances_have_limits(
+    raw: dict[str, Any], precision: str, tolerance: float, log_tolerance: float | None
+) -> None:
+    largest = log_tolerance or manifests.LOG_TOLERANCES[precision]
+    raw["onnx"]["precision"] = precision
+    raw["golden"] |= {"tolerance": tolerance, "log_tolerance": largest}
+    assert manifests.parse(json.dumps(raw)).golden.tolerance == tolerance
+    raw["golden"]["tolerance"] = tolerance * 1.001
+    assert f"at most {tolerance:g}, the limit of the server for {precision}" in refused(raw)
+    raw["golden"] |= {"tolerance": tolerance, "log_tolerance": largest * 1.001}
+    assert f"golden.log_tolerance is {largest * 1.001:g}, expected more than 0 and at most {largest:g}" in refused(raw)
+
+
 def test_a_manifest_may_have_no_labels(raw: dict[str, Any]) -> None:
     raw["labels"] = None
     assert manifests.parse(json.dumps(raw)).labels is None

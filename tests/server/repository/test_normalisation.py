@@ -153,6 +153,68 @@ def test_what_the_server_normalised_is_not_normalised_again(tmp_path: Path, step
     assert bool(found) is bool(said)
 
 
+@pytest.mark.parametrize("field", ["float_data", "raw_data"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_constants_are_stored_in_two_ways(tmp_path: Path, field: str, dtype: type[np.floating]) -> None:
+    model = onnx.load_from_string(graph(PIXELS, SAME[0], dtype))
+    for number, constant in enumerate(model.graph.initializer):
+        if field == "float_data":
+            values = numpy_helper.to_array(constant).ravel().tolist()
+            tensor = helper.make_tensor(constant.name, constant.data_type, constant.dims, values)
+            assert not tensor.raw_data
+            model.graph.initializer[number].CopyFrom(tensor)
+    data = model.SerializeToString()
+    assert asked(tmp_path, PIXELS, "graph", data) == ""
+    assert "mean 0.485 0.456 0.406" in asked(tmp_path, PIXELS, "graph", data, mean=OTHER)
+
+
+def test_the_operators_of_onnx_have_two_names(tmp_path: Path) -> None:
+    model = onnx.load_from_string(graph(PIXELS, SAME[0]))
+    for domain, clear in (("ai.onnx", True), ("com.example", False)):
+        for node in model.graph.node:
+            node.domain = domain
+        assert bool(asked(tmp_path, PIXELS, "graph", model.SerializeToString(), mean=OTHER)) is clear
+
+
+def test_a_transpose_without_order_turns_all_dimensions_round(tmp_path: Path) -> None:
+    """(N, H, W, C) becomes (C, W, H, N), so the channels come first."""
+    model = onnx.load_from_string(graph(PIXELS, SAME[0]))
+    model.graph.node[0].ClearField("attribute")
+    for constant in model.graph.initializer:
+        if constant.dims:
+            constant.dims[:] = [3, 1, 1, 1]
+    assert asked(tmp_path, PIXELS, "graph", model.SerializeToString()) == ""
+    assert asked(tmp_path, PIXELS, "graph", model.SerializeToString(), mean=OTHER)
+
+
+@pytest.mark.parametrize("by", [1.009, 1.011])
+def test_the_std_may_differ_by_a_hundredth(tmp_path: Path, by: float) -> None:
+    data = graph(PIXELS, SAME[0])
+    assert bool(asked(tmp_path, PIXELS, "graph", data, std=times(STD, by))) is (by > 1.01)
+
+
+@pytest.mark.parametrize("by", [0.0019, 0.0021])
+def test_the_mean_may_differ_by_half_a_pixel(tmp_path: Path, by: float) -> None:
+    data = graph(PIXELS, SAME[0])
+    mean = [value + by for value in MEAN]
+    assert bool(asked(tmp_path, PIXELS, "graph", data, mean=mean)) is (by > 0.002)
+
+
+@pytest.mark.parametrize(("divisor", "told"), [(7.9, False), (8.1, True)])
+def test_normalised_values_are_divided_by_less_than_pixels(tmp_path: Path, divisor: float, told: bool) -> None:
+    assert bool(asked(tmp_path, FLOATS, "host", graph(FLOATS, [("Div", divisor)]))) is told
+
+
+def test_a_manifest_may_state_a_std_of_1(tmp_path: Path) -> None:
+    data = graph(PIXELS, SAME[2])
+    assert asked(tmp_path, PIXELS, "graph", data, MEAN, (1.0,) * 3)
+    assert asked(tmp_path, PIXELS, "graph", data, (0.0,) * 3, (1.0,) * 3)
+    assert asked(tmp_path, PIXELS, "none", data, MEAN, (1.0,) * 3)
+    assert asked(tmp_path, PIXELS, "none", data, (0.0,) * 3, STD)
+    # What follows the mean may belong to the network.
+    assert asked(tmp_path, PIXELS, "graph", graph(PIXELS, SAME[0]), MEAN, (1.0,) * 3) == ""
+
+
 def test_a_manifest_that_states_nothing_cannot_be_contradicted(tmp_path: Path) -> None:
     for steps in SAME:
         assert asked(tmp_path, PIXELS, "none", graph(PIXELS, steps), (0.0,) * 3, (1.0,) * 3) == ""

@@ -57,7 +57,7 @@ def values(manifest: Manifest, data: bytes) -> "NDArray[np.float32]":
             f"{name} has {len(data) / BYTES_PER_VALUE:g} values, expected {classes} (class_count) for each of "
             f"{images} golden image(s)"
         )
-    rows = np.frombuffer(data, _FLOAT32).reshape(images, classes)
+    rows: NDArray[np.float32] = np.frombuffer(data, _FLOAT32).reshape(images, classes)
     if not np.isfinite(rows).all():
         raise InvalidField(f"{name} holds values that are not finite")
     if manifest.activation != "none" and (rows.min() < 0 or rows.max() > 1 + _SUM_TOLERANCE):
@@ -66,4 +66,4 @@ def values(manifest: Manifest, data: bytes) -> "NDArray[np.float32]":
     if manifest.activation == "softmax" and (np.abs(sums - 1) > _SUM_TOLERANCE).any():
         worst = sums[np.abs(sums - 1).argmax()]
         raise InvalidField(f"{name}: the probabilities of an image sum to {worst:g}, expected 1")
-    return rows.astype(np.float32, copy=False)
+    return rows
