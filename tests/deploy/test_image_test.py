@@ -91,11 +91,15 @@ def test_a_stop_under_load_loses_no_request(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_killed_fails_it(tmp_path: Path) -> None:
-    with serving(tmp_path / "log", REPOSITORY) as server:
-        pid = server.process.pid
-        code, said = stop(server, f"kill -KILL {pid}; while kill -0 {pid} 2> /dev/null; do sleep 0.05; done")
-        # Clients try again, so most requests end as refused ones; none that was in flight is answered.
-        assert code == 1, said
+    """A kill may fall between two requests, so one of several has to be seen."""
+
+    def is_seen(number: int) -> bool:
+        with serving(tmp_path / f"log{number}", REPOSITORY) as server:
+            pid = server.process.pid
+            code, _ = stop(server, f"kill -KILL {pid}; while kill -0 {pid} 2> /dev/null; do sleep 0.05; done")
+            return code == 1
+
+    assert any(is_seen(number) for number in range(8))
 
 
 def test_without_an_engine_the_test_says_what_it_needs(tmp_path: Path) -> None:
@@ -117,7 +121,8 @@ def test_without_an_engine_the_test_says_what_it_needs(tmp_path: Path) -> None:
         env={"PATH": str(programs), "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 1
-    assert "needs docker with a running daemon or podman, and the image python:3.11-slim-bookworm" in done.stderr
+    said = "no usable container engine; it takes podman, or docker with a running daemon, and the image"
+    assert f"{said} python:3.11-slim-bookworm" in done.stderr
     # The temporary folder is gone.
     assert {path.name for path in tmp_path.iterdir()} == {"checkout", "bin"}
 
@@ -138,7 +143,7 @@ def test_the_image_copies_and_imports_what_there_is() -> None:
 
 
 def test_the_image_installs_what_the_extra_says(tmp_path: Path) -> None:
-    (program,) = re.findall(r'RUN python -c "(import tomllib;.+?)" > cpu\.txt', DOCKERFILE, re.DOTALL)
+    (program,) = re.findall(r'RUN python -c "(import tomllib;.+?)" \\\n +> needs\.txt', DOCKERFILE, re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", program.replace("\\\n", "")],
         check=True,

@@ -35,6 +35,8 @@ _LEAST_PATIENCE_S = 0.2
 # How often memory is looked at while messages are on their way, and from which age a message counts as slow.
 _LOOK_S = 0.02
 _SLOW_S = 0.02
+# Streams end after this many looks with too little memory.
+_PATIENT_LOOKS = 25
 # Memory that was freed last is returned to the system after this many looks at an idle server.
 _QUIET_LOOKS = 60
 # Connections whose sizes are remembered.
@@ -111,6 +113,7 @@ class Receiving:
         self._expected = 0
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_looks = 0
+        self._high_looks = 0
 
     def __repr__(self) -> str:
         waiting = sum(len(peer.waiting) for peer in self._queue)
@@ -203,15 +206,20 @@ class Receiving:
     def _look(self) -> None:
         self._timer = None
         if self._pressure.look():
+            self._high_looks += 1
             slow = self._older(_SLOW_S)
-            # A stream that waits for its next message looks the same as one whose message is on its way.
-            unary = [turn for turn in slow if not turn.reader.is_stream]
-            self._end(unary or slow, "the server has no memory for messages that are large or arrive slowly")
+            # A stream that waits for its next message looks the same as one whose message is on its way. So streams end
+            # only if memory is not free again soon.
+            if self._high_looks < _PATIENT_LOOKS:
+                slow = [turn for turn in slow if not turn.reader.is_stream]
+            self._end(slow, "the server has no memory for messages that are large or arrive slowly")
         elif self._queue:
             patience_s = max(_LEAST_PATIENCE_S, _PATIENCE_S / (1 + len(self._queue) / _MANY))
             silent = [turn for turn in self._older(patience_s) if turn.is_new]
             self._end(silent, f"no whole message came within {patience_s:.1f} s while other requests waited")
             self.advance()
+        if not self._pressure.is_high:
+            self._high_looks = 0
         if not self._budget.has_room(0):
             self._relieve()
         self._pressure.trim_if_worth_it()
