@@ -52,7 +52,10 @@ _COMMANDS = {
         "cnnserve_client.commands.cli", "health", "exit with status 0 if a running server or a model is SERVING"
     ),
     "completion": _Command(
-        "cnnserve.completion", "completion", "print the code for completion in bash, zsh or fish", "completion"
+        "cnnserve_client.commands.completion",
+        "completion",
+        "print the code for completion in bash, zsh or fish",
+        "completion",
     ),
 }
 
@@ -60,9 +63,8 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status."""
     if "_ARGCOMPLETE" in os.environ:  # a shell requests completions
-        from cnnserve.completion import complete
-
-        complete({name: command.help for name, command in _COMMANDS.items()})
+        completion = importlib.import_module(_COMMANDS["completion"].module)
+        completion.complete({name: command.help for name, command in _COMMANDS.items()})
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())

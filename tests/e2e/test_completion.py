@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cnnserve.cli import _COMMANDS, main
-from cnnserve.completion import _PARSERS
+from cnnserve_client.commands.completion import _PARSERS
 from support import HANG_S
 
 NAMES = list(_COMMANDS)

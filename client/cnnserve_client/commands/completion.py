@@ -28,7 +28,7 @@ _PARSERS = {
     "load": (_CLIENT, "load_parser"),
     "unload": (_CLIENT, "unload_parser"),
     "health": (_CLIENT, "health_parser"),
-    "completion": ("cnnserve.completion", "completion_parser"),
+    "completion": ("cnnserve_client.commands.completion", "completion_parser"),
 }
 
 
