@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository import onnx_head
+from cnnserve.repository import onnx_head, onnx_wire
 from cnnserve.repository.manifest import Preprocessing, TensorInfo
 from cnnserve.repository.normalisation import contradiction
 from support import REPOSITORY
@@ -185,6 +185,51 @@ def test_a_transpose_without_order_turns_all_dimensions_round(tmp_path: Path) ->
             constant.dims[:] = [3, 1, 1, 1]
     assert asked(tmp_path, PIXELS, "graph", model.SerializeToString()) == ""
     assert asked(tmp_path, PIXELS, "graph", model.SerializeToString(), mean=OTHER)
+
+
+def first_steps(
+    nodes: Sequence[onnx.NodeProto], constants: Sequence[NDArray[np.generic]] = ()
+) -> list[onnx_head.Affine]:
+    """Returns what is clear of a graph with these nodes and the constants k0, k1, ..."""
+    tensors = [numpy_helper.from_array(constant, f"k{number}") for number, constant in enumerate(constants)]
+    model = helper.make_model(helper.make_graph(nodes, "steps", [], [], tensors))
+    return onnx_head.input_arithmetic(io.BytesIO(model.SerializeToString()), "x", 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constant", "count"),
+    [
+        ([("Identity", ["x"]), ("Mul", ["y0", "k0"])], np.float32(2), 1),
+        ([("Cast", ["x"]), ("Add", ["y0", "k0"]), ("Mul", ["y1", "k0"])], np.ones((3, 1, 1), np.float32), 2),
+        ([("Mul", ["x", "k0"])], np.ones((1, 3, 1, 1), np.float32), 1),
+        ([("Mul", ["x", "k0"])], np.ones((1,), np.float32), 1),
+        ([("Relu", ["x"]), ("Mul", ["y0", "k0"])], np.float32(2), 0),
+        ([("Mul", ["x", "x"])], np.float32(2), 0),
+        ([("Mul", ["x", "z"])], np.float32(2), 0),
+        ([("Mul", ["x", "k0"]), ("Add", ["x", "y0"])], np.float32(2), 0),
+        ([("Div", ["k0", "x"])], np.float32(2), 0),
+        ([("Div", ["x", "k0"])], np.float32(0), 0),
+        # Not one value for each channel.
+        ([("Mul", ["x", "k0"])], np.ones((3,), np.float32), 0),
+        ([("Mul", ["x", "k0"])], np.ones((2, 1, 1), np.float32), 0),
+        ([("Mul", ["x", "k0"])], np.ones((3, 1, 2), np.float32), 0),
+        ([("Mul", ["x", "k0"])], np.ones((1, 1, 3, 1, 1), np.float32), 0),
+        ([("Mul", ["x", "k0"])], np.ones((1, 1, 1, 1, 1), np.float32), 0),
+        ([("Mul", ["x", "k0"])], np.int32(2), 0),
+    ],
+)
+def test_steps_end_where_they_are_not_clear(
+    nodes: Sequence[tuple[str, Sequence[str]]], constant: NDArray[np.generic], count: int
+) -> None:
+    made = [helper.make_node(operator, inputs, [f"y{n}"]) for n, (operator, inputs) in enumerate(nodes)]
+    assert len(first_steps(made, [np.asarray(constant)])) == count
+
+
+def test_packed_integers_are_read() -> None:
+    # 1, 300 and 7, between two bytes that do not belong to them.
+    file = io.BytesIO(b"\xff\x01\xac\x02\x07\x09")
+    assert onnx_wire.integers(file, onnx_wire.Span(1, 4)) == [1, 300, 7]
+    assert onnx_wire.integers(file, onnx_wire.Span(1, 0)) == []
 
 
 @pytest.mark.parametrize("by", [1.009, 1.011])
