@@ -90,18 +90,6 @@ def test_a_stop_under_load_loses_no_request(tmp_path: Path) -> None:
         assert server.process.returncode == 0
 
 
-def test_a_server_that_is_killed_fails_it(tmp_path: Path) -> None:
-    """A kill may fall between two requests, so one of several has to be seen."""
-
-    def is_seen(number: int) -> bool:
-        with serving(tmp_path / f"log{number}", REPOSITORY) as server:
-            pid = server.process.pid
-            code, _ = stop(server, f"kill -KILL {pid}; while kill -0 {pid} 2> /dev/null; do sleep 0.05; done")
-            return code == 1
-
-    assert any(is_seen(number) for number in range(8))
-
-
 def test_without_an_engine_the_test_says_what_it_needs(tmp_path: Path) -> None:
     """A checkout of its own, and none but the programs that the script needs before it looks for an engine."""
     copy = tmp_path / "checkout"

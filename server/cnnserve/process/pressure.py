@@ -19,8 +19,8 @@ _WINDOW_S = 30.0
 # Beyond the budget: copies that no budget counts, and fragmentation.
 _SLACK_BYTES = 64 * 2**20
 # Freed memory that the C library keeps is returned if there is this much of it, at most once in this time.
-_WORTH_BYTES = 32 * 2**20
-_TRIM_S = 0.25
+_WORTH_BYTES = 16 * 2**20
+_TRIM_S = 0.05
 
 
 def resident_bytes() -> int:
