@@ -229,7 +229,7 @@ async def test_a_status_carries_its_text_in_full(channel: grpc.aio.Channel, key:
 async def test_a_full_queue_names_its_pushback(channel: grpc.aio.Channel) -> None:
     error = await failure(unary(channel, "Fail")(StringValue(value="full")))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "250"
+    assert ("grpc-retry-pushback-ms", "250") in list(error.trailing_metadata())
 
 
 async def test_a_stray_exception_is_internal_with_a_fixed_text(channel: grpc.aio.Channel) -> None:
@@ -341,7 +341,7 @@ async def test_a_stream_that_fails_carries_status_and_trailers(channel: grpc.aio
     assert (await stream.read()).value == b"a"
     error = await failure(stream.read())
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "250"
+    assert ("grpc-retry-pushback-ms", "250") in list(error.trailing_metadata())
 
 
 async def test_a_client_that_leaves_ends_its_stream(server: Server, channel: grpc.aio.Channel) -> None:
