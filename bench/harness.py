@@ -124,6 +124,18 @@ def end(process: subprocess.Popen[str]) -> None:
             process.wait()
 
 
+@contextlib.contextmanager
+def empty_server() -> Iterator[Server]:
+    """Yields the gRPC server that runs no model, and ends it in any case."""
+    command = [sys.executable, str(BENCH / "empty_server.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            port = process.stdout.readline().strip() if process.stdout else ""
+            yield Server(process, time.perf_counter(), [], f"127.0.0.1:{port}")
+        finally:
+            end(process)
+
+
 class Worker:
     """A process that runs a script of this folder. Commands and results are lines of JSON."""
 

@@ -10,9 +10,7 @@ LeNet-5 is also compared with a gRPC server that runs no model.
 
 import argparse
 import contextlib
-import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -112,13 +110,8 @@ def _empty(model: str) -> Iterator[Server | None]:
     if model != "lenet5":
         yield None
         return
-    command = [sys.executable, str(harness.BENCH / "empty_server.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            port = process.stdout.readline().strip() if process.stdout else ""
-            yield Server(process, time.perf_counter(), [], f"127.0.0.1:{port}")
-        finally:
-            harness.end(process)
+    with harness.empty_server() as server:
+        yield server
 
 
 def _quietest(cell: Callable[[], dict[str, float]], again: int) -> dict[str, float]:

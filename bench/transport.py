@@ -7,16 +7,12 @@ on `grpc.aio`, which reads and writes the same messages.
 """
 
 import argparse
-import contextlib
-import subprocess
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import harness
-from harness import Server, median
+from harness import median
 
 IN_FLIGHT = (1, 16, 64)
 # Of the empty servicer's: CPU time a request at most, requests/s at least.
@@ -36,7 +32,7 @@ def main() -> int:
         harness.only(["lenet5"], root) as repository,
         harness.serving(repository, "--grpc-transport", "core") as core,
         harness.serving(repository, "--grpc-transport", "aio") as aio,
-        _empty() as empty,
+        harness.empty_server() as empty,
     ):
         request = harness.infer_request(harness.manifest_of(repository, "lenet5"), "lenet5")
         harness.check_answer(core, request)
@@ -60,17 +56,6 @@ def main() -> int:
     misses = _print(summary)
     harness.write_result("transport", {"settings": vars(options) | {"repository": None}, "cells": summary})
     return 1 if misses else 0
-
-
-@contextlib.contextmanager
-def _empty() -> Iterator[Server]:
-    command = [sys.executable, str(harness.BENCH / "empty_server.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            port = process.stdout.readline().strip() if process.stdout else ""
-            yield Server(process, time.perf_counter(), [], f"127.0.0.1:{port}")
-        finally:
-            harness.end(process)
 
 
 def _print(summary: dict[str, Any]) -> int:
