@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import random
-import resource
 import signal
 import struct
 import sys
@@ -184,21 +183,22 @@ def run(seed: int, first: int, count: int, progress: Path | None = None) -> dict
         slowest = max(slowest, (seconds, number))
         outcomes[outcome] += 1
         if number == first + int(_SETTLED * count):
-            settled = _resident_kib()
+            settled = _memory_kib("VmRSS")
     return {
         "outcomes": outcomes,
         "failures": failures,
         "slowest_cpu_s": slowest[0],
         "slowest": slowest[1],
-        "growth_mib": (_resident_kib() - settled) / 1024,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "growth_mib": (_memory_kib("VmRSS") - settled) / 1024,
+        "peak_mib": _memory_kib("VmHWM") / 1024,
     }
 
 
-def _resident_kib() -> int:
+def _memory_kib(field: str) -> int:
+    """Returns `VmRSS` or `VmHWM` of this process. `ru_maxrss` would not do: a child inherits it from its parent."""
     heap.trim()
     with Path("/proc/self/status").open() as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+        return next(int(line.split()[1]) for line in status if line.startswith(field))
 
 
 def _main() -> int:

@@ -139,7 +139,8 @@ class _Load:
     def run_client(self, work: Sequence[tuple[list[bytes], list[str]]], number: int) -> None:
         """Sends the next request when the last has ended, until `finished`."""
         # gRPC shares one connection between channels of the same options; other limits make one for each client.
-        with Client(self._address, timeout_s=_REQUEST_TIMEOUT_S, max_message_mib=64 + number) as client:
+        # A call that is tried again would hide that the server had accepted it and lost it.
+        with Client(self._address, timeout_s=_REQUEST_TIMEOUT_S, max_message_mib=64 + number, retries=0) as client:
             for images, labels in itertools.cycle(work):
                 if self.finished.is_set():
                     return

@@ -90,6 +90,14 @@ def test_a_stop_under_load_loses_no_request(tmp_path: Path) -> None:
         assert server.process.returncode == 0
 
 
+def test_a_server_that_is_killed_fails_it(tmp_path: Path) -> None:
+    with serving(tmp_path / "log", REPOSITORY) as server:
+        pid = server.process.pid
+        code, said = stop(server, f"kill -KILL {pid}; while kill -0 {pid} 2> /dev/null; do sleep 0.05; done")
+        assert code == 1, said
+        assert " 0 lost" not in said
+
+
 def test_without_an_engine_the_test_says_what_it_needs(tmp_path: Path) -> None:
     """A checkout of its own, and none but the programs that the script needs before it looks for an engine."""
     copy = tmp_path / "checkout"
