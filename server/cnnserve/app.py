@@ -70,10 +70,10 @@ def run(config: ServerConfig) -> int:
     sys.setswitchinterval(_SWITCH_S)
     heap.limit_arenas(max(2, _cpu_threads(config)))
     code = uvloop.run(_run(config))
+    logging.shutdown()
     if any(thread.daemon for thread in threading.enumerate()):
         # A load, or a run longer than the grace period, is still in native code, which would abort the process if the
         # interpreter ended normally. All other work has ended, so nothing is lost.
-        logging.shutdown()
         os._exit(code)
     return code
 

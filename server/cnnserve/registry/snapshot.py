@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import cnnserve
+from cnnserve import logs
 from cnnserve.batching.statistics import Histogram
 from cnnserve.model.version import Model
 from cnnserve.process.admission import MemoryBudget
@@ -67,13 +68,17 @@ class Version:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Measurements of the whole server. Bytes are those of the memory budget; `refused`: requests that it refused."""
+    """Measurements of the whole server.
+
+    Bytes are those of the memory budget; `refused`: requests that it refused; `unlogged`: dropped log messages.
+    """
 
     versions: tuple[Version, ...]
     held_bytes: int
     decoding_bytes: int
     limit_bytes: int
     refused: int
+    unlogged: int
     server_version: str
     runtime_version: str
 
@@ -86,6 +91,7 @@ def snapshot(registry: Registry, budget: MemoryBudget) -> Snapshot:
         budget.decoding_bytes,
         budget.limit_bytes,
         budget.refused,
+        logs.dropped(),
         cnnserve.__version__,
         runtime_version(),
     )

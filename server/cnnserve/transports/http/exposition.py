@@ -158,6 +158,8 @@ class _Families:
         yield GaugeMetricFamily("cnnserve_memory_limit_bytes", f"{text}, in bytes (max_pending_mib)", now.limit_bytes)
         text = "Number of requests refused because they did not fit into the memory limit (max_pending_mib)"
         yield CounterMetricFamily("cnnserve_memory_refused_requests", text, now.refused)
+        text = "Number of log messages that were dropped, because standard error was not read"
+        yield CounterMetricFamily("cnnserve_log_dropped_messages", text, now.unlogged)
         info = {"version": now.server_version, "onnxruntime": now.runtime_version}
         yield InfoMetricFamily("cnnserve_server", "Versions of cnnserve and ONNX Runtime", info)
 
