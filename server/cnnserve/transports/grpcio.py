@@ -16,6 +16,7 @@ from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.errors import InferenceFailed
 from cnnserve.transports.calls import Gate, channel_arguments, parse, serialized
 from cnnserve.transports.lull import lull
+from cnnserve.transports.symbols import SymbolPool
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -45,7 +46,7 @@ class GrpcioTransport:
             services[method.service][method.rpc] = _rpc_handler(method, self._gate, max_message_bytes)
         for service, handlers in services.items():
             self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
-        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server)
+        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server, SymbolPool())
 
     def bind(self, host: str, port: int) -> int:
         """Takes the port (0: a free one) and returns it. Raises `OSError` if it is taken."""

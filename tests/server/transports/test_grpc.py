@@ -389,8 +389,13 @@ async def test_reflection_lists_and_describes_the_services(channel: grpc.aio.Cha
     await stream.write(pb.ServerReflectionRequest(list_services=""))
     names = {service.name for service in (await stream.read()).list_services_response.service}
     assert names == {"t.Test", "grpc.reflection.v1alpha.ServerReflection"}
-    await stream.write(pb.ServerReflectionRequest(file_containing_symbol="google.protobuf.BytesValue"))
-    assert (await stream.read()).file_descriptor_response.file_descriptor_proto
+    method = "grpc.reflection.v1alpha.ServerReflection.ServerReflectionInfo"
+    for symbol in ("google.protobuf.BytesValue", "grpc.reflection.v1alpha.ServerReflection", method):
+        await stream.write(pb.ServerReflectionRequest(file_containing_symbol=symbol))
+        assert (await stream.read()).file_descriptor_response.file_descriptor_proto
+    for unknown in ("t.Test.Unary", f"{method}.no", ""):
+        await stream.write(pb.ServerReflectionRequest(file_containing_symbol=unknown))
+        assert (await stream.read()).error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
     await stream.done_writing()
 
 

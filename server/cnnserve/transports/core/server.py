@@ -17,6 +17,7 @@ from cnnserve.transports.core.call import Call, RefusedCall, StreamCall, UnaryCa
 from cnnserve.transports.core.events import EventPump
 from cnnserve.transports.core.receiving import CALL_BYTES, Receiving, memory_of
 from cnnserve.transports.lull import lull
+from cnnserve.transports.symbols import SymbolPool
 
 _log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def _unknown(event: Any) -> Status:
 
 
 def _reflection(services: list[str]) -> Method:
-    servicer = reflection.aio.ReflectionServicer(services)
+    servicer = reflection.aio.ReflectionServicer(services, SymbolPool())
 
     def info(requests: Any, _: Any) -> Any:
         return servicer.ServerReflectionInfo(requests, None)
