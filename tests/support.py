@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
@@ -252,7 +252,7 @@ def open_version(folder: ModelFolder, version: int, **options: Any) -> OpenVersi
     return loader.open_version(folder, version, **{"cpu_threads": 1, "engine_cache": Path(os.devnull)} | options)
 
 
-def make_registry(root: Path, decoders: Executor, **settings: Any) -> Registry:
+def make_registry(root: Path, decoders: DecodingPool, **settings: Any) -> Registry:
     """Returns a registry that loads for one CPU thread; `settings` are those of `VersionOpener`."""
     return Registry(root, VersionOpener(open_version, decoders, **settings))
 

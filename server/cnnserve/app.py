@@ -10,7 +10,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +27,7 @@ from cnnserve.api.regions import SharedMemory
 from cnnserve.api.shared_memory import SharedMemoryService
 from cnnserve.config import ServerConfig
 from cnnserve.errors import ServingError
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model import loader
 from cnnserve.model_config.execution import Device
 from cnnserve.process import heap, memory_limit
@@ -96,7 +96,7 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
     threads = _cpu_threads(config)
     # As many decoding threads as CPU threads would not decode more images/s, but would delay the event loop and the
     # runs: the p99 of ResNet-18 with JPEGs on 2 cores rose by 10 % to 75 %. So the server uses one thread less.
-    decoders = ThreadPoolExecutor(config.decode_threads or max(1, threads - 1), "decode")
+    decoders = DecodingPool(config.decode_threads or max(1, threads - 1))
     budget = _memory_budget(config)
     registry = _registry(config, threads, decoders, budget)
     explicit = config.model_control_mode == EXPLICIT
@@ -171,7 +171,7 @@ async def serve(config: ServerConfig, shutdown: asyncio.Event, on_bound: Callabl
         http_end.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(http_task, 2 * _CLOSE_S)
-        decoders.shutdown(wait=False, cancel_futures=True)
+        decoders.close()
         _log.info("stopped")
 
 
@@ -208,7 +208,7 @@ def _follow_memory(asked_mib: int, budget: MemoryBudget, pressure: MemoryPressur
         budget.limit_bytes = memory_limit.budget(asked_mib, limit, pressure.idle_bytes).mib * 2**20
 
 
-def _registry(config: ServerConfig, threads: int, decoders: ThreadPoolExecutor, budget: MemoryBudget) -> Registry:
+def _registry(config: ServerConfig, threads: int, decoders: DecodingPool, budget: MemoryBudget) -> Registry:
     device: Device = "cuda" if config.device == "cuda" else "cpu"
     open_version = partial(
         loader.open_version,

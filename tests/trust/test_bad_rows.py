@@ -6,7 +6,6 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from cnnserve.api.regions import SharedMemory
 from cnnserve.batching.batcher import BatchResult
 from cnnserve.batching.row_check import SUSPECT_AFTER, RowCheck, RowKind, Streak
 from cnnserve.errors import BadAnswer, InvalidInput, ModelLoadFailed, ModelNotReady
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model.loader import OpenVersion
 from cnnserve.model.version import Model
 from cnnserve.process.admission import MemoryBudget
@@ -37,13 +37,13 @@ SUM = r"output 'probabilities' has probabilities from .*, expected 0 to 1|sum to
 
 
 @pytest.fixture
-def decoders() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as decoders:
+def decoders() -> Iterator[DecodingPool]:
+    with DecodingPool(1) as decoders:
         yield decoders
 
 
 @pytest.fixture
-async def registry(tmp_path: Path, decoders: ThreadPoolExecutor) -> AsyncIterator[Registry]:
+async def registry(tmp_path: Path, decoders: DecodingPool) -> AsyncIterator[Registry]:
     registry = make_registry(tmp_path, decoders)
     yield registry
     await asyncio.wait_for(registry.close(), 10)
@@ -164,9 +164,7 @@ async def test_bad_rows_do_not_take_a_version_out_that_passes_its_self_test(mode
     assert registry.get("tiny") is model
 
 
-async def test_a_version_that_fails_its_repeated_self_test_is_taken_out(
-    tmp_path: Path, decoders: ThreadPoolExecutor
-) -> None:
+async def test_a_version_that_fails_its_repeated_self_test_is_taken_out(tmp_path: Path, decoders: DecodingPool) -> None:
     tested: list[str] = []
 
     def fail() -> None:

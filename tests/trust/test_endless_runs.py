@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cnnserve.batching.guard import Guard
 from cnnserve.batching.instance import ModelInstance
 from cnnserve.batching.policy import BatchPolicy
 from cnnserve.errors import ModelLoadFailed, ModelNotReady, RunTimedOut
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.registry.lifecycle import State
 from cnnserve.registry.opening import LoadLimits, VersionOpener
 from cnnserve.registry.registry import Registry
@@ -32,13 +32,13 @@ SHORT = 'parameters { key: "cnnserve.run_timeout_s" value { string_value: "0.3" 
 
 
 @pytest.fixture
-def decoders() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as decoders:
+def decoders() -> Iterator[DecodingPool]:
+    with DecodingPool(1) as decoders:
         yield decoders
 
 
 @pytest.fixture
-async def registry(tmp_path: Path, decoders: ThreadPoolExecutor) -> AsyncIterator[Registry]:
+async def registry(tmp_path: Path, decoders: DecodingPool) -> AsyncIterator[Registry]:
     """A registry that gives a load up after 2 s."""
     opener = VersionOpener(partial(open_version, load_timeout_s=2.0), decoders, limits=LoadLimits(2.0, 60.0))
     registry = Registry(tmp_path, opener)
@@ -121,7 +121,7 @@ async def test_self_tests_that_never_end_hold_no_slot(tmp_path: Path, registry: 
     await until(lambda: not threads("load-") and not threads("a-1") and not threads("b-1"))
 
 
-async def test_a_load_that_ends_after_its_limit_is_dropped(tmp_path: Path, decoders: ThreadPoolExecutor) -> None:
+async def test_a_load_that_ends_after_its_limit_is_dropped(tmp_path: Path, decoders: DecodingPool) -> None:
     write_version(tmp_path / "m" / "1")
     gate = threading.Event()
 
@@ -138,7 +138,7 @@ async def test_a_load_that_ends_after_its_limit_is_dropped(tmp_path: Path, decod
     await registry.close()
 
 
-async def test_a_build_has_a_limit_of_its_own(tmp_path: Path, decoders: ThreadPoolExecutor) -> None:
+async def test_a_build_has_a_limit_of_its_own(tmp_path: Path, decoders: DecodingPool) -> None:
     write_version(tmp_path / "m" / "1")
     gate = threading.Event()
 

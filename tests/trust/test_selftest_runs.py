@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cnnserve.errors import ModelLoadFailed
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model import proving
 from cnnserve.model.comparison import Tolerance, compare
 from cnnserve.registry.lifecycle import State
@@ -24,13 +24,13 @@ SEVERAL = {"a.png": DARK, "b.png": picture("left"), "c.png": picture("bright")}
 
 
 @pytest.fixture
-def decoders() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as decoders:
+def decoders() -> Iterator[DecodingPool]:
+    with DecodingPool(1) as decoders:
         yield decoders
 
 
 @pytest.fixture
-async def registry(tmp_path: Path, decoders: ThreadPoolExecutor) -> AsyncIterator[Registry]:
+async def registry(tmp_path: Path, decoders: DecodingPool) -> AsyncIterator[Registry]:
     registry = make_registry(tmp_path, decoders)
     yield registry
     await asyncio.wait_for(registry.close(), 10)

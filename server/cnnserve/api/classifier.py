@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 
 from google.protobuf.message import Message
@@ -55,7 +56,7 @@ class ClassifierService:
         model.check_count(len(request.images), "images")
         images = [_image(image, index) for index, image in enumerate(request.images)]
         with self._budget.hold(sum(map(_size, images)) + len(images) * model.row_bytes):
-            result = await model.classify(images, request.top_k, context.deadline_ns)
+            result = await model.classify(images, request.top_k, context.deadline_ns, context.client)
         response = pb.ClassifyResponse(model=model.info.name, version=str(model.info.version))
         for outcome in result.outcomes:
             _add_result(response, outcome)
@@ -93,7 +94,8 @@ class ClassifierService:
             deadline_ns = own_ns if deadline_ns is None else min(own_ns, deadline_ns)
         try:
             async with _until_ns(deadline_ns):
-                answer.response.CopyFrom(await self.classify(request.request, CallContext(deadline_ns)))
+                own = replace(context, deadline_ns=deadline_ns)
+                answer.response.CopyFrom(await self.classify(request.request, own))
             self._check_size(answer)
         except Exception as error:
             told = status.of(error, f"{CLASSIFIER}/ClassifyStream")

@@ -27,12 +27,14 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class CallContext:
-    """What a handler may know of a call: its deadline in ns on the monotonic clock (None: it has none), its metadata.
+    """What a handler may know of a call: its deadline in ns on the monotonic clock (None: it has none), its client.
 
-    `metadata` is what the client sent beside its messages. gRPC's streams fill it, nothing else does.
+    `client` names the connection, such as "ipv4:127.0.0.1:4711". `metadata` is what the client sent beside its
+    messages. gRPC's streams fill it, nothing else does.
     """
 
     deadline_ns: int | None = None
+    client: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 

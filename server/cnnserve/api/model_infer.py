@@ -65,11 +65,13 @@ class Inference:
     memory: SharedMemory
     max_message_bytes: int
 
-    async def run(self, request: pb.ModelInferRequest, model: Model, deadline_ns: int | None) -> pb.ModelInferResponse:
-        """Returns the response of a model to a request. Raises `ServingError`s."""
+    async def run(
+        self, request: pb.ModelInferRequest, model: Model, deadline_ns: int | None, client: str = ""
+    ) -> pb.ModelInferResponse:
+        """Returns the response of a model to a request. `client` as in `CallContext`. Raises `ServingError`s."""
         checked = self.check(request, model)
         wanted = checked.wanted
-        result = await self._infer(request, model, checked, deadline_ns)
+        result = await self._infer(request, model, checked, deadline_ns, client)
         info = model.info
         outputs = [result.outputs[item.index] for item in wanted]
         self._check_size(sum(output.nbytes for item, output in zip(wanted, outputs, strict=True) if item.sends_values))
@@ -104,7 +106,7 @@ class Inference:
         )
 
     async def _infer(
-        self, request: pb.ModelInferRequest, model: Model, checked: Checked, deadline_ns: int | None
+        self, request: pb.ModelInferRequest, model: Model, checked: Checked, deadline_ns: int | None, client: str
     ) -> BatchResult:
         priority, timeout_us = integer(request.parameters, "priority"), integer(request.parameters, "timeout")
         tensor, shape, images = request.inputs[0], checked.shape, checked.images
@@ -114,7 +116,7 @@ class Inference:
             raw = self._raw(request, place, checked.tensor_bytes)
             if images:
                 sources = tensors.read_strings(tensor, raw)
-                return await model.infer_images(sources, deadline_ns, priority, timeout_us)
+                return await model.infer_images(sources, deadline_ns, priority, timeout_us, client)
             return await model.infer(tensors.read(tensor, raw), deadline_ns, priority, timeout_us)
 
     def _raw(self, request: pb.ModelInferRequest, place: Place | None, expected: int) -> bytes | None:

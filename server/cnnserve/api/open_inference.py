@@ -125,7 +125,7 @@ class InferenceService:
     async def model_infer(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
         """Runs a tensor, or the images of a BYTES tensor, through a model. Raises `ServingError`s."""
         model = self._registry.get(request.model_name, request.model_version)
-        return await self._inference.run(request, model, context.deadline_ns)
+        return await self._inference.run(request, model, context.deadline_ns, context.client)
 
     def model_stream_infer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: CallContext

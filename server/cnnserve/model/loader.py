@@ -7,7 +7,6 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from cnnserve.batching.row_check import RowCheck
 from cnnserve.config import BUILD_TIMEOUT_S, LOAD_TIMEOUT_S
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import proving
 from cnnserve.model.retest import Retest, TakeOut
@@ -140,7 +140,7 @@ def open_version(
     )
 
 
-def start(opened: OpenVersion, decoders: Executor, take_out: TakeOut) -> Model:
+def start(opened: OpenVersion, decoders: DecodingPool, take_out: TakeOut) -> Model:
     """Returns the model of an opened version, with its batcher. Call on the event loop.
 
     `take_out` is called with the reason if the version hangs, or fails when its self-test is repeated.

@@ -4,7 +4,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,6 +15,8 @@ from cnnserve.batching.row_check import RowKind, is_finite
 from cnnserve.batching.statistics import Statistics
 from cnnserve.datatypes import NUMPY_TYPES, WORDS, Rows
 from cnnserve.errors import BadAnswer, DeadlineExceeded, InvalidInput, ServingError, Unsupported
+from cnnserve.images.decoding_pool import DecodingPool, Share
+from cnnserve.images.decoding_times import DecodingTimes
 from cnnserve.images.preprocessing import ImageSource, Preprocessor
 from cnnserve.model import classification
 from cnnserve.model.image_rows import ImageRows
@@ -26,6 +27,7 @@ from cnnserve.wire.model_config_pb2 import ModelConfig
 
 # Softmax and sorting of this many values take a few ms on the event loop. Larger outputs go to a thread.
 _INLINE_VALUES = 250_000
+_NS_PER_VALUE = 20.0
 # The event loop makes two objects of each class, one of them in the response. For this many classes that takes 0.2 s.
 MAX_CLASSES = 100_000
 
@@ -92,12 +94,13 @@ class Model:
     """A READY version. `preprocessor` is None if the model takes no images."""
 
     def __init__(
-        self, info: ModelInfo, batcher: DynamicBatcher, preprocessor: Preprocessor | None, decoders: Executor
+        self, info: ModelInfo, batcher: DynamicBatcher, preprocessor: Preprocessor | None, decoders: DecodingPool
     ) -> None:
         self.info = info
         self._batcher = batcher
         self._preprocessor = preprocessor
         self._decoders = decoders
+        self._times = DecodingTimes()
         settings = info.settings
         self._reshapes = any(output.reshaped for output in settings.outputs)
         # A free size counts as 1, because only a request determines it.
@@ -182,34 +185,42 @@ class Model:
         return withdraw
 
     async def infer_images(
-        self, images: Sequence[ImageSource], deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0
+        self,
+        images: Sequence[ImageSource],
+        deadline_ns: int | None = None,
+        priority: int = 0,
+        timeout_us: int = 0,
+        client: str = "",
     ) -> BatchResult:
         """Preprocesses images and runs them as `infer` does. One image that fails makes the request fail.
 
-        Raises `ServingError`s.
+        `client` is the connection that the images came from. Raises `ServingError`s.
         """
-        work, result, _ = await self._run_images(images, deadline_ns, priority, timeout_us, alone=False)
+        share = Share(self._decoders, client)
+        work, result, _ = await self._run_images(images, share, deadline_ns, priority, timeout_us, alone=False)
         if result is None:
             index = min(work.errors)
             raise InvalidInput(f"image {index} of {len(images)}: {work.errors[index]}")
         return self._in_wire_shape(result)
 
     async def classify(
-        self, images: Sequence[ImageSource], top_k: int = 0, deadline_ns: int | None = None
+        self, images: Sequence[ImageSource], top_k: int = 0, deadline_ns: int | None = None, client: str = ""
     ) -> Classification:
         """Returns `top_k` classes of each of 1 to max_batch_size images. An image fails alone.
 
-        An image fails if it cannot be read, or if the model's row for it is bad. Raises `ServingError`s.
+        An image fails if it cannot be read, or if the model's row for it is bad. `client` is the connection that the
+        images came from. Raises `ServingError`s.
         """
         self._check_classes(len(images), top_k)
-        work, result, preprocess_ns = await self._run_images(images, deadline_ns)
+        share = Share(self._decoders, client)
+        work, result, preprocess_ns = await self._run_images(images, share, deadline_ns)
         if result is None:
             return Classification([work.errors[index] for index in range(len(images))], Timings(0, preprocess_ns))
         rows = result.outputs[self.info.settings.label_output]
         if result.bad_rows:
             rows = np.delete(rows, list(result.bad_rows), axis=0)
             work.fail_rows({row: _bad_row(f"row {row}", why) for row, why in result.bad_rows.items()})
-        classes = await self._classes(rows, top_k) if len(rows) else iter(())
+        classes = await self._classes(rows, top_k, share) if len(rows) else iter(())
         outcomes = [work.errors.get(index) or next(classes) for index in range(len(images))]
         return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
 
@@ -220,6 +231,7 @@ class Model:
     async def _run_images(
         self,
         images: Sequence[ImageSource],
+        share: Share,
         deadline_ns: int | None,
         priority: int = 0,
         timeout_us: int = 0,
@@ -239,8 +251,8 @@ class Model:
         started_ns = time.monotonic_ns()
         self.check_count(len(images), "images")
         with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(images), priority) as permit:
-            work = ImageRows(self._preprocessor, images, deadline_ns)
-            await work.read(self._decoders)
+            work = ImageRows(self._preprocessor, images, deadline_ns, self._times)
+            await work.read(share)
             preprocess_ns = time.monotonic_ns() - started_ns
             rows = work.good_rows()
             if not len(rows) or (work.errors and not alone):
@@ -261,10 +273,10 @@ class Model:
             steps_ns=(result.input_ns, result.compute_ns - result.input_ns, result.output_ns),
         )
 
-    async def _classes(self, rows: Rows, k: int) -> Iterator[list[Class]]:
+    async def _classes(self, rows: Rows, k: int, share: Share) -> Iterator[list[Class]]:
         select = partial(self._select, rows, k)
         if rows.size > _INLINE_VALUES:
-            order, values = await asyncio.get_running_loop().run_in_executor(self._decoders, select)
+            order, values = await share.run(select, rows.size * _NS_PER_VALUE)
         else:
             order, values = select()
         pairs = zip(order.tolist(), values.tolist(), strict=True)

@@ -9,12 +9,12 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
 from cnnserve.config import BUILD_TIMEOUT_S, LOAD_TIMEOUT_S
 from cnnserve.errors import ModelLoadFailed, ServingError
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
 from cnnserve.model.version import Model
@@ -57,7 +57,7 @@ class VersionOpener:
     def __init__(
         self,
         open_version: Open,
-        decoders: Executor,
+        decoders: DecodingPool,
         *,
         at_once: int = 2,
         require_manifest: bool = False,

@@ -178,7 +178,8 @@ async def _parse_all(method: Method, messages: AsyncIterator[bytes], max_bytes: 
 
 def _call_context(context: Any) -> CallContext:
     remaining = context.time_remaining()
-    return CallContext(None if remaining is None else time.monotonic_ns() + int(remaining * 1e9))
+    deadline_ns = None if remaining is None else time.monotonic_ns() + int(remaining * 1e9)
+    return CallContext(deadline_ns, context.peer())
 
 
 def _metadata(context: Any) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from cnnserve.api.model_infer import Inference
 from cnnserve.api.open_inference import InferenceService
 from cnnserve.api.regions import SharedMemory
 from cnnserve.errors import DeadlineExceeded, QueueFull, ServingError
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.registry import Registry
 from cnnserve.wire import open_inference_pb2 as pb
@@ -61,7 +61,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     write_version(tmp_path / "tiny" / "1")
-    with ThreadPoolExecutor(1) as decoders:
+    with DecodingPool(1) as decoders:
         registry = make_registry(tmp_path, decoders)
         await registry.load_all()
         yield Bench(registry)
@@ -197,7 +197,7 @@ async def test_a_float_tensor_at_an_odd_place_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "tiny" / "1"
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(tiny_onnx(datatype=TensorProto.FLOAT))
-    with ThreadPoolExecutor(1) as decoders:
+    with DecodingPool(1) as decoders:
         registry = make_registry(tmp_path, decoders)
         await registry.load_all()
         bench = Bench(registry)

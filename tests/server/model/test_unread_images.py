@@ -5,7 +5,6 @@ import contextlib
 import http.client
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -14,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cnnserve.errors import DeadlineExceeded, InvalidInput, QueueFull
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.images.preprocessing import RawImage
 from cnnserve.model import loader
 from cnnserve.model.version import Model
@@ -43,7 +43,7 @@ async def model(tmp_path: Path, memory: MemoryBudget) -> AsyncIterator[Model]:
     write_version(tmp_path / "m" / "1")
     (tmp_path / "m" / "config.pbtxt").write_text(QUEUE)
     opened = open_version(folders.find(tmp_path, "m"), 1, budget=memory)
-    with ThreadPoolExecutor(1) as decoders:
+    with DecodingPool(1) as decoders:
         model = loader.start(opened, decoders, print)
         yield model
         await asyncio.wait_for(model.close(), HANG_S)

@@ -7,13 +7,13 @@ import shutil
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady, ShuttingDown
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model.loader import OpenVersion
 from cnnserve.process import heap
 from cnnserve.registry.lifecycle import State
@@ -26,13 +26,13 @@ from support import HANG_S, make_registry, open_version, picture, tiny_onnx, unt
 
 
 @pytest.fixture
-def decoders() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as decoders:
+def decoders() -> Iterator[DecodingPool]:
+    with DecodingPool(1) as decoders:
         yield decoders
 
 
 @pytest.fixture
-async def registry(tmp_path: Path, decoders: ThreadPoolExecutor) -> AsyncIterator[Registry]:
+async def registry(tmp_path: Path, decoders: DecodingPool) -> AsyncIterator[Registry]:
     registry = make_registry(tmp_path, decoders)
     yield registry
     await asyncio.wait_for(registry.close(), HANG_S)
@@ -72,7 +72,7 @@ def held() -> Iterator[HeldLoader]:
 
 
 @pytest.fixture
-async def slow(tmp_path: Path, decoders: ThreadPoolExecutor, held: HeldLoader) -> AsyncIterator[Registry]:
+async def slow(tmp_path: Path, decoders: DecodingPool, held: HeldLoader) -> AsyncIterator[Registry]:
     """A registry whose loads wait until `held.gate` opens."""
     registry = Registry(tmp_path, VersionOpener(held, decoders))
     yield registry
@@ -113,7 +113,7 @@ async def test_before_the_first_look_no_model_is_unknown(
         registry.get("nobody")
 
 
-async def test_a_repository_that_cannot_be_read_has_no_models(tmp_path: Path, decoders: ThreadPoolExecutor) -> None:
+async def test_a_repository_that_cannot_be_read_has_no_models(tmp_path: Path, decoders: DecodingPool) -> None:
     registry = make_registry(tmp_path / "gone", decoders)
     with pytest.raises(ModelLoadFailed):
         await registry.load_all()
@@ -333,7 +333,7 @@ async def test_the_policy_is_read_at_every_load(tmp_path: Path, registry: Regist
     assert await version_of(registry) == 2
 
 
-async def test_a_manifest_can_be_required(tmp_path: Path, decoders: ThreadPoolExecutor) -> None:
+async def test_a_manifest_can_be_required(tmp_path: Path, decoders: DecodingPool) -> None:
     registry = make_registry(tmp_path, decoders, require_manifest=True)
     folder = tmp_path / "m" / "1"
     folder.mkdir(parents=True)
@@ -462,7 +462,7 @@ async def test_every_change_gives_memory_back_to_the_system(
         await until(lambda: trims.acquire(blocking=False))
 
 
-async def test_an_unforeseen_failure_is_told_as_a_fixed_text(tmp_path: Path, decoders: ThreadPoolExecutor) -> None:
+async def test_an_unforeseen_failure_is_told_as_a_fixed_text(tmp_path: Path, decoders: DecodingPool) -> None:
     def fail(folder: ModelFolder, version: int, *, on_stage: Callable[[str], None]) -> OpenVersion:
         raise RuntimeError(f"secret {folder.path}")
 
@@ -474,7 +474,7 @@ async def test_an_unforeseen_failure_is_told_as_a_fixed_text(tmp_path: Path, dec
     await registry.close()
 
 
-def test_start_with_names(tmp_path: Path, decoders: ThreadPoolExecutor) -> None:
+def test_start_with_names(tmp_path: Path, decoders: DecodingPool) -> None:
     async def run() -> None:
         for name in ("a", "b"):
             write_version(tmp_path / name / "1")

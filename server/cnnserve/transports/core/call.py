@@ -7,7 +7,7 @@ its last message, has left, or has sent one that is too large; the event's `succ
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +29,7 @@ _RETRY_MS = 100
 _NO_DEADLINE = 1e11
 _INITIAL_METADATA = cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)
 _OK = Status(Code.OK, "")
+_NO_METADATA: Mapping[str, str] = {}
 _CANCELLED_ITSELF = Status(Code.INTERNAL, INTERNAL_TEXT)
 
 
@@ -162,16 +163,16 @@ class Call:
         if error:
             raise CallBroken(f"grpc's core refused an operation: error {error}")
 
-    def context(self, *, metadata: bool = False) -> CallContext:
-        """Returns the deadline of the call on the monotonic clock and, if wanted, its metadata as text."""
+    def deadline_ns(self) -> int | None:
+        """Returns the deadline of the call on the monotonic clock; None: it has none."""
         deadline = self._event.call_details.deadline
-        deadline_ns = None
-        if deadline < _NO_DEADLINE:
-            deadline_ns = time.monotonic_ns() + int((deadline - time.time()) * 1e9)
-        if not metadata:
-            return CallContext(deadline_ns)
-        pairs = {key: value for key, value in self._event.invocation_metadata if isinstance(value, str)}
-        return CallContext(deadline_ns, pairs)
+        if deadline >= _NO_DEADLINE:
+            return None
+        return time.monotonic_ns() + int((deadline - time.time()) * 1e9)
+
+    def context(self, deadline_ns: int | None, metadata: Mapping[str, str] = _NO_METADATA) -> CallContext:
+        """Returns what a handler may know of the call."""
+        return CallContext(deadline_ns, self._call.peer().decode(errors="replace"), metadata)
 
 
 class RefusedCall(Call):
@@ -216,11 +217,12 @@ class UnaryCall(Call):
         if self.closed or self._said:
             return
         try:
-            context = self.context()
+            deadline_ns = self.deadline_ns()
             if self._method.quick is not None and data is not None:
                 self._transport.release_message(self)
-                self._end_early = self._method.quick(data, context.deadline_ns, self._on_quick)
+                self._end_early = self._method.quick(data, deadline_ns, self._on_quick)
             if self._end_early is None and not self._said:
+                context = self.context(deadline_ns)
                 task = self._loop.create_task(self._handler(self._parse(self._method, data), context))
                 task.add_done_callback(self._on_done)
                 self._end_early = task.cancel
@@ -319,7 +321,8 @@ class StreamCall(Call):
             gate.last_call = self._loop.time()
             await gate.passed()
         handler: Any = self._method.handler
-        context = self.context(metadata=True)
+        metadata = {key: value for key, value in self._event.invocation_metadata if isinstance(value, str)}
+        context = self.context(self.deadline_ns(), metadata)
         requests = (
             self._requests() if self._method.kind is Kind.STREAM else self._parse(self._method, await self._receive())
         )

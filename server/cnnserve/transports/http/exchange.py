@@ -62,7 +62,7 @@ class Exchange:
         method = self.method if rpc is None else self._methods[rpc]
         handler: Any = method.handler
         request = method.request(**self.path) if message is None else message
-        answer = asyncio.ensure_future(handler(request, CallContext(self._deadline_ns)))
+        answer = asyncio.ensure_future(handler(request, CallContext(self._deadline_ns, self._client())))
         gone = asyncio.ensure_future(self._disconnect())
         delay_s = None if self._deadline_ns is None else max(0.0, (self._deadline_ns - time.monotonic_ns()) / 1e9)
         try:
@@ -75,6 +75,14 @@ class Exchange:
         finally:
             for task in (answer, gone):
                 task.cancel()
+
+    def _client(self) -> str:
+        client = self.request.client
+        if client is None:
+            return ""
+        # As gRPC writes it, so that both protocols count as one address.
+        host = f"ipv6:%5B{client.host}%5D" if ":" in client.host else f"ipv4:{client.host}"
+        return f"{host}:{client.port}"
 
     async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":

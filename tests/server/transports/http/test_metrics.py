@@ -5,7 +5,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from cnnserve.errors import (
     QueueFull,
     ShuttingDown,
 )
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model.loader import OpenVersion
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.opening import VersionOpener
@@ -280,7 +280,7 @@ async def test_a_version_that_loads_has_a_state_and_no_counts(tmp_path: Path) ->
         return open_version(folder, version, on_stage=on_stage)
 
     write_version(tmp_path / "m" / "3")
-    with ThreadPoolExecutor(1) as decoders:
+    with DecodingPool(1) as decoders:
         registry = Registry(tmp_path, VersionOpener(held, decoders))
         budget = MemoryBudget(100)
         load = asyncio.create_task(registry.load("m"))

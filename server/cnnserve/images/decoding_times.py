@@ -1,0 +1,62 @@
+"""Learns how much CPU time images of each kind take, to share the decoding threads and to refuse what comes too late.
+
+CPU time, because the time of a thread on a busy machine would say how much others do. The estimate follows fast images
+at once and slow ones slowly: a request is refused only if its images are likely to take longer than it has.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# Of an image of which nothing is known: a JPEG takes 8 to 20 ns a pixel.
+_NS_PER_PIXEL = 12.0
+# Every image also takes what so many pixels do: its header, and its row.
+_PIXELS_PER_IMAGE = 2**14
+_TOWARDS_SLOWER = 0.1
+# After a refusal nothing is learned. So the estimate is lowered, or a wrong one would refuse everything for ever.
+_AFTER_REFUSAL = 0.9
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is known of an image before it is decoded: its `kind`, such as its format, and its pixels.
+
+    `is_quick`: reading it takes less time than handing it to another thread.
+    """
+
+    kind: str
+    pixels: int
+    is_quick: bool = False
+
+    @property
+    def size(self) -> int:
+        """What the time of an image is proportional to."""
+        return self.pixels + _PIXELS_PER_IMAGE
+
+
+class DecodingTimes:
+    """CPU time of images by kind. Any thread may use it: a lost update changes an estimate by little."""
+
+    def __init__(self) -> None:
+        self._ns: dict[str, float] = {}
+
+    def cost_ns(self, work: Iterable[Work]) -> float:
+        """Returns the time that images are likely to take together, known or not."""
+        return sum(self._ns.get(each.kind, _NS_PER_PIXEL) * each.size for each in work)
+
+    def least_ns(self, work: Iterable[Work]) -> float:
+        """Returns the time that images take at least together: 0 for kinds of which none was read yet."""
+        return sum(self._ns.get(each.kind, 0.0) * each.size for each in work)
+
+    def learn(self, work: Work, ns: int) -> None:
+        """Notes the time that an image took."""
+        took, known = ns / work.size, self._ns.get(work.kind)
+        if known is None or took < known:
+            self._ns[work.kind] = took
+        else:
+            self._ns[work.kind] = known + _TOWARDS_SLOWER * (took - known)
+
+    def refused(self, work: Iterable[Work]) -> None:
+        """Notes that images were refused because of what is known of them."""
+        for kind in {each.kind for each in work}:
+            if kind in self._ns:
+                self._ns[kind] *= _AFTER_REFUSAL
