@@ -14,11 +14,14 @@ WORKERS ?= auto
 MUTANTS ?= 200
 SEED ?= 0
 MUTMUT := mutmut==3.8.1
+# The oldest grpcio of each gRPC transport, in its newest correction.
+GRPCIO_AIO := 1.63.2
+GRPCIO_CORE := 1.75.1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types drift docs pictures proto format soak mutants interop image-test clean
+.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants interop image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +44,16 @@ demo: setup ## export two networks, serve them, classify digits and photographs,
 test: setup ## every test but those of make soak, make interop and make image-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-check: lint types drift docs test ## what CI runs: lint, types, import rules, stub drift, documentation, make test
+# Each lies in a folder of its own, which comes before the environment's.
+$(VENV)/grpcio-%/.installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) grpcio==$* grpcio-reflection==$* grpcio-health-checking==$*
+	@touch $@
+
+oldest: $(VENV)/grpcio-$(GRPCIO_AIO)/.installed $(VENV)/grpcio-$(GRPCIO_CORE)/.installed ## the tests of the gRPC transports, with the oldest grpcio of each
+	PYTHONPATH=$(VENV)/grpcio-$(GRPCIO_AIO) $(BIN)/python -m pytest -q tests/server/transports/test_grpc.py -k aio
+	PYTHONPATH=$(VENV)/grpcio-$(GRPCIO_CORE) $(BIN)/python -m pytest -q tests/server/transports/test_grpc.py
+
+check: lint types drift docs test oldest ## what CI runs: lint, types, import rules, stub drift, documentation, make test and make oldest
 
 lint: setup
 	$(BIN)/ruff check $(SOURCES)
