@@ -259,7 +259,7 @@ async def _serve_http(
     """Serves HTTP until `end` is set."""
     # Imported on a thread while models load: a start that waited for this import took 5 % longer.
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
-    server = http.HttpServer(http.application(methods, limits, in_flight, snapshot), listening)
+    server = http.HttpServer(http.application(methods, limits, in_flight, snapshot), listening, limits.budget)
     serving = asyncio.create_task(server.serve())
     await end.wait()
     server.stop()

@@ -29,8 +29,11 @@ _RETRY_MS = "grpc-retry-pushback-ms"
 
 
 def answer(value: Any, status_code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Returns a response with `value` as its JSON body."""
-    return Response(encode(value), status_code, headers, "application/json")
+    """Returns a response with `value` as its JSON body. Status 503 asks the client to come back after a second."""
+    response = Response(encode(value), status_code, headers, "application/json")
+    if status_code == 503:
+        response.headers.setdefault("Retry-After", "1")
+    return response
 
 
 def encode(value: Any) -> bytes:

@@ -1,9 +1,12 @@
 """The HTTP port: an application with the routes of the route table, and the server that runs it."""
 
+import asyncio
 import contextlib
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -15,20 +18,19 @@ from starlette.types import Receive, Scope, Send
 
 from cnnserve.api.methods import Method
 from cnnserve.api.status import STATUS
+from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.snapshot import Snapshot
 from cnnserve.transports.http import openapi
 from cnnserve.transports.http.answers import answer, error_answer
+from cnnserve.transports.http.connection import SENT, Connection
+from cnnserve.transports.http.connections import ConnectionLimits, Connections
 from cnnserve.transports.http.exchange import Exchange
 from cnnserve.transports.http.in_flight import InFlight, Limits
 from cnnserve.transports.http.routes import Operation, operations, scraping
 from cnnserve.transports.http.scraping import Scraping
 
-_MAX_CONNECTIONS = 1000
 # Limited, because a client that never reads its responses must not keep the process from exiting.
 _SHUTDOWN_S = 1
-# The pools of clients and load balancers keep idle connections for a shorter time. So they close connections first, and
-# no request is sent on a connection that the server is closing.
-_KEEP_ALIVE_S = 75
 
 
 def application(
@@ -63,19 +65,28 @@ def application(
 class HttpServer:
     """Runs an application with uvicorn on the running event loop, on a socket that is bound already."""
 
-    def __init__(self, app: Starlette, listening: socket.socket) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        listening: socket.socket,
+        budget: MemoryBudget,
+        limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - it is frozen
+    ) -> None:
         self._socket = listening
+        protocol = partial(Connection, Connections(limits, budget))
         self._server = _Uvicorn(
             uvicorn.Config(
                 app,
+                # uvicorn calls it, and needs no class for that.
+                http=cast("type[asyncio.Protocol]", protocol),
+                ws="none",
                 log_config=None,
                 # At lower levels, uvicorn logs invalid requests; these concern their clients, not the operator.
                 log_level="error",
                 access_log=False,
                 server_header=False,
                 lifespan="off",
-                limit_concurrency=_MAX_CONNECTIONS,
-                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_keep_alive=int(limits.idle_s),
                 timeout_graceful_shutdown=_SHUTDOWN_S,
             )
         )
@@ -121,6 +132,7 @@ class _Endpoint:
                 if method is not None and not method.while_draining:
                     inside.enter_context(self._in_flight.enter())
                 response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits))
+                inside.enter_context(self._limits.budget.hold(len(response.body)))
             except ClientDisconnect:
                 return
             except Exception as error:
@@ -129,6 +141,8 @@ class _Endpoint:
             if self._in_flight.draining:
                 response.headers["Connection"] = "close"
             await response(scope, receive, send)
+            # The response counts in the memory budget until its client has taken it.
+            await scope["extensions"][SENT]()
 
 
 async def _refusal(request: Request, error: Exception) -> Response:

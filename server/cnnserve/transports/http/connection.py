@@ -1,0 +1,325 @@
+"""One connection of the HTTP port: uvicorn's protocol on httptools, with the limits that both of them lack.
+
+uvicorn calls the methods whose names begin with `on_` for parts of a request, as httptools finds them in the bytes. An
+error that they raise ends the parsing, and with it the connection.
+"""
+
+import asyncio
+import http
+import socket
+from typing import Any, cast
+
+import httptools
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cnnserve.transports.http.answers import answer, encode
+from cnnserve.transports.http.connections import Connections
+
+SENT = "cnnserve.sent"
+LIVE = "/v2/health/live"
+# Of one request: its first line, headers and trailers; all bytes between two parts; requests sent in advance.
+_MAX_HEAD_BYTES = 64 * 2**10
+_MAX_HEADERS = 100
+_MAX_PIPELINED = 32
+# A chunk costs the event loop as much as 10 kB do. So there may be this many, and one more for so many bytes.
+_MAX_CHUNKS = 4096
+_BYTES_PER_CHUNK = 256
+# From a client that is slower than that, others need not wait for memory.
+_SLOW_BYTES = 2**16
+# How long the system of a client that has left takes to say so.
+_LEFT_S = 0.05
+_TCP_CLOSE = 7
+
+
+class _Refused(Exception):
+    """Ends the parsing. httptools reports it as an error of its own."""
+
+
+class _Transport:
+    """The transport, except that uvicorn's `close` waits for clients that still send."""
+
+    def __init__(self, transport: asyncio.Transport, connection: "Connection") -> None:
+        self._transport = transport
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._connection.end()
+
+    def is_closing(self) -> bool:
+        return self._connection.has_ended or self._transport.is_closing()
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. `connections` has its limits."""
+
+    def __init__(self, connections: Connections, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._connections = connections
+        self._limits = connections.limits
+        self.has_ended = False
+        self._raw: asyncio.Transport
+        self._refusal = (400, "the bytes are no HTTP request")
+        self._in_head = False
+        # Since when the head of a request is coming, and since when nothing is.
+        self._head_since: float | None = None
+        self._quiet_since = 0.0
+        self._head_bytes = self._headers = self._chunks = self._body_bytes = self._unparsed_bytes = 0
+        # What was received and not sent at the last look, and since when neither changed much.
+        self._seen = (0, 0)
+        self._stuck_since: float | None = None
+        self._received = 0
+        self._half_closed = False
+
+    # What the event loop tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begins."""
+        self._raw = cast("asyncio.Transport", transport)
+        # So `pause_writing` and `resume_writing` say whether everything was sent.
+        self._raw.set_write_buffer_limits(0)
+        self._quiet_since = self.loop.time()
+        super().connection_made(cast("asyncio.Transport", _Transport(self._raw, self)))
+        self._connections.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends: the client has gone."""
+        self._connections.closed(self)
+        self.has_ended = True
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what came. Errors are the client's, and it is told so."""
+        self._received += len(data)
+        if self.has_ended:
+            return
+        self._unset_keepalive_if_required()
+        self._quiet_since = self.loop.time()
+        self._unparsed_bytes += len(data)
+        try:
+            self._feed(data)
+            if self._unparsed_bytes > _MAX_HEAD_BYTES + len(data):
+                self._refuse(431, f"a header has more than {_MAX_HEAD_BYTES} bytes")
+            if not self._in_head:
+                self._head_since = None
+            elif self._head_since is None:
+                self._head_since = self._quiet_since
+        except (httptools.HttpParserError, _Refused):
+            self._tell_refusal()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. If it has sent whole requests, they are answered, unless the client has left."""
+        if self._has_answered or self.cycle.more_body or self._in_head:
+            return False
+        self._half_closed = True
+        self.cycle.keep_alive = False
+        if self.scope["http_version"] == "1.1" and not self.cycle.response_started:
+            # The system of a client that has left replies to that with a reset; clients that wait skip it.
+            self._raw.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.loop.call_later(_LEFT_S, self._drop_if_left)
+        return True
+
+    # What httptools finds.
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = self._headers = self._chunks = self._body_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the first line."""
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or one trailer."""
+        self._headers += 1
+        if self._headers > _MAX_HEADERS:
+            self._refuse(431, f"the request has more than {_MAX_HEADERS} headers")
+        self._count_head(len(name) + len(value))
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: the application gets the request."""
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._refuse(400, "this server is no proxy: method CONNECT is not supported")
+            # To another protocol, which clients may propose and servers may ignore: see `_feed`.
+            return
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            # As HTTP allows: the client repeats on a new connection what was not answered on this one.
+            self._refuse(503, "too many requests were sent before their responses")
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            self._refuse(400, f"the request has {hosts} Host headers, expected one")
+        self.app = self.config.loaded_app
+        if self._connections.is_full and self.url.partition(b"?")[0] != LIVE.encode():
+            self.app = _busy(self._limits.most)
+        extensions = {SENT: self.flow.drain}
+        self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
+        super().on_headers_complete()
+        self._in_head = False
+        self._unparsed_bytes = 0
+
+    def on_chunk_header(self) -> None:
+        """A chunk begins."""
+        self._chunks += 1
+        self._unparsed_bytes = 0
+        if self._chunks > _MAX_CHUNKS + self._body_bytes // _BYTES_PER_CHUNK:
+            self._refuse(400, f"the body's {self._chunks} chunks have {self._body_bytes} bytes; send larger chunks")
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._body_bytes += len(body)
+        self._unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete, also if it was answered before."""
+        if self._in_head:
+            return
+        super().on_message_complete()
+        self.cycle.more_body = False
+
+    # What `Connections` asks.
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is no request to answer and no response on its way."""
+        return self._has_answered and not self._unsent
+
+    def look(self, now: float, *, memory_is_full: bool) -> None:
+        """Ends whatever takes longer than its limit."""
+        seen = (self._received, self._unsent)
+        moved = max(abs(new - old) for new, old in zip(seen, self._seen, strict=True))
+        if self._stuck_since is None or moved > _SLOW_BYTES or not self._has_work:
+            self._seen, self._stuck_since = seen, now
+        stuck_s = now - self._stuck_since
+        unread_s = self._limits.unread_if_full_s if memory_is_full else self._limits.unread_s
+        if self._unsent:
+            if stuck_s > unread_s:
+                self.drop()
+        elif self.has_ended:
+            if now - self._quiet_since > self._limits.linger_s:
+                self.drop()
+        elif self._head_since is not None and now - self._head_since > self._limits.head_s:
+            self._refusal = (408, f"the headers did not end within {self._limits.head_s:g} s")
+            self._tell_refusal()
+        elif self.is_idle and now - self._quiet_since > self._limits.idle_s:
+            self.drop()
+        elif memory_is_full and self._is_receiving and stuck_s > self._limits.unread_if_full_s:
+            self._refusal = (408, "the body comes too slowly for a server whose memory is full; retry")
+            self._tell_refusal()
+        if self._half_closed:
+            self._drop_if_left()
+
+    def shutdown(self) -> None:
+        """Ends when the current request has its response: the server stops."""
+        if self._has_answered:
+            self._raw.close()
+        else:
+            self.cycle.keep_alive = False
+
+    def drop(self) -> None:
+        """Closes the connection at once."""
+        self._raw.abort()
+
+    def end(self) -> None:
+        """Closes the connection when everything was sent. If the client still sends, it has some seconds for that."""
+        if self.has_ended or self._raw.is_closing():
+            return
+        self.has_ended = True
+        self._quiet_since = self.loop.time()
+        still_sends = self._in_head or (self.cycle is not None and self.cycle.more_body)
+        if not still_sends or self._half_closed:
+            self._raw.close()
+            return
+        self.flow.resume_reading()
+        self._raw.write_eof()
+
+    # Inside.
+
+    @property
+    def _has_answered(self) -> bool:
+        return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
+
+    @property
+    def _is_receiving(self) -> bool:
+        return not self._has_answered and self.cycle.more_body
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._unsent) or self._is_receiving
+
+    @property
+    def _unsent(self) -> int:
+        return self._raw.get_write_buffer_size()
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                # httptools ends the request at its head, also if a body follows. It gets a head without the proposal.
+                self.parser.feed_data(self._head_without_upgrade())
+                data = data[upgrade.args[0] :]
+
+    def _head_without_upgrade(self) -> bytes:
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name == b"connection":
+                rest = b",".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")
+                head += [name, b": ", rest, b"\r\n"]
+            elif name != b"upgrade":
+                head += [name, b": ", value, b"\r\n"]
+        return b"".join([*head, b"\r\n"])
+
+    def _count_head(self, size: int) -> None:
+        self._unparsed_bytes = 0
+        self._head_bytes += size
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self._refuse(431, f"the headers have more than {_MAX_HEAD_BYTES} bytes")
+
+    def _refuse(self, status: int, text: str) -> None:
+        self._refusal = (status, text)
+        raise _Refused
+
+    def _tell_refusal(self) -> None:
+        """Responds with the refusal. If earlier requests have no response yet, they get theirs instead."""
+        if not self._has_answered:
+            if self._in_head or not self.cycle.more_body:
+                self.cycle.keep_alive = False
+                self.flow.pause_reading()
+                return
+            # The body of the current request: the application is told that the client has gone.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started or self.pipeline:
+                self.drop()
+                return
+        status, text = self._refusal
+        body = encode({"error": text})
+        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self._raw.write(head.encode() + body)
+        self._in_head = True
+        self.end()
+
+    def _drop_if_left(self) -> None:
+        connected: socket.socket = self._raw.get_extra_info("socket")
+        if connected.family == socket.AF_UNIX or self._raw.is_closing():
+            return
+        (state,) = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        if state == _TCP_CLOSE:
+            self.drop()
+
+
+def _busy(most: int) -> Response:
+    text = f"the server has its {most} HTTP connections; try again later"
+    return answer({"error": text}, 503, {"Connection": "close"})
