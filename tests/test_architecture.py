@@ -19,6 +19,8 @@ PACKAGES = ("server/cnnserve", "export/cnnserve_export", "client/cnnserve_client
 FORBIDDEN = [
     ("rooms", "cnnserve.images.header", "import cnnserve.model_config.settings"),
     ("rooms", "cnnserve.repository.show", "import cnnserve.batching.batcher"),
+    ("rooms", "cnnserve.app", "import cnnserve.trust.keys"),
+    ("rooms", "cnnserve.cli", "import cnnserve.trust.keys"),
     ("transports", "cnnserve.transports.http.routes", "import cnnserve.transports.grpcio"),
     ("transports", "cnnserve.transports.lull", "import cnnserve.transports.http.routes"),
     ("server", "cnnserve.model.loader", "import cnnserve_export.contract"),
@@ -32,6 +34,8 @@ FORBIDDEN = [
     ("onnxruntime", "cnnserve.runtime.workers", "import onnxruntime"),
     ("pillow", "cnnserve.model.loader", "import PIL"),
     ("opencv", "cnnserve.images.geometry", "import cv2"),
+    ("signatures", "cnnserve.repository.signature", "import cryptography"),
+    ("signatures", "cnnserve_export.publish", "import model_signing"),
     ("protobuf", "cnnserve.batching.policy", "import cnnserve.wire.model_config_pb2"),
     ("protobuf", "cnnserve.process.cpu", "import google"),
 ]

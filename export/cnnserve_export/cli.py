@@ -1,8 +1,8 @@
-"""Runs the commands `cnnserve export`, `import`, `train-lenet`, `copy` and `upgrade`.
+"""Runs the commands `cnnserve export`, `import`, `train-lenet`, `copy`, `upgrade` and `sign`.
 
-Progress goes to stderr, the path of the published folder to stdout. The exit status is 0 after success, 1 after an
-error (one message; nothing was published), 2 after a wrong flag and 130 after an interruption. torch is imported only
-if a command needs it.
+Progress goes to stderr, the path of the published folder or of the signature to stdout. The exit status is 0 after
+success, 1 after an error (one message; nothing was published), 2 after a wrong flag and 130 after an interruption.
+torch is imported only if a command needs it.
 """
 
 import argparse
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cnnserve_export.behaviour import Behaviour
     from cnnserve_export.golden import GoldenImages
     from cnnserve_export.progress import Progress
+    from cnnserve_export.signing import Signer
 
 
 def export(argv: list[str]) -> int:
@@ -54,16 +55,45 @@ def upgrade(argv: list[str]) -> int:
     return _guarded(_upgrade, flags.upgrade_parser().parse_args(argv))
 
 
+def sign(argv: list[str]) -> int:
+    """Runs `cnnserve sign` with these arguments; returns the exit status."""
+    return _guarded(_sign, flags.sign_parser().parse_args(argv))
+
+
+def _sign(arguments: argparse.Namespace) -> Path:
+    from cnnserve_export import signing
+
+    signer = signing.Signer(arguments.key, arguments.certificate)
+    return _as_given(signing.sign(arguments.path, signer), arguments.path)
+
+
+def _signer(arguments: argparse.Namespace) -> "Signer | None":
+    """Returns what signs the published version, if a key was given."""
+    from cnnserve_export.errors import ExportError
+
+    if arguments.sign_key is None:
+        if arguments.sign_certificate is not None:
+            raise ExportError("--sign-certificate needs the key of the certificate; add --sign-key KEY")
+        return None
+    try:
+        from cnnserve_export import signing
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f'--sign-key needs {error.name}, which is not installed: pip install "cnnserve[signing]"'
+        ) from error
+    return signing.Signer(arguments.sign_key, arguments.sign_certificate)
+
+
 def _copy(arguments: argparse.Namespace) -> Path:
     from cnnserve_export import copying
 
-    return _as_given(copying.copy(arguments.path, arguments.to), arguments.to)
+    return _as_given(copying.copy(arguments.path, arguments.to, _signer(arguments)), arguments.to)
 
 
 def _upgrade(arguments: argparse.Namespace) -> Path:
     from cnnserve_export import copying
 
-    return _as_given(copying.upgrade(arguments.path), arguments.path)
+    return _as_given(copying.upgrade(arguments.path, _signer(arguments)), arguments.path)
 
 
 def _as_given(folder: Path, given: Path) -> Path:
@@ -96,6 +126,7 @@ def _export(arguments: argparse.Namespace) -> Path:
     from cnnserve_export import golden, golden_choice, networks, pipeline, precision, preparation, weights
     from cnnserve_export.progress import Progress
 
+    signer = _signer(arguments)
     _limit_threads()
     stated = _stated(arguments)
     architecture = _architecture(arguments, stated)
@@ -134,6 +165,7 @@ def _export(arguments: argparse.Namespace) -> Path:
         opset=arguments.opset,
         ends_in_softmax=behaviour.ends_in_softmax,
         lowering=lowering,
+        signer=signer,
     )
     return pipeline.run(job, progress)
 
@@ -228,6 +260,7 @@ def _import(arguments: argparse.Namespace) -> Path:
         output=arguments.output,
         evaluation=arguments.evaluation,
         max_batch_size=arguments.max_batch_size,
+        signer=_signer(arguments),
     )
     return importing.run(job, Progress(sys.stderr))
 

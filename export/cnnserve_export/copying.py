@@ -22,20 +22,20 @@ from cnnserve.repository.manifest import (
 from cnnserve_export import publish
 from cnnserve_export.contract import Contract
 from cnnserve_export.errors import ExportError
-from cnnserve_export.publish import Target
+from cnnserve_export.publish import Signs, Target
 
 
-def copy(source: Path, to: Path) -> Path:
+def copy(source: Path, to: Path, signer: Signs | None = None) -> Path:
     """Publishes a copy of a version and returns its folder.
 
     `source`: a version folder, or a model folder for its newest version. `to`: a model folder for its next version, or
     a version folder. Raises `ExportError` or cnnserve's `ModelLoadFailed`; nothing was published then.
     """
     folder, manifest = _published(source)
-    return _publish(folder, manifest, _target(to))
+    return _publish(folder, manifest, _target(to), signer)
 
 
-def upgrade(source: Path) -> Path:
+def upgrade(source: Path, signer: Signs | None = None) -> Path:
     """Publishes a version of schema 1 in schema 2, as the next version of its model, and returns the new folder.
 
     `source` as in `copy`. Raises `ExportError` or cnnserve's `ModelLoadFailed`; nothing was published then.
@@ -47,7 +47,7 @@ def upgrade(source: Path) -> Path:
     if number is None:
         raise ExportError(f"{folder} is no version folder, which has a number as its name; use cnnserve copy PATH TO")
     manifests.check_place(manifest, folder.parent.name, number)
-    return _publish(folder, manifest, publish.plan(folder.parent.parent, folder.parent.name))
+    return _publish(folder, manifest, publish.plan(folder.parent.parent, folder.parent.name), signer)
 
 
 def _published(path: Path) -> tuple[Path, Manifest]:
@@ -74,7 +74,7 @@ def _named(path: Path) -> Path:
     return path.resolve() if ".." in path.parts else path.absolute()
 
 
-def _publish(folder: Path, manifest: Manifest, target: Target) -> Path:
+def _publish(folder: Path, manifest: Manifest, target: Target, signer: Signs | None) -> Path:
     publish.check_compatible(
         target, Contract(manifest.input, manifest.output, manifest.preprocessing), manifest.max_batch_size
     )
@@ -91,7 +91,7 @@ def _publish(folder: Path, manifest: Manifest, target: Target) -> Path:
             origin=Origin(manifest.model, manifest.version, digest),
             schema=SCHEMA,
         )
-        return publish.commit(staged, draft, target)
+        return publish.commit(staged, draft, target, signer)
 
 
 def _golden(manifest: Manifest, staged: Path) -> Golden:

@@ -88,6 +88,7 @@ def export_parser() -> argparse.ArgumentParser:
         help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]} (default: {DEFAULT_OPSET})",
     )
     _add_precision(parser)
+    _add_signing(parser)
     return parser
 
 
@@ -131,6 +132,7 @@ returns, in all batch sizes that are compared, what the file returns for one ima
         "preprocessing on (default: none)",
     )
     _add_proof(parser)
+    _add_signing(parser)
     return parser
 
 
@@ -149,6 +151,7 @@ def copy_parser() -> argparse.ArgumentParser:
         metavar="TO",
         help="model folder, in which the next version is published, or a version folder MODEL/N that does not exist",
     )
+    _add_signing(parser)
     return parser
 
 
@@ -161,7 +164,57 @@ def upgrade_parser() -> argparse.ArgumentParser:
         epilog="Example: cnnserve upgrade models/resnet50",
     )
     _add_source(parser)
+    _add_signing(parser)
     return parser
+
+
+def sign_parser() -> argparse.ArgumentParser:
+    """The flags of `cnnserve sign`."""
+    parser = argparse.ArgumentParser(
+        prog="cnnserve sign",
+        description="""Sign a version, or the files of a model beside its versions, for cnnserve serve --trusted-keys.
+The signature is the file model.sig in the folder, a bundle of OpenSSF's model-signing.""",
+        epilog="""examples:
+  openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem
+  cnnserve sign models/resnet50/1 --key key.pem
+  cnnserve sign models/resnet50 --key key.pem""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "path",
+        type=flag_types.path,
+        metavar="PATH",
+        help="version folder, all of whose files are signed; or model folder, for config.pbtxt, configs, labels, "
+        "version_labels.json and all other files beside its versions",
+    )
+    parser.add_argument(
+        "--key",
+        type=flag_types.path,
+        metavar="FILE",
+        required=True,
+        help="private key of the curve P-256, P-384 or P-521, in PEM, not encrypted",
+    )
+    parser.add_argument(
+        "--certificate",
+        type=flag_types.path,
+        metavar="FILE",
+        help="certificate of the key, in PEM, followed by those that lead to a trusted one (default: sign with the key "
+        "alone)",
+    )
+    return parser
+
+
+def _add_signing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sign-key",
+        type=flag_types.path,
+        metavar="FILE",
+        help="private key to sign the version with, as cnnserve sign does, and the model's files if the version is its "
+        "first (default: publish without a signature)",
+    )
+    parser.add_argument(
+        "--sign-certificate", type=flag_types.path, metavar="FILE", help="certificate of --sign-key (default: none)"
+    )
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:

@@ -65,6 +65,7 @@ class Import:
     # Labelled images.
     evaluation: Path | None = None
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+    signer: publish.Signs | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def run(job: Import, progress: Progress) -> Path:
             probabilities = reference.expected[: len(job.golden_images)]
             companions.write(folder, job.golden_images, probabilities, names)
             manifest = _manifest(job, target, source=source, contract=contract, reference=reference, proved=proved)
-            published = publish.commit(folder, manifest, target)
+            published = publish.commit(folder, manifest, target, job.signer)
             stage.finding = f"{target.model} version {published.name}"
     return published
 

@@ -39,6 +39,7 @@ class Export:
     opset: int = DEFAULT_OPSET
     ends_in_softmax: bool = False
     lowering: precision.Lowering | None = None
+    signer: publish.Signs | None = None
 
 
 def run(job: Export, progress: Progress) -> Path:
@@ -70,7 +71,7 @@ def run(job: Export, progress: Progress) -> Path:
             info = dataclasses.replace(info, precision=job.lowering.precision)
         with progress.stage("publish") as stage:
             companions.write(folder, job.golden_images, evidence.probabilities, job.labels)
-            published = publish.commit(folder, _manifest(job, target, contract, info, evidence), target)
+            published = publish.commit(folder, _manifest(job, target, contract, info, evidence), target, job.signer)
             stage.finding = f"{target.model} version {published.name}"
     return published
 

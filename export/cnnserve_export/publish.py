@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
@@ -23,6 +24,16 @@ from cnnserve.repository.manifest import MANIFEST_FILE, Manifest, TensorInfo
 from cnnserve_export.contract import LARGEST_BATCH_SIZE, Contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.staging import alone, explained, flush, hidden_folder, sync
+
+
+class Signs(Protocol):
+    """Signs what is published: a `signing.Signer`. This module does not import the packages that it needs."""
+
+    def sign_version(self, folder: Path) -> Path:
+        """Signs a version folder and returns the path of the signature."""
+
+    def sign_model(self, folder: Path, name: str) -> Path:
+        """Signs the files beside the version folders of the model `name`, and returns the path of the signature."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,10 @@ def staging(target: Target) -> Iterator[Path]:
         yield folder
 
 
-def commit(staged: Path, draft: Manifest, target: Target) -> Path:
+def commit(staged: Path, draft: Manifest, target: Target, signer: Signs | None = None) -> Path:
     """Publishes the files in `staged` with digests and manifest as a version, and returns the version's folder.
+
+    `signer` signs the version and, if this is the first version of the model, the files beside it.
 
     If the user did not ask for a number, the version gets the next one at this moment, because other exports may have
     published versions meanwhile. Raises `ExportError` if they took the number that the user asked for, or if this
@@ -104,10 +117,14 @@ def commit(staged: Path, draft: Manifest, target: Target) -> Path:
         check_compatible(target, Contract(draft.input, draft.output, draft.preprocessing), draft.max_batch_size)
         manifest = dataclasses.replace(draft, version=target.version, files=files)
         _write_manifest(staged, manifest)
+        if signer is not None:
+            signer.sign_version(staged)
         # A model folder that is a link or holds anything belongs to the user, so only the version is added to it.
         first = not target.model_folder.is_symlink() and _is_absent_or_empty(target.model_folder)
         if first:
             _write_config(root, staged, manifest)
+            if signer is not None:
+                signer.sign_model(root, target.model)
         flush(root)
         if first:
             _rename(root, target.model_folder, target)

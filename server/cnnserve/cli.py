@@ -38,6 +38,9 @@ _COMMANDS = {
     ),
     "copy": _Command("cnnserve_export.cli", "copy", "publish a copy of a version under another name or number"),
     "upgrade": _Command("cnnserve_export.cli", "upgrade", "publish a version of contract 1 again, with contract 2"),
+    "sign": _Command(
+        "cnnserve_export.cli", "sign", "sign a version, or the files of a model beside its versions", "signing"
+    ),
     "show": _Command(
         "cnnserve.repository.show", "show", "print a version's manifest and compare its files with their digests"
     ),
