@@ -321,18 +321,20 @@ class RunningServer:
         raise AssertionError(f"no {pattern!r} in the log (exit code {self.process.poll()}):\n{self.log}")
 
 
-def spawn(log_file: Path, *arguments: str | Path) -> RunningServer:
+def spawn(log_file: Path, *arguments: str | Path, stdin: int | None = subprocess.DEVNULL) -> RunningServer:
     """Starts `cnnserve serve` with these flags on free ports of 127.0.0.1, without waiting for it."""
     command = [sys.executable, "-m", "cnnserve", "serve", "--grpc-port", "0", "--http-port", "0", *map(str, arguments)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CNNSERVE_")}
     with log_file.open("wb") as log:
-        return RunningServer(subprocess.Popen(command, stdout=log, stderr=log, env=environment), log_file)
+        return RunningServer(subprocess.Popen(command, stdin=stdin, stdout=log, stderr=log, env=environment), log_file)
 
 
 @contextlib.contextmanager
-def serving(log_file: Path, repository: Path, *arguments: str | Path) -> Iterator[RunningServer]:
+def serving(
+    log_file: Path, repository: Path, *arguments: str | Path, stdin: int | None = subprocess.DEVNULL
+) -> Iterator[RunningServer]:
     """Yields a server that has tried to load all its models. Stops it at the end."""
-    server = spawn(log_file, "--model-repository", repository, *arguments)
+    server = spawn(log_file, "--model-repository", repository, *arguments, stdin=stdin)
     try:
         bound = server.wait_for(_BOUND.pattern)
         server.grpc_port, server.http_port = int(bound[1]), int(bound[2])

@@ -57,7 +57,7 @@ class ServerConfig:
         "are refused (gRPC RESOURCE_EXHAUSTED, HTTP 429); 0: half of what models leave of the cgroup's memory limit, "
         "1024 without one",
     )
-    drain_grace_s: float = _setting(30.0, "time that accepted requests have after SIGTERM or SIGINT, in seconds")
+    drain_grace_s: float = _setting(25.0, "time that accepted requests have after SIGTERM or SIGINT, in seconds")
     model_control_mode: str = _setting(
         "none",
         "none: load models at start only; poll: load and unload models as their files change; explicit: load and "

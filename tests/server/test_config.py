@@ -13,7 +13,7 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
     file.write_text(f'model_repository = "{tmp_path}"\ngrpc_port = 1\nhttp_port = 2\nmax_message_mib = 3\n')
     environment = {"CNNSERVE_GRPC_PORT": "10", "CNNSERVE_HTTP_PORT": "20", "CNNSERVE_CONFIG": str(file)}
     config = from_sources(["--grpc-port", "100"], environment)
-    assert (config.grpc_port, config.http_port, config.max_message_mib, config.drain_grace_s) == (100, 20, 3, 30)
+    assert (config.grpc_port, config.http_port, config.max_message_mib, config.drain_grace_s) == (100, 20, 3, 25)
 
 
 @pytest.mark.parametrize("text", ["true", "1", "True"])

@@ -1,19 +1,38 @@
 """Starting and stopping a server process."""
 
 import contextlib
+import http.client
+import json
+import os
+import pty
 import re
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
 from cnnserve.wire import classifier_pb2 as c
-from support import HANG_S, picture, rewrite_manifest, serving, spawn, tiny_onnx, wait_until, write_version
+from support import (
+    HANG_S,
+    RunningServer,
+    picture,
+    rewrite_manifest,
+    serving,
+    spawn,
+    tiny_onnx,
+    wait_until,
+    write_version,
+)
 
 
 def classify(channel: grpc.Channel) -> "grpc.UnaryUnaryMultiCallable":
@@ -100,37 +119,68 @@ def test_an_empty_repository_is_not_ready(tmp_path: Path) -> None:
         assert "NOT ready; models: none" in server.log
 
 
+class Callers:
+    """Clients that call without a pause until they are refused, and what became of their calls."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.answers: list[str] = []
+        self.refused: list[grpc.RpcError] = []
+        self.lost: list[Exception] = []
+        self._server = server
+
+    def one_by_one(self) -> None:
+        with grpc.insecure_channel(self._server.address) as channel:
+            while self._record(classify(channel).future(REQUEST, timeout=HANG_S)):
+                pass
+
+    def in_bursts(self) -> None:
+        with grpc.insecure_channel(self._server.address) as channel:
+            while all(map(self._record, [classify(channel).future(REQUEST, timeout=HANG_S) for _ in range(20)])):
+                pass
+
+    def over_http(self) -> None:
+        client = http.client.HTTPConnection("127.0.0.1", self._server.http_port, timeout=HANG_S)
+        try:
+            while True:
+                client.request("POST", "/v1/models/tiny:classify", picture("left"), {"Content-Type": "image/png"})
+                response = client.getresponse()
+                body = response.read()
+                if response.status == 503:
+                    return
+                self.answers.append(json.loads(body)["results"][0]["classes"][0]["label"])
+        except ConnectionRefusedError:
+            return
+        except (OSError, http.client.HTTPException) as error:
+            self.lost.append(error)
+
+    def _record(self, call: Any) -> bool:
+        try:
+            self.answers.append(call.result().results[3].classes[0].label)
+        except grpc.RpcError as error:
+            # Once it drains, a call may be refused; none may be cut off.
+            (self.refused if error.code() is grpc.StatusCode.UNAVAILABLE else self.lost).append(error)
+            return False
+        return True
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_under_load_answers_everything_accepted(tmp_path: Path, number: signal.Signals) -> None:
     write_version(tmp_path / "repository" / "tiny" / "1")
-    answered, refused, lost = [], [], []
     with serving(tmp_path / "log", tmp_path / "repository") as server:
-        stop = threading.Event()
-
-        def client() -> None:
-            with grpc.insecure_channel(server.address) as channel:
-                ask = classify(channel)
-                while not stop.is_set():
-                    try:
-                        answered.append(ask(REQUEST, timeout=HANG_S).results[3].classes[0].label)
-                    except grpc.RpcError as error:
-                        # Once it drains, a call may be refused; none may be cut off.
-                        (refused if error.code() is grpc.StatusCode.UNAVAILABLE else lost).append(error)
-                        return
-
-        threads = [threading.Thread(target=client) for _ in range(8)]
+        callers = Callers(server)
+        work = [*[callers.one_by_one] * 8, callers.in_bursts, *[callers.over_http] * 4]
+        threads = [threading.Thread(target=target) for target in work]
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(answered) >= 100)
+        wait_until(lambda: len(callers.answers) >= 500)
         server.process.send_signal(number)
         assert server.wait() == 0
-        stop.set()
         for thread in threads:
             thread.join()
-    assert not lost
-    assert set(answered) == {"left"}
-    assert len(refused) == 8
-    for error in refused:
+    assert not callers.lost
+    assert set(callers.answers) == {"left"}
+    assert len(callers.refused) >= 8
+    for error in callers.refused:
         assert _REFUSAL.search(error.details()), error
 
 
@@ -182,3 +232,70 @@ def test_a_model_without_softmax_is_named_at_start(tmp_path: Path) -> None:
     with serving(tmp_path / "log", tmp_path / "repository") as server:
         assert re.search(r"model logits version 1 did not load: .*the manifest says softmax", server.log)
         assert re.search(r"model tiny version 1 READY in [\d.]+ s; \d+ nodes on CPUExecutionProvider", server.log)
+
+
+@contextlib.contextmanager
+def unfinished_request(port: int) -> Iterator[None]:
+    """An HTTP request whose body does not end, so that a drain waits for it."""
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"POST /v1/models/tiny:classify HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
+        yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(tiny_repository: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with (
+        serving(tmp_path / "log", tiny_repository, "--drain-grace-s", "3600") as server,
+        unfinished_request(server.http_port),
+    ):
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("draining")
+        # Within 0.1 s, it would count as the same signal.
+        time.sleep(0.2)
+        server.process.send_signal(number)
+        assert server.wait() == 128 + number
+        assert f"second signal ({number.name})" in server.log
+
+
+def test_a_pipe_in_place_of_a_config_does_not_delay_the_end(tiny_repository: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(tiny_repository, tmp_path / "repository")
+    os.mkfifo(root / "plain" / "config.pbtxt")
+    server = spawn(tmp_path / "log", "--model-repository", root, "--drain-grace-s", "3600")
+    server.wait_for("model tiny version 1 READY")
+    assert server.terminate() == 0
+
+
+def test_hangup_looks_for_changed_files(tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    write_version(root / "tiny" / "1")
+    with serving(tmp_path / "log", root, "--model-control-mode", "poll", "--poll-interval-s", "3600") as server:
+        write_version(root / "tiny" / "2")
+        (root / "plain" / "1").mkdir(parents=True)
+        (root / "plain" / "1" / "model.onnx").write_bytes(tiny_onnx())
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("model tiny version 2 READY")
+        server.wait_for("model plain version 1 READY")
+
+
+def test_hangup_without_polling_changes_nothing(tiny_repository: Path, tmp_path: Path) -> None:
+    with serving(tmp_path / "log", tiny_repository) as server:
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("SIGHUP: nothing to do, because model_control_mode is none")
+        assert server.terminate() == 0
+
+
+def test_a_closed_terminal_drains(tiny_repository: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with serving(tmp_path / "log", tiny_repository, stdin=theirs) as server:
+        os.close(theirs)
+        os.close(ours)
+        server.process.send_signal(signal.SIGHUP)
+        assert server.wait() == 0
+        assert "draining" in server.log
+
+
+def test_handlers_come_before_slow_imports() -> None:
+    # Until then, a SIGTERM to process 1 of a container is lost.
+    code = "import sys; before = {*sys.modules}; import cnnserve.cli; print(*{*sys.modules} - before)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"argparse", "asyncio", "dataclasses", "inspect", "logging", "numpy", "re"} & {*ended.stdout.split()}

@@ -27,7 +27,7 @@ async def answers(
     """
     slots = asyncio.Semaphore(STREAM_LIMIT)
     tasks: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue()
-    reader = asyncio.create_task(_read(_until(requests, draining), answer, slots, tasks, in_order=in_order))
+    reader = asyncio.create_task(_read(until(requests, draining), answer, slots, tasks, in_order=in_order))
     # If the client has disconnected, nobody else retrieves the exception, and asyncio would log an error.
     reader.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
@@ -72,7 +72,7 @@ async def _read(
         tasks.put_nowait(None)
 
 
-async def _until(requests: AsyncIterator[Request], stop: asyncio.Event) -> AsyncIterator[Request]:
+async def until(requests: AsyncIterator[Request], stop: asyncio.Event) -> AsyncIterator[Request]:
     """Yields the stream's requests until the stream ends or `stop` is set."""
     stopped = asyncio.ensure_future(stop.wait())
     pending: asyncio.Future[Request] | None = None

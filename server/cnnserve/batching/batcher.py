@@ -274,6 +274,22 @@ class DynamicBatcher:
             # The requests behind it may fill a batch now.
             self._schedule_pump()
 
+    def refuse_late(self, seconds: float) -> None:
+        """Refuses the requests in the queue that will not be answered within `seconds` at the pace of the last runs."""
+        # A run that goes on now comes first.
+        rounds = int(seconds * 1e9 / self._batch_ns) - (not self._idle)
+        fit = max(0, rounds) * self._policy.max_batch_size * max(1, len(self._instances))
+        late: list[Entry] = []
+        for entry in self._queue:
+            fit -= entry.size
+            if fit < 0:
+                late.append(entry)
+        for entry in late:
+            on_done = entry.on_done
+            self.withdraw(entry)
+            if on_done is not None:
+                on_done(ShuttingDown("the server ends before this request's turn; send it to another server"))
+
     async def close(self) -> None:
         """Refuses new requests, waits until all accepted requests are answered, and ends the instances."""
         self._closing = True

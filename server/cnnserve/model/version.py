@@ -307,6 +307,10 @@ class Model:
         labels = self.info.labels
         return Class(index, labels[index] if index < len(labels) else "", probability)
 
+    def refuse_late(self, seconds: float) -> None:
+        """Refuses the requests in the queue that will probably not be answered within `seconds`."""
+        self._batcher.refuse_late(seconds)
+
     def give_up(self, reason: str) -> None:
         """Refuses all requests, also those that were accepted, and ends all runs. See `DynamicBatcher.give_up`."""
         self._batcher.give_up(reason)

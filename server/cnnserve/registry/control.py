@@ -9,7 +9,7 @@ from cnnserve.registry.lifecycle import ModelEntry
 from cnnserve.registry.registry import Registry
 from cnnserve.repository import folders
 
-EXPLICIT = "explicit"
+EXPLICIT, POLL = "explicit", "poll"
 
 
 class ModelControl:

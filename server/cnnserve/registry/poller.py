@@ -15,6 +15,7 @@ Models are updated in parallel: a model that loads, builds or drains for minutes
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from cnnserve.repository.folders import Fingerprint, ModelFolder
 _log = logging.getLogger(__name__)
 
 _SETTLED_AFTER_POLLS = 2
+# Between the polls that follow a request to look, in seconds.
+_HURRY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -130,10 +133,21 @@ class Poller:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._readable = True
 
-    async def run(self) -> None:
-        """Polls until it is cancelled."""
+    async def run(self, look: asyncio.Event | None = None) -> None:
+        """Polls until it is cancelled.
+
+        If `look` is set, polls at once, and soon again until files without a manifest are known to be unchanged.
+        """
+        look = look or asyncio.Event()
+        hurried = 0
         while True:
-            await asyncio.sleep(self._interval_s)
+            pause_s = min(_HURRY_S, self._interval_s) if hurried else self._interval_s
+            hurried = max(0, hurried - 1)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(look.wait(), pause_s)
+                look.clear()
+                _log.info("SIGHUP: looking for changed files")
+                hurried = _SETTLED_AFTER_POLLS
             try:
                 await self.poll()
             except Exception:

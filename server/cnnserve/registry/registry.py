@@ -47,6 +47,8 @@ class Registry:
         # Weak: a lock exists only while a task holds or awaits it, so names that come and go leave no locks behind.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._jobs: set[asyncio.Task[Any]] = set()
+        # What is read from the model repository now, for changes.
+        self._reading: set[asyncio.Future[Any]] = set()
         self._listeners: list[Callable[[], None]] = []
         self._starting = False
         self._closing = False
@@ -177,9 +179,19 @@ class Registry:
             entry.labels = labels
 
     def stop_loading(self) -> None:
-        """Makes every later load fail, and loads in progress fail at once."""
+        """Makes every later load fail, and loads in progress fail at once, also if the file system does not respond."""
         self._closing = True
         self._opener.stop()
+        for future in self._reading:
+            if not future.done():
+                future.set_exception(ShuttingDown(_CLOSING))
+
+    def refuse_late(self, seconds: float) -> None:
+        """Refuses the requests in all queues that will probably not be answered within `seconds`."""
+        for entry in self._models.values():
+            for version in entry.versions.values():
+                if version.model is not None:
+                    version.model.refuse_late(seconds)
 
     async def close(self) -> None:
         """Unloads every model: drains it and ends its instances."""
@@ -230,11 +242,20 @@ class Registry:
         available = None if only is None else {*only, *(ready.version for ready in serving)}
         try:
             read = partial(plans.read, config=config, config_name=self._config_name)
-            return await on_thread(partial(read, self._root, name, labels, available))
+            return await self._read(partial(read, self._root, name, labels, available))
         except ModelNotFound:
             if not serving:
                 self._models.pop(name, None)
             raise
+
+    async def _read(self, function: Callable[[], _T]) -> _T:
+        """Reads from the model repository on a thread. Raises `ShuttingDown` as soon as the server drains."""
+        future = on_thread(function)
+        self._reading.add(future)
+        try:
+            return await future
+        finally:
+            self._reading.discard(future)
 
     def _explain(self, entry: ModelEntry, reason: str) -> None:
         if reason and reason != entry.reason:

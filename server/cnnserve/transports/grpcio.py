@@ -9,14 +9,13 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 
 from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.errors import InferenceFailed
 from cnnserve.transports.calls import Gate, channel_arguments, parse, serialized
 from cnnserve.transports.lull import lull
-from cnnserve.transports.symbols import SymbolPool
+from cnnserve.transports.reflection import reflection_method
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -41,12 +40,14 @@ class GrpcioTransport:
     def __init__(self, methods: Iterable[Method], max_message_bytes: int) -> None:
         self._server = grpc.aio.server(options=channel_arguments(max_message_bytes))
         self._gate = Gate()
+        self._draining = asyncio.Event()
         services: defaultdict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = defaultdict(dict)
-        for method in methods:
+        table = [*methods]
+        table.append(reflection_method(sorted({method.service for method in table}), self._draining))
+        for method in table:
             services[method.service][method.rpc] = _rpc_handler(method, self._gate, max_message_bytes)
         for service, handlers in services.items():
             self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
-        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server, SymbolPool())
 
     def bind(self, host: str, port: int) -> int:
         """Takes the port (0: a free one) and returns it. Raises `OSError` if it is taken."""
@@ -75,6 +76,7 @@ class GrpcioTransport:
         # for a response sends no more calls. Then grpc tells all clients to use another connection, and after that the
         # calls are handled and the responses sent.
         self._gate.close(loop.time())
+        self._draining.set()
         try:
             await lull(lambda: self._gate.last_call, deadline)
             stopping = asyncio.create_task(self._server.stop(max(0.0, deadline - loop.time())))

@@ -249,6 +249,26 @@ async def test_close_answers_what_was_accepted_and_takes_nothing_new(make_batche
     await asyncio.wait_for(closing, HANG_S)
 
 
+async def test_what_cannot_be_answered_in_time_is_refused_and_the_rest_is_answered(make_batcher: MakeBatcher) -> None:
+    session, clock = FakeSession(held=True), FakeClock()
+    batcher = make_batcher(session, clock=clock, max_batch_size=2)
+    batcher._batch_ns = 1e9  # a second for each run
+    first = submit(batcher, 1, 1)
+    await entered(session)
+    waiting = [submit(batcher, number, number) for number in range(5)]
+    await settle()
+    batcher.refuse_late(3.5)
+    await settle()
+    # One run goes on, and two more end in time.
+    assert [task.done() for task in waiting] == [False, False, True, True, True]
+    for task in waiting[2:]:
+        with pytest.raises(ShuttingDown, match="send it to another server"):
+            await task
+    session.let(3)
+    assert [await outcome(task) for task in (first, *waiting[:2])] == [[1, 1], [0, 0], [1, 1]]
+    assert batcher.waiting == 0
+
+
 async def test_an_instance_keeps_no_batch_alive(make_batcher: MakeBatcher) -> None:
     batcher = make_batcher(FakeSession())
     await outcome(submit(batcher, 1))

@@ -454,6 +454,35 @@ async def test_calls_that_outlive_the_grace_are_unavailable_or_cancelled(
     await until(lambda: server.service.cancelled == 2)
 
 
+async def test_an_idle_reflection_stream_does_not_delay_the_end(server: Server, channel: grpc.aio.Channel) -> None:
+    stream = channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        pb.ServerReflectionRequest.SerializeToString,
+        pb.ServerReflectionResponse.FromString,
+    )()
+    await stream.write(pb.ServerReflectionRequest(list_services=""))
+    assert await stream.read()
+    await asyncio.wait_for(server.transport.stop(3600), HANG_S)
+    assert await stream.read() == grpc.aio.EOF
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("kind", [core])
+@pytest.mark.parametrize("name", ["Echo", "Count"])
+async def test_a_message_that_does_not_come_ends_before_the_grace(kind: Any, name: str) -> None:
+    async with listening(kind) as server, server.channel() as channel:
+        waiting = asyncio.ensure_future(unary(channel, "Wait")(BytesValue(value=b"x")))
+        await until(lambda: server.service.started == 1)
+        silent = channel.stream_stream(f"/t.Test/{name}", None, None)()
+        await until(lambda: len(server.transport._calls) == 2)
+        stopping = asyncio.create_task(server.transport.stop(4))
+        assert (await failure(silent.read())).code() is grpc.StatusCode.UNAVAILABLE
+        # The other call still has time.
+        server.service.release.set()
+        assert (await waiting).value == b"x"
+        await stopping
+
+
 async def test_a_loop_that_is_blocked_for_a_while_loses_no_call(server: Server) -> None:
     """Two seconds of work on the loop, as a large JSON body made them, while clients come and go."""
     answers: list[bytes] = []

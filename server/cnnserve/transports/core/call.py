@@ -70,6 +70,11 @@ class Call:
         self.sending_bytes = 0
         self.closed = False
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the only message of the request has not come yet."""
+        return False
+
     def begin(self) -> None:
         """Asks the core to report the call's end."""
         self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
@@ -200,6 +205,11 @@ class UnaryCall(Call):
         self._method = method
         self._end_early: Callable[[], object] | None = None
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the request has not come yet."""
+        return self._turn is not None
+
     def begin(self) -> None:
         """Reads the request."""
         super().begin()
@@ -292,6 +302,11 @@ class StreamCall(Call):
         self._sent: asyncio.Future[bool] | None = None
         self._received: asyncio.Future[bytes | None] | None = None
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the request has not come yet, if it is one message."""
+        return self._method.kind is Kind.SERVER_STREAM and self._turn is not None
 
     def begin(self) -> None:
         """Starts the handler."""

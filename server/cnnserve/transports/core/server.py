@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from cnnserve.api.methods import Kind, Method
 from cnnserve.api.status import Code, Status
@@ -17,7 +16,7 @@ from cnnserve.transports.core.call import Call, RefusedCall, StreamCall, UnaryCa
 from cnnserve.transports.core.events import EventPump
 from cnnserve.transports.core.receiving import CALL_BYTES, Receiving, memory_of
 from cnnserve.transports.lull import lull
-from cnnserve.transports.symbols import SymbolPool
+from cnnserve.transports.reflection import reflection_method
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +53,8 @@ class CoreTransport:
         self.max_message_bytes = max_message_bytes
         self._methods = {f"/{method.name}".encode(): method for method in [*methods]}
         services = sorted({method.service for method in self._methods.values()})
-        info = _reflection([*services, reflection.SERVICE_NAME])
+        self._draining = asyncio.Event()
+        info = reflection_method(services, self._draining)
         self._methods[f"/{info.name}".encode()] = info
         self._server = cygrpc.Server((*channel_arguments(max_message_bytes), *_FLOW_CONTROL), False)
         self._queue = cygrpc.CompletionQueue()
@@ -93,7 +93,8 @@ class CoreTransport:
     async def stop(self, grace_s: float) -> None:
         """Stops the server. It still accepts calls until none has arrived for 0.1 s (after 1 s at the latest).
 
-        Accepted calls have `grace_s` seconds, counted from the start of `stop`; then they end with UNAVAILABLE.
+        Accepted calls have `grace_s` seconds, counted from the start of `stop`; then they end with UNAVAILABLE. Calls
+        whose request message has not come within half of that time would have too little left, so they end then.
         """
         if self._stopping:
             return
@@ -105,6 +106,7 @@ class CoreTransport:
         # responses are held here until no call has come for a while: a client that waits for a response sends no more.
         # Then the core tells every client to go elsewhere, and after that they get their responses.
         self.gate.close(self.loop.time())
+        self._draining.set()
         down: asyncio.Future[None] = self.loop.create_future()
         try:
             await lull(lambda: self.gate.last_call, deadline)
@@ -112,6 +114,10 @@ class CoreTransport:
             self._stopping = True
             self._server.shutdown(self._queue, lambda _: down.set_result(None))
             self.gate.open()
+        await self._until_idle((deadline - self.loop.time()) / 2)
+        for call in list(self._calls):
+            if call.is_incomplete:
+                call.refuse(_SHUTTING_DOWN)
         await self._until_idle(deadline - self.loop.time())
         for call in list(self._calls):
             call.refuse(_SHUTTING_DOWN)
@@ -210,18 +216,3 @@ class CoreTransport:
 def _unknown(event: Any) -> Status:
     name = event.call_details.method.decode(errors="replace")
     return Status(Code.UNIMPLEMENTED, f"this server has no method {name[:200]}")
-
-
-def _reflection(services: list[str]) -> Method:
-    servicer = reflection.aio.ReflectionServicer(services, SymbolPool())
-
-    def info(requests: Any, _: Any) -> Any:
-        return servicer.ServerReflectionInfo(requests, None)
-
-    return Method(
-        f"{reflection.SERVICE_NAME}/ServerReflectionInfo",
-        reflection_pb2.ServerReflectionRequest,
-        reflection_pb2.ServerReflectionResponse,
-        info,
-        Kind.STREAM,
-    )
