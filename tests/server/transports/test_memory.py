@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,44 +13,15 @@ import pytest
 
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
-from support import REPOSITORY, RunningServer, serving, write_wide
+from support import REPOSITORY, serving, write_wide
+from watching import MIB, Watched
 
-MIB = 2**20
 LIMIT_MIB = 128
 # Above the idle size. On a quiet machine every attack stays below 384 MiB; on a busy one, memory that was freed goes
 # back to the system later. Without the bounds each of them takes 1.4 to 3.3 GB.
 MOST_MIB = 600
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 CLASSIFY = "/cnnserve.v1.Classifier/Classify"
-
-
-def resident_mib(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / MIB
-
-
-class Watched:
-    """A server, and how much larger than idle it was at most."""
-
-    def __init__(self, server: RunningServer) -> None:
-        self.server = server
-        self.idle_mib = resident_mib(server.process.pid)
-        self.peak_mib = self.idle_mib
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.005):
-            with contextlib.suppress(OSError, IndexError):
-                self.peak_mib = max(self.peak_mib, resident_mib(self.server.process.pid))
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    @property
-    def grown_mib(self) -> float:
-        return self.peak_mib - self.idle_mib
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import httptools
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from cnnserve.transports.http.answers import answer, encode
 from cnnserve.transports.http.connections import Connections
@@ -46,6 +46,10 @@ class _Transport:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
     def close(self) -> None:
         self._connection.end()
 
@@ -62,6 +66,8 @@ class Connection(HttpToolsProtocol):
         self._limits = connections.limits
         self.has_ended = False
         self._raw: asyncio.Transport
+        # Without a complete response. uvicorn tells only the last of them that the client has gone.
+        self._cycles: list[RequestResponseCycle] = []
         self._refusal = (400, "the bytes are no HTTP request")
         self._in_head = False
         # Since when the head of a request is coming, and since when nothing is.
@@ -89,6 +95,9 @@ class Connection(HttpToolsProtocol):
         """Ends: the client has gone."""
         self._connections.closed(self)
         self.has_ended = True
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -163,6 +172,8 @@ class Connection(HttpToolsProtocol):
         extensions = {SENT: self.flow.drain}
         self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
+        self._cycles.append(self.cycle)
         self._in_head = False
         self._unparsed_bytes = 0
 

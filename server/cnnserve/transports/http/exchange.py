@@ -51,7 +51,8 @@ class Exchange:
     async def object(self) -> dict[str, Any]:
         """Returns the body as a JSON object, {} if it is empty. Raises as `BodyReader.pieces` and `read_object`."""
         with self.body() as body:
-            return read_object(await body.whole(MAX_JSON_BYTES))
+            data = await body.whole(MAX_JSON_BYTES)
+            return await self.limits.aside.run(len(data), read_object, data)
 
     async def ask(self, message: Message | None = None, rpc: str | None = None) -> Any:
         """Returns the response of the route's RPC, or of `rpc`, to a message; None: one with the path's parameters.

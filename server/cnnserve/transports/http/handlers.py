@@ -54,10 +54,13 @@ async def model_infer(exchange: Exchange) -> Response:
         if length == 0:
             request, wanted = await _raw(exchange, body, model, version)
         else:
-            request, wanted = infer_json.read_request(body, length, model, version)
+            size = len(body) if length is None else length
+            request, wanted = await exchange.limits.aside.run(size, infer_json.read_request, body, size, model, version)
         del body
     # From here on, the RPC's handler holds the memory for the tensor.
-    response = infer_json.write_response(await exchange.ask(request), wanted)
+    outputs = await exchange.ask(request)
+    size = infer_json.json_size(outputs, wanted)
+    response = await exchange.limits.aside.run(size, infer_json.write_response, outputs, wanted)
     answer_size.check(len(response.body), exchange.limits.max_body_bytes, "ask for binary data (binary_data_output)")
     return await packed(exchange.request, response)
 

@@ -6,19 +6,24 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cnnserve.errors import ShuttingDown
 from cnnserve.process.admission import MemoryBudget
+from cnnserve.transports.http.aside import Aside
 from cnnserve.transports.lull import lull
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of bodies: `budget` for all bodies together, `max_body_bytes` for each body."""
+    """The limits of bodies: `budget` for all bodies together, `max_body_bytes` for each body.
+
+    Large JSON is read and written `aside`, so that the event loop has its turns.
+    """
 
     budget: MemoryBudget
     max_body_bytes: int
+    aside: Aside = field(default_factory=Aside)
 
 
 class InFlight:

@@ -80,6 +80,7 @@ class HttpServer:
                 # uvicorn calls it, and needs no class for that.
                 http=cast("type[asyncio.Protocol]", protocol),
                 ws="none",
+                proxy_headers=False,
                 log_config=None,
                 # At lower levels, uvicorn logs invalid requests; these concern their clients, not the operator.
                 log_level="error",

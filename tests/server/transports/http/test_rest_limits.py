@@ -112,7 +112,9 @@ def test_a_timeout_ends_the_request(tmp_path: Path) -> None:
             connection.request("POST", CLASSIFY, slow, {"Grpc-Timeout": "10m"})
             response = connection.getresponse()
             assert response.status == 504
-            assert "Grpc-Timeout" in json.load(response)["error"]
+            # Before the images are decoded, or while they are.
+            said = json.load(response)["error"]
+            assert "Grpc-Timeout" in said or "the deadline cannot be met" in said
 
 
 def test_stopping_under_load_loses_nothing(tmp_path: Path) -> None:
