@@ -31,6 +31,9 @@ class _Command:
 
 _COMMANDS = {
     "serve": _Command("cnnserve.cli", "serve", "serve a model repository over gRPC and HTTP", "cpu"),
+    "doctor": _Command(
+        "cnnserve.doctor.cli", "doctor", "check this machine, its settings and a model repository, and say what to do"
+    ),
     "export": _Command(
         "cnnserve_export.cli", "export", "convert, check and publish a PyTorch network as a version", "cpu,export"
     ),

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 _PREFIX = "CNNSERVE_"
+# The source of a setting that nobody has set.
+DEFAULT = "default"
 # The largest length, in MiB, that gRPC's options for message lengths can hold.
 _MAX_MESSAGE_MIB = 2047
 # A setting of this type holds names with commas between them, and its flag may be repeated.
@@ -27,6 +29,14 @@ DEFAULT_ENGINE_CACHE = Path("~/.cache/cnnserve/tensorrt")
 
 class ConfigError(Exception):
     """A setting is not valid. The text names the setting or its source, the value and what is expected."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value of one setting, and where it comes from: a flag, a variable, the config file, or "default"."""
+
+    value: Any
+    source: str
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -169,21 +179,48 @@ def from_sources(
 
     Raises `ConfigError`, or `SystemExit` with status 2 for unknown flags and 0 for `--help`.
     """
-    flags = vars(serve_parser(prog).parse_args(arguments))
+    return build(gather(vars(serve_parser(prog).parse_args(arguments)), environment))
+
+
+def gather(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> dict[str, Setting]:
+    """Returns every setting that has a value, by name. `flags`: what the parser of `cnnserve serve` returned.
+
+    Raises `ConfigError` if a value has the wrong type, or if the config file cannot be read.
+    """
     environment = os.environ if environment is None else environment
-    file = flags.pop("config") or environment.get(f"{_PREFIX}CONFIG")
-    values = _read_file(Path(file)) if file else {}
+    file = flags.get("config") or environment.get(f"{_PREFIX}CONFIG")
+    found = _read_file(Path(file)) if file else {}
     for field in dataclasses.fields(ServerConfig):
-        variable = f"{_PREFIX}{field.name.upper()}"
-        if variable in environment:
-            values[field.name] = _convert(field.name, environment[variable], variable)
-    values |= {name: _convert(name, text, _flag(name)) for name, text in flags.items() if text is not None}
-    if "model_repository" not in values:
+        name = field.name
+        if variable(name) in environment:
+            found[name] = _setting_of(name, environment[variable(name)], variable(name))
+        if flags.get(name) is not None:
+            found[name] = _setting_of(name, flags[name], _flag(name))
+        if field.default is not dataclasses.MISSING:
+            found.setdefault(name, Setting(field.default, DEFAULT))
+    return found
+
+
+def build(settings: Mapping[str, Setting]) -> ServerConfig:
+    """Returns the settings as one object. Raises `ConfigError` if one is missing or not valid."""
+    if "model_repository" not in settings:
         raise ConfigError(
             f"model_repository is missing: set the folder to serve with --model-repository DIR or "
-            f"{_PREFIX}MODEL_REPOSITORY"
+            f"{variable('model_repository')}"
         )
-    return ServerConfig(**values)
+    try:
+        return ServerConfig(**{name: setting.value for name, setting in settings.items()})
+    except ConfigError as error:
+        # Each of these texts begins with the name of the setting.
+        setting = settings.get(str(error).partition(" ")[0])
+        if setting is None or setting.source == DEFAULT:
+            raise
+        raise ConfigError(f"{error} (set by {setting.source})") from error
+
+
+def variable(name: str) -> str:
+    """Returns the environment variable of a setting."""
+    return f"{_PREFIX}{name.upper()}"
 
 
 def serve_parser(prog: str = "cnnserve serve") -> argparse.ArgumentParser:
@@ -195,6 +232,12 @@ def serve_parser(prog: str = "cnnserve serve") -> argparse.ArgumentParser:
         "--config file (such as grpc_port).",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (default: none)")
+    add_settings(parser)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for each setting."""
     for field in dataclasses.fields(ServerConfig):
         default = "" if field.default in (dataclasses.MISSING, (), "") else f" (default: {field.default})"
         if field.type is bool:
@@ -210,10 +253,13 @@ def serve_parser(prog: str = "cnnserve serve") -> argparse.ArgumentParser:
                 default=None,
                 help=field.metadata["help"] + default,
             )
-    return parser
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _setting_of(name: str, value: object, source: str) -> Setting:
+    return Setting(_convert(name, value, source), source)
+
+
+def _read_file(path: Path) -> dict[str, Setting]:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -223,7 +269,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"config file {str(path)!r} has unknown settings: {', '.join(unknown)}; remove them or correct their names"
         )
-    return {name: _convert(name, value, f"{path.name}: {name}") for name, value in raw.items()}
+    return {name: _setting_of(name, value, f"{path.name}: {name}") for name, value in raw.items()}
 
 
 def _convert(name: str, value: object, source: str) -> object:

@@ -48,6 +48,7 @@ def in_bash(line: str, folder: Path) -> list[str]:
         ("cnnserve mo", ["models"]),
         ("cnnserve srve --", ["--help", "--version"]),
         ("cnnserve serve --strict", ["--strict-readiness"]),
+        ("cnnserve doctor --no-l", ["--no-load"]),
         ("cnnserve export --precision ", ["fp32", "fp16", "int8"]),
         ("cnnserve import --interp", ["--interpolation"]),
         ("cnnserve train-lenet --se", ["--seed"]),

@@ -16,6 +16,7 @@ _CLIENT = "cnnserve_client.commands.cli"
 # The function that returns the parser of each command.
 _PARSERS = {
     "serve": ("cnnserve.config", "serve_parser"),
+    "doctor": ("cnnserve.doctor.cli", "doctor_parser"),
     "export": ("cnnserve_export.flags", "export_parser"),
     "import": ("cnnserve_export.flags", "import_parser"),
     "train-lenet": ("cnnserve_export.flags", "train_parser"),

@@ -1,25 +1,43 @@
 """The number of CPU threads that this process may use."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
 
 
-def cpu_budget(cgroup_root: Path = _CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Returns the number of CPUs in the affinity mask, or fewer if the cgroup's quota allows fewer; at least 1.
+@dataclass(frozen=True)
+class CpuBudget:
+    """The number of CPU threads, and where it comes from.
 
-    A quota of 2.5 CPUs gives 2, because a third thread would be stopped for part of every period.
+    `affinity`: CPUs in the affinity mask. `quota`: CPUs that the cgroup `folder` allows; None if none has a quota.
     """
-    available = len(os.sched_getaffinity(0))
-    quota = _quota(cgroup_root, membership)
-    return max(1, available if quota is None else min(available, int(quota)))
+
+    affinity: int
+    quota: float | None = None
+    folder: Path | None = None
+
+    @property
+    def threads(self) -> int:
+        """The CPUs in the affinity mask, or fewer if the quota allows fewer; at least 1.
+
+        A quota of 2.5 CPUs gives 2, because a third thread would be stopped for part of every period.
+        """
+        return max(1, self.affinity if self.quota is None else min(self.affinity, int(self.quota)))
 
 
-def _quota(root: Path, membership: Path) -> float | None:
-    """Returns the smallest quota from this process's cgroup up to the root, in CPUs; None if there is none."""
-    quotas = [q for folder in cgroup_folders(root, membership, "cpu") if (q := _read_quota(folder)) is not None]
-    return min(quotas, default=None)
+def cpu_budget(root: Path = CGROUP_ROOT, membership: Path = MEMBERSHIP) -> int:
+    """Returns the number of CPU threads that this process may use; see `find`."""
+    return find(root, membership).threads
+
+
+def find(root: Path = CGROUP_ROOT, membership: Path = MEMBERSHIP) -> CpuBudget:
+    """Returns the CPU budget: of the quotas from this process's cgroup up to the root, the smallest counts."""
+    folders = cgroup_folders(root, membership, "cpu")
+    quotas = [(quota, folder) for folder in folders if (quota := _read_quota(folder)) is not None]
+    return CpuBudget(len(os.sched_getaffinity(0)), *min(quotas, default=(None, None)))
 
 
 def cgroup_folders(root: Path, membership: Path, controller: str) -> list[Path]:

@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnserve.process.cpu import cgroup_folders
+from cnnserve.process.cpu import CGROUP_ROOT, MEMBERSHIP, cgroup_folders
 
 _MIB = 2**20
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
 # cgroup v1 says "no limit" by a number near 2^63.
 _NO_LIMIT = 2**60
 # Without a limit, requests may hold this.
@@ -28,8 +26,14 @@ class Budget:
     warning: str = ""
 
 
-def memory_limit(root: Path = _CGROUP_ROOT, membership: Path = _MEMBERSHIP) -> int | None:
+def memory_limit(root: Path = CGROUP_ROOT, membership: Path = MEMBERSHIP) -> int | None:
     """Returns the smallest memory limit from this process's cgroup up to the root, in bytes; None if there is none."""
+    found = find(root, membership)
+    return found[0] if found else None
+
+
+def find(root: Path = CGROUP_ROOT, membership: Path = MEMBERSHIP) -> tuple[int, Path] | None:
+    """Returns the smallest memory limit in bytes, and the file of the cgroup that sets it; None if there is none."""
     return min(_limits(root, membership), default=None)
 
 
@@ -49,7 +53,7 @@ def budget(asked_mib: int, limit: int | None, used: int) -> Budget:
     return Budget(asked_mib or most, "set by max_pending_mib" if asked_mib else reason)
 
 
-def _limits(root: Path, membership: Path) -> Iterator[int]:
+def _limits(root: Path, membership: Path) -> Iterator[tuple[int, Path]]:
     for folder in cgroup_folders(root, membership, "memory"):
         # cgroup v2, then v1.
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -58,4 +62,4 @@ def _limits(root: Path, membership: Path) -> Iterator[int]:
             except OSError:
                 continue
             if text.isdecimal() and int(text) < _NO_LIMIT:
-                yield int(text)
+                yield int(text), folder / name

@@ -7,8 +7,11 @@ move: the new load has a separate entry, which replaces the old entry when it is
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from cnnserve.model.version import Model
+if TYPE_CHECKING:
+    # `cnnserve doctor` reads which versions are to be served also if the packages of a model are not installed.
+    from cnnserve.model.version import Model
 
 
 class State(enum.Enum):
@@ -52,7 +55,7 @@ class VersionEntry:
     def __repr__(self) -> str:
         return f"<VersionEntry {self.version} {self.state.value}{f' ({self.reason})' if self.reason else ''}>"
 
-    def move(self, state: State, reason: str = "", model: Model | None = None) -> None:
+    def move(self, state: State, reason: str = "", model: "Model | None" = None) -> None:
         """Makes one of the legal moves. Raises `ValueError` for any other."""
         if state not in _MOVES[self.state]:
             raise ValueError(f"version {self.version} cannot go from {self.state.value} to {state.value}")

@@ -48,7 +48,7 @@ def show(argv: Sequence[str]) -> int:
 
 def _show(path: Path, version: int | None, *, as_json: bool) -> int:
     found, whole = _find(path, version)
-    entries = [_look(model, number) for model, number in found]
+    entries = [look(model, number) for model, number in found]
     if as_json:
         print(json.dumps({"versions": entries}, indent=2))
     else:
@@ -112,7 +112,7 @@ def _chosen(model: ModelFolder, version: int | None) -> int:
     return max(model.versions) if version is None else version
 
 
-def _look(model: ModelFolder, version: int) -> Entry:
+def look(model: ModelFolder, version: int) -> Entry:
     """Returns what is shown of a version. The keys are documented and stable; `manifest` is `manifest.json` as read."""
     folder = model.versions[version]
     entry: Entry = {

@@ -33,6 +33,14 @@ def device_name(device_id: int) -> str:
     return name.value.decode()
 
 
+def driver_version() -> str:
+    """Returns the newest version of CUDA that the driver supports, for example "13.0". Raises `OSError` without one."""
+    number = ctypes.c_int()
+    if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)):
+        raise OSError("the NVIDIA driver does not tell its version")
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
 def pin(array: NDArray[Any], cuda_version: str) -> None:
     """Locks the memory of an array into RAM until it is freed, so that the GPU reads it directly. Raises `OSError`."""
     runtime = ctypes.CDLL(f"libcudart.so.{cuda_version.partition('.')[0]}")

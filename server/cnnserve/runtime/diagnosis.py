@@ -63,6 +63,11 @@ def missing_library(library: str, provider: str) -> str:
     return f"{provider} cannot be used, because {library} is missing; {fix}"
 
 
+def reinstall(distributions: Collection[str], install: str) -> str:
+    """Returns the command that removes all of `distributions`, which share files, and then runs `install`."""
+    return f"pip uninstall -y {' '.join(sorted(distributions))} && {install}"
+
+
 def not_built_in(provider: str, distributions: Collection[str]) -> str:
     """Returns what to do if the installed ONNX Runtime was built without the provider.
 
@@ -70,9 +75,8 @@ def not_built_in(provider: str, distributions: Collection[str]) -> str:
     """
     # The two wheels install the same files: the later one overwrites the other, and removing one breaks both.
     if "onnxruntime" in distributions:
-        remove = "pip uninstall -y " + " ".join(sorted(distributions))
         return (
-            f"the installed onnxruntime has no {provider}, because it is the CPU wheel; run {remove}, then {_EXTRA} "
-            "(the two wheels overwrite each other)"
+            f"the installed onnxruntime has no {provider}, because it is the CPU wheel, and the two wheels overwrite "
+            f"each other; run {reinstall(distributions, _EXTRA)}"
         )
     return f"the installed onnxruntime has no {provider}; {_EXTRA}"

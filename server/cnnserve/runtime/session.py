@@ -204,6 +204,11 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
+def cuda_version() -> str:
+    """Returns the version of CUDA for which ONNX Runtime was built; "" if it was built without CUDA."""
+    return str(getattr(ort, "cuda_version", ""))
+
+
 def require(provider: Provider) -> None:
     """Raises `ProviderUnavailable` if the wheel lacks the provider or this machine lacks one of its libraries."""
     for name, _ in provider.chain:

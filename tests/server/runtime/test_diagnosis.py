@@ -77,5 +77,5 @@ def test_a_missing_library_is_named_with_what_brings_it(library: str, fix: str) 
 
 def test_the_cpu_wheel_has_to_go_first() -> None:
     both = diagnosis.not_built_in("X", ["onnxruntime", "onnxruntime-gpu"])
-    assert both.count('run pip uninstall -y onnxruntime onnxruntime-gpu, then pip install "cnnserve[gpu]"') == 1
+    assert both.count('run pip uninstall -y onnxruntime onnxruntime-gpu && pip install "cnnserve[gpu]"') == 1
     assert "uninstall" not in diagnosis.not_built_in("X", ["onnxruntime-gpu"])

@@ -118,7 +118,7 @@ def test_a_wheel_without_the_provider_is_told_with_the_fix(model: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime-gpu is installed")
     options = SessionOptions(provider=Provider("cuda", 0, cuda_options({})))
-    with pytest.raises(ProviderUnavailable, match=r'run pip uninstall -y onnxruntime, then pip install "cnnserve\[gp'):
+    with pytest.raises(ProviderUnavailable, match=r'run pip uninstall -y onnxruntime && pip install "cnnserve\[gp'):
         Session(model, options)
 
 
