@@ -8,9 +8,10 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import uvloop
 
@@ -31,7 +32,7 @@ from cnnserve.model import loader
 from cnnserve.model_config.execution import Device
 from cnnserve.process import heap, memory_limit, signals
 from cnnserve.process.admission import MemoryBudget
-from cnnserve.process.cpu import cpu_budget
+from cnnserve.process.cpu import cpu_budget, decoding_threads
 from cnnserve.process.pressure import MemoryPressure, resident_bytes
 from cnnserve.registry import snapshot
 from cnnserve.registry.control import EXPLICIT, POLL, ModelControl
@@ -64,13 +65,16 @@ class Ports:
     http: int
 
 
-def run(config: ServerConfig) -> int:
-    """Serves until SIGTERM or SIGINT, drains, and returns the exit status: 0, or 1 if it cannot listen on a port."""
+def run(config: ServerConfig, work: Callable[[ServerConfig], Coroutine[Any, Any, int]] | None = None) -> int:
+    """Runs `work` on the event loop and returns the exit status.
+
+    By default it serves until SIGTERM or SIGINT, and drains. The status is 0, or 1 if it cannot listen on a port.
+    """
     # If the event loop is busy when a run ends, the instance's thread waits for the GIL: by default up to 5 ms, which
     # is a whole run of a small model.
     sys.setswitchinterval(_SWITCH_S)
-    heap.limit_arenas(max(2, _cpu_threads(config)))
-    code = uvloop.run(_run(config))
+    heap.limit_arenas(max(2, cpu_threads(config)))
+    code = uvloop.run((work or _run)(config))
     logging.shutdown()
     if any(thread.daemon for thread in threading.enumerate()):
         # A load, or a run longer than the grace period, is still in native code, which would abort the process if the
@@ -107,12 +111,10 @@ async def serve(
 
     In mode poll, the server looks for changed files each time `look` is set.
     """
-    threads = _cpu_threads(config)
-    # As many decoding threads as CPU threads would not decode more images/s, but would delay the event loop and the
-    # runs: the p99 of ResNet-18 with JPEGs on 2 cores rose by 10 % to 75 %. So the server uses one thread less.
-    decoders = DecodingPool(config.decode_threads or max(1, threads - 1))
-    budget = _memory_budget(config)
-    registry = _registry(config, threads, decoders, budget)
+    threads = cpu_threads(config)
+    decoders = DecodingPool(config.decode_threads or decoding_threads(threads))
+    budget = memory_budget(config)
+    registry = make_registry(config, threads, decoders, budget)
     explicit = config.model_control_mode == EXPLICIT
     control = ModelControl(
         registry, config.model_repository, mode=config.model_control_mode, allowed=config.allow_model_control
@@ -191,11 +193,13 @@ async def serve(
         _log.info("stopped")
 
 
-def _cpu_threads(config: ServerConfig) -> int:
+def cpu_threads(config: ServerConfig) -> int:
+    """Returns the number of CPU threads for the runs of one model."""
     return config.cpu_threads or cpu_budget()
 
 
-def _memory_budget(config: ServerConfig) -> MemoryBudget:
+def memory_budget(config: ServerConfig) -> MemoryBudget:
+    """Returns the memory that requests may hold, and logs it with its source."""
     found = memory_limit.budget(config.max_pending_mib, memory_limit.memory_limit(), resident_bytes())
     if found.warning:
         _log.warning("%s", found.warning)
@@ -224,7 +228,8 @@ def _follow_memory(asked_mib: int, budget: MemoryBudget, pressure: MemoryPressur
         budget.limit_bytes = memory_limit.budget(asked_mib, limit, pressure.idle_bytes).mib * 2**20
 
 
-def _registry(config: ServerConfig, threads: int, decoders: DecodingPool, budget: MemoryBudget) -> Registry:
+def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, budget: MemoryBudget) -> Registry:
+    """Returns the registry of the model repository. Nothing is loaded yet."""
     device: Device = "cuda" if config.device == "cuda" else "cpu"
     open_version = partial(
         loader.open_version,
@@ -246,13 +251,18 @@ def _registry(config: ServerConfig, threads: int, decoders: DecodingPool, budget
     return Registry(config.model_repository, opener, config.model_config_name)
 
 
-async def _load(config: ServerConfig, registry: Registry, health: Health, look: asyncio.Event | None) -> None:
-    """Loads the models to be served at start; with mode poll, then follows the files of the model repository."""
+async def load_first(config: ServerConfig, registry: Registry) -> None:
+    """Loads the models to be served at start. What fails is logged."""
     explicit = config.model_control_mode == EXPLICIT
     try:
         await registry.load_all(config.load_model if explicit and "*" not in config.load_model else None)
     except ServingError as error:
         _log.error("%s", error)
+
+
+async def _load(config: ServerConfig, registry: Registry, health: Health, look: asyncio.Event | None) -> None:
+    """Loads the models to be served at start; with mode poll, then follows the files of the model repository."""
+    await load_first(config, registry)
     health.started()
     ready = [
         f"{model.name} ({', '.join(str(v.version) for v in model.ready)})" for model in registry.models if model.ready

@@ -232,6 +232,17 @@ def serve_parser(prog: str = "cnnserve serve") -> argparse.ArgumentParser:
         "--config file (such as grpc_port).",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (default: none)")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print every setting with its value, its source and its variable, as a --config file, and exit",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="load and self-test the models to be served at start, print the outcome, and exit: with status 0 if each "
+        "of them is READY, otherwise 1",
+    )
     add_settings(parser)
     return parser
 
