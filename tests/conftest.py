@@ -3,12 +3,12 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.registry.registry import Registry
 from support import HANG_S, RunningServer, make_registry, serving, tiny_onnx, write_version
 
@@ -33,7 +33,7 @@ def one_cpu() -> Iterator[None]:
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     """An empty registry whose model repository is `tmp_path`. It is drained at the end."""
-    with ThreadPoolExecutor(1) as decoders:
+    with DecodingPool(1) as decoders:
         registry = make_registry(tmp_path, decoders)
         yield registry
         await asyncio.wait_for(registry.close(), HANG_S)

@@ -41,6 +41,7 @@ class VersionEntry:
 
     `fingerprint` describes the version's files at this load, `tried` at the last attempt to load them. They differ if a
     reload failed and this load still serves. `load_s` is the duration of the load in s, None until the load has ended.
+    `may_pass`: the last attempt failed for a reason that may pass without a change of the files, such as no memory.
     """
 
     def __init__(self, version: int, fingerprint: object = None) -> None:
@@ -51,6 +52,7 @@ class VersionEntry:
         self.reason = ""
         self.model: Model | None = None
         self.load_s: float | None = None
+        self.may_pass = False
 
     def __repr__(self) -> str:
         return f"<VersionEntry {self.version} {self.state.value}{f' ({self.reason})' if self.reason else ''}>"
@@ -84,15 +86,22 @@ class VersionLabels:
 class ModelEntry:
     """The versions of one model by number, ascending. `reason` says why there are none.
 
-    `wanted`: whether the model is to be served; False before its first load and after it was unloaded.
+    `wanted`: whether the model is to be served; False before its first load and after it was unloaded. `unreadable`:
+    its folder could not be read at the last attempt to load it.
     """
 
     def __init__(self, name: str, reason: str = "it is not loaded") -> None:
         self.name = name
         self.reason = reason
         self.wanted = False
+        self.unreadable = False
         self.versions: dict[int, VersionEntry] = {}
         self.labels = VersionLabels()
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the last attempt to load failed for a reason that may pass without a change of the files."""
+        return self.unreadable or any(version.may_pass for version in self.versions.values())
 
     @property
     def ready(self) -> list[VersionEntry]:

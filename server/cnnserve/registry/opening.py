@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from cnnserve.runtime.workers import OnStage
 
 _log = logging.getLogger(__name__)
 
+# What fails to be read says so in its text, and so does ONNX Runtime if there was no memory.
+_MAY_PASS = re.compile("cannot be read|bad_alloc|out of memory|failed to allocate|allocate memory", re.IGNORECASE)
+
 
 class Open(Protocol):
     """The signature of `loader.open_version` with the server's settings. Blocks. Raises `ModelLoadFailed`."""
@@ -46,6 +50,7 @@ class LoadLimits:
 @dataclass(frozen=True)
 class _Failure:
     reason: str
+    may_pass: bool = False
 
 
 class VersionOpener:
@@ -79,6 +84,7 @@ class VersionOpener:
                 outcome = await self._on_thread(folder, entry, changed)
                 if isinstance(outcome, _Failure):
                     entry.move(State.UNAVAILABLE, outcome.reason)
+                    entry.may_pass = outcome.may_pass
                 else:
                     take_out = functools.partial(_take_out, folder.name, entry, changed)
                     entry.move(State.READY, model=loader.start(outcome, self._decoders, take_out))
@@ -128,7 +134,7 @@ class VersionOpener:
             flag, limit_s = "--load-timeout-s", self._limits.load_s
             if entry.state is State.BUILDING:
                 flag, limit_s = "--build-timeout-s", self._limits.build_s
-            return _Failure(f"the load did not end within {limit_s:g} s ({flag}) and was given up")
+            return _Failure(f"the load did not end within {limit_s:g} s ({flag}) and was given up", may_pass=True)
         finally:
             self._running.discard(future)
 
@@ -142,10 +148,22 @@ class VersionOpener:
                 )
             return self._open_version(folder, version, on_stage=on_stage)
         except ServingError as error:
-            return _Failure(pbtxt.told(folder, str(error)))
-        except Exception:
+            return _Failure(pbtxt.told(folder, str(error)), _may_pass(error))
+        except Exception as error:
             _log.exception("model %s version %d failed to load", folder.name, version)
-            return _Failure(_INTERNAL)
+            return _Failure(_INTERNAL, _may_pass(error))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Returns whether a load failed for a reason that may pass: the file system's, or that there was no memory."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError):
+            return True
+        if isinstance(cause, MemoryError) or _MAY_PASS.search(str(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _take_out(name: str, entry: VersionEntry, changed: Callable[[], None], reason: str) -> None:

@@ -7,9 +7,12 @@ Rules:
 2. Any other change waits for two more polls in which all files have the same inode, size and time. Such changes are a
    version without a manifest, a changed config or label file, and a version whose copying has stopped half-way, which
    then fails with the reason.
-3. A version is tried once for each state of its files. If it failed, it is tried again after its files have changed.
+3. A version is tried once for each state of its files. If it failed, it is tried again after its files have changed. If
+   it failed for a reason that may pass (the file system, no memory, too little time), it is also tried again after one
+   poll interval, then after twice that time, and so on, up to 5 minutes.
 4. If the folder of a version or a model is missing in two polls, the version or model is unloaded.
-5. If the model repository cannot be read, nothing changes.
+5. If the model repository cannot be read, nothing changes, and if the folder of a model or a version cannot be read, it
+   has not gone: nothing of it is unloaded.
 
 Models are updated in parallel: a model that loads, builds or drains for minutes delays no other model.
 """
@@ -17,7 +20,8 @@ Models are updated in parallel: a model that loads, builds or drains for minutes
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Mapping
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +36,8 @@ from cnnserve.repository.folders import Fingerprint, ModelFolder
 _log = logging.getLogger(__name__)
 
 _SETTLED_AFTER_POLLS = 2
+# The longest pause before a version that failed for a reason that may pass is tried again, in seconds.
+_LONGEST_PAUSE_S = 300.0
 # Between the polls that follow a request to look, in seconds.
 _HURRY_S = 0.5
 
@@ -80,6 +86,8 @@ def look(root: Path, before: Mapping[str, ModelSight], config_name: str = "") ->
 
 
 def _look_at(folder: ModelFolder, before: ModelSight | None) -> ModelSight:
+    if folder.unreadable:
+        return replace(before, missing=False) if before else ModelSight({})
     seen = before.versions if before else {}
     now = {number: _look_at_version(folder, number, seen.get(number)) for number in folder.versions}
     gone = {number: sight for number, sight in seen.items() if number not in now and not sight.missing}
@@ -120,10 +128,18 @@ async def watch_labels(registry: Registry, interval_s: float = 0.5) -> None:
 class Poller:
     """Looks at the model repository every `interval_s` seconds and passes changes to the registry.
 
-    `config_name`: as in `Registry`.
+    `config_name`: as in `Registry`. `clock`: returns the time in seconds.
     """
 
-    def __init__(self, registry: Registry, root: Path, interval_s: float, config_name: str = "") -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        root: Path,
+        interval_s: float,
+        config_name: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._registry = registry
         self._root = root
         self._config_name = config_name
@@ -131,6 +147,8 @@ class Poller:
         self._seen: dict[str, ModelSight] = {}
         self._asked: dict[str, object] = {}
         self._jobs: dict[str, asyncio.Task[None]] = {}
+        # By model: when to try again what failed for a reason that may pass, and the pause after that.
+        self._retries: dict[str, tuple[float, float]] = {}
         self._readable = True
 
     async def run(self, look: asyncio.Event | None = None) -> None:
@@ -167,15 +185,31 @@ class Poller:
         known = {model.name for model in self._registry.models}
         for name, sight in self._seen.items():
             news = name not in known or self._asked.get(name) != sight.request
-            if news and name not in self._jobs and not sight.missing:
+            again = self._is_due(name)
+            if (news or again) and name not in self._jobs and not sight.missing:
                 self._asked[name] = sight.request
-                self._start(name, self._registry.sync(name, sight.loadable))
+                self._start(name, self._registry.sync(name, sight.loadable, again=again))
         for name in known - self._seen.keys() - self._jobs.keys():
             self._start(name, self._remove(name))
 
     async def settle(self) -> None:
         """Waits until all changes that were found are made."""
         await asyncio.gather(*self._jobs.values())
+
+    def _is_due(self, name: str) -> bool:
+        """Returns whether it is time to try again a version that failed for a reason that may pass."""
+        if name in self._jobs:
+            return False
+        known = {model.name: model for model in self._registry.models}
+        if name not in known or not known[name].may_pass:
+            self._retries.pop(name, None)
+            return False
+        now = self._clock()
+        due, pause_s = self._retries.setdefault(name, (now + self._interval_s, 2 * self._interval_s))
+        if now < due:
+            return False
+        self._retries[name] = (now + pause_s, min(2 * pause_s, max(_LONGEST_PAUSE_S, self._interval_s)))
+        return True
 
     def _start(self, name: str, change: Coroutine[object, object, None]) -> None:
         job = self._jobs[name] = asyncio.create_task(self._guard(name, change))

@@ -33,6 +33,22 @@ _CLOSING = "the server is shutting down and loads no more models; send the reque
 _LISTED = 10
 
 
+# Decides whether a version that failed is loaded again although its files have not changed.
+Again = Callable[[VersionEntry], bool]
+
+
+def _always(_: VersionEntry) -> bool:
+    return True
+
+
+def _never(_: VersionEntry) -> bool:
+    return False
+
+
+def _if_passing(entry: VersionEntry) -> bool:
+    return entry.may_pass
+
+
 class Registry:
     """All models of one model repository. Use it on the event loop only; its blocking work runs on threads.
 
@@ -148,13 +164,14 @@ class Registry:
             raise ModelLoadFailed(f"model '{name}': {'; '.join(failures)}")
         return self.entry(name)
 
-    async def sync(self, name: str, only: Collection[int] | None = None) -> None:
+    async def sync(self, name: str, only: Collection[int] | None = None, *, again: bool = False) -> None:
         """Does the same as `load`, but logs errors instead of raising, and retries only versions whose files changed.
 
         `only`: numbers of the finished versions. Other versions are not loaded and, unless they serve, count as absent.
+        `again`: also retries versions that failed for a reason that may have passed.
         """
         try:
-            await self._run(self._bring(name, only, again=False))
+            await self._run(self._bring(name, only, again=_if_passing if again else _never))
         except ServingError as error:
             _log.warning("model %s: %s", name, error)
 
@@ -216,7 +233,7 @@ class Registry:
         return self._locks.setdefault(name, asyncio.Lock())
 
     async def _bring(
-        self, name: str, only: Collection[int] | None = None, *, again: bool = True, config: str = ""
+        self, name: str, only: Collection[int] | None = None, *, again: Again = _always, config: str = ""
     ) -> list[str]:
         """Loads and unloads a model's versions and returns why each of those that failed did."""
         async with self._lock(name):
@@ -224,7 +241,7 @@ class Registry:
                 raise ShuttingDown(_CLOSING)
             plan = await self._plan(name, only, config)
             entry = self._models.setdefault(name, ModelEntry(name))
-            entry.wanted, entry.labels = True, plan.labels
+            entry.wanted, entry.labels, entry.unreadable = True, plan.labels, bool(plan.folder.unreadable)
             self._explain(entry, plan.reason)
             failures = [plan.reason] if plan.reason else []
             for version, fingerprint in plan.chosen.items():
@@ -259,18 +276,18 @@ class Registry:
 
     def _explain(self, entry: ModelEntry, reason: str) -> None:
         if reason and reason != entry.reason:
-            _log.warning("model %s is not served: %s", entry.name, reason)
+            _log.warning("model %s %s: %s", entry.name, "stays as it is" if entry.ready else "is not served", reason)
         entry.reason = reason
         self._changed()
 
-    async def _load_version(self, folder: ModelFolder, entry: ModelEntry, new: VersionEntry, again: bool) -> str:
+    async def _load_version(self, folder: ModelFolder, entry: ModelEntry, new: VersionEntry, again: Again) -> str:
         """Loads a version and returns why it failed; "" if it serves its current files."""
         old = entry.versions.get(new.version)
         keep = old is not None and old.state is State.READY
         if old is not None and keep and old.fingerprint == new.fingerprint:
-            old.reason, old.tried = "", new.fingerprint
+            old.reason, old.tried, old.may_pass = "", new.fingerprint, False
             return ""
-        if old is not None and not again and old.tried == new.fingerprint:
+        if old is not None and not again(old) and old.tried == new.fingerprint:
             return old.reason
         if not keep:
             entry.put(new)
@@ -281,7 +298,7 @@ class Registry:
                 entry.put(new)
                 await self._retire(old)
             else:
-                old.tried = new.fingerprint
+                old.tried, old.may_pass = new.fingerprint, new.may_pass
                 old.reason = f"serves the files that were loaded before, because the reload failed: {new.reason}"
         self._changed()
         return new.reason
@@ -323,7 +340,9 @@ def _outdated(entry: ModelEntry, plan: Plan) -> list[int]:
     """Returns the numbers of the versions to unload.
 
     These are versions whose folder is gone and, if a version that the version policy chose is READY, every version that
-    the version policy did not choose.
+    the version policy did not choose. A folder that cannot be read now has not gone.
     """
+    if plan.folder.unreadable:
+        return []
     served = any(ready.version in plan.chosen for ready in entry.ready)
     return [v for v in entry.versions if v not in plan.folder.versions or (served and v not in plan.chosen)]

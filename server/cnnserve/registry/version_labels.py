@@ -8,6 +8,7 @@ The file is read off the event loop when it has changed, never for a request.
 import logging
 import re
 from pathlib import Path
+from stat import S_ISREG
 
 from cnnserve import json_text
 from cnnserve.errors import VersionNotFound
@@ -46,6 +47,9 @@ def read_labels(folder: Path, before: VersionLabels) -> VersionLabels:
     except FileNotFoundError:
         return VersionLabels()
     except OSError:
+        return before
+    if not S_ISREG(stat.st_mode):
+        # A pipe would hold the reader for ever.
         return before
     signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if signature == before.signature:

@@ -40,6 +40,8 @@ def read(
     `labels` were read before; `config` is JSON that replaces the config file that `config_name` chooses.
     """
     folder = replace(folders.find(root, name, config_name), config=config)
+    if folder.unreadable:
+        return Plan(folder, labels, {}, f"its folder cannot be read: {folder.unreadable}")
     present = [version for version in folder.versions if available is None or version in available]
     chosen, reason = _choose(folder, present)
     # Taken before the files are read, so that a change during the load shows as a difference the next time.

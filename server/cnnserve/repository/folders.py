@@ -1,12 +1,14 @@
 """Finds models and versions on disk: `<repository>/<model>/<version>/model.onnx`. Reads names only, never a model."""
 
 import contextlib
+import errno
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnserve.errors import ModelLoadFailed, ModelNotFound
+from cnnserve.errors import ModelLoadFailed, ModelNotFound, reason
 
 # Model names are used in URLs, log lines, metric labels and paths.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -24,7 +26,7 @@ class ModelFolder:
     """One model's folder, and the folders of its versions by number.
 
     `config`: JSON of a load request, which replaces any file. `config_file`: path below `path` of the file that is read
-    instead of config.pbtxt if it exists.
+    instead of config.pbtxt if it exists. `unreadable`: why the folder cannot be listed now; "": it can.
     """
 
     name: str
@@ -32,6 +34,7 @@ class ModelFolder:
     versions: dict[int, Path]
     config: str = ""
     config_file: str = ""
+    unreadable: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def scan(root: Path, config_name: str = "") -> list[ModelFolder]:
     model repository cannot be read.
     """
     try:
-        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        folders = sorted(path for path in root.iterdir() if _is_folder(path))
     except OSError as error:
         raise ModelLoadFailed(f"the model repository cannot be read: {error.strerror}") from error
     return [model_folder(path, config_name) for path in folders if MODEL_NAME.fullmatch(path.name)]
@@ -63,7 +66,7 @@ def misnamed(root: Path) -> list[str]:
     Hidden folders are not among them, because they are hidden on purpose.
     """
     with contextlib.suppress(OSError):
-        folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        folders = [path.name for path in root.iterdir() if _is_folder(path) and not path.name.startswith(".")]
         return sorted(name for name in folders if not MODEL_NAME.fullmatch(name))
     return []
 
@@ -73,7 +76,7 @@ def find(root: Path, name: str, config_name: str = "") -> ModelFolder:
 
     Raises `ModelNotFound` if there is no such folder, or if `name` is no model name.
     """
-    if not MODEL_NAME.fullmatch(name) or not (root / name).is_dir():
+    if not MODEL_NAME.fullmatch(name) or not _is_folder(root / name):
         raise ModelNotFound(f"model {name!r} is not in the model repository")
     return model_folder(root / name, config_name)
 
@@ -115,11 +118,25 @@ def _stats(files: Iterable[Path]) -> tuple[FileStat, ...]:
 
 def model_folder(path: Path, config_name: str = "") -> ModelFolder:
     """Returns one model's folder. Its subfolders 1, 2, 3, ... are the versions; if it cannot be read, it has none."""
-    versions = {}
-    with contextlib.suppress(OSError):
-        versions = {int(child.name): child for child in path.iterdir() if version_number(child.name) and child.is_dir()}
+    versions, unreadable = {}, ""
+    try:
+        versions = {
+            int(child.name): child for child in path.iterdir() if version_number(child.name) and _is_folder(child)
+        }
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        unreadable = reason(error)
     config_file = f"configs/{config_name}.pbtxt" if config_name else ""
-    return ModelFolder(path.name, path, dict(sorted(versions.items())), config_file=config_file)
+    return ModelFolder(path.name, path, dict(sorted(versions.items())), config_file=config_file, unreadable=unreadable)
+
+
+def _is_folder(path: Path) -> bool:
+    """Returns whether there is a folder. One that cannot be looked at for a moment has not gone, so it counts."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def version_number(text: str) -> int | None:

@@ -1,17 +1,26 @@
 """Polling of the model repository: when the poller sees a change, and what the registry does with it."""
 
+import contextlib
+import ctypes
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cnnserve.errors import ModelLoadFailed, ModelNotFound, ModelNotReady
-from cnnserve.registry.lifecycle import State
+from cnnserve.images.decoding_pool import DecodingPool
+from cnnserve.model.loader import OpenVersion
+from cnnserve.registry.lifecycle import State, VersionLabels
+from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.poller import ModelSight, Poller, look
 from cnnserve.registry.registry import Registry
-from support import tiny_onnx, until, write_version
+from cnnserve.registry.version_labels import read_labels
+from cnnserve.repository.folders import ModelFolder
+from support import open_version, tiny_onnx, until, write_version
 
 
 class Disk:
@@ -135,7 +144,8 @@ class Polls:
     """A poller that polls when a test asks for it, and waits for everything that the poll starts."""
 
     def __init__(self, registry: Registry, root: Path) -> None:
-        self._poller = Poller(registry, root, 1.0)
+        self.seconds = 0.0
+        self._poller = Poller(registry, root, 1.0, clock=lambda: self.seconds)
 
     async def __call__(self, count: int = 1) -> None:
         for _ in range(count):
@@ -284,3 +294,120 @@ async def test_a_model_that_the_registry_lost_is_asked_for_again(
     await registry.remove("m")
     await polls()
     assert states(registry) == {1: "READY"}
+
+
+class _Capabilities(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[None]:
+    """Root may read every file. Without two capabilities of this thread, and those it starts, root may not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before = (_Capabilities * 2)()
+    assert libc.capget(header, before) == 0
+    without = (_Capabilities * 2).from_buffer_copy(before)
+    without[0].effective &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, without) == 0
+    yield
+    assert libc.capset(header, before) == 0
+
+
+@contextlib.contextmanager
+def forbidden(path: Path) -> Iterator[None]:
+    mode = path.stat().st_mode
+    path.chmod(0)
+    yield
+    path.chmod(mode)
+
+
+@pytest.mark.usefixtures("ordinary_user")
+@pytest.mark.parametrize("what", ["m", "m/1", "."])
+async def test_a_serving_version_outlasts_a_folder_that_cannot_be_read(
+    tmp_path: Path, registry: Registry, polls: Polls, what: str
+) -> None:
+    write_version(tmp_path / "m" / "1")
+    await registry.load_all()
+    model = registry.get("m")
+    with forbidden(tmp_path / what):
+        for _ in range(5):
+            polls.seconds += 100
+            await polls()
+        # Also if something asks for the model while its folder cannot be read.
+        await registry.sync("m")
+        assert registry.get("m") is model
+        assert registry.entry("m").reason == ("its folder cannot be read: Permission denied" if what != "m/1" else "")
+    polls.seconds += 1000
+    await polls()
+    assert registry.get("m") is model
+    assert (registry.entry("m").reason, registry.entry("m").versions[1].reason) == ("", "")
+
+
+@pytest.mark.usefixtures("ordinary_user")
+@pytest.mark.parametrize("what", ["m", "m/1", "m/1/model.onnx", "m/1/manifest.json", "m/config.pbtxt"])
+async def test_a_load_that_failed_for_a_passing_reason_is_tried_again_with_growing_pauses(
+    tmp_path: Path, registry: Registry, polls: Polls, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_version(tmp_path / "m" / "1")
+    (tmp_path / "m" / "config.pbtxt").write_text("max_batch_size: 4")
+    with forbidden(tmp_path / what):
+        await polls(3)
+        assert not registry.entry("m").ready
+        tries = []
+        for second in range(40):
+            polls.seconds = second
+            before = len(caplog.records)
+            await polls()
+            if len(caplog.records) > before:
+                tries.append(second)
+    if what != "m":  # The model's own reason is logged once.
+        assert tries[:5] == [1, 3, 7, 15, 31]
+    polls.seconds = 1000
+    await polls()
+    assert states(registry) == {1: "READY"}
+
+
+async def test_a_load_that_failed_for_good_is_not_tried_again(
+    tmp_path: Path, registry: Registry, polls: Polls, caplog: pytest.LogCaptureFixture
+) -> None:
+    (write_version(tmp_path / "m" / "1") / "labels.txt").write_text("dark\nleft\nblight\n")
+    await polls(3)
+    told = len(caplog.records)
+    for second in range(0, 4000, 100):
+        polls.seconds = second
+        await polls()
+    assert len(caplog.records) == told
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error"), RuntimeError("std::bad_alloc")])
+async def test_too_little_memory_and_a_failing_disk_may_pass(tmp_path: Path, error: Exception) -> None:
+    write_version(tmp_path / "m" / "1")
+    failures = [error]
+
+    def open_once(folder: ModelFolder, version: int, **options: Any) -> OpenVersion:
+        if failures:
+            raise failures.pop()
+        return open_version(folder, version, **options)
+
+    with DecodingPool(1) as decoders:
+        registry = Registry(tmp_path, VersionOpener(open_once, decoders))
+        polls = Polls(registry, tmp_path)
+        await polls()
+        assert states(registry) == {1: "UNAVAILABLE"}
+        await polls()
+        polls.seconds = 1.0
+        await polls()
+        assert states(registry) == {1: "READY"}
+        await registry.close()
+
+
+def test_pipes_delay_no_poll(disk: Disk) -> None:
+    write_version(disk.root / "good" / "1")
+    for name in ("version_labels.json", "config.pbtxt", "labels.txt"):
+        path = disk.root / name.partition(".")[0].replace("_", "") / "1"
+        path.mkdir(parents=True)
+        os.mkfifo(path.parent / name)
+        os.mkfifo(path / name)
+    assert disk.poll()["good"] == [1]
+    assert read_labels(disk.root / "versionlabels", VersionLabels()) == VersionLabels()
