@@ -41,30 +41,32 @@ _JPEG_BARE = (0x00, 0x01, *range(0xD0, 0xD9))
 # In the compressed data of a JPEG, FF is followed by 00 or belongs to a restart marker. Any other FF begins a marker
 # that ends the data.
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-# Bytes of memory per pixel while an image is decoded, turned upright and converted. The coefficients of a JPEG with
-# several scans take 6 bytes more. tests/server/images/test_image_header.py measures this.
-_PIXEL_BYTES = {"JPEG": 10, "PNG": 14, "WEBP": 24, "BMP": 14, "GIF": 11}
-_COEFFICIENT_BYTES = 6
+# PNG's colour types: grey, RGB, palette, and the first two with transparency.
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# Flags of a WebP: in the first word of its lossless form, and of its extended form.
+_VP8L_ALPHA, _VP8X_ALPHA = 1 << 28, 0x10
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """Format and size of a file. `scans_at`: position of the first scan if a JPEG has several scans, else 0."""
+    """Format and size of a file, and what decides how much memory its decoder takes.
+
+    `scans_at`: position of the first scan if a JPEG has several scans, else 0. `channels`: of the pixels in the file.
+    `is_deep`: a PNG has 16 bits a channel. `is_lossless`: a WebP is or may be lossless.
+    """
 
     format: str
     width: int
     height: int
     scans_at: int = 0
+    channels: int = 3
+    is_deep: bool = False
+    is_lossless: bool = False
 
     @property
     def pixels(self) -> int:
         """Number of pixels: width times height."""
         return self.width * self.height
-
-    @property
-    def decoding_bytes(self) -> int:
-        """Upper limit of the memory that decoding takes, in bytes."""
-        return self.pixels * (_PIXEL_BYTES[self.format] + (_COEFFICIENT_BYTES if self.scans_at else 0))
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -115,7 +117,7 @@ def _jpeg(data: bytes) -> ImageHeader:
         marker = data[position + 1]
         if marker == 0xDA:
             several = progressive or data[position + 4] < components
-            return ImageHeader("JPEG", width, height, position if several else 0)
+            return ImageHeader("JPEG", width, height, position if several else 0, components)
         if marker == 0xD9:
             raise InvalidInput("the image is damaged: it has no image data")
         if marker in _JPEG_SIZED:
@@ -142,7 +144,9 @@ def _count_scans(data: bytes, position: int) -> int:
 def _png(data: bytes) -> ImageHeader:
     if data[8:16] != b"\0\0\0\rIHDR":
         raise InvalidInput("the image is damaged: the PNG does not begin with an IHDR chunk")
-    return ImageHeader("PNG", *struct.unpack_from(">II", data, 16))
+    width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
+    # An unknown colour type is refused by the decoder.
+    return ImageHeader("PNG", width, height, channels=_PNG_CHANNELS.get(color, 4), is_deep=depth == 16)
 
 
 def _check_chunks(data: bytes) -> None:
@@ -168,19 +172,21 @@ def _check_chunks(data: bytes) -> None:
 
 
 def _webp(data: bytes) -> ImageHeader:
-    kind = data[12:16]
+    kind, alpha = data[12:16], False
     if kind == b"VP8X":
+        alpha = bool(data[20] & _VP8X_ALPHA)
         width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
     elif kind == b"VP8L":
         bits = struct.unpack_from("<I", data, 21)[0]
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        alpha = bool(bits & _VP8L_ALPHA)
     elif kind == b"VP8 ":
         width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", data, 26))
     else:
         raise InvalidInput(f"the image is damaged: a WebP cannot begin with the chunk {kind!r}")
     if len(data) < 30:
         raise InvalidInput("the image is damaged: it ends within its header")
-    return ImageHeader("WEBP", width, height)
+    return ImageHeader("WEBP", width, height, channels=4 if alpha else 3, is_lossless=kind != b"VP8 ")
 
 
 def _bmp(data: bytes) -> ImageHeader:

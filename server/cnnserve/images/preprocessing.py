@@ -13,7 +13,7 @@ from PIL import Image
 
 from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import InvalidInput
-from cnnserve.images import geometry, opencv, resampling, resizing
+from cnnserve.images import geometry, memory_use, opencv, resampling, resizing
 from cnnserve.images.decoding import Mode, decode, to_mode
 from cnnserve.images.decoding_times import Work
 from cnnserve.images.geometry import Placement
@@ -32,10 +32,9 @@ _RAW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # If a file is no larger, and its image never has more pixels, reading it takes less time than waking a thread.
 _QUICK_PIXELS = 64 * 64
 _QUICK_BYTES = 16 * 2**10
-# Bytes of memory while an image is resized, per pixel of the largest image on the way: before, between and after the
-# two passes. With `fast` there are also the copies from and to Pillow.
-_RESIZING_BYTES = 12
-_FAST_RESIZING_BYTES = 20
+# The longest side of a JPEG or a GIF. PNGs and BMPs may state millions of pixels by one, for which resizing computes
+# millions of weights, without giving the interpreter back.
+_LONGEST_SIDE = 65_535
 # torchvision divides by 255; a product with 1/255 would differ in the last bit.
 _BY_255 = 1 / 255
 
@@ -107,10 +106,15 @@ class Preprocessor:
     def encoded(self, data: bytes) -> NDArray[np.generic]:
         """Returns one row from the bytes of a file. Raises `InvalidInput`."""
         header = read_header(data)
-        most = self._check((header.width, header.height))
+        self._check((header.width, header.height))
         check_structure(header, data, self.options.pixel_limit)
-        with self._holding(header.decoding_bytes, most):
-            upright, at_least = self._spec.exif_orientation, self._at_least()
+        upright, at_least = self._spec.exif_orientation, self._at_least()
+        # A turned image that would be too large is refused before it is resized.
+        may_turn = upright and self._most_pixels((header.height, header.width)) <= self.options.pixel_limit
+        size = memory_use.encoded_bytes(
+            header, self._spec, self._tensor, at_least=at_least, fast=self._fast, may_turn=may_turn
+        )
+        with self._holding(size, (header.width, header.height)):
             decoded = decode(data, header, self._mode, upright=upright, at_least=at_least)
             return self._row(decoded.image, decoded.size, decoded.box)
 
@@ -126,8 +130,9 @@ class Preprocessor:
                 f"the raw image has {len(image.data)} bytes, expected {height * width * channels} "
                 f"for {height}x{width}x{channels} (height x width x channels)"
             )
-        most = self._check((width, height))
-        with self._holding(0, most):
+        self._check((width, height))
+        size = memory_use.raw_bytes((width, height), self._spec, self._tensor, fast=self._fast)
+        with self._holding(size, (width, height)):
             mode = _RAW_MODES[channels]
             pixels = Image.frombuffer(mode, (width, height), image.data, "raw", mode, 0, 1)
             return self._row(to_mode(pixels, self._mode), pixels.size, (0, 0, width, height))
@@ -174,9 +179,14 @@ class Preprocessor:
     def _most_pixels(self, size: Size) -> int:
         return geometry.most_pixels(size, self._resized(size))
 
-    def _check(self, size: Size) -> int:
-        """Returns the pixels of the largest image while resizing. Raises `InvalidInput` if they exceed the limit."""
+    def _check(self, size: Size) -> None:
+        """Raises `InvalidInput` if a side is too long, or if the largest image while resizing has too many pixels."""
         limit = self.options.pixel_limit
+        if max(size) > _LONGEST_SIDE and size[0] * size[1] <= limit:
+            raise InvalidInput(
+                f"the image has {size[0]}x{size[1]} pixels, a side may have {_LONGEST_SIDE:,}; send a less elongated "
+                "image"
+            )
         if size[0] * size[1] > limit:
             raise InvalidInput(
                 f"the image has {size[0]}x{size[1]} pixels, this model's limit is {limit:,} pixels; "
@@ -189,14 +199,12 @@ class Preprocessor:
                 f"resizing the image from {size[0]}x{size[1]} to {width}x{height} takes more pixels than this model's "
                 f"limit of {limit:,}; send a smaller or less elongated image, or raise {PIXEL_LIMIT} in config.pbtxt"
             )
-        return most
 
-    def _holding(self, decoding_bytes: int, most_pixels: int) -> contextlib.AbstractContextManager[None]:
+    def _holding(self, needed_bytes: int, size: Size) -> contextlib.AbstractContextManager[None]:
         # Quick images are not counted: they may be read on the event loop, which must not wait for memory.
-        if self._budget is None or most_pixels <= _QUICK_PIXELS:
+        if self._budget is None or self._most_pixels(size) <= _QUICK_PIXELS:
             return contextlib.nullcontext()
-        per_pixel = _FAST_RESIZING_BYTES if self._fast else _RESIZING_BYTES
-        return self._budget.decoding(max(decoding_bytes, per_pixel * most_pixels))
+        return self._budget.decoding(needed_bytes)
 
 
 def to_tensor(

@@ -2,12 +2,15 @@
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Iterator
 
 from cnnserve.errors import InvalidInput, QueueFull
 
 # An estimate of when memory is free again: requests hold it for milliseconds up to a second.
 _RETRY_MS = 100
+# Images that are being decoded may take this part of the limit, so that requests always have the rest.
+_DECODING_SHARE = 0.75
 
 
 class MemoryBudget:
@@ -20,6 +23,8 @@ class MemoryBudget:
         self.refused = 0
         self.held_bytes = 0
         self.decoding_bytes = 0
+        # Images that wait for memory begin in the order of their arrival, or small ones would keep a large one out.
+        self._waiting: deque[object] = deque()
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
@@ -37,6 +42,11 @@ class MemoryBudget:
     def total_bytes(self) -> int:
         """All bytes that requests and images being decoded hold."""
         return self._total()
+
+    @property
+    def waiting(self) -> int:
+        """Number of images that wait for memory."""
+        return len(self._waiting)
 
     def has_room(self, size: int) -> bool:
         """Returns whether `size` more bytes fit into the limit."""
@@ -77,24 +87,34 @@ class MemoryBudget:
     def decoding(self, size: int) -> Iterator[None]:
         """Holds `size` bytes while inside. Blocks until they fit into the limit, so only decoding threads call it.
 
-        Raises `InvalidInput` if they never will. An image waits for those that are being decoded, and for nothing else:
-        the request that it belongs to has its place already.
+        Raises `InvalidInput` if they would leave too little to other requests. An image waits for those that are being
+        decoded, and for nothing else: the request that it belongs to has its place already.
         """
-        if size > self.limit_bytes:
+        most = int(self.limit_bytes * _DECODING_SHARE)
+        if size > most:
             raise InvalidInput(
-                f"decoding the image needs {_mib(size)} MiB of memory, the limit for all requests is "
-                f"{_mib(self.limit_bytes)} MiB; send a smaller image, or start the server with a larger "
-                "--max-pending-mib"
+                f"decoding the image needs {_mib(size)} MiB of memory, the limit for images is {_mib(most)} MiB, three "
+                "quarters of max_pending_mib; send a smaller image, or start the server with a larger --max-pending-mib"
             )
+        ticket = object()
         with self._changed:
-            self._changed.wait_for(lambda: not self.decoding_bytes or self._fits(size))
+            self._waiting.append(ticket)
+            self._changed.wait_for(lambda: self._waiting[0] is ticket and self._may_decode(size))
+            self._waiting.popleft()
             self.decoding_bytes += size
+            # The next one may fit, too.
+            self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self.decoding_bytes -= size
                 self._changed.notify_all()
+
+    def _may_decode(self, size: int) -> bool:
+        if not self.decoding_bytes:
+            return True
+        return self._fits(size) and self.decoding_bytes + size <= self.limit_bytes * _DECODING_SHARE
 
     def _total(self) -> int:
         return self.held_bytes + self.decoding_bytes
