@@ -4,6 +4,7 @@ Each kind is measured alone and in every pair. Fair is half of what it reaches a
 Beside all three kinds, a client asks for the server's health, and the 99th percentile of its wait is reported.
 
     python bench/fairness.py --rounds 3 --seconds 4
+    python bench/fairness.py --checkout ../before --repository ../before/model_repo
 """
 
 import argparse
@@ -36,14 +37,16 @@ def main() -> int:
     harness.add_rounds(parser, 3, 4.0)
     harness.add_repository(parser)
     parser.add_argument("--grpc-transport", default="core", help="core or aio (default: %(default)s)")
+    parser.add_argument("--checkout", type=Path, help="serve with the code of another checkout, in its own transport")
     options = parser.parse_args()
+    flags = [] if options.checkout else ["--grpc-transport", options.grpc_transport]
     alone: defaultdict[str, list[float]] = defaultdict(list)
     together: defaultdict[str, list[float]] = defaultdict(list)
     waits: list[float] = []
     with (
-        harness.exported(["lenet5"], options.repository) as root,
+        harness.exported(["lenet5"], options.repository, options.checkout) as root,
         harness.only(["lenet5"], root) as repository,
-        harness.serving(repository, "--grpc-transport", options.grpc_transport) as server,
+        harness.serving(repository, *flags, checkout=options.checkout) as server,
         tempfile.TemporaryDirectory(prefix="cnnserve-fairness-") as folder,
     ):
         request = harness.infer_request(harness.manifest_of(repository, "lenet5"), "lenet5")
@@ -65,7 +68,7 @@ def main() -> int:
     print(f"health check beside all three: p99 {health_ms:.1f} ms")
     for name, share in kept.items():
         print(f"  {harness.verdict(passed=share >= TARGET):<6}  {name} keeps >= {TARGET}: {share:.2f}")
-    settings = {"rounds": options.rounds, "seconds": options.seconds, "grpc_transport": options.grpc_transport}
+    settings = {"rounds": options.rounds, "seconds": options.seconds, "flags": flags}
     result = {"settings": settings, "alone": dict(alone), "kept": kept, "health_p99_ms": health_ms}
     harness.write_result("fairness", result)
     return 0 if all(share >= TARGET for share in kept.values()) else 1

@@ -89,13 +89,17 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(repository: Path, *flags: str, python: Sequence[str] = ()) -> Iterator[Server]:
-    """Yields a READY server on free ports of 127.0.0.1 and stops it with SIGTERM in any case."""
+def serving(
+    repository: Path, *flags: str, python: Sequence[str] = (), checkout: Path | None = None
+) -> Iterator[Server]:
+    """Yields a READY server on free ports of 127.0.0.1 and stops it with SIGTERM in any case.
+
+    `checkout`: runs the code of another checkout of this repository.
+    """
     ports = ["--host", "127.0.0.1", "--grpc-port", "0", "--http-port", "0"]
     command = [sys.executable, *python, "-m", "cnnserve", "serve", "--model-repository", str(repository), *ports]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("CNNSERVE_")}
     started = time.perf_counter()
-    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, env=_environment(checkout))
     server = Server(process, started, [])
     reader = threading.Thread(target=_collect, args=(server,), daemon=True)
     reader.start()
@@ -106,6 +110,15 @@ def serving(repository: Path, *flags: str, python: Sequence[str] = ()) -> Iterat
     finally:
         end(process)
         reader.join(STOP_S)
+
+
+def _environment(checkout: Path | None) -> dict[str, str]:
+    """Returns the environment of a server: without settings of its own, and with another checkout's code."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("CNNSERVE_")}
+    if checkout is not None:
+        parts = [str(checkout.resolve() / folder) for folder in ("server", "export", "client")]
+        environment["PYTHONPATH"] = os.pathsep.join(parts)
+    return environment
 
 
 def _collect(server: Server) -> None:
@@ -230,10 +243,11 @@ def manifest_in(folder: Path) -> Manifest:
 
 
 @contextlib.contextmanager
-def exported(models: Sequence[str], repository: Path | None) -> Iterator[Path]:
+def exported(models: Sequence[str], repository: Path | None, checkout: Path | None = None) -> Iterator[Path]:
     """Yields a model repository with these architectures, with seeded random weights.
 
-    If `repository` is given, its models are used, and missing models are exported to it. They stay there.
+    If `repository` is given, its models are used, and missing models are exported to it. They stay there. `checkout`:
+    the code of another checkout exports them.
     """
     with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
         root = repository or Path(folder)
@@ -241,7 +255,8 @@ def exported(models: Sequence[str], repository: Path | None) -> Iterator[Path]:
             if not (root / model / "1").is_dir():
                 print(f"exporting {model} ...", flush=True)
                 command = [sys.executable, "-m", "cnnserve", "export", model, "--repository", str(root)]
-                subprocess.run(command, check=True, capture_output=True, timeout=600)
+                environment = _environment(checkout)
+                subprocess.run(command, check=True, capture_output=True, timeout=600, env=environment)
         yield root
 
 

@@ -25,6 +25,7 @@ ONE = ["--models", "lenet5", "--rounds", "1"]
 KEPT = ["--repository", str(REPOSITORY)]
 # Each compares with a target, and keeps its result.
 BENCHMARKS = {
+    "before": [str(REPOSITORY.parent), *ONE, *KEPT, "--seconds", "0.2"],
     "classify_folder": ["--images", "20", "--rounds", "1"],
     "cold_start": [*ONE, *KEPT],
     "export_table": ["--models", "lenet5", "--max-batch-size", "4"],
