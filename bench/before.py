@@ -40,11 +40,11 @@ def main() -> int:
     with (
         harness.exported(options.models, options.repository, options.checkout) as root,
         harness.only(options.models, root) as repository,
-        harness.serving(repository, checkout=options.checkout) as before,
-        harness.serving(repository) as now,
+        harness.serving(repository, checkout=options.checkout) as other,
+        harness.serving(repository) as own,
         tempfile.TemporaryDirectory(prefix="cnnserve-before-") as folder,
     ):
-        servers = {"before": before, "now": now}
+        servers = {"before": other, "now": own}
         commands = {name: _commands(server, repository, options, Path(folder)) for name, server in servers.items()}
         for number in range(options.rounds):
             for cell in commands["now"]:
@@ -54,12 +54,11 @@ def main() -> int:
         cell: {name: {key: median([run[key] for run in runs]) for key in runs[0]} for name, runs in sides.items()}
         for cell, sides in results.items()
     }
-    rows = [
-        [cell, *(f"{sides['now'][key] / sides['before'][key]:.2f}" for key in ("rate", "p50_ms", "p99_ms"))]
-        + [f"{sides['now']['server_cpu_us'] / sides['before']['server_cpu_us']:.2f}"]
-        + [f"{sides['before']['rate']:,.0f}", f"{sides['now']['rate']:,.0f}"]
-        for cell, sides in summary.items()
-    ]
+    rows = []
+    for cell, sides in summary.items():
+        before, now = sides["before"], sides["now"]
+        ratios = [f"{now[key] / before[key]:.2f}" for key in ("rate", "p50_ms", "p99_ms", "server_cpu_us")]
+        rows.append([cell, *ratios, f"{before['rate']:,.0f}", f"{now['rate']:,.0f}"])
     print("now / before, and requests/s of both")
     print(harness.table(["cell", "rate", "p50", "p99", "CPU", "before", "now"], rows))
     settings = {"rounds": options.rounds, "seconds": options.seconds, "before": _commit(options.checkout)}

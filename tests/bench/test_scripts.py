@@ -83,8 +83,8 @@ def test_a_benchmark_gives_its_verdict_and_keeps_its_result(tmp_path: Path, scri
     assert result["benchmark"] == script
     assert result["machine"]["cores"] > 0
     verdicts = re.findall(r"^ +(ok|MISSED) ", said, re.MULTILINE)
-    # int8 has a target for ResNet-50 only.
-    assert verdicts or script == "int8", said
+    # int8 has a target for ResNet-50 only, before has none.
+    assert verdicts or script in ("int8", "before"), said
     assert done.returncode == (1 if "MISSED" in verdicts else 0), said
 
 
