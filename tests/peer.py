@@ -101,6 +101,7 @@ class Peer(grpc.GenericRpcHandler):
         self.metadata: list[dict[str, str | bytes]] = []
         self.health = health.HealthServicer()
         self.address = ""
+        self.server: grpc.Server | None = None
 
     def stream(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         """Yields the response to each request of a stream, from the script for Classify."""
@@ -172,5 +173,6 @@ def running(peer: Peer, port: int = 0, credentials: grpc.ServerCredentials | Non
         bound = server.add_secure_port(at, credentials) if credentials else server.add_insecure_port(at)
         peer.address = f"127.0.0.1:{bound}"
         server.start()
+        peer.server = server
         yield peer
         server.stop(None).wait()

@@ -33,7 +33,7 @@ class AsyncClient:
         *,
         timeout_s: float = 30.0,
         max_message_mib: int = 64,
-        retries: int = 4,
+        retries: int | None = None,
         connections: int = 1,
         tls: Tls | bool = False,
         token: str = "",
@@ -169,7 +169,8 @@ class AsyncClient:
 
     def _error(self, failure: Failure, number: int, *, about: str, timeout_s: float) -> CnnserveError:
         self._check()
-        return self._target.error(failure, about, timeout_s, number)
+        ended = partial(channels.has_ended_for_asyncio, self._channels[number])
+        return self._target.error(failure, about, timeout_s, number, has_ended=ended)
 
     def _check(self) -> None:
         if self._closed:

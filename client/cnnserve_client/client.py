@@ -31,9 +31,10 @@ class Client:
     forked after the client was created, every call raises `RuntimeError`. Create a client in each process.
 
     `load_model` and `unload_model` change the server, so the client tries them again only if no connection was
-    established. It tries all other calls again in two cases. If a server is UNAVAILABLE, it tries the other connections
-    at once, then waits, first 50 to 100 ms and later up to 5 s. If the queue of a model is full, it waits for the time
-    that the server names. No try starts after the deadline of the call.
+    established. It tries all other calls again in two cases. If a server is UNAVAILABLE, or has cancelled the call and
+    closed the connection, it tries the other connections at once, then waits, first 50 to 100 ms and later up to 5 s.
+    If the queue of a model is full, it waits for the time that the server names. No try starts after the deadline of
+    the call.
 
     Args:
         address: HOST:PORT of the server's gRPC port. Several addresses, in a list or separated by commas, are used in
@@ -41,7 +42,8 @@ class Client:
         timeout_s: default timeout of a call in seconds, for all its tries together.
         max_message_mib: maximum size in MiB of a message that the client sends or accepts. The server has its own
             limit.
-        retries: how many times a call may wait and be tried again. 0: a call is sent only once.
+        retries: how many times a call may wait and be tried again. None: until its deadline. 0: a call is sent only
+            once.
         connections: number of connections to each address. One connection carries thousands of small responses/s.
         tls: True for TLS with gRPC's root certificates, or a `Tls` with certificate files.
         token: the client sends `authorization: Bearer TOKEN` with every call. Empty: no token.
@@ -57,7 +59,7 @@ class Client:
         *,
         timeout_s: float = 30.0,
         max_message_mib: int = 64,
-        retries: int = 4,
+        retries: int | None = None,
         connections: int = 1,
         tls: Tls | bool = False,
         token: str = "",
@@ -240,7 +242,8 @@ class Client:
 
     def _error(self, failure: Failure, number: int, *, about: str, timeout_s: float) -> CnnserveError:
         self._check()
-        return self._target.error(failure, about, timeout_s, number)
+        ended = partial(channels.has_ended, self._channels[number])
+        return self._target.error(failure, about, timeout_s, number, has_ended=ended)
 
     def _check(self) -> None:
         if self._closed:

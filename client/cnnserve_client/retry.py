@@ -76,8 +76,8 @@ class Attempts:
         rotation: chooses the connections.
         safe: the call changes nothing on the server. Such a call is tried again if the server was UNAVAILABLE or named
             a time after which to try again. Any other call is tried again only if no connection was established.
-        retries: how many times the client may wait and try again. Tries on another connection, which need no wait, are
-            not counted. If `retries` is 0, the call is sent only once.
+        retries: how many times the client may wait and try again; None: until the deadline. Tries on another
+            connection, which need no wait, are not counted. If `retries` is 0, the call is sent only once.
         timeout_s: seconds for all tries and waits together.
         light: the call takes a server almost no time. Each connection that has not been tried gets an equal share of
             the remaining time, so that one silent server does not use all of it.
@@ -89,14 +89,14 @@ class Attempts:
         rotation: Rotation,
         *,
         safe: bool,
-        retries: int,
+        retries: int | None,
         timeout_s: float,
         light: bool = False,
         clock: Clock = time.monotonic,
     ) -> None:
         self._rotation = rotation
         self._safe = safe
-        self._light = light and retries > 0
+        self._light = light and retries != 0
         self._retries = retries
         self._clock = clock
         self._ends = clock() + timeout_s
@@ -131,10 +131,15 @@ class Attempts:
         if self._waits == self._retries:
             return None
         self._waits += 1
-        wait_s = error.retry_after_s if isinstance(error, QueueFullError) else back_off_s(self._waits)
+        wait_s = error.retry_after_s if isinstance(error, QueueFullError) else self._back_off_s()
         self._tried.clear()
         # If the wait would pass the deadline, the caller gets the error now instead of at the deadline.
         return wait_s if wait_s < self.remaining_s else None
+
+    def _back_off_s(self) -> float:
+        wait_s = back_off_s(self._waits)
+        # Until the deadline means that a try is made shortly before it, even if the next wait would be longer.
+        return wait_s if self._retries is not None else min(wait_s, max(_FIRST_S / 2, self.remaining_s / 2))
 
     @property
     def _untried(self) -> int:
@@ -142,7 +147,7 @@ class Attempts:
         return len(self._rotation) - len(set(self._tried))
 
     def _may_repeat(self, error: CnnserveError) -> bool:
-        if not self._retries:
+        if self._retries == 0:
             return False
         if self._safe:
             return isinstance(error, UnavailableError | QueueFullError)

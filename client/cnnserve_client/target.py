@@ -1,7 +1,7 @@
 """The addresses and limits of a client, and the exceptions for gRPC's statuses. Imports neither grpc nor protobuf."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
@@ -59,7 +59,7 @@ class Target:
     address: str | Sequence[str]
     timeout_s: float
     max_message_mib: int
-    retries: int
+    retries: int | None
     connections: int
     tls: Tls | bool
     token: str = field(repr=False)
@@ -73,6 +73,8 @@ class Target:
         put = partial(object.__setattr__, self)
         put("timeout_s", checked_timeout(self.timeout_s))
         for name, least, most in _RANGES:
+            if getattr(self, name) is None and name == "retries":
+                continue
             put(name, arguments.whole(name, getattr(self, name), least, most, f"a whole number from {least} to {most}"))
         if not isinstance(self.tls, bool | Tls):
             raise arguments.wrong("tls", self.tls, "True, False or Tls(root_certificates=...)")
@@ -124,7 +126,9 @@ class Target:
         """Returns the timeout of a call in seconds. None gives the timeout of the client."""
         return self.timeout_s if timeout_s is None else checked_timeout(timeout_s)
 
-    def error(self, failure: Failure, about: str, timeout_s: float, connection: int) -> errors.CnnserveError:
+    def error(
+        self, failure: Failure, about: str, timeout_s: float, connection: int, *, has_ended: Callable[[], bool]
+    ) -> errors.CnnserveError:
         """Returns the exception for a failed call.
 
         Args:
@@ -132,6 +136,7 @@ class Target:
             about: names the call, for the case that the server gave no text.
             timeout_s: the timeout of the call in seconds.
             connection: the number of the connection.
+            has_ended: returns whether the connection has ended.
         """
         address = self.channels[connection]
         code = failure.code().name
@@ -139,9 +144,9 @@ class Target:
         match code:
             case "UNAVAILABLE":
                 return unavailable(address, details, encrypted=bool(self.tls))
-            case "CANCELLED":
-                # The client cancels only calls whose errors nobody reads. A stopping server cancels calls that it has
-                # not begun, so such a call may be tried again.
+            case "CANCELLED" if has_ended():
+                # The client cancels only calls whose errors nobody reads. A server that stops may cancel calls that it
+                # has not begun, so such a call may be tried again.
                 return errors.UnavailableError(f"{address}: the server cancelled the call ({details}); try again later")
             case "DEADLINE_EXCEEDED":
                 return errors.no_response(address, timeout_s, f" ({details})")

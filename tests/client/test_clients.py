@@ -255,9 +255,21 @@ def test_every_status_has_its_error(peer, ask, status, error):
 
 
 def test_a_call_cut_off_by_a_stopping_server_is_unavailable(peer, ask):
-    peer.refuse("Classify", grpc.StatusCode.CANCELLED, "stopping")
+    def stop(request, context):
+        peer.server.stop(HANG_S)  # The server tells its clients, and answers its calls.
+        context.abort(grpc.StatusCode.CANCELLED, "stopping")
+
+    peer.scripts["Classify"] = stop
     with pytest.raises(cc.UnavailableError, match=r"the server cancelled the call \(stopping\)"):
         ask(peer.address, "classify", b"x", model="digits", limits={"retries": 0})
+
+
+def test_a_cancelled_call_on_a_living_connection_is_not_sent_again(peer, ask):
+    peer.refuse("Classify", grpc.StatusCode.CANCELLED, "a proxy gave it up")
+    with pytest.raises(cc.CnnserveError, match="a proxy gave it up") as caught:
+        ask(peer.address, "classify", b"x", model="digits")
+    assert (type(caught.value), caught.value.code) == (cc.CnnserveError, "CANCELLED")
+    assert len(peer.asked) == 1
 
 
 def test_a_full_queue_says_when_to_come_back(peer, ask):

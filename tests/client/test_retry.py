@@ -56,6 +56,16 @@ def test_an_unavailable_server_is_asked_as_often_as_was_said(clock):
     assert waits(attempts(clock, retries=0), UnavailableError("x")) == []
 
 
+@pytest.mark.parametrize("timeout_s", [0.2, 1, 30, 1000])
+def test_without_a_number_of_retries_the_last_try_comes_shortly_before_the_deadline(clock, timeout_s):
+    tries = attempts(clock, retries=None, timeout_s=timeout_s)
+    tries.begin()
+    while (wait_s := tries.wait_s(UnavailableError("x"))) is not None:
+        clock.now += wait_s
+        tries.begin()
+    assert 0 < tries.remaining_s <= 0.05
+
+
 def test_a_full_queue_is_asked_again_after_the_time_it_named(clock):
     assert waits(attempts(clock, retries=3), QueueFullError("x", retry_after_s=0.25)) == [0.25] * 3
 

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -72,6 +74,18 @@ def test_no_retries_where_none_are_wanted(peer, ask):
     with pytest.raises(cc.UnavailableError):
         ask(peer.address, "classify", b"x", model="digits", limits={"retries": 0})
     assert len(peer.asked) == 1
+
+
+def test_a_restart_costs_nothing(ask):
+    """Longer than the 1.5 s that four retries take."""
+    peer = Peer()
+    with running(peer):
+        port = int(peer.address.rpartition(":")[2])
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(ask, peer.address, "classify", b"x", model="digits")
+        time.sleep(2)
+        with running(peer, port):
+            assert call.result(HANG_S).results[0].ok
 
 
 def test_addresses_take_turns_and_a_dead_one_costs_nothing():
