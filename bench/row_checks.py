@@ -25,6 +25,7 @@ from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
 from cnnserve.process.cpu import cpu_budget
 from cnnserve.repository import folders
+from cnnserve.repository.version_files import VersionFiles
 
 SHARE, US = 0.02, 5.0
 # Requests of one turn of one way.
@@ -61,9 +62,8 @@ def main() -> int:
 
 
 async def _cell(root: Path, name: str, count: int, rounds: int) -> dict[str, Any]:
-    opened = loader.open_version(
-        folders.find(root, name), 1, cpu_budget(), engine_cache=Path(os.devnull), load_timeout_s=600
-    )
+    with VersionFiles(folders.find(root, name), 1) as files:
+        opened = loader.open_version(files, cpu_budget(), engine_cache=Path(os.devnull), load_timeout_s=600)
     settings = opened.info.settings
     check = RowCheck([output.name for output in settings.outputs], settings.label_output, opened.info.row_kind)
     ways = {"off": _batcher(opened, None), "on": _batcher(opened, check)}

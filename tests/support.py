@@ -31,6 +31,7 @@ from cnnserve.registry.registry import Registry
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.manifest import Golden, Manifest, OnnxInfo, Parity, Preprocessing, Resize, TensorInfo
+from cnnserve.repository.version_files import VersionFiles
 from cnnserve.runtime.session import Session
 
 REPOSITORY = Path(__file__).parent.parent / "model_repo"
@@ -248,13 +249,19 @@ def golden_rows(folder: Path) -> NDArray[np.float32]:
 
 
 def open_version(folder: ModelFolder, version: int, **options: Any) -> OpenVersion:
+    """Opens the files of a version and calls `open_files`."""
+    with VersionFiles(folder, version) as files:
+        return open_files(files, **options)
+
+
+def open_files(files: VersionFiles, **options: Any) -> OpenVersion:
     """Calls `loader.open_version` for one CPU thread. The engine cache is no folder: no test should build engines."""
-    return loader.open_version(folder, version, **{"cpu_threads": 1, "engine_cache": Path(os.devnull)} | options)
+    return loader.open_version(files, **{"cpu_threads": 1, "engine_cache": Path(os.devnull)} | options)
 
 
 def make_registry(root: Path, decoders: DecodingPool, **settings: Any) -> Registry:
     """Returns a registry that loads for one CPU thread; `settings` are those of `VersionOpener`."""
-    return Registry(root, VersionOpener(open_version, decoders, **settings))
+    return Registry(root, VersionOpener(open_files, decoders, **settings))
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -5,10 +5,12 @@ The files stay as they are. The new manifest has the new name and number, schema
 
 import dataclasses
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
 from cnnserve.repository import manifest as manifests
+from cnnserve.repository import version_files
 from cnnserve.repository.folders import model_folder, scan, version_number
 from cnnserve.repository.manifest import (
     LOG_TOLERANCES,
@@ -19,10 +21,13 @@ from cnnserve.repository.manifest import (
     Manifest,
     Origin,
 )
+from cnnserve.repository.version_files import VersionFiles
 from cnnserve_export import publish
 from cnnserve_export.contract import Contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.publish import Signs, Target
+
+_CHUNK = 1 << 20
 
 
 def copy(source: Path, to: Path, signer: Signs | None = None) -> Path:
@@ -31,8 +36,8 @@ def copy(source: Path, to: Path, signer: Signs | None = None) -> Path:
     `source`: a version folder, or a model folder for its newest version. `to`: a model folder for its next version, or
     a version folder. Raises `ExportError` or cnnserve's `ModelLoadFailed`; nothing was published then.
     """
-    folder, manifest = _published(source)
-    return _publish(folder, manifest, _target(to), signer)
+    with version_files.of(_version(source)) as files:
+        return _publish(files, _manifest(files), _target(to), signer)
 
 
 def upgrade(source: Path, signer: Signs | None = None) -> Path:
@@ -40,24 +45,35 @@ def upgrade(source: Path, signer: Signs | None = None) -> Path:
 
     `source` as in `copy`. Raises `ExportError` or cnnserve's `ModelLoadFailed`; nothing was published then.
     """
-    folder, manifest = _published(source)
-    if manifest.schema == SCHEMA:
-        raise ExportError(f"{folder} has contract {SCHEMA} already; there is nothing to upgrade")
-    number = version_number(folder.name)
-    if number is None:
-        raise ExportError(f"{folder} is no version folder, which has a number as its name; use cnnserve copy PATH TO")
-    manifests.check_place(manifest, folder.parent.name, number)
-    return _publish(folder, manifest, publish.plan(folder.parent.parent, folder.parent.name), signer)
+    folder = _version(source)
+    with version_files.of(folder) as files:
+        manifest = _manifest(files)
+        if manifest.schema == SCHEMA:
+            raise ExportError(f"{folder} has contract {SCHEMA} already; there is nothing to upgrade")
+        number = version_number(folder.name)
+        if number is None:
+            raise ExportError(
+                f"{folder} is no version folder, which has a number as its name; use cnnserve copy PATH TO"
+            )
+        manifests.check_place(manifest, folder.parent.name, number)
+        return _publish(files, manifest, publish.plan(folder.parent.parent, folder.parent.name), signer)
 
 
-def _published(path: Path) -> tuple[Path, Manifest]:
+def _version(path: Path) -> Path:
+    """Returns the folder of the version that a path of a version or of a model names."""
     folder = _named(path)
-    versions = {} if (folder / MANIFEST_FILE).exists() else model_folder(folder).versions
-    folder = versions[max(versions)] if versions else folder
-    manifest = manifests.read(folder)
-    if manifest is None:
+    if not folder.is_dir():
         raise ExportError(f"{folder} has no {MANIFEST_FILE}; give the folder of a version that cnnserve published")
-    return folder, manifest
+    versions = {} if os.path.lexists(folder / MANIFEST_FILE) else model_folder(folder).versions
+    return versions[max(versions)] if versions else folder
+
+
+def _manifest(files: VersionFiles) -> Manifest:
+    manifest = manifests.read_from(files)
+    if manifest is None:
+        folder = files.folder.versions[files.version]
+        raise ExportError(f"{folder} has no {MANIFEST_FILE}; give the folder of a version that cnnserve published")
+    return manifest
 
 
 def _target(to: Path) -> Target:
@@ -74,14 +90,15 @@ def _named(path: Path) -> Path:
     return path.resolve() if ".." in path.parts else path.absolute()
 
 
-def _publish(folder: Path, manifest: Manifest, target: Target, signer: Signs | None) -> Path:
+def _publish(files: VersionFiles, manifest: Manifest, target: Target, signer: Signs | None) -> Path:
     publish.check_compatible(
         target, Contract(manifest.input, manifest.output, manifest.preprocessing), manifest.max_batch_size
     )
-    digest = hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
+    digest = hashlib.sha256(files.read(MANIFEST_FILE)).hexdigest()
     with publish.staging(target) as staged:
         for name in manifest.files:
-            shutil.copyfile(folder / name, staged / name)
+            with files.open(name) as source, (staged / name).open("xb") as copied:
+                shutil.copyfileobj(source, copied, _CHUNK)
         # The copies, so that no later change of the source can count.
         manifests.verify_files(manifest, staged)
         draft = dataclasses.replace(

@@ -32,6 +32,7 @@ BENCHMARKS = {
     "instances": [*ONE, *KEPT, "--seconds", "0.2"],
     "int8": [*ONE, "--seconds", "0.1"],
     "int8_digits": [*ONE, "--seconds", "0.1", "--epochs", "1"],
+    "load_memory": ["--model", "lenet5", *KEPT],
     "memory": ["--model", "lenet5", *KEPT, "--reloads", "10", "--failures", "10", "--minutes", "0.02"],
     "preprocessing": ["--rounds", "1"],
     "row_checks": [*ONE, *KEPT],

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -79,13 +79,12 @@ def test_labels_that_can_hardly_be_labels_need_a_flag(data: bytes, count: int, s
         read(tmp_path, data, count)
     names = read(tmp_path, data, count, allow_empty=True)
     assert names == tuple(data.decode().split("\n"))[:count]
-    assert loader.read_labels(write_rendered(tmp_path, names)) == names
+    assert loader.read_labels(*write_rendered(tmp_path, names)) == names
 
 
-def write_rendered(folder: Path, names: Sequence[str]) -> Path:
-    path = folder / "rendered.txt"
-    path.write_text(labels.render(names), encoding="utf-8", newline="\n")
-    return path
+def write_rendered(folder: Path, names: Sequence[str]) -> tuple[str, Callable[[str], bytes]]:
+    (folder / "rendered.txt").write_text(labels.render(names), encoding="utf-8", newline="\n")
+    return "rendered.txt", lambda name: (folder / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_any_names_in_any_spelling_are_read_and_reach_the_server(
     """The exporter reads the labels as they are, and the server reads what the exporter writes."""
     data = (mark + end.join(names) + end * more).encode()
     assert read(folder, data, len(names), allow_empty=True) == tuple(names)
-    assert loader.read_labels(write_rendered(folder, names)) == tuple(names)
+    assert loader.read_labels(*write_rendered(folder, names)) == tuple(names)
 
 
 @given(st.lists(NAME, min_size=1), st.integers(1, 20))

@@ -31,7 +31,7 @@ from cnnserve.registry.registry import Registry
 from cnnserve.wire import open_inference_pb2 as o
 from doubtful_networks import NOT_FINITE, TRIPLED, bad_rows_onnx, image, pixels
 from oip import Oip, tensor
-from support import free_onnx, make_registry, open_version, serving, tiny_onnx, until, write_version
+from support import free_onnx, make_registry, open_files, serving, tiny_onnx, until, write_version
 
 SUM = r"output 'probabilities' has probabilities from .*, expected 0 to 1|sum to 3, expected 1"
 
@@ -172,7 +172,7 @@ async def test_a_version_that_fails_its_repeated_self_test_is_taken_out(tmp_path
         raise ModelLoadFailed("self-test: the memory of the weights has changed")
 
     def opened(*arguments: Any, **options: Any) -> OpenVersion:
-        return dataclasses.replace(open_version(*arguments, **options), retest=fail)
+        return dataclasses.replace(open_files(*arguments, **options), retest=fail)
 
     write_version(tmp_path / "m" / "1", bad_rows_onnx())
     registry = Registry(tmp_path, VersionOpener(opened, decoders))

@@ -23,7 +23,7 @@ from cnnserve.wire import open_inference_pb2 as o
 from doubtful_networks import looping_onnx, pixels
 from fakes import FakeSession
 from oip import Oip, tensor
-from support import open_version, rewrite_manifest, serving, until, write_version
+from support import open_files, open_version, rewrite_manifest, serving, until, write_version
 
 ENDLESS = 7
 # The first pixel of the golden image.
@@ -40,7 +40,7 @@ def decoders() -> Iterator[DecodingPool]:
 @pytest.fixture
 async def registry(tmp_path: Path, decoders: DecodingPool) -> AsyncIterator[Registry]:
     """A registry that gives a load up after 2 s."""
-    opener = VersionOpener(partial(open_version, load_timeout_s=2.0), decoders, limits=LoadLimits(2.0, 60.0))
+    opener = VersionOpener(partial(open_files, load_timeout_s=2.0), decoders, limits=LoadLimits(2.0, 60.0))
     registry = Registry(tmp_path, opener)
     yield registry
     await asyncio.wait_for(registry.close(), 10)
@@ -127,7 +127,7 @@ async def test_a_load_that_ends_after_its_limit_is_dropped(tmp_path: Path, decod
 
     def held(*arguments: object, **options: object) -> object:
         gate.wait(30)
-        return open_version(*arguments, **options)  # type: ignore[arg-type]
+        return open_files(*arguments, **options)  # type: ignore[arg-type]
 
     registry = Registry(tmp_path, VersionOpener(held, decoders, limits=LoadLimits(0.2, 60)))  # type: ignore[arg-type]
     with pytest.raises(ModelLoadFailed, match=r"did not end within 0\.2 s \(--load-timeout-s\)"):
@@ -145,7 +145,7 @@ async def test_a_build_has_a_limit_of_its_own(tmp_path: Path, decoders: Decoding
     def building(*arguments: object, **options: object) -> object:
         options["on_stage"]("building TensorRT engines")  # type: ignore[operator]
         gate.wait(30)
-        return open_version(*arguments, **options)  # type: ignore[arg-type]
+        return open_files(*arguments, **options)  # type: ignore[arg-type]
 
     limits = LoadLimits(0.1, 30)
     registry = Registry(tmp_path, VersionOpener(building, decoders, limits=limits))  # type: ignore[arg-type]

@@ -20,7 +20,8 @@ _watching = threading.Event()
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _watching.is_set() and str(arguments[0]).endswith("manifest.json") and arguments[1] == "r":
+    # `os.open` has no mode.
+    if event == "open" and _watching.is_set() and arguments[0] == "manifest.json" and arguments[1] is None:
         _threads.append(threading.current_thread())
 
 

@@ -13,6 +13,7 @@ from cnnserve.model.version import ModelInfo
 from cnnserve.model_config import pbtxt
 from cnnserve.model_config.providers import Kind, Provider
 from cnnserve.repository import folders
+from cnnserve.repository.version_files import VersionFiles
 from cnnserve.runtime import cuda, session
 from cnnserve.runtime.workers import OnStage
 
@@ -57,7 +58,8 @@ def load(
         tell({"version": number})
         paths = {"engine_cache": Path(options["engine_cache"])}
         try:
-            info = loader.open_version(folder, version, on_stage=_stage(tell, number), **{**options, **paths}).info
+            with VersionFiles(folder, version) as files:
+                info = loader.open_version(files, on_stage=_stage(tell, number), **{**options, **paths}).info
             tell({"version": number, "text": _text(info, time.monotonic() - started), "placement": info.placement})
         except ServingError as error:
             tell({"version": number, "failure": pbtxt.told(folder, str(error))})

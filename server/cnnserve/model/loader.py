@@ -3,6 +3,7 @@
 `open_version` blocks and runs on a thread of its own. `start` is short and runs on the event loop.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -30,9 +31,11 @@ from cnnserve.model_config.in_force import effective, report
 from cnnserve.model_config.settings import Settings, resolve
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository.folders import MODEL_FILE, ModelFolder
+from cnnserve.repository import onnx_files
+from cnnserve.repository.folders import MODEL_FILE
 from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import Manifest
+from cnnserve.repository.version_files import VersionFiles
 from cnnserve.runtime.workers import OnStage, inline_runs, make_workers, open_sessions
 from cnnserve.wire.model_config_pb2 import ModelConfig
 
@@ -65,8 +68,7 @@ def _no_stage(_: str) -> None:
 
 
 def open_version(
-    folder: ModelFolder,
-    version: int,
+    files: VersionFiles,
     cpu_threads: int,
     *,
     engine_cache: Path,
@@ -76,26 +78,27 @@ def open_version(
     load_timeout_s: float = LOAD_TIMEOUT_S,
     build_timeout_s: float = BUILD_TIMEOUT_S,
 ) -> OpenVersion:
-    """Loads and tests one version. Blocks. Raises `ModelLoadFailed` with the reason.
+    """Loads and tests one version from its files. Blocks. Raises `ModelLoadFailed` with the reason.
 
     `engine_cache`: folder for TensorRT's engines. `device`: device of a model whose config names none. `budget` counts
     the memory of images while they are decoded. `on_stage` is called on this thread with the name of each long stage.
     Nobody waits longer than `load_timeout_s` for a load, or `build_timeout_s` if it builds TensorRT's engines, so the
     self-test ends a run that takes longer.
     """
-    path = folder.versions[version]
-    config = pbtxt.of(folder)
-    manifest = _read_manifest(folder, version)
+    folder, version = files.folder, files.version
+    config = pbtxt.of(folder, files.shared)
+    manifest = _read_manifest(files)
     execution = executions.read(config, device)
-    model_file = _model_file(path, config, manifest)
-    execution, sessions = open_sessions(model_file, execution, cpu_threads, engine_cache, on_stage)
+    model_file = _model_file(files, config, manifest)
+    with contextlib.closing(onnx_files.load(files, model_file, manifest)) as model:
+        execution, sessions = open_sessions(model, execution, cpu_threads, engine_cache, on_stage)
     if manifest is not None:
         _check_tensors(manifest, sessions[0].inputs, sessions[0].outputs)
     settings = resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
-    labels = _labels(folder, path, manifest, settings)
+    labels = _labels(files, manifest, settings)
     preprocessor = _preprocessor(config, manifest, settings, budget)
     workers = make_workers(f"{folder.name}-{version}", execution, sessions, settings)
-    warmups = warmup.batches(config, folder.path, settings)
+    warmups = warmup.batches(config, files.shared.read, settings)
     builds = any(gpu.kind == "tensorrt" for gpu in execution.gpus)
     examine = functools.partial(
         proving.examine,
@@ -103,8 +106,8 @@ def open_version(
         settings,
         manifest=manifest,
         preprocessor=preprocessor,
-        # If the self-test is repeated, the files may have changed.
-        read=functools.cache(lambda name: (path / name).read_bytes()),
+        # Also if the self-test is repeated: `verify` has read them.
+        read=files.read,
         run_limit_s=execution.run_timeout_s or (build_timeout_s if builds else load_timeout_s),
     )
     findings = examine(warmups=warmups)
@@ -121,7 +124,7 @@ def open_version(
         findings.self_test,
         findings.probe,
         findings.placement,
-        effective(config, settings, execution, model_file.relative_to(path).parts[0]),
+        effective(config, settings, execution, model_file.partition("/")[0]),
     )
     report(
         info.config,
@@ -184,12 +187,10 @@ def _preprocessor(
     return None
 
 
-def _read_manifest(folder: ModelFolder, version: int) -> Manifest | None:
-    path = folder.versions[version]
-    manifest = manifests.read(path)
+def _read_manifest(files: VersionFiles) -> Manifest | None:
+    manifest = manifests.read_from(files)
     if manifest is not None:
-        manifests.check_place(manifest, folder.name, version)
-        manifests.verify_files(manifest, path)
+        manifests.check_place(manifest, files.folder.name, files.version)
     return manifest
 
 
@@ -208,32 +209,26 @@ def _check_tensors(manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Se
             )
 
 
-def _model_file(path: Path, config: ModelConfig | None, manifest: Manifest | None) -> Path:
+def _model_file(files: VersionFiles, config: ModelConfig | None, manifest: Manifest | None) -> str:
+    """Returns the path of the ONNX file in the version's folder."""
     if manifest is not None:
-        return path / manifest.onnx.file
+        return manifest.onnx.file
     name = (config.default_model_filename if config else "") or MODEL_FILE
     if "/" in name or name.startswith("."):
         raise ModelLoadFailed(f"default_model_filename is {name!r}, expected a plain file name")
-    file = path / name
-    if file.is_dir():
-        # In Triton's layout, a model of several files is a folder.
-        file /= MODEL_FILE
-    if not file.is_file():
-        raise ModelLoadFailed(f"file {file.relative_to(path)} is missing from the version folder")
-    return file
+    # In Triton's layout, a model of several files is a folder.
+    return f"{name}/{MODEL_FILE}" if files.is_folder(name) else name
 
 
-def _labels(folder: ModelFolder, path: Path, manifest: Manifest | None, settings: Settings) -> tuple[str, ...]:
+def _labels(files: VersionFiles, manifest: Manifest | None, settings: Settings) -> tuple[str, ...]:
     if manifest is not None:
-        return read_labels(path / manifest.labels) if manifest.labels else ()
+        return read_labels(manifest.labels, files.read) if manifest.labels else ()
     if settings.label_file is None:
         return ()
-    file = folder.path / settings.label_file
-    if not file.resolve().is_relative_to(folder.path.resolve()):
-        raise ModelLoadFailed(
-            f"label_filename {settings.label_file!r} is outside the model's folder; move the file there"
-        )
-    return read_labels(file)
+    try:
+        return read_labels(settings.label_file, files.shared.read)
+    except ModelLoadFailed as error:
+        raise ModelLoadFailed(f"label_filename {settings.label_file!r}: {error}") from error
 
 
 def _check_labels(name: str, labels: Sequence[str], class_count: int, manifest: Manifest | None) -> None:

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from cnnserve.errors import ModelLoadFailed, reason
 from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.manifest import Manifest
+from cnnserve.repository.tree import Tree
 from cnnserve.wire import model_config_pb2 as pb
 
 CONFIG_FILE = "config.pbtxt"
@@ -54,12 +55,14 @@ class VersionPolicy:
         return ordered[-self.count :]
 
 
-def of(folder: ModelFolder) -> pb.ModelConfig | None:
+def of(folder: ModelFolder, tree: Tree | None = None) -> pb.ModelConfig | None:
     """Returns the config of a load, or None if there is none. Raises `ModelLoadFailed` as `read` and `parse_json` do.
 
-    It is the config that a client sent with the load, otherwise that of the model folder.
+    It is the config that a client sent with the load, otherwise that of the model folder. `tree`: the opened folder.
     """
-    return parse_json(folder.config, folder.name) if folder.config else read(folder.path, folder.config_file)
+    if folder.config:
+        return parse_json(folder.config, folder.name)
+    return read(folder.path, folder.config_file) if tree is None else _read(tree, folder.name, folder.config_file)
 
 
 def told(folder: ModelFolder, failure: str) -> str:
@@ -77,13 +80,22 @@ def read(model_folder: Path, instead: str = "") -> pb.ModelConfig | None:
 
     If the file `instead` (relative to the folder) exists, it is read in place of config.pbtxt.
     """
+    try:
+        with Tree(model_folder) as tree:
+            return _read(tree, model_folder.name, instead)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {reason(error)}") from error
+
+
+def _read(tree: Tree, model: str, instead: str) -> pb.ModelConfig | None:
     for name in filter(None, (instead, CONFIG_FILE)):
-        try:
-            return parse((model_folder / name).read_text(encoding="utf-8"), model_folder.name)
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {reason(error)}") from error
+        if tree.has(name):
+            try:
+                return parse(tree.read(name).decode(), model)
+            except (OSError, UnicodeDecodeError) as error:
+                raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {reason(error)}") from error
     return None
 
 

@@ -1,7 +1,6 @@
 """Reads `model_warmup`: runs that a config asks for before the version is READY."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,14 @@ from cnnserve.wire import model_config_pb2 as pb
 
 FOLDER = "warmup"
 _MAX_RUNS = 1000
+Read = Callable[[str], bytes]
 
 
-def batches(config: pb.ModelConfig | None, folder: Path, settings: Settings) -> Iterator[NDArray[Any]]:
-    """Yields the rows of each run, in order. Files are in the model's `warmup` folder. Raises `ModelLoadFailed`."""
+def batches(config: pb.ModelConfig | None, read: Read, settings: Settings) -> Iterator[NDArray[Any]]:
+    """Yields the rows of each run, in order. Files are in the model's `warmup` folder. Raises `ModelLoadFailed`.
+
+    `read` returns the content of a file in the model's folder.
+    """
     for sample in config.model_warmup if config else ():
         where = f'config.pbtxt: model_warmup "{sample.name}"'
         size = max(1, sample.batch_size)
@@ -28,12 +31,12 @@ def batches(config: pb.ModelConfig | None, folder: Path, settings: Settings) -> 
         if list(sample.inputs) != [settings.input.name]:
             names = ", ".join(sample.inputs) or "none"
             raise ModelLoadFailed(f'{where}: inputs are {names}, expected "{settings.input.name}"')
-        row = _row(sample.inputs[settings.input.name], where, folder, settings)
+        row = _row(sample.inputs[settings.input.name], where, read, settings)
         for _ in range(max(1, sample.count)):
             yield np.repeat(row, size, axis=0)
 
 
-def _row(data: pb.ModelWarmup.Input, where: str, folder: Path, settings: Settings) -> NDArray[Any]:
+def _row(data: pb.ModelWarmup.Input, where: str, read: Read, settings: Settings) -> NDArray[Any]:
     """Returns one row in the shape of the ONNX file, with a batch dimension."""
     dtype = NUMPY_TYPES[settings.input.datatype]
     if data.data_type != pb.DataType.Value(f"TYPE_{settings.input.datatype}"):
@@ -44,16 +47,16 @@ def _row(data: pb.ModelWarmup.Input, where: str, folder: Path, settings: Setting
         raise ModelLoadFailed(f"{where}: dims are {list(dims)}, expected {list(wanted)}")
     if min(dims, default=1) < 1:
         raise ModelLoadFailed(f"{where}: dims are {list(dims)}, expected sizes of 1 or more")
-    values = _values(data, where, folder, dims, dtype)
+    values = _values(data, where, read, dims, dtype)
     return values.reshape(-1, *(settings.input_reshape or (dims if settings.batched else dims[1:])))
 
 
 def _values(
-    data: pb.ModelWarmup.Input, where: str, folder: Path, dims: Sequence[int], dtype: np.dtype[Any]
+    data: pb.ModelWarmup.Input, where: str, read: Read, dims: Sequence[int], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
     choice = data.WhichOneof("input_data_type")
     if choice == "input_data_file":
-        return _file(folder / FOLDER, data.input_data_file, where, dims, dtype)
+        return _file(read, data.input_data_file, where, dims, dtype)
     if choice is None or not getattr(data, choice):
         raise ModelLoadFailed(f"{where}: set zero_data, random_data or input_data_file")
     if choice == "zero_data":
@@ -61,19 +64,18 @@ def _values(
     return np.random.default_rng(0).uniform(0, 1 if dtype.kind == "f" else 127, dims).astype(dtype)
 
 
-def _file(folder: Path, name: str, where: str, dims: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+def _file(read: Read, name: str, where: str, dims: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if name.startswith("/") or ".." in name.split("/"):
         raise ModelLoadFailed(
             f"{where}: input_data_file {name!r} is outside the model's {FOLDER} folder; move it there"
         )
     try:
-        values = np.fromfile(path, dtype)
+        data = read(f"{FOLDER}/{name}")
     except OSError as error:
         raise ModelLoadFailed(f"{where}: input_data_file {name!r} cannot be read: {reason(error)}") from error
-    if values.size != np.prod(dims) or path.stat().st_size != values.nbytes:
+    expected = int(np.prod(dims)) * dtype.itemsize
+    if len(data) != expected:
         raise ModelLoadFailed(
-            f"{where}: input_data_file {name!r} has {path.stat().st_size} bytes, "
-            f"expected {int(np.prod(dims)) * dtype.itemsize} for {list(dims)}"
+            f"{where}: input_data_file {name!r} has {len(data)} bytes, expected {expected} for {list(dims)}"
         )
-    return values.reshape(dims)
+    return np.frombuffer(data, dtype).reshape(dims)

@@ -39,9 +39,10 @@ _OPENING = (State.LOADING, State.BUILDING)
 class VersionEntry:
     """One load of one version: its state and the reason for it. `model` is set while READY and UNLOADING.
 
-    `fingerprint` describes the version's files at this load, `tried` at the last attempt to load them. They differ if a
-    reload failed and this load still serves. `load_s` is the duration of the load in s, None until the load has ended.
-    `may_pass`: the last attempt failed for a reason that may pass without a change of the files, such as no memory.
+    `fingerprint` describes the version's files as this load read them, `tried` as the last attempt to load them did.
+    They differ if a reload failed and this load still serves. `load_s` is the duration of the load in s, None until the
+    load has ended. `may_pass`: the last attempt failed for a reason that may pass without a change of the files, such
+    as no memory.
     """
 
     def __init__(self, version: int, fingerprint: object = None) -> None:

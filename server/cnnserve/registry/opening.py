@@ -22,8 +22,9 @@ from cnnserve.model.version import Model
 from cnnserve.model_config import pbtxt
 from cnnserve.process.threads import on_thread
 from cnnserve.registry.lifecycle import State, VersionEntry
-from cnnserve.repository.folders import ModelFolder
+from cnnserve.repository.folders import Fingerprint, ModelFolder
 from cnnserve.repository.manifest import MANIFEST_FILE
+from cnnserve.repository.version_files import VersionFiles
 from cnnserve.runtime.workers import OnStage
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _MAY_PASS = re.compile("cannot be read|bad_alloc|out of memory|failed to allocat
 class Open(Protocol):
     """The signature of `loader.open_version` with the server's settings. Blocks. Raises `ModelLoadFailed`."""
 
-    def __call__(self, folder: ModelFolder, version: int, *, on_stage: OnStage) -> OpenVersion:
+    def __call__(self, files: VersionFiles, *, on_stage: OnStage) -> OpenVersion:
         """Loads and self-tests one version. Calls `on_stage`, on the calling thread, with what it does."""
 
 
@@ -51,6 +52,14 @@ class LoadLimits:
 class _Failure:
     reason: str
     may_pass: bool = False
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """The result of a load, and the fingerprint of the files that it read; None if there is none."""
+
+    result: OpenVersion | _Failure
+    fingerprint: Fingerprint | None = None
 
 
 class VersionOpener:
@@ -73,15 +82,20 @@ class VersionOpener:
         self._decoders = decoders
         self._slots = asyncio.Semaphore(at_once)
         self._require_manifest = require_manifest
-        self._running: set[asyncio.Future[OpenVersion | _Failure]] = set()
+        self._running: set[asyncio.Future[_Attempt]] = set()
         self._stopped = False
 
     async def open(self, folder: ModelFolder, entry: VersionEntry, changed: Callable[[], None]) -> None:
-        """Moves a LOADING entry to READY or UNAVAILABLE. Calls `changed` at each stage before that. Raises nothing."""
+        """Moves a LOADING entry to READY or UNAVAILABLE. Calls `changed` at each stage before that. Raises nothing.
+
+        The fingerprint of the entry becomes that of the files that were read.
+        """
         async with self._slots:
             started = time.monotonic()
             try:
-                outcome = await self._on_thread(folder, entry, changed)
+                attempt = await self._on_thread(folder, entry, changed)
+                outcome = attempt.result
+                entry.fingerprint = entry.tried = attempt.fingerprint or entry.fingerprint
                 if isinstance(outcome, _Failure):
                     entry.move(State.UNAVAILABLE, outcome.reason)
                     entry.may_pass = outcome.may_pass
@@ -104,9 +118,7 @@ class VersionOpener:
             if not future.done():
                 future.set_result(_STOPPED)
 
-    async def _on_thread(
-        self, folder: ModelFolder, entry: VersionEntry, changed: Callable[[], None]
-    ) -> OpenVersion | _Failure:
+    async def _on_thread(self, folder: ModelFolder, entry: VersionEntry, changed: Callable[[], None]) -> _Attempt:
         if self._stopped:
             return _STOPPED
         loop = asyncio.get_running_loop()
@@ -134,23 +146,33 @@ class VersionOpener:
             flag, limit_s = "--load-timeout-s", self._limits.load_s
             if entry.state is State.BUILDING:
                 flag, limit_s = "--build-timeout-s", self._limits.build_s
-            return _Failure(f"the load did not end within {limit_s:g} s ({flag}) and was given up", may_pass=True)
+            return _Attempt(
+                _Failure(f"the load did not end within {limit_s:g} s ({flag}) and was given up", may_pass=True)
+            )
         finally:
             self._running.discard(future)
 
-    def _attempt(self, folder: ModelFolder, version: int, on_stage: OnStage) -> OpenVersion | _Failure:
+    def _attempt(self, folder: ModelFolder, version: int, on_stage: OnStage) -> _Attempt:
+        try:
+            with VersionFiles(folder, version) as files:
+                result = self._result(files, on_stage)
+                return _Attempt(result, files.fingerprint)
+        except ModelLoadFailed as error:
+            return _Attempt(_Failure(str(error), _may_pass(error)))
+
+    def _result(self, files: VersionFiles, on_stage: OnStage) -> OpenVersion | _Failure:
         # A failure is returned, not raised: the traceback would keep the session of the failed load in memory, in a
         # cycle with the future.
         try:
-            if self._require_manifest and not (folder.versions[version] / MANIFEST_FILE).is_file():
+            if self._require_manifest and not files.has(MANIFEST_FILE):
                 raise ModelLoadFailed(
                     f"it has no {MANIFEST_FILE}, which --require-manifest demands; export or import it with cnnserve"
                 )
-            return self._open_version(folder, version, on_stage=on_stage)
+            return self._open_version(files, on_stage=on_stage)
         except ServingError as error:
-            return _Failure(pbtxt.told(folder, str(error)), _may_pass(error))
+            return _Failure(pbtxt.told(files.folder, str(error)), _may_pass(error))
         except Exception as error:
-            _log.exception("model %s version %d failed to load", folder.name, version)
+            _log.exception("model %s version %d failed to load", files.folder.name, files.version)
             return _Failure(_INTERNAL, _may_pass(error))
 
 
@@ -180,7 +202,7 @@ def _take_out(name: str, entry: VersionEntry, changed: Callable[[], None], reaso
 
 
 _INTERNAL = "internal error while loading; the server's log has the cause"
-_STOPPED = _Failure("the server is shutting down")
+_STOPPED = _Attempt(_Failure("the server is shutting down"))
 
 
 def _ready_line(model: Model, seconds: float) -> str:

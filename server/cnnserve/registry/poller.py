@@ -32,6 +32,7 @@ from cnnserve.registry.registry import Registry
 from cnnserve.repository import folders
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import Fingerprint, ModelFolder
+from cnnserve.repository.version_files import VersionFiles
 
 _log = logging.getLogger(__name__)
 
@@ -101,16 +102,17 @@ def _look_at_version(folder: ModelFolder, version: int, before: Sight | None) ->
         return replace(before, unchanged=before.unchanged + 1, missing=False)
     if before is not None and files.own == before.files.own:
         return Sight(files)
-    return Sight(files, _is_complete(folder.versions[version]))
+    return Sight(files, _is_complete(folder, version))
 
 
-def _is_complete(folder: Path) -> bool:
+def _is_complete(folder: ModelFolder, version: int) -> bool:
     """Returns whether there is a manifest and every file has the size in it."""
     try:
-        manifest = manifests.read(folder)
-        return manifest is not None and all(
-            (folder / name).stat().st_size == expected.bytes for name, expected in manifest.files.items()
-        )
+        with VersionFiles(folder, version) as files:
+            manifest = manifests.read_from(files)
+            return manifest is not None and all(
+                files.size(name) == expected.bytes for name, expected in manifest.files.items()
+            )
     except (ModelLoadFailed, OSError):
         return False
 
@@ -184,13 +186,20 @@ class Poller:
         self._readable = True
         known = {model.name for model in self._registry.models}
         for name, sight in self._seen.items():
-            news = name not in known or self._asked.get(name) != sight.request
+            news = name not in known or self._asked.get(name) != sight.request or self._differs(name, sight)
             again = self._is_due(name)
             if (news or again) and name not in self._jobs and not sight.missing:
                 self._asked[name] = sight.request
                 self._start(name, self._registry.sync(name, sight.loadable, again=again))
         for name in known - self._seen.keys() - self._jobs.keys():
             self._start(name, self._remove(name))
+
+    def _differs(self, name: str, sight: ModelSight) -> bool:
+        """Returns whether a load read other files than those seen now: files may change, and change back, meanwhile."""
+        tried = {number: entry.tried for number, entry in self._registry.entry(name).versions.items()}
+        return any(
+            tried.get(number, seen.files) != seen.files for number, seen in sight.versions.items() if seen.may_load
+        )
 
     async def settle(self) -> None:
         """Waits until all changes that were found are made."""

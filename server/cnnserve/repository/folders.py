@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import re
 import stat
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnserve.errors import ModelLoadFailed, ModelNotFound, reason
+from cnnserve.repository.tree import Tree
 
 # Model names are used in URLs, log lines, metric labels and paths.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -17,7 +19,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 MODEL_FILE = "model.onnx"
 LABELS_FILE = "version_labels.json"
 
-# Name, inode, size (bytes) and modification time (ns).
+# Path below the model's folder, inode, size (bytes) and modification time (ns).
 FileStat = tuple[str, int, int, int]
 
 
@@ -35,6 +37,11 @@ class ModelFolder:
     config: str = ""
     config_file: str = ""
     unreadable: str = ""
+
+    def place(self, version: int) -> str:
+        """Returns the path of a version's folder below `path`; "" if it is `path` itself."""
+        folder = self.versions[version]
+        return "" if folder == self.path else folder.name
 
 
 @dataclass(frozen=True)
@@ -81,38 +88,50 @@ def find(root: Path, name: str, config_name: str = "") -> ModelFolder:
     return model_folder(root / name, config_name)
 
 
-def fingerprint(folder: ModelFolder, version: int) -> Fingerprint:
+def fingerprint(folder: ModelFolder, version: int, tree: Tree | None = None) -> Fingerprint:
     """Returns the fingerprint of one version. If it differs from an earlier one, the version's files have changed.
 
-    A file that is deleted meanwhile is left out. Hidden files and folders do not belong to a version. Neither do the
-    version labels, which are read separately.
+    `tree`: the opened folder of the model. A file that is deleted meanwhile is left out, and so is one that no load
+    would read. Hidden files and folders do not belong to a version. Neither do the version labels, which are read
+    separately.
     """
-    own = _stats(_model_files(folder.versions[version])) if version in folder.versions else ()
-    named = _stats([folder.path / folder.config_file] if folder.config_file else [])
-    return Fingerprint(_stats(_files(folder.path)) + named, own, folder.config)
+    if tree is None:
+        try:
+            with Tree(folder.path) as opened:
+                return fingerprint(folder, version, opened)
+        except OSError:
+            return Fingerprint((), (), folder.config)
+    own = _stats(tree, _model_files(tree, folder.place(version))) if version in folder.versions else ()
+    named = _stats(tree, [folder.config_file] if folder.config_file else [])
+    return Fingerprint(_stats(tree, _files(tree, "")) + named, own, folder.config)
 
 
-def _files(path: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return [file for file in sorted(path.iterdir()) if not file.name.startswith(".") and file.name != LABELS_FILE]
+def file_stat(path: str, state: os.stat_result) -> FileStat:
+    """Returns what a fingerprint contains of a file."""
+    return path, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _files(tree: Tree, path: str) -> list[str]:
+    with contextlib.suppress(OSError, ModelLoadFailed):
+        names = [name for name in tree.names(path) if not name.startswith(".") and name != LABELS_FILE]
+        return [f"{path}/{name}" if path else name for name in names]
     return []
 
 
-def _model_files(path: Path) -> list[Path]:
+def _model_files(tree: Tree, path: str) -> list[str]:
     """Returns a version's own files, and the files of a model that is a folder because it has several files."""
-    files = _files(path)
-    with contextlib.suppress(OSError):
-        return [*files, *(file for folder in files if (folder / MODEL_FILE).is_file() for file in _files(folder))]
-    return files
+    files = _files(tree, path)
+    inner = [_files(tree, file) for file in files]
+    return sum((found for file, found in zip(files, inner, strict=True) if f"{file}/{MODEL_FILE}" in found), files)
 
 
-def _stats(files: Iterable[Path]) -> tuple[FileStat, ...]:
+def _stats(tree: Tree, files: Iterable[str]) -> tuple[FileStat, ...]:
     stats = []
     for file in files:
-        with contextlib.suppress(OSError):
-            if file.is_file():
-                stat = file.stat()
-                stats.append((file.name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        with contextlib.suppress(OSError, ModelLoadFailed):
+            state = tree.stat(file)
+            if stat.S_ISREG(state.st_mode):
+                stats.append(file_stat(file, state))
     return tuple(stats)
 
 

@@ -1,8 +1,8 @@
 """Reads the labels of a model's classes: a UTF-8 file with one label per line, in the order of the output's values."""
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
 
 from cnnserve.errors import ModelLoadFailed, reason
 
@@ -11,19 +11,21 @@ from cnnserve.errors import ModelLoadFailed, reason
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def read_labels(file: Path) -> tuple[str, ...]:
-    """Returns the labels of a file, one per line. Raises `ModelLoadFailed` if the file is missing or unreadable.
+def read_labels(name: str, read: Callable[[str], bytes]) -> tuple[str, ...]:
+    """Returns the labels in the file `name`, one per line. `read` returns its content.
 
-    Line ends may be CRLF. A byte-order mark and an empty last line are ignored.
+    Raises `ModelLoadFailed` if the file is missing or unreadable. Line ends may be CRLF. A byte-order mark and an empty
+    last line are ignored.
     """
+    file = PurePosixPath(name).name
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read(name).decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise ModelLoadFailed(f"label file {file.name} is missing; add it or remove label_filename") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadFailed(f"label file {file.name} cannot be read: {reason(error)}") from error
+        raise ModelLoadFailed(f"label file {file} is missing; add it or remove label_filename") from error
+    except UnicodeDecodeError as error:
+        raise ModelLoadFailed(f"label file {file} cannot be read: {reason(error)}") from error
     # splitlines() would also split at form feeds and Unicode line separators, which labels may have.
-    lines = text.split("\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return tuple(lines[:-1] if lines[-1] == "" else lines)
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from cnnserve.repository import onnx_head
 from cnnserve.repository.manifest import Preprocessing, TensorInfo
@@ -25,8 +26,16 @@ def contradiction(spec: Preprocessing, tensor: TensorInfo, file: Path) -> str:
     """
     try:
         with file.open("rb") as opened:
-            axis = 3 if tensor.layout == "NHWC" else 1
-            steps = onnx_head.input_arithmetic(opened, tensor.name, axis, len(spec.mean))
+            return contradiction_in(opened, spec, tensor)
+    except OSError:
+        return ""
+
+
+def contradiction_in(file: BinaryIO, spec: Preprocessing, tensor: TensorInfo) -> str:
+    """Does the same for an open file."""
+    try:
+        axis = 3 if tensor.layout == "NHWC" else 1
+        steps = onnx_head.input_arithmetic(file, tensor.name, axis, len(spec.mean))
     except (OSError, ValueError):
         return ""
     return _contradiction(spec, tensor, steps)

@@ -36,7 +36,15 @@ def read(path: Path) -> OnnxHeader | None:
     """Returns the header of an ONNX file, or None if it is no ONNX file or cannot be read."""
     try:
         with path.open("rb") as file:
-            header = _read(file)
+            return read_from(file)
+    except OSError:
+        return None
+
+
+def read_from(file: BinaryIO) -> OnnxHeader | None:
+    """Does the same for an open file."""
+    try:
+        header = _read(file)
     except (OSError, OverflowError, ValueError):
         return None
     return header if header.ir_version else None

@@ -19,6 +19,7 @@ from cnnserve.repository.folders import ModelFolder, model_folder, scan, version
 from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
 from cnnserve.repository.show_text import Entry
+from cnnserve.repository.version_files import VersionFiles
 
 
 class _NothingToShow(Exception):
@@ -128,51 +129,54 @@ def look(model: ModelFolder, version: int) -> Entry:
         "manifest": None,
     }
     try:
-        manifest = manifests.read(folder)
+        with VersionFiles(model, version) as files:
+            manifest = manifests.read_from(files)
+            return entry if manifest is None else entry | _compared(manifest, files)
     except ModelLoadFailed as error:
         return entry | {"state": "broken manifest", "problems": {MANIFEST_FILE: str(error)}}
-    if manifest is None:
-        return entry
-    return entry | _compared(manifest, model.name, version, folder)
 
 
-def _compared(manifest: Manifest, model: str, version: int, folder: Path) -> Entry:
+def _compared(manifest: Manifest, files: VersionFiles) -> Entry:
     """Returns the manifest of a version, and how its files and its folder differ from it."""
-    problems = manifests.altered_files(manifest, folder)
+    problems = manifests.altered_files(manifest, files)
     labels = golden = None
     try:
         if manifest.labels and manifest.labels not in problems:
-            labels = list(read_labels(folder / manifest.labels))
+            labels = list(read_labels(manifest.labels, files.read))
     except ModelLoadFailed as error:
         problems[manifest.labels or ""] = str(error)
     try:
         if manifest.golden.probabilities not in problems:
-            golden = _golden(manifest, folder, labels)
+            golden = _golden(manifest, files, labels)
     except ModelLoadFailed as error:
         problems[manifest.golden.probabilities or MANIFEST_FILE] = str(error)
     state = "altered" if problems else "intact"
     try:
-        manifests.check_place(manifest, model, version)
+        manifests.check_place(manifest, files.folder.name, files.version)
     except ModelLoadFailed as error:
         state = "altered" if problems else "wrong place"
         problems[MANIFEST_FILE] = str(error)
     return {
         "state": state,
         "problems": problems,
-        "warnings": [text for text in (doubt(labels or ()), _normalisation(manifest, folder)) if text],
+        "warnings": [text for text in (doubt(labels or ()), _normalisation(manifest, files)) if text],
         "labels": labels,
         "golden": golden,
         "manifest": manifests.document(manifest),
     }
 
 
-def _normalisation(manifest: Manifest, folder: Path) -> str:
-    return normalisation.contradiction(manifest.preprocessing, manifest.input, folder / manifest.onnx.file)
+def _normalisation(manifest: Manifest, files: VersionFiles) -> str:
+    try:
+        with files.open(manifest.onnx.file) as file:
+            return normalisation.contradiction_in(file, manifest.preprocessing, manifest.input)
+    except (OSError, ModelLoadFailed):
+        return ""
 
 
-def _golden(manifest: Manifest, folder: Path, labels: Sequence[str] | None) -> list[dict[str, Any]]:
+def _golden(manifest: Manifest, files: VersionFiles, labels: Sequence[str] | None) -> list[dict[str, Any]]:
     """Returns for each golden image its most probable class, and the label and the probability of that class."""
-    rows = manifests.golden_probabilities(manifest, lambda name: (folder / name).read_bytes())
+    rows = manifests.golden_probabilities(manifest, files.read)
     return [
         {
             "image": image,

@@ -21,6 +21,7 @@ from cnnserve.datatypes import NUMPY_TYPES, Rows, TensorSpec, tensor_spec
 from cnnserve.errors import InferenceFailed, ModelLoadFailed
 from cnnserve.model_config.providers import Provider, RuntimeOptions
 from cnnserve.repository import onnx_header
+from cnnserve.repository.onnx_files import OnnxFiles
 from cnnserve.runtime import cuda, diagnosis
 from cnnserve.runtime.placement import Node, misplaced, nodes_per_provider
 
@@ -96,12 +97,12 @@ class Binding:
 
 
 class Session:
-    """One loaded ONNX model. Thread-safe: runs may overlap.
+    """One loaded ONNX model. Thread-safe: runs may overlap. Private copies of its files can be closed then.
 
     Raises `ModelLoadFailed` if the model cannot be loaded, `ProviderUnavailable` if this machine lacks the provider.
     """
 
-    def __init__(self, model: Path, options: SessionOptions | None = None) -> None:
+    def __init__(self, model: Path | OnnxFiles, options: SessionOptions | None = None) -> None:
         options = options or SessionOptions()
         self.provider = options.provider
         self.threads = options.threads
@@ -223,11 +224,18 @@ def require(provider: Provider) -> None:
             raise ProviderUnavailable(diagnosis.missing_library(missing, provider.name))
 
 
-def _open(model: Path, options: SessionOptions) -> ort.InferenceSession:
+def _open(model: Path | OnnxFiles, options: SessionOptions) -> ort.InferenceSession:
     provider = options.provider
     require(provider)
+    settings, source = _ort_options(options), _source(model, provider)
+    # ONNX Runtime copies what it needs of these views, so they must live until the session is made.
+    views = {path: copy.view() for path, copy in model.external.items()} if isinstance(model, OnnxFiles) else {}
     try:
-        session = ort.InferenceSession(str(model), _ort_options(options), providers=provider.chain, enable_fallback=0)
+        if views:
+            settings.add_external_initializers_from_files_in_memory(
+                [*views], [*views.values()], [view.nbytes for view in views.values()]
+            )
+        session = ort.InferenceSession(source, settings, providers=provider.chain, enable_fallback=0)
     except Exception as error:
         reason = diagnosis.reason(str(error))
         # cuDNN is loaded only when the first node needs it, so `require` cannot see that it is missing.
@@ -235,10 +243,10 @@ def _open(model: Path, options: SessionOptions) -> ort.InferenceSession:
             raise ProviderUnavailable(diagnosis.missing_library(missing, provider.name)) from error
         if diagnosis.is_device_failure(str(error)):
             raise ProviderUnavailable(f"{provider.name} cannot use GPU {provider.device_id}: {reason}") from error
-        if new := diagnosis.too_new(str(error), onnx_header.read(model), _distribution(), ort.__version__):
+        if new := diagnosis.too_new(str(error), _header(model), _distribution(), ort.__version__):
             raise ModelLoadFailed(f"{model.name} cannot be loaded: {new}") from error
         # Clients see the reason, but must not see the server's folders.
-        reason = reason.replace(str(model), model.name)
+        reason = reason.replace(str(source), model.name)
         raise ModelLoadFailed(f"{model.name} cannot be loaded: {reason}") from error
     session.disable_fallback()
     # If a provider cannot be started, ONNX Runtime leaves it out and raises nothing.
@@ -246,6 +254,23 @@ def _open(model: Path, options: SessionOptions) -> ort.InferenceSession:
     if absent := [name for name, _ in provider.chain if name not in started]:
         raise ProviderUnavailable(f"{', '.join(absent)} could not be started on GPU {provider.device_id}")
     return session
+
+
+def _source(model: Path | OnnxFiles, provider: Provider) -> str | bytes:
+    """Returns what ONNX Runtime takes for a model: a path, or bytes, of which it makes two more copies."""
+    if not isinstance(model, OnnxFiles):
+        return str(model)
+    # TensorRT gives its engines names that depend on the name of the file. That of a copy is a number that changes.
+    if model.model.path is None or provider.kind == "tensorrt":
+        return model.model.data()
+    return model.model.path
+
+
+def _header(model: Path | OnnxFiles) -> onnx_header.OnnxHeader | None:
+    if not isinstance(model, OnnxFiles):
+        return onnx_header.read(model)
+    with model.model.open() as file:
+        return onnx_header.read_from(file)
 
 
 def _ort_options(options: SessionOptions) -> ort.SessionOptions:

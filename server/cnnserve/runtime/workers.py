@@ -19,6 +19,7 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config.execution import Execution
 from cnnserve.model_config.providers import Provider
 from cnnserve.model_config.settings import Settings
+from cnnserve.repository.onnx_files import OnnxFiles
 from cnnserve.runtime import cuda
 from cnnserve.runtime.bound_runner import BoundRunner
 from cnnserve.runtime.session import ProviderUnavailable, Session, SessionOptions, require, runtime_version
@@ -58,7 +59,7 @@ class Worker:
 
 
 def open_sessions(
-    model: Path, execution: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage
+    model: Path | OnnxFiles, execution: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage
 ) -> tuple[Execution, list[Session]]:
     """Returns the plan that is in force, and its sessions. Blocks. Raises `ModelLoadFailed`.
 
@@ -70,7 +71,7 @@ def open_sessions(
     except ProviderUnavailable as error:
         if not execution.allow_cpu_fallback:
             raise ModelLoadFailed(str(error)) from error
-        _log.warning("%s runs on the CPU, which cnnserve.allow_cpu_fallback allows: %s", model.parent, error)
+        _log.warning("%s runs on the CPU, which cnnserve.allow_cpu_fallback allows: %s", model.name, error)
     execution = execution.on_cpu()
     return execution, _open(model, execution, cpu_threads, engine_cache, on_stage)
 
@@ -109,7 +110,9 @@ def _shortest_run_s(session: Session, batch: Rows) -> float:
     return min(times)
 
 
-def _open(model: Path, execution: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage) -> list[Session]:
+def _open(
+    model: Path | OnnxFiles, execution: Execution, cpu_threads: int, engine_cache: Path, on_stage: OnStage
+) -> list[Session]:
     sessions = []
     if execution.cpu_instances:
         # A single instance has the CPU budget for itself and may spin during a run. Several instances share it and must
@@ -125,7 +128,7 @@ def _open(model: Path, execution: Execution, cpu_threads: int, engine_cache: Pat
         if gpu.kind == "tensorrt":
             require(gpu)
             on_stage(BUILDING)
-            provider = gpu.with_engines(_engine_folder(engine_cache, gpu.device_id))
+            provider = gpu.with_engines(_engine_folder(engine_cache, gpu.device_id, model))
         options = SessionOptions(
             execution.runtime.intra_op_threads or 1, False, provider, execution.allow_cpu_fallback, execution.runtime
         )
@@ -133,23 +136,29 @@ def _open(model: Path, execution: Execution, cpu_threads: int, engine_cache: Pat
     return sessions
 
 
-def _is_small(model: Path, session: Session) -> bool:
+def _is_small(model: Path | OnnxFiles, session: Session) -> bool:
     """Returns whether a run of one row is too short to gain from more threads.
 
     A run of LeNet-5 takes 0.02 ms and gains nothing from a second thread, which would spin and delay the event loop.
     """
     spec = session.inputs[0]
     # A loop may take any time, even on zeros.
-    if session.has_control_flow or model.stat().st_size > _SMALL_BYTES or -1 in spec.shape[1:]:
+    size = model.size if isinstance(model, OnnxFiles) else model.stat().st_size
+    if session.has_control_flow or size > _SMALL_BYTES or -1 in spec.shape[1:]:
         return False
     return _shortest_run_s(session, spec.zeros(max(1, spec.shape[0]))) < _SMALL_RUN_S
 
 
-def _engine_folder(root: Path, device_id: int) -> Path:
-    """Returns the folder of the engines for this kind of GPU and this ONNX Runtime: they fit no other. Creates it."""
+def _engine_folder(root: Path, device_id: int, model: Path | OnnxFiles) -> Path:
+    """Returns the folder of a model's engines for this kind of GPU and this ONNX Runtime. Creates it.
+
+    They fit no other, and TensorRT would take the engine of a model that differs in its weights only.
+    """
     try:
         gpu = re.sub(r"\W+", "-", cuda.device_name(device_id)).strip("-")
         folder = root.expanduser() / f"{gpu}-onnxruntime-{runtime_version()}"
+        if isinstance(model, OnnxFiles):
+            folder /= model.digest[:32]
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         raise ProviderUnavailable(f"TensorRT cannot store its engines: {error}") from error

@@ -21,8 +21,9 @@ from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.registry import Registry
 from cnnserve.repository import folders
 from cnnserve.repository.folders import ModelFolder
+from cnnserve.repository.version_files import VersionFiles
 from cnnserve.runtime.session import Session
-from support import HANG_S, make_registry, open_version, picture, tiny_onnx, until, write_version
+from support import HANG_S, make_registry, open_files, picture, tiny_onnx, until, write_version
 
 
 @pytest.fixture
@@ -49,8 +50,8 @@ class HeldLoader:
         self.stages: list[str] = []
         self._inside = 0
 
-    def __call__(self, folder: ModelFolder, version: int, *, on_stage: Callable[[str], None]) -> OpenVersion:
-        self.calls.append(f"{folder.name}/{version}")
+    def __call__(self, files: VersionFiles, *, on_stage: Callable[[str], None]) -> OpenVersion:
+        self.calls.append(f"{files.folder.name}/{files.version}")
         self._inside += 1
         self.at_once.append(self._inside)
         for stage in self.stages:
@@ -58,7 +59,7 @@ class HeldLoader:
         self.entered.release()
         self.gate.acquire()
         self._inside -= 1
-        return open_version(folder, version)
+        return open_files(files)
 
     async def is_entered(self) -> None:
         await asyncio.to_thread(self.entered.acquire, timeout=HANG_S)
@@ -463,8 +464,8 @@ async def test_every_change_gives_memory_back_to_the_system(
 
 
 async def test_an_unforeseen_failure_is_told_as_a_fixed_text(tmp_path: Path, decoders: DecodingPool) -> None:
-    def fail(folder: ModelFolder, version: int, *, on_stage: Callable[[str], None]) -> OpenVersion:
-        raise RuntimeError(f"secret {folder.path}")
+    def fail(files: VersionFiles, *, on_stage: Callable[[str], None]) -> OpenVersion:
+        raise RuntimeError(f"secret {files.folder.path}")
 
     registry = Registry(tmp_path, VersionOpener(fail, decoders))
     write_version(tmp_path / "m" / "1")

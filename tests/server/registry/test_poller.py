@@ -19,8 +19,8 @@ from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.poller import ModelSight, Poller, look
 from cnnserve.registry.registry import Registry
 from cnnserve.registry.version_labels import read_labels
-from cnnserve.repository.folders import ModelFolder
-from support import open_version, tiny_onnx, until, write_version
+from cnnserve.repository.version_files import VersionFiles
+from support import open_files, tiny_onnx, until, write_version
 
 
 class Disk:
@@ -385,10 +385,10 @@ async def test_too_little_memory_and_a_failing_disk_may_pass(tmp_path: Path, err
     write_version(tmp_path / "m" / "1")
     failures = [error]
 
-    def open_once(folder: ModelFolder, version: int, **options: Any) -> OpenVersion:
+    def open_once(files: VersionFiles, **options: Any) -> OpenVersion:
         if failures:
             raise failures.pop()
-        return open_version(folder, version, **options)
+        return open_files(files, **options)
 
     with DecodingPool(1) as decoders:
         registry = Registry(tmp_path, VersionOpener(open_once, decoders))

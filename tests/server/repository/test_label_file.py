@@ -6,6 +6,7 @@ import pytest
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository.label_file import doubt, read_labels
+from cnnserve.repository.tree import Tree
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ from cnnserve.repository.label_file import doubt, read_labels
 )
 def test_a_line_is_a_label(tmp_path: Path, data: bytes, labels: tuple[str, ...]) -> None:
     (tmp_path / "labels.txt").write_bytes(data)
-    assert read_labels(tmp_path / "labels.txt") == labels
+    assert read_labels("labels.txt", Tree(tmp_path).read) == labels
 
 
 def test_a_file_that_is_missing_or_unreadable_is_named_without_its_folder(tmp_path: Path) -> None:
@@ -37,10 +38,10 @@ def test_a_file_that_is_missing_or_unreadable_is_named_without_its_folder(tmp_pa
     for name, said in (
         ("none.txt", "is missing"),
         ("latin.txt", "cannot be read: .*utf-8"),
-        ("folder.txt", "cannot be"),
+        ("folder.txt", "is not a file but a folder"),
     ):
-        with pytest.raises(ModelLoadFailed, match=rf"label file {name} {said}") as caught:
-            read_labels(tmp_path / name)
+        with pytest.raises(ModelLoadFailed, match=rf"{name} {said}") as caught:
+            read_labels(name, Tree(tmp_path).read)
         assert str(tmp_path) not in str(caught.value)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
+from cnnserve.repository import version_files
 from cnnserve.repository.manifest import Resize
 from support import write_version
 
@@ -308,11 +309,13 @@ def test_altered_files_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
     folder = write_version(tmp_path / "tiny" / "1")
     manifest = manifests.read(folder)
     assert manifest is not None
-    assert manifests.altered_files(manifest, folder) == {}
+    with version_files.of(folder) as files:
+        assert manifests.altered_files(manifest, files) == {}
     labels, image = folder / "labels.txt", folder / "golden.png"
     labels.write_text(labels.read_text().upper())
     image.unlink()
-    found = manifests.altered_files(manifest, folder)
+    with version_files.of(folder) as files:
+        found = manifests.altered_files(manifest, files)
     assert found.keys() == {"labels.txt", "golden.png"}
     digests = (manifests.digest(labels).sha256[:12], manifest.files["labels.txt"].sha256[:12])
     assert all(f"{digest}…" in found["labels.txt"] for digest in digests)

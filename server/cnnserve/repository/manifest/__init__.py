@@ -5,7 +5,7 @@ file that the manifest names, and repeats the golden images before the version b
 """
 
 from cnnserve.repository.manifest.checks import check_place
-from cnnserve.repository.manifest.digests import altered_files, digest, verify_files
+from cnnserve.repository.manifest.digests import altered_files, digest, verify, verify_files
 from cnnserve.repository.manifest.limits import (
     LOG_TOLERANCES,
     MAX_BYTES,
@@ -14,7 +14,7 @@ from cnnserve.repository.manifest.limits import (
 )
 from cnnserve.repository.manifest.preprocessing import INTERPOLATIONS, check_preprocessing
 from cnnserve.repository.manifest.probabilities import PROBABILITIES_FILE, golden_bytes, golden_probabilities
-from cnnserve.repository.manifest.reading import parse, parse_preprocessing, read
+from cnnserve.repository.manifest.reading import parse, parse_preprocessing, read, read_from
 from cnnserve.repository.manifest.schema import (
     MANIFEST_FILE,
     SCHEMA,
@@ -73,6 +73,8 @@ __all__ = [
     "parse",
     "parse_preprocessing",
     "read",
+    "read_from",
     "to_json",
+    "verify",
     "verify_files",
 ]

@@ -1,37 +1,39 @@
 """Reads `manifest.json`, in schema 1 and in schema 2, and the same words elsewhere. Blocks."""
 
 import dataclasses
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cnnserve import json_text
 from cnnserve.errors import ModelLoadFailed, reason
+from cnnserve.repository import version_files
 from cnnserve.repository.manifest import checks
 from cnnserve.repository.manifest.fields import InvalidField, build
 from cnnserve.repository.manifest.limits import MAX_BYTES
 from cnnserve.repository.manifest.preprocessing import check_preprocessing
 from cnnserve.repository.manifest.probabilities import golden_bytes
 from cnnserve.repository.manifest.schema import MANIFEST_FILE, SCHEMA, Golden, Manifest, Preprocessing
+from cnnserve.repository.version_files import VersionFiles
 
 
 def read(folder: Path) -> Manifest | None:
-    """Returns the manifest of a version folder, or None if it has none.
+    """Returns the manifest of a version folder, as `read_from` does."""
+    with version_files.of(folder) as files:
+        return read_from(files)
+
+
+def read_from(files: VersionFiles) -> Manifest | None:
+    """Returns the manifest of a version, or None if it has none.
 
     Raises `ModelLoadFailed` with the field that is wrong, and if there is a manifest that cannot be read.
     """
-    path = folder / MANIFEST_FILE
-    # A link to nothing is a broken manifest, not a missing one.
-    if not os.path.lexists(path):
+    if not files.has(MANIFEST_FILE):
         return None
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ModelLoadFailed(f"{MANIFEST_FILE} is not a file; export the version again")
-        with path.open("rb") as file:
-            return parse(file.read(MAX_BYTES + 1))
-    except OSError as error:
+        return parse(files.read(MANIFEST_FILE))
+    except FileNotFoundError as error:
+        # A link to nothing is a broken manifest, not a missing one.
         raise ModelLoadFailed(f"{MANIFEST_FILE} cannot be read: {reason(error)}") from error
 
 

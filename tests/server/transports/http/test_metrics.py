@@ -28,13 +28,13 @@ from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.registry import Registry
 from cnnserve.registry.snapshot import snapshot
-from cnnserve.repository.folders import ModelFolder
+from cnnserve.repository.version_files import VersionFiles
 from cnnserve.runtime.session import runtime_version
 from cnnserve.transports.http.exposition import write
 from cnnserve.wire import open_inference_pb2 as o
 from cnnserve_client import Client
 from oip import Oip, rows, tensor
-from support import HANG_S, RunningServer, open_version, picture, serving, spawn, until, wait_until, write_version
+from support import HANG_S, RunningServer, open_files, picture, serving, spawn, until, wait_until, write_version
 
 _WAITING = """
 max_batch_size: 8
@@ -275,9 +275,9 @@ def test_a_server_that_just_starts_is_measured(tmp_path: Path) -> None:
 async def test_a_version_that_loads_has_a_state_and_no_counts(tmp_path: Path) -> None:
     gate = threading.Event()
 
-    def held(folder: ModelFolder, version: int, *, on_stage: Callable[[str], None]) -> OpenVersion:
+    def held(files: VersionFiles, *, on_stage: Callable[[str], None]) -> OpenVersion:
         gate.wait(HANG_S)
-        return open_version(folder, version, on_stage=on_stage)
+        return open_files(files, on_stage=on_stage)
 
     write_version(tmp_path / "m" / "3")
     with DecodingPool(1) as decoders:

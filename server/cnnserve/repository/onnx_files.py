@@ -1,0 +1,104 @@
+"""The private copies of an ONNX file and of the files with its tensors, from which sessions are made."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.repository import manifest as manifests
+from cnnserve.repository import onnx_external
+from cnnserve.repository.manifest import Manifest
+from cnnserve.repository.onnx_external import Reference
+from cnnserve.repository.private_copy import PrivateCopy
+from cnnserve.repository.version_files import VersionFiles
+
+
+@dataclass
+class OnnxFiles:
+    """The copy of an ONNX file, and those of its external data by the path that the ONNX file gives. Close them."""
+
+    model: PrivateCopy
+    external: dict[str, PrivateCopy] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the ONNX file."""
+        return PurePosixPath(self.model.name).name
+
+    @property
+    def size(self) -> int:
+        """The size of all files in bytes."""
+        return self.model.size + sum(copy.size for copy in {*self.external.values()})
+
+    @property
+    def digest(self) -> str:
+        """A digest of all files, in hexadecimal digits."""
+        digests = [self.model.sha256, *(f"{path} {copy.sha256}" for path, copy in sorted(self.external.items()))]
+        return hashlib.sha256("\n".join(digests).encode(errors="surrogateescape")).hexdigest()
+
+    def close(self) -> None:
+        """Frees the memory."""
+        _close((self.model, *self.external.values()))
+
+
+def load(files: VersionFiles, name: str, manifest: Manifest | None) -> OnnxFiles:
+    """Copies the ONNX file `name` of a version, and its external data. Raises `ModelLoadFailed`.
+
+    If there is a manifest, it must name each of these files, and the digests of all its files are compared before
+    anything is read from one of them.
+    """
+    copies = manifests.verify(manifest, files) if manifest is not None else {}
+    try:
+        model = copies[name] = copies.get(name) or _copy(files, name)
+        external = {}
+        for reference in _references(model):
+            place = _place(name, reference, manifest)
+            external[reference.location] = copies[place] = copies.get(place) or _copy(files, place)
+    except BaseException:
+        _close(copies.values())
+        raise
+    result = OnnxFiles(model, external)
+    _close({*copies.values()} - {model, *external.values()})
+    return result
+
+
+def _references(model: PrivateCopy) -> list[Reference]:
+    try:
+        with model.open() as file:
+            return onnx_external.references(file)
+    except ValueError as error:
+        name = PurePosixPath(model.name).name
+        raise ModelLoadFailed(f"{name} cannot be loaded: it is no ONNX file: {error}") from error
+
+
+def _close(copies: Iterable[PrivateCopy]) -> None:
+    for copy in copies:
+        copy.close()
+
+
+def _copy(files: VersionFiles, name: str) -> PrivateCopy:
+    try:
+        return files.copy(name)
+    except FileNotFoundError:
+        raise ModelLoadFailed(f"file {name} is missing from the version folder") from None
+
+
+def _place(name: str, reference: Reference, manifest: Manifest | None) -> str:
+    """Returns the name of a file of external data in the version's folder."""
+    location = reference.location
+    path = PurePosixPath(location)
+    what = f"{name} refers to the file {location[:200]!r}"
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location:
+        raise ModelLoadFailed(f"{what}, which is not a file beside it; save the model with its data beside it")
+    place = str(PurePosixPath(name).parent / path)
+    if manifest is not None and place not in manifest.files:
+        raise ModelLoadFailed(
+            f"{what}, which the manifest does not name; import the model with cnnserve import, which embeds its data"
+        )
+    if reference.nested:
+        raise ModelLoadFailed(
+            f"{what} for a tensor of a nested graph, of a function, or a sparse one, which is not supported; import "
+            "the model with cnnserve import, which embeds its data"
+        )
+    return place
