@@ -32,7 +32,7 @@ class Client:
 
     `load_model` and `unload_model` change the server, so the client tries them again only if no connection was
     established. It tries all other calls again in two cases. If a server is UNAVAILABLE, or has cancelled the call and
-    closed the connection, it tries the other connections at once, then waits, first 50 to 100 ms and later up to 5 s.
+    closed the connection, it tries the other connections at once, then waits, first 50 to 100 ms and later up to 2 s.
     If the queue of a model is full, it waits for the time that the server names. No try starts after the deadline of
     the call.
 

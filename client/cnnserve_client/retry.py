@@ -11,18 +11,20 @@ from .errors import ConnectionFailedError as NotConnected
 
 _FIRST_S: Final = 0.1
 _LONGEST_S: Final = 5.0
+# Of a call that waits alone: a server that restarts needs about this long.
+_LONGEST_OF_A_CALL_S: Final = 2.0
 _FIRST_REST_S: Final = 0.5
 _LONGEST_REST_S: Final = 30.0
 
 Clock = Callable[[], float]
 
 
-def back_off_s(tries: int) -> float:
-    """Returns the seconds to wait after `tries` failed tries: 0.1 s, doubled with each try up to 5 s.
+def back_off_s(tries: int, longest_s: float = _LONGEST_S) -> float:
+    """Returns the seconds to wait after `tries` failed tries: 0.1 s, doubled with each try up to `longest_s`.
 
     A random part of at most half is subtracted, so that clients which failed together do not return together.
     """
-    longest = min(_LONGEST_S, _FIRST_S * 2.0 ** min(tries - 1, 10))
+    longest = min(longest_s, _FIRST_S * 2.0 ** min(tries - 1, 10))
     return longest * random.uniform(0.5, 1)  # noqa: S311 - not for cryptography
 
 
@@ -137,7 +139,7 @@ class Attempts:
         return wait_s if wait_s < self.remaining_s else None
 
     def _back_off_s(self) -> float:
-        wait_s = back_off_s(self._waits)
+        wait_s = back_off_s(self._waits, _LONGEST_OF_A_CALL_S)
         # Until the deadline means that a try is made shortly before it, even if the next wait would be longer.
         return wait_s if self._retries is not None else min(wait_s, max(_FIRST_S / 2, self.remaining_s / 2))
 

@@ -108,9 +108,9 @@ class Target:
             # By default, channels to the same address share one connection.
             ("grpc.use_local_subchannel_pool", int(self.connections > 1)),
             # By default, gRPC waits 1 s before it connects again, later up to 2 minutes, and an address that does not
-            # respond delays a call for 20 s.
+            # respond delays a call for 20 s. While it waits, every try fails, so it must not wait longer than a call.
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 5000),
+            ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.min_reconnect_backoff_ms", 5000),
         ]
 
