@@ -38,7 +38,7 @@ REPOSITORY = Path(__file__).parent.parent / "model_repo"
 SIDE = 8
 CLASSES = ("dark", "left", "bright")
 # Seconds after which a wait counts as hung. What works ends long before, even on a busy machine.
-HANG_S = 300.0
+HANG_S = 600.0
 _BOUND = re.compile(r"gRPC port (\d+), HTTP port (\d+)")
 
 

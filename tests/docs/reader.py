@@ -34,7 +34,7 @@ from blocks import ROOT, Block, PageError
 # What pages use of a checkout.
 CHECKOUT = ("model_repo", "examples", "proto", "deploy", "constraints.txt")
 # What takes longer has hung, however busy the machine is.
-_LIMIT_S = 300.0
+_LIMIT_S = 600.0
 _SERVE = re.compile(r"(?:\w+=\S+ )*cnnserve serve\b")
 _EXPORT = re.compile(r"cnnserve (?:export|train-lenet)\b")
 _PORT = re.compile(r"--http-port[ =](\d+)")

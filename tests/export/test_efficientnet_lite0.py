@@ -14,7 +14,6 @@ from cnnserve.runtime.session import Session
 from cnnserve_export.cli import export
 
 pytestmark = [
-    pytest.mark.timeout(300),
     pytest.mark.skipif(
         importlib.util.find_spec("efficientnet_lite_pytorch") is None, reason="needs the extra examples; make setup"
     ),

@@ -18,7 +18,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 # `make interop` needs all environments. `make test` uses those that pip installs within seconds.
 DEMANDED = bool(os.environ.get("CNNSERVE_INTEROP"))
 
-slow = [pytest.mark.interop, pytest.mark.timeout(600)]
+slow = [pytest.mark.interop]
 
 
 def unavailable(what: str, reason: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 from cnnserve_export.digits import held_out_digits
 from support import HANG_S, REPOSITORY, RunningServer, serving
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.interop]
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = 64

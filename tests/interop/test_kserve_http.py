@@ -7,6 +7,5 @@ from support import RunningServer
 
 
 @pytest.mark.interop
-@pytest.mark.timeout(600)
 def test_kserve(tiny_server: RunningServer) -> None:
     run_program(environment("kserve", "kserve==0.21.0"), "kserve_http", f"127.0.0.1:{tiny_server.http_port}")

@@ -19,7 +19,6 @@ CHECKS = (
 )
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.interop)])
 def test_every_answer_is_as_the_document_says(tiny_server: RunningServer, tmp_path: Path, examples: int) -> None:
     folder = environment("schemathesis", "schemathesis==4.32.5")

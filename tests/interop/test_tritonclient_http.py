@@ -7,7 +7,6 @@ from support import RunningServer
 
 
 @pytest.mark.interop
-@pytest.mark.timeout(600)
 def test_tritonclient(tiny_server: RunningServer) -> None:
     folder = environment("tritonclient_http", "tritonclient[http]==2.73.0")
     run_program(folder, "tritonclient_http", f"127.0.0.1:{tiny_server.http_port}")

@@ -30,6 +30,6 @@ def test_failed_loads_leak_nothing() -> None:
 
 @pytest.mark.soak
 @pytest.mark.skipif(not MINUTES, reason="takes minutes: set CNNSERVE_SOAK_MINUTES")
-@pytest.mark.timeout(900 + MINUTES * 60)
+@pytest.mark.timeout(1200 + MINUTES * 60)
 def test_mixed_batch_sizes_reach_a_plateau() -> None:
     run("--parts", "mixed", "--minutes", str(MINUTES))

@@ -167,7 +167,7 @@ def resident_kib(server: RunningServer) -> int:
     return int(match[1])
 
 
-@pytest.mark.timeout(1800 if SOAK else 600)
+@pytest.mark.timeout(1800 if SOAK else 1200)
 def test_no_request_is_too_strange_for_a_status(server: RunningServer) -> None:
     codes: Counter[Code] = Counter()
     memory: list[int] = []

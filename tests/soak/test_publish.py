@@ -38,7 +38,7 @@ def server(repository: Path, tmp_path: Path) -> Iterator[RunningServer]:
         yield server
 
 
-@pytest.mark.timeout(600 + MINUTES * 60)
+@pytest.mark.timeout(1200 + MINUTES * 60)
 def test_no_request_fails_while_versions_come_and_go(server: RunningServer, repository: Path) -> None:
     end = time.monotonic() + MINUTES * 60
     rounds = 0
