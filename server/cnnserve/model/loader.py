@@ -90,6 +90,8 @@ def open_version(
     manifest = _read_manifest(files)
     execution = executions.read(config, device)
     model_file = _model_file(files, config, manifest)
+    if manifest is not None and (unnamed := onnx_files.unnamed(files, manifest)):
+        _log.warning("model %s version %d: %s", folder.name, version, unnamed)
     with contextlib.closing(onnx_files.load(files, model_file, manifest)) as model:
         execution, sessions = open_sessions(model, execution, cpu_threads, engine_cache, on_stage)
     if manifest is not None:

@@ -4,14 +4,19 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository import onnx_external
-from cnnserve.repository.manifest import Manifest
+from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
 from cnnserve.repository.onnx_external import Reference
 from cnnserve.repository.private_copy import PrivateCopy
+from cnnserve.repository.signature import SIGNATURE_FILE
 from cnnserve.repository.version_files import VersionFiles
+
+# Files that a warning lists.
+_LISTED = 5
 
 
 @dataclass
@@ -52,7 +57,9 @@ def load(files: VersionFiles, name: str, manifest: Manifest | None) -> OnnxFiles
     try:
         model = copies[name] = copies.get(name) or _copy(files, name)
         external = {}
-        for reference in _references(model):
+        with model.open() as file:
+            references = _references(file, name)
+        for reference in references:
             place = _place(name, reference, manifest)
             external[reference.location] = copies[place] = copies.get(place) or _copy(files, place)
     except BaseException:
@@ -63,12 +70,28 @@ def load(files: VersionFiles, name: str, manifest: Manifest | None) -> OnnxFiles
     return result
 
 
-def _references(model: PrivateCopy) -> list[Reference]:
+def check_references(files: VersionFiles, manifest: Manifest) -> None:
+    """Raises `ModelLoadFailed` if the ONNX file refers to a file that `load` would not take."""
+    name = manifest.onnx.file
+    with files.open(name) as file:
+        for reference in _references(file, name):
+            _place(name, reference, manifest)
+
+
+def unnamed(files: VersionFiles, manifest: Manifest) -> str:
+    """Returns a warning of files in the version's folder that the manifest does not name; "" if there are none."""
+    named = {MANIFEST_FILE, SIGNATURE_FILE, *manifest.files}
+    if not (names := [name for name in files.names() if name not in named and not name.startswith(".")]):
+        return ""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"the manifest does not name {', '.join(names[:_LISTED])}{more}, so nothing reads them; remove them"
+
+
+def _references(file: BinaryIO, name: str) -> list[Reference]:
     try:
-        with model.open() as file:
-            return onnx_external.references(file)
+        return onnx_external.references(file)
     except ValueError as error:
-        name = PurePosixPath(model.name).name
+        name = PurePosixPath(name).name
         raise ModelLoadFailed(f"{name} cannot be loaded: it is no ONNX file: {error}") from error
 
 

@@ -8,13 +8,13 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository import normalisation, show_text
+from cnnserve.repository import normalisation, onnx_files, show_text
 from cnnserve.repository.folders import ModelFolder, model_folder, scan, version_number
 from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
@@ -150,6 +150,11 @@ def _compared(manifest: Manifest, files: VersionFiles) -> Entry:
             golden = _golden(manifest, files, labels)
     except ModelLoadFailed as error:
         problems[manifest.golden.probabilities or MANIFEST_FILE] = str(error)
+    try:
+        if manifest.onnx.file not in problems:
+            onnx_files.check_references(files, manifest)
+    except ModelLoadFailed as error:
+        problems[manifest.onnx.file] = str(error)
     state = "altered" if problems else "intact"
     try:
         manifests.check_place(manifest, files.folder.name, files.version)
@@ -159,11 +164,17 @@ def _compared(manifest: Manifest, files: VersionFiles) -> Entry:
     return {
         "state": state,
         "problems": problems,
-        "warnings": [text for text in (doubt(labels or ()), _normalisation(manifest, files)) if text],
+        "warnings": [text for text in _warnings(manifest, files, labels or ()) if text],
         "labels": labels,
         "golden": golden,
         "manifest": manifests.document(manifest),
     }
+
+
+def _warnings(manifest: Manifest, files: VersionFiles, labels: Sequence[str]) -> Iterator[str]:
+    yield doubt(labels)
+    yield _normalisation(manifest, files)
+    yield onnx_files.unnamed(files, manifest)
 
 
 def _normalisation(manifest: Manifest, files: VersionFiles) -> str:
