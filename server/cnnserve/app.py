@@ -30,7 +30,7 @@ from cnnserve.errors import ServingError
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model import loader
 from cnnserve.model_config.execution import Device
-from cnnserve.process import heap, memory_limit, signals
+from cnnserve.process import heap, memory_limit, open_files, signals
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.cpu import cpu_budget, decoding_threads
 from cnnserve.process.pressure import MemoryPressure, resident_bytes
@@ -41,8 +41,10 @@ from cnnserve.registry.opening import LoadLimits, VersionOpener
 from cnnserve.registry.poller import Poller, watch_labels
 from cnnserve.registry.registry import Registry
 from cnnserve.transports.choice import GrpcTransport, grpc_transport
+from cnnserve.transports.http.connections import ConnectionLimits
 from cnnserve.transports.http.in_flight import InFlight, Limits
 from cnnserve.transports.http.listening import listen
+from cnnserve.transports.http.settings import HttpSettings
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ _LOADS_AT_MOST = 4
 _SWITCH_S = 0.0002
 # The server no longer waits for runs this many seconds after the grace period.
 _CLOSE_S = 1.0
+_MAX_HTTP_CONNECTIONS = 1000
 # How often a draining server looks which requests in its queues it can still answer in time, in seconds.
 _SHED_S = 0.5
 
@@ -111,6 +114,7 @@ async def serve(
 
     In mode poll, the server looks for changed files each time `look` is set.
     """
+    files = open_files.raise_limit()
     threads = cpu_threads(config)
     decoders = DecodingPool(config.decode_threads or decoding_threads(threads))
     budget = memory_budget(config)
@@ -167,12 +171,14 @@ async def serve(
             Limits(budget, max_message_bytes),
             in_flight,
             partial(snapshot.snapshot, registry, budget),
+            settings=_http_settings(config),
+            most=open_files.connections(files, _MAX_HTTP_CONNECTIONS),
             listening=http_socket,
             end=http_end,
         )
     )
     try:
-        await shutdown.wait()
+        await _until(shutdown, http_task)
     finally:
         deadline = asyncio.get_running_loop().time() + config.drain_grace_s
         # First, because a call that waits for a load would delay the drain.
@@ -187,8 +193,7 @@ async def serve(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline + _CLOSE_S):
                 await registry.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(http_task, _CLOSE_S)
+        await _end_http(http_task, http_socket)
         decoders.close()
         _log.info("stopped")
 
@@ -196,6 +201,12 @@ async def serve(
 def cpu_threads(config: ServerConfig) -> int:
     """Returns the number of CPU threads for the runs of one model."""
     return config.cpu_threads or cpu_budget()
+
+
+def _http_settings(config: ServerConfig) -> HttpSettings:
+    """A client that may change models must not be a page that happens to run in the browser of somebody near."""
+    names = (config.host, *config.allowed_host)
+    return HttpSettings(names if config.allow_model_control else None, config.cors_origin)
 
 
 def memory_budget(config: ServerConfig) -> MemoryBudget:
@@ -279,17 +290,38 @@ async def _serve_http(
     in_flight: InFlight,
     snapshot: Callable[[], snapshot.Snapshot],
     *,
+    settings: HttpSettings,
+    most: int,
     listening: socket.socket,
     end: asyncio.Event,
 ) -> None:
     """Serves HTTP until `end` is set."""
     # Imported on a thread while models load: a start that waited for this import took 5 % longer.
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
-    server = http.HttpServer(http.application(methods, limits, in_flight, snapshot), listening, limits.budget)
-    serving = asyncio.create_task(server.serve())
-    await end.wait()
+    application = http.application(methods, limits, in_flight, snapshot, settings)
+    server = http.HttpServer(application, listening, limits.budget, ConnectionLimits(most))
+    serving, ending = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
+    await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
     server.stop()
     await serving
+
+
+async def _until(shutdown: asyncio.Event, http: "asyncio.Task[None]") -> None:
+    """Waits until `shutdown` is set. Raises `OSError` with the cause if HTTP ends before."""
+    waiting = asyncio.create_task(shutdown.wait())
+    await asyncio.wait((waiting, http), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if http.done() and not shutdown.is_set():
+        error = http.exception()
+        raise OSError(f"the HTTP port has failed, so the server stops: {error!r}") from error
+
+
+async def _end_http(http: "asyncio.Task[None]", listening: socket.socket) -> None:
+    """Waits for the end of HTTP, and closes its port also if it never served."""
+    await asyncio.wait((http,), timeout=_CLOSE_S)
+    http.cancel()
+    listening.close()
 
 
 async def _shed(registry: Registry, deadline: float) -> None:

@@ -23,6 +23,8 @@ _MAX_MESSAGE_MIB = 2047
 _NAMES = tuple[str, ...]
 # The name becomes part of a path below each model's folder.
 _CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+# As browsers send it: scheme, host and port, without a path.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 LOAD_TIMEOUT_S, BUILD_TIMEOUT_S = 300.0, 3600.0
 DEFAULT_ENGINE_CACHE = Path("~/.cache/cnnserve/tensorrt")
 
@@ -87,6 +89,17 @@ class ServerConfig:
     allow_model_control: bool = _setting(
         False, "allow clients to load and unload models with --model-control-mode explicit (default: not allowed)"
     )
+    allowed_host: tuple[str, ...] = _setting(
+        (),
+        "name under which clients reach the HTTP port, such as that of a proxy or of a Kubernetes Service, * as a "
+        "wildcard; repeat the flag for several. With --allow-model-control, requests for other names and from pages of "
+        "other sites are refused; addresses and localhost always pass (default: no further name)",
+    )
+    cors_origin: tuple[str, ...] = _setting(
+        (),
+        "origin whose web pages may use the HTTP port, such as https://example.org, * for all; repeat the flag for "
+        "several (default: none)",
+    )
     shared_memory_prefix: tuple[str, ...] = _setting(
         (),
         "allow clients to register shared memory whose key begins with NAME; repeat the flag for several (default: no "
@@ -141,6 +154,7 @@ class ServerConfig:
         _check_range("decode_threads", self.decode_threads, 0, 1024)
         if self.device not in ("cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}, expected cpu or cuda")
+        self._check_http()
         self._check_model_control()
         self._check_config_name()
         for prefix in self.shared_memory_prefix:
@@ -151,6 +165,14 @@ class ServerConfig:
                 )
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"log_level is {self.log_level!r}, expected debug, info, warning or error")
+
+    def _check_http(self) -> None:
+        for name in self.allowed_host:
+            if "/" in name or ":" in name:
+                raise ConfigError(f"allowed_host is {name!r}, expected a name without scheme and port")
+        for origin in self.cors_origin:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(f"cors_origin is {origin!r}, expected * or an origin such as https://example.org")
 
     def _check_model_control(self) -> None:
         if self.model_control_mode not in ("none", "poll", "explicit"):

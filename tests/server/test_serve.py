@@ -1,11 +1,13 @@
 """Starting and stopping a server process."""
 
+import asyncio
 import contextlib
 import http.client
 import json
 import os
 import pty
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -19,8 +21,11 @@ from typing import Any
 
 import grpc
 import pytest
+import uvicorn
 from grpc_health.v1 import health_pb2
 
+from cnnserve import app
+from cnnserve.config import ServerConfig
 from cnnserve.wire import classifier_pb2 as c
 from support import (
     HANG_S,
@@ -55,6 +60,71 @@ def test_a_busy_port_exits_and_names_it(tiny_repository: Path, tmp_path: Path, f
         assert server.wait() == 1
     assert str(port) in server.log
     assert "Traceback" not in server.log
+
+
+def test_http_that_does_not_start_exits_with_its_cause(
+    tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the server said SERVING, and its HTTP port never answered."""
+    (tmp_path / "starlette").mkdir()
+    (tmp_path / "starlette" / "__init__.py").write_text("raise ImportError('starlette is broken')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    server = spawn(tmp_path / "log", "--model-repository", tiny_repository)
+    assert server.wait() == 1
+    assert "the HTTP port has failed, so the server stops: ImportError('starlette is broken')" in server.log
+    assert "stopped" in server.log
+
+
+async def test_http_that_dies_ends_the_server(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ServerConfig(tiny_repository, grpc_port=0, http_port=0)
+    dying = asyncio.Event()
+
+    async def on_tick(server: uvicorn.Server, _: int) -> bool:
+        if dying.is_set():
+            raise OSError(24, "Too many open files")
+        return server.should_exit
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", on_tick)
+    serving_it = asyncio.create_task(app.serve(config, asyncio.Event()))
+    await asyncio.sleep(0.5)
+    assert not serving_it.done()
+    dying.set()
+    async with asyncio.timeout(HANG_S):
+        with pytest.raises(OSError, match=r"the HTTP port has failed.*Too many open files"):
+            await serving_it
+
+
+def test_too_few_open_files_exit_and_are_named(tiny_repository: Path, tmp_path: Path) -> None:
+    command = f"ulimit -n 40; exec {sys.executable} -m cnnserve serve --model-repository {tiny_repository}"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert ended.returncode == 1
+    assert "the limit of open files is 40, and the server needs 64; raise it with ulimit -n" in ended.stderr
+
+
+def test_a_server_without_free_files_serves_again_when_they_are_free(tiny_repository: Path, tmp_path: Path) -> None:
+    with serving(tmp_path / "log", tiny_repository) as server:
+        # Not while HTTP starts, which would end the server.
+        wait_until(lambda: http_live(server) == 200)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        with contextlib.ExitStack() as stack:
+            for port in (server.http_port, server.grpc_port):
+                for _ in range(100):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            assert http_live(server) == 0
+        wait_until(lambda: http_live(server) == 200)
+        with grpc.insecure_channel(server.address) as channel:
+            assert classify(channel)(REQUEST, timeout=HANG_S, wait_for_ready=True).results
+
+
+def http_live(server: RunningServer) -> int:
+    """Returns the status of one question for liveness, 0 if the connection ended."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=HANG_S)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", "/v2/health/live")
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return 0
 
 
 def test_a_bad_setting_exits_with_2_and_names_it(tmp_path: Path) -> None:

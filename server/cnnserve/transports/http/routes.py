@@ -37,6 +37,8 @@ class Operation:
     answer: str
     body: str = ""
     errors: frozenset[int] = _ALWAYS
+    # Whether it changes models or shared memory, which pages of other sites may not.
+    changes: bool = False
 
     @property
     def name(self) -> str:
@@ -127,6 +129,7 @@ def _repository() -> Iterator[Operation]:
                 "Empty",
                 "Parameters",
                 _ALWAYS | _BODY | _CONTROL,
+                changes=True,
             )
 
 
@@ -151,6 +154,7 @@ def _shared_memory() -> Iterator[Operation]:
             "Unregister shared memory regions",
             "Empty",
             errors=errors,
+            changes=True,
         )
     yield Operation(
         "POST",
@@ -161,6 +165,7 @@ def _shared_memory() -> Iterator[Operation]:
         "Empty",
         "Region",
         errors | _BODY,
+        changes=True,
     )
 
 

@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,18 +27,26 @@ from cnnserve.transports.http.answers import answer, error_answer
 from cnnserve.transports.http.connection import SENT, Connection
 from cnnserve.transports.http.connections import ConnectionLimits, Connections
 from cnnserve.transports.http.exchange import Exchange
+from cnnserve.transports.http.hosts import HostCheck
 from cnnserve.transports.http.in_flight import InFlight, Limits
+from cnnserve.transports.http.infer_json import HEADER_LENGTH
 from cnnserve.transports.http.routes import Operation, operations, scraping
 from cnnserve.transports.http.scraping import Scraping
+from cnnserve.transports.http.settings import HttpSettings
 
 # Limited, because a client that never reads its responses must not keep the process from exiting.
 _SHUTDOWN_S = 1
 
 
 def application(
-    methods: Iterable[Method], limits: Limits, in_flight: InFlight, snapshot: Callable[[], Snapshot]
+    methods: Iterable[Method],
+    limits: Limits,
+    in_flight: InFlight,
+    snapshot: Callable[[], Snapshot],
+    settings: HttpSettings = HttpSettings(),  # noqa: B008 - it is frozen
 ) -> Starlette:
     """Returns the application: the routes whose RPC is in the method table, and the metrics of `snapshot`."""
+    hosts = None if settings.allowed_hosts is None else HostCheck(settings.allowed_hosts)
     table = {method.name: method for method in methods}
     served = [operation for operation in operations() if operation.rpc in table]
     served.append(scraping(Scraping(snapshot).scrape))
@@ -52,14 +62,29 @@ def application(
         routes=[
             Route("/openapi.json", description),
             *(
-                Route(path, _Endpoint(by_method, table, limits, in_flight), methods=[*by_method, "OPTIONS"])
+                Route(path, _Endpoint(by_method, table, limits, in_flight, hosts), methods=[*by_method, "OPTIONS"])
                 for path, by_method in by_path.items()
             ),
         ],
         exception_handlers={HTTPException: _refusal},
+        middleware=_cors(settings.cors_origins),
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[HEADER_LENGTH, "Retry-After"],
+        )
+    ]
 
 
 class HttpServer:
@@ -112,12 +137,18 @@ class _Endpoint:
     """The operations of one path. It turns every error that they raise into a response."""
 
     def __init__(
-        self, by_method: Mapping[str, Operation], table: Mapping[str, Method], limits: Limits, in_flight: InFlight
+        self,
+        by_method: Mapping[str, Operation],
+        table: Mapping[str, Method],
+        limits: Limits,
+        in_flight: InFlight,
+        hosts: HostCheck | None,
     ) -> None:
         self._by_method = by_method
         self._table = table
         self._limits = limits
         self._in_flight = in_flight
+        self._hosts = hosts
         # Starlette accepts HEAD on every path that has GET.
         self._allow = ", ".join([*by_method, *(["HEAD"] if "GET" in by_method else []), "OPTIONS"])
 
@@ -130,6 +161,8 @@ class _Endpoint:
         method = self._table[operation.rpc] if operation.rpc else None
         with contextlib.ExitStack() as inside:
             try:
+                if self._hosts is not None:
+                    self._hosts.check(request.headers, changes=operation.changes)
                 if method is not None and not method.while_draining:
                     inside.enter_context(self._in_flight.enter())
                 response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits))
