@@ -20,7 +20,7 @@ import machine
 import torch
 
 from cnnserve.repository.manifest import Preprocessing, Resize
-from cnnserve_export import checkpoints, digits, golden, pipeline, precision, train
+from cnnserve_export import checkpoints, digits, pipeline, precision, train
 from cnnserve_export.architectures import ARCHITECTURES, DIGITS
 from cnnserve_export.progress import Progress
 
@@ -85,7 +85,7 @@ def publish(root: Path, name: str, epochs: int) -> dict[str, Path]:
             class_count=len(train.LABELS),
             preprocessing=preprocessing,
             weights={"source": "trained", "epochs": str(epochs)},
-            golden_images=golden.single(ARCHITECTURES["lenet5"].golden()),
+            golden_images=ARCHITECTURES["lenet5"].golden(),
             repository=root / "models",
             name=f"{name}-{wanted}",
             labels=train.LABELS,

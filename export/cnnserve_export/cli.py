@@ -46,12 +46,12 @@ def train_lenet(argv: list[str]) -> int:
 
 
 def copy(argv: list[str]) -> int:
-    """Runs `cnnserve copy` with these arguments; returns the exit status. Needs the base install only."""
+    """Runs `cnnserve copy` with these arguments; returns the exit status. Versions of schema 1 need ONNX Runtime."""
     return _guarded(_copy, flags.copy_parser().parse_args(argv))
 
 
 def upgrade(argv: list[str]) -> int:
-    """Runs `cnnserve upgrade` with these arguments; returns the exit status. Needs the base install only."""
+    """Runs `cnnserve upgrade` with these arguments; returns the exit status. Needs ONNX Runtime."""
     return _guarded(_upgrade, flags.upgrade_parser().parse_args(argv))
 
 
@@ -123,7 +123,7 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
 
 
 def _export(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden, golden_choice, networks, pipeline, precision, preparation, weights
+    from cnnserve_export import golden_choice, networks, pipeline, precision, preparation, weights
     from cnnserve_export.progress import Progress
 
     signer = _signer(arguments)
@@ -133,9 +133,7 @@ def _export(arguments: argparse.Namespace) -> Path:
     lowering = precision.request(
         arguments.precision, arguments.calibration, arguments.evaluation, arguments.min_agreement
     )
-    golden_images = (
-        golden_choice.from_path(arguments.golden) if arguments.golden else golden.single(architecture.golden())
-    )
+    golden_images = golden_choice.from_path(arguments.golden) if arguments.golden else architecture.golden()
     progress = Progress(sys.stderr)
     wanted = arguments.num_classes or architecture.class_count
     network = _build(architecture, wanted, progress)
@@ -241,16 +239,14 @@ def _check(
 
 
 def _import(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden, golden_choice, importing
+    from cnnserve_export import golden_choice, importing
     from cnnserve_export.progress import Progress
 
     job = importing.Import(
         file=arguments.file,
         given=flags.given(arguments),
         stated=_stated(arguments),
-        golden_images=golden_choice.from_path(arguments.golden)
-        if arguments.golden
-        else golden.single(golden.photograph()),
+        golden_images=golden_choice.from_path(arguments.golden) if arguments.golden else golden_choice.photographs(),
         repository=arguments.repository,
         name=arguments.name or arguments.file.stem,
         version=arguments.version,
@@ -269,7 +265,7 @@ def _train(arguments: argparse.Namespace) -> Path:
     _limit_threads()
     import torch
 
-    from cnnserve_export import golden, pipeline, train
+    from cnnserve_export import pipeline, train
     from cnnserve_export.architectures import ARCHITECTURES
     from cnnserve_export.progress import Progress
 
@@ -291,7 +287,7 @@ def _train(arguments: argparse.Namespace) -> Path:
         class_count=len(train.LABELS),
         preprocessing=architecture.preprocessing,
         weights=trained.origin,
-        golden_images=golden.single(architecture.golden()),
+        golden_images=architecture.golden(),
         repository=arguments.repository,
         name=arguments.name or architecture.name,
         version=arguments.version,

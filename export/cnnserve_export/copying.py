@@ -1,6 +1,7 @@
 """`cnnserve copy` and `cnnserve upgrade`: a published version, published again with a manifest of its own.
 
-The files stay as they are. The new manifest has the new name and number, schema 2, and the version's origin.
+The files stay as they are. The new manifest has the new name and number, schema 2, and the version's origin. A version
+of schema 1 has to pass the self-test of the server with the tolerances of schema 2, which needs ONNX Runtime.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository import version_files
 from cnnserve.repository.folders import model_folder, scan, version_number
@@ -108,7 +110,21 @@ def _publish(files: VersionFiles, manifest: Manifest, target: Target, signer: Si
             origin=Origin(manifest.model, manifest.version, digest),
             schema=SCHEMA,
         )
+        if manifest.schema != SCHEMA:
+            _prove(staged, draft)
         return publish.commit(staged, draft, target, signer)
+
+
+def _prove(staged: Path, draft: Manifest) -> None:
+    """Runs the server's self-test with the new manifest. Raises `ModelLoadFailed` if the version fails it."""
+    from cnnserve_export import proof  # noqa: PLC0415
+
+    try:
+        proof.self_test(staged, draft)
+    except ModelLoadFailed as error:
+        raise ModelLoadFailed(
+            f"the version does not pass the self-test of contract {SCHEMA}, so nothing was published: {error}"
+        ) from error
 
 
 def _golden(manifest: Manifest, staged: Path) -> Golden:

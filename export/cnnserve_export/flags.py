@@ -292,7 +292,7 @@ def _add_proof(parser: argparse.ArgumentParser) -> None:
         type=flag_types.path,
         metavar="PATH",
         help="golden image, which the self-test of the server must repeat, or a folder of up to 32 small ones "
-        "(default: a built-in image)",
+        "(default: a built-in set of eight or nine)",
     )
 
 

@@ -1,6 +1,7 @@
 """Reads an ONNX file to import, and checks it before anything runs it."""
 
 import hashlib
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Literal
 import onnx
 from google.protobuf.message import DecodeError
 
+from cnnserve.repository import onnx_precision
 from cnnserve.repository.manifest import TensorInfo
+from cnnserve.repository.onnx_precision import Precision
 from cnnserve_export import external_data, files, repairs
 from cnnserve_export.contract import LARGEST_BATCH_SIZE
 from cnnserve_export.errors import ExportError
@@ -19,7 +22,6 @@ _TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 # ONNX Runtime has the operators of these domains. Operators of others must be functions in the file.
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
-_QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Foreign:
     fixed_batch: int | None
     opset: int
     parameters: int
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     changes: tuple[str, ...] = ()
 
 
@@ -59,15 +61,17 @@ def read(path: Path, output: str | None = None) -> Foreign:
     origin = {"source": "import", "file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
     if model.producer_name:
         origin["producer"] = f"{model.producer_name} {model.producer_version}".strip()
+    if digests or changes:
+        data = model.SerializeToString(deterministic=True)
     return Foreign(
         model=model,
-        data=model.SerializeToString(deterministic=True) if digests or changes else data,
+        data=data,
         origin={**origin, **{f"external data {name}": digest for name, digest in digests.items()}},
         input=tensor,
         fixed_batch=fixed_batch,
         opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
         parameters=sum(math.prod(item.dims) for item in model.graph.initializer if item.dims),
-        precision=_precision(model),
+        precision=onnx_precision.of_file(io.BytesIO(data)),
         changes=changes,
     )
 
@@ -220,10 +224,3 @@ def _datatype(value: onnx.ValueInfoProto, kind: str, known: tuple[int, ...]) -> 
 
 def _name(elem_type: int) -> str:
     return str(onnx.TensorProto.DataType.Name(elem_type)).lower()
-
-
-def _precision(model: onnx.ModelProto) -> Literal["fp32", "fp16", "int8"]:
-    if any(node.op_type in _QUANTIZED for node in model.graph.node):
-        return "int8"
-    halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
-    return "fp16" if halves else "fp32"

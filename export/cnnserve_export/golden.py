@@ -32,7 +32,7 @@ _DIGIT = (
 )
 
 
-def single(png: bytes) -> GoldenImages:
+def single(png: bytes) -> dict[str, bytes]:
     """Returns one golden image under its file name."""
     return {"golden.png": png}
 

@@ -1,5 +1,9 @@
-"""The golden images of one export: the user's file or folder, under the names that they have in the version folder."""
+"""The golden images of one export, under the names that they have in the version folder.
 
+They are the user's file or folder, or a built-in set: a generated image and some of `golden_images/`.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
 from cnnserve.repository.manifest import MAX_GOLDEN_IMAGES
@@ -9,6 +13,25 @@ from cnnserve_export.golden import GoldenImages
 
 # Bytes of one image as it is published. All of them are decoded before a version is READY.
 _LARGEST = 1 << 20
+_BUILT_IN = Path(__file__).parent / "golden_images"
+# Measured with bench/golden_set.py: the first four, of the digits the first six, find nearly all mutants that any small
+# image finds. The others are of further kinds. README.md beside the images says where they come from.
+_PHOTOGRAPHS = ("turned.jpg", "tissue.jpg", "gravel.jpg", "launch.jpg", "large.jpg", "grey.png", "alpha.png")
+_DIGITS = ("one.png", "zero.png", "grey.png", "six.png", "three.png", "four.png", "turned.jpg", "alpha.png")
+
+
+def photographs() -> GoldenImages:
+    """Returns the built-in set for networks that know photographs, beginning with the images that show most."""
+    return golden.single(golden.photograph()) | _built_in(_PHOTOGRAPHS)
+
+
+def digits() -> GoldenImages:
+    """Returns the built-in set for networks that know scanned digits, beginning with the images that show most."""
+    return golden.single(golden.digit()) | _built_in(_DIGITS)
+
+
+def _built_in(names: Sequence[str]) -> dict[str, bytes]:
+    return {f"golden-{name}": (_BUILT_IN / name).read_bytes() for name in names}
 
 
 def from_path(path: Path) -> GoldenImages:

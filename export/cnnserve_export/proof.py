@@ -1,15 +1,23 @@
 """What comparisons share: the same images on both sides, the batch sizes, and the largest difference."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnserve.config import LOAD_TIMEOUT_S
 from cnnserve.images.preprocessing import Preprocessor, RawImage
+from cnnserve.model import proving
 from cnnserve.model.classification import are_probabilities
+from cnnserve.model.selftest import SelfTest
+from cnnserve.model_config import execution as executions
+from cnnserve.model_config.settings import resolve
+from cnnserve.process.cpu import cpu_budget
 from cnnserve.repository import normalisation
-from cnnserve.repository.manifest import Preprocessing, TensorInfo
+from cnnserve.repository.manifest import Manifest, Preprocessing, TensorInfo
+from cnnserve.runtime import workers
 from cnnserve_export import golden
 from cnnserve_export.errors import ExportError
 from cnnserve_export.golden import GoldenImages
@@ -78,6 +86,27 @@ def largest_difference(
             f"{actual[row, column]:.7f}, {reference} returns {expected[row, column]:.7f} (tolerance {tolerance})"
         )
     return largest
+
+
+def self_test(folder: Path, manifest: Manifest) -> SelfTest:
+    """Runs the whole self-test of the server on the version in a folder. Raises `ModelLoadFailed` if it fails."""
+    cpus = cpu_budget()
+    model = folder / manifest.onnx.file
+    # Engines are for GPUs only, so no folder for them is made.
+    execution, sessions = workers.open_sessions(model, executions.read(None, "cpu"), cpus, folder, lambda _: None)
+    settings = resolve(manifest.model, None, manifest, sessions[0].inputs, sessions[0].outputs)
+    findings = proving.examine(
+        workers.make_workers(manifest.model, execution, sessions, settings),
+        settings,
+        manifest=manifest,
+        preprocessor=Preprocessor(manifest.preprocessing, manifest.input),
+        read=lambda name: (folder / name).read_bytes(),
+        warmups=(),
+        run_limit_s=LOAD_TIMEOUT_S,
+        extra_s=math.inf,
+    )
+    assert findings.self_test is not None
+    return findings.self_test
 
 
 def doubt(answers: NDArray[np.float32], tolerance: float) -> str:

@@ -43,8 +43,10 @@ _COMMANDS = {
     "train-lenet": _Command(
         "cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits and publish it", "cpu,export,train"
     ),
-    "copy": _Command("cnnserve_export.cli", "copy", "publish a copy of a version under another name or number"),
-    "upgrade": _Command("cnnserve_export.cli", "upgrade", "publish a version of contract 1 again, with contract 2"),
+    "copy": _Command("cnnserve_export.cli", "copy", "publish a copy of a version under another name or number", "cpu"),
+    "upgrade": _Command(
+        "cnnserve_export.cli", "upgrade", "publish a version of contract 1 again, with contract 2", "cpu"
+    ),
     "sign": _Command(
         "cnnserve_export.cli", "sign", "sign a version, or the files of a model beside its versions", "signing"
     ),

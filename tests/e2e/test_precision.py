@@ -10,7 +10,7 @@ import pytest
 
 from cnnserve.repository.manifest import golden_bytes
 from cnnserve_client import Client
-from cnnserve_export import digits, golden, pipeline, precision, train
+from cnnserve_export import digits, pipeline, precision, train
 from cnnserve_export.architectures import ARCHITECTURES
 from cnnserve_export.progress import Progress
 from support import RunningServer, golden_rows, rewrite_manifest, serving
@@ -35,7 +35,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
             class_count=10,
             preprocessing=architecture.preprocessing,
             weights=trained.origin,
-            golden_images=golden.single(architecture.golden()),
+            golden_images=architecture.golden(),
             repository=root / "models",
             name=wanted,
             labels=train.LABELS,

@@ -17,7 +17,8 @@ from cnnserve.repository.manifest import Origin, TensorInfo
 from cnnserve_export import copying
 from cnnserve_export.cli import copy, upgrade
 from cnnserve_export.errors import ExportError
-from support import REPOSITORY, as_schema_1, golden_rows, open_version, rewrite_manifest, tiny_onnx, write_version
+from spoiling import rare_classes_exchanged
+from support import REPOSITORY, as_schema_1, golden_rows, open_version, png, rewrite_manifest, tiny_onnx, write_version
 
 SCHEMA_1 = Path(__file__).parents[1] / "trust" / "schema1" / "lenet5"
 
@@ -45,13 +46,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def test_the_trained_lenet5_is_its_schema_1_published_again(tmp_path: Path) -> None:
+def test_the_trained_lenet5_has_the_files_of_its_schema_1_and_more_golden_images(tmp_path: Path) -> None:
     copying.copy(SCHEMA_1 / "1", tmp_path / "lenet5")
-    assert listed(tmp_path / "lenet5") == listed(REPOSITORY / "lenet5")
-    for name in listed(tmp_path / "lenet5") - {"1/manifest.json"}:
+    assert listed(tmp_path / "lenet5") < listed(REPOSITORY / "lenet5")
+    for name in listed(tmp_path / "lenet5") - {"1/manifest.json", "1/golden.bin"}:
         assert (tmp_path / "lenet5" / name).read_bytes() == (REPOSITORY / "lenet5" / name).read_bytes(), name
-    assert manifest_of(tmp_path / "lenet5" / "1") == manifest_of(REPOSITORY / "lenet5" / "1")
+    first = golden_rows(REPOSITORY / "lenet5" / "1")[:1]
     np.testing.assert_array_equal(golden_rows(tmp_path / "lenet5" / "1"), golden_rows(SCHEMA_1 / "1"))
+    np.testing.assert_allclose(golden_rows(SCHEMA_1 / "1"), first, atol=1e-6)
 
 
 def test_an_upgrade_is_the_next_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,15 +142,40 @@ def test_what_is_no_version_is_refused(root: Path) -> None:
             copying.copy(path, root / "other")
 
 
-def test_they_need_the_base_install_only(root: Path) -> None:
-    """Where neither torch nor onnx nor ONNX Runtime nor Pillow is installed."""
+def test_an_upgrade_has_to_pass_the_self_test(root: Path) -> None:
+    """Also with the tolerance of logarithms, which schema 1 does not have."""
+    folder = root / "tiny" / "2"
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:, :4] = 250
+    shutil.rmtree(folder)
+    write_version(folder, golden_image=png(pixels))
+    rare_classes_exchanged(folder)
+    rewrite_manifest(folder)
+    as_schema_1(folder)
+    before = listed(root)
+    assert open_version(folders.find(root, "tiny"), 2).info.self_test is not None
+    for command in (lambda: copying.upgrade(root / "tiny"), lambda: copying.copy(folder, root / "other")):
+        with pytest.raises(ModelLoadFailed, match=r"self-test of contract 2, so nothing was published: .* logarithm"):
+            command()
+    assert listed(root) == before
+
+
+def without_onnx_runtime(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command where neither torch nor onnx nor ONNX Runtime nor Pillow is installed."""
     program = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxruntime', 'PIL', 'argcomplete', 'uvloop']))\n"
         "from cnnserve.cli import main\n"
         "sys.exit(main())\n"
     )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def test_a_copy_needs_the_base_install_only(root: Path) -> None:
+    assert without_onnx_runtime("copy", root / "tiny" / "1", root / "other").returncode == 0
     as_schema_1(root / "tiny" / "2")
-    for arguments in (["copy", root / "tiny" / "1", root / "other"], ["upgrade", root / "tiny"]):
-        subprocess.run([sys.executable, "-c", program, *arguments], check=True)
-    assert {"other/1/manifest.json", "tiny/3/golden.bin"} <= listed(root)
+    before = listed(root)
+    done = without_onnx_runtime("upgrade", root / "tiny")
+    assert (done.returncode, listed(root)) == (1, before)
+    assert 'pip install "cnnserve[cpu]"' in done.stderr

@@ -12,7 +12,7 @@ from PIL import Image
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.repository import folders
 from cnnserve.repository import manifest as manifests
-from cnnserve_export import contract, golden, golden_choice, importing, pipeline, precision
+from cnnserve_export import cli, contract, golden, golden_choice, importing, pipeline, precision
 from cnnserve_export.errors import ExportError
 from cnnserve_export.golden import GoldenImages
 from cnnserve_export.pipeline import Export
@@ -131,3 +131,47 @@ def test_an_import_of_several_images(tmp_path: Path, batch: str | int) -> None:
     assert golden_rows(folder).shape == (5, 3)
     assert len({row.tobytes() for row in golden_rows(folder)}) == 5
     assert open_version(folders.find(tmp_path / "models", "m"), 1).info.self_test is not None
+
+
+def opened(images: GoldenImages, name: str) -> Image.Image:
+    return Image.open(io.BytesIO(images[name]))
+
+
+def test_the_built_in_set_is_small_and_of_every_kind() -> None:
+    images = golden_choice.photographs()
+    assert next(iter(images.items())) == ("golden.png", golden.photograph())
+    assert len(images) == 8
+    assert sum(map(len, images.values())) < 200_000
+    assert opened(images, "golden-turned.jpg").format == "JPEG"
+    assert opened(images, "golden-turned.jpg").getexif()[0x0112] == 6
+    assert min(opened(images, "golden-large.jpg").size) > 256
+    assert opened(images, "golden-grey.png").mode == "L"
+    assert opened(images, "golden-alpha.png").mode == "RGBA"
+    digits = golden_choice.digits()
+    assert digits["golden.png"] == golden.digit()
+    assert digits.keys() - images.keys() == {f"golden-{name}.png" for name in ("zero", "one", "three", "four", "six")}
+
+
+def test_the_jpegs_have_no_subsampled_colours() -> None:
+    """Decoders enlarge subsampled colours in different ways; all else of a JPEG they decode alike."""
+    for name, data in golden_choice.photographs().items():
+        if name.endswith(".jpg"):
+            with Image.open(io.BytesIO(data)) as image:
+                assert {layer[1:3] for layer in image.layer} == {(1, 1)}, name  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", ["export", "import"])
+def test_the_built_in_set_is_the_default(tmp_path: Path, command: str) -> None:
+    (tmp_path / "theirs.onnx").write_bytes(tiny_onnx())
+    run_command, *flags = {
+        "export": (cli.export, "lenet5", "--name", "m", "--max-batch-size", "2"),
+        "import": (cli.import_onnx, str(tmp_path / "theirs.onnx"), "--name", "m"),
+    }[command]
+    assert run_command([*flags, "--repository", str(tmp_path)]) == 0
+    manifest = manifests.read(tmp_path / "m" / "1")
+    assert manifest is not None
+    expected = golden_choice.digits() if command == "export" else golden_choice.photographs()
+    assert list(manifest.golden.images) == list(expected)
+    test = open_version(folders.find(tmp_path, "m"), 1).info.self_test
+    assert test is not None
+    assert test.complete

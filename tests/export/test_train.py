@@ -8,7 +8,7 @@ import torch
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.repository import manifest as manifests
 from cnnserve.runtime.session import Session
-from cnnserve_export import train
+from cnnserve_export import golden_choice, train
 from cnnserve_export.digits import held_out_digits
 from support import golden_rows
 
@@ -56,11 +56,13 @@ def test_the_committed_model_reads_the_held_out_digits() -> None:
     assert float(manifest.weights["held_out_accuracy"]) == pytest.approx(right, abs=1e-4)
 
 
-def test_the_committed_model_repeats_its_golden_image() -> None:
+def test_the_committed_model_repeats_its_golden_images() -> None:
     manifest = manifests.read(COMMITTED)
     assert manifest is not None
-    row = Preprocessor(manifest.preprocessing, manifest.input).encoded((COMMITTED / "golden.png").read_bytes())
-    (probabilities,) = Session(COMMITTED / "model.onnx").run(row[np.newaxis])
+    assert list(manifest.golden.images) == list(golden_choice.digits())
+    preprocessor = Preprocessor(manifest.preprocessing, manifest.input)
+    rows = np.stack([preprocessor.encoded((COMMITTED / name).read_bytes()) for name in manifest.golden.images])
+    (probabilities,) = Session(COMMITTED / "model.onnx").run(rows)
     np.testing.assert_allclose(probabilities, golden_rows(COMMITTED), atol=manifest.golden.tolerance)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cnnserve.repository import manifest as manifests
 from spoiling import GONE, Spoiling, content, field, file, lenet5, refusal, text
-from support import rewrite_manifest
+from support import golden_rows, rewrite_manifest
 
 MIB = 1 << 20
 
@@ -39,7 +39,8 @@ def more_images(count: int) -> Any:
         names = [f"golden-{number}.png" for number in range(count)]
         for name in names:
             (folder / name).write_bytes((folder / "golden.png").read_bytes())
-        (folder / "golden.bin").write_bytes((folder / "golden.bin").read_bytes() * count)
+        first = golden_rows(folder)[0].tobytes()
+        (folder / "golden.bin").write_bytes(first * count)
         field("golden/images", names)(folder)
         for name in names:
             field(f"files/{name}", {})(folder)
@@ -76,6 +77,16 @@ BOTH = [
         "tolerance beyond fp16",
         lambda folder: (field("golden/tolerance", 0.011)(folder), field("onnx/precision", "fp16")(folder)),
         r"golden\.tolerance is 0\.011, .* at most 0\.01, .* fp16",
+    ),
+    Spoiling(
+        "precision of another file",
+        lambda folder: (field("golden/tolerance", 0.01)(folder), field("onnx/precision", "fp16")(folder)),
+        r"onnx\.precision is fp16, but the graph computes in fp32",
+    ),
+    Spoiling(
+        "int8 of another file",
+        field("onnx/precision", "int8"),
+        r"onnx\.precision is int8, but the graph computes in fp32",
     ),
     Spoiling("golden twice", text('"golden": {', '"golden": {}, "golden": {'), "has the key 'golden' more than once"),
     Spoiling(
@@ -161,7 +172,7 @@ SECOND = [
     Spoiling(
         "probabilities of one class less",
         file("golden.bin", lambda data: data[4:]),
-        "golden.bin.bytes is 36, expected 40",
+        "golden.bin.bytes is 356, expected 360",
     ),
     Spoiling("a probability that is no number", rows(np.nan), "golden.bin holds values that are not finite"),
     Spoiling("a probability above 1", rows(3.0), "golden.bin holds values from .* to 3, expected probabilities"),
@@ -169,7 +180,9 @@ SECOND = [
     Spoiling("a sum of more than 1", rows(0.5), "golden.bin: the probabilities of an image sum to 1.49"),
     Spoiling("scale 0", field("preprocessing/scale", 0), r"preprocessing\.scale is \[0\.0\], expected positive values"),
     Spoiling(
-        "an origin without a digest", field("origin/manifest_sha256", ""), "origin.manifest_sha256 is '', expected 64"
+        "an origin without a digest",
+        field("origin", {"model": "lenet5", "version": 1, "manifest_sha256": ""}),
+        "origin.manifest_sha256 is '', expected 64",
     ),
 ]
 

@@ -18,7 +18,7 @@ from cnnserve.repository.manifest import LOG_TOLERANCES, Manifest
 # logit of 20 differs by about 2e-2, and a probability by at most a quarter of that.
 _REDUCED_TOLERANCE = 1e-2
 # Smaller probabilities count as this. fp16 has fewer bits below its smallest normal number, and none below 6e-8.
-_FLOOR, _REDUCED_FLOOR = 1e-30, 2.0**-14
+_FLOOR, REDUCED_FLOOR = 1e-30, 2.0**-14
 # The same for the distance of a sigmoid from 1, which float32 holds in steps of 6e-8.
 _SIGMOID_FLOOR = 1e-3
 
@@ -47,7 +47,7 @@ def tolerance(manifest: Manifest, provider: Provider) -> Tolerance:
         probability = max(probability, _REDUCED_TOLERANCE)
         log = None if log is None else max(log, LOG_TOLERANCES["fp16"])
     if provider.reduced_precision or manifest.onnx.precision != "fp32":
-        floor = _REDUCED_FLOOR
+        floor = REDUCED_FLOOR
     if manifest.activation == "none":
         log = None
     return Tolerance(probability, log, floor, manifest.activation == "sigmoid")
@@ -68,7 +68,7 @@ def compare(
         if not values[worst] <= limit:
             raise ModelLoadFailed(
                 f"self-test: the golden image {where} gives class {worst} the probability {actual[worst]:.6g}, but "
-                f"{says} {expected[worst]:.6g} ({name} {limit:.0e})"
+                f"{says} {expected[worst]:.6g} ({name} {limit:g})"
             )
     return float(differences.max())
 

@@ -31,10 +31,11 @@ from cnnserve.model_config.in_force import effective, report
 from cnnserve.model_config.settings import Settings, resolve
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository import onnx_files
+from cnnserve.repository import onnx_files, onnx_precision
 from cnnserve.repository.folders import MODEL_FILE
 from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import Manifest
+from cnnserve.repository.onnx_files import OnnxFiles
 from cnnserve.repository.version_files import VersionFiles
 from cnnserve.runtime.workers import OnStage, inline_runs, make_workers, open_sessions
 from cnnserve.wire.model_config_pb2 import ModelConfig
@@ -93,6 +94,8 @@ def open_version(
     if manifest is not None and (unnamed := onnx_files.unnamed(files, manifest)):
         _log.warning("model %s version %d: %s", folder.name, version, unnamed)
     with contextlib.closing(onnx_files.load(files, model_file, manifest)) as model:
+        if manifest is not None:
+            _check_precision(manifest, model)
         execution, sessions = open_sessions(model, execution, cpu_threads, engine_cache, on_stage)
     if manifest is not None:
         _check_tensors(manifest, sessions[0].inputs, sessions[0].outputs)
@@ -194,6 +197,14 @@ def _read_manifest(files: VersionFiles) -> Manifest | None:
     if manifest is not None:
         manifests.check_place(manifest, files.folder.name, files.version)
     return manifest
+
+
+def _check_precision(manifest: Manifest, model: OnnxFiles) -> None:
+    """Raises `ModelLoadFailed` if the graph does not have the precision that decides the tolerance of the self-test."""
+    with model.model.open() as file:
+        wrong = onnx_precision.contradiction(manifest.onnx.precision, file)
+    if wrong:
+        raise ModelLoadFailed(f"{manifests.MANIFEST_FILE}: {wrong}; export the model again")
 
 
 def _check_tensors(manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

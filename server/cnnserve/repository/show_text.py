@@ -146,8 +146,8 @@ def _golden(golden: dict[str, Any], answers: list[dict[str, Any]] | None) -> Ite
     for answer in answers or ():
         label = f"class {answer['class']}" if answer["label"] is None else repr(answer["label"])
         yield f"{answer['image']}: {label} with probability {answer['probability']:.4f}"
-    logarithms = f", of its logarithm {golden['log_tolerance']:.0e}" if golden["log_tolerance"] else ""
-    yield f"tolerance of a probability {golden['tolerance']:.0e}{logarithms}"
+    logarithms = f", of its logarithm {golden['log_tolerance']:g}" if golden["log_tolerance"] else ""
+    yield f"tolerance of a probability {golden['tolerance']:g}{logarithms}"
 
 
 def _weights(origin: dict[str, str]) -> Iterator[str]:

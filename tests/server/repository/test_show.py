@@ -44,14 +44,14 @@ def test_the_trained_lenet5(capsys: Output) -> None:
     facts = {name: text.strip() for name, text in lines.items()}
     assert err == ""
     assert out.startswith("lenet5 version 1, ")
-    assert facts["state"] == "intact: 4 files match the digests in the manifest"
+    assert facts["state"] == "intact: 12 files match the digests in the manifest"
     assert facts["architecture"] == "lenet5, 61,706 parameters"
     assert facts["precision"] == "fp32, opset 18, IR version 10"
     assert facts["input"] == "image, 28 x 28 x 1 UINT8 NHWC, batches of 1 to 32"
     assert facts["labels"] == "labels.txt, 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert facts["weights"] == "trained"
     assert facts["golden images"].startswith("golden.png: '3' with probability 0.9")
-    assert "tolerance of a probability 1e-04, of its logarithm 1e-03\n" in out
+    assert "tolerance of a probability 0.0001, of its logarithm 0.001\n" in out
     for text in ("normalised: mean 0.306, standard deviation 0.325, in the graph", "epochs: 30", " at batch 32"):
         assert text in out
     manifest = manifests.read(REPOSITORY / "lenet5" / "1")
