@@ -35,7 +35,8 @@ from blocks import ROOT, Block, PageError
 CHECKOUT = ("model_repo", "examples", "proto", "deploy", "constraints.txt")
 # What takes longer has hung, however busy the machine is.
 _LIMIT_S = 600.0
-_SERVE = re.compile(r"(?:\w+=\S+ )*cnnserve serve\b")
+# A server that runs on. With one of these flags the command ends by itself.
+_SERVE = re.compile(r"(?:\w+=\S+ )*cnnserve serve\b(?!.* --(?:dry-run|print-config|help)\b)")
 _EXPORT = re.compile(r"cnnserve (?:export|train-lenet)\b")
 _PORT = re.compile(r"--http-port[ =](\d+)")
 _LOADING = ("LOADING", "BUILDING")
