@@ -31,6 +31,7 @@ FORBIDDEN = [
     ("client-commands", "cnnserve_client.commands.terminal", "import cnnserve_client.commands.cli"),
     ("grpc", "cnnserve.api.status", "import grpc"),
     ("prometheus", "cnnserve.registry.snapshot", "import prometheus_client"),
+    ("nvml", "cnnserve.transports.http.exposition", "import pynvml"),
     ("onnxruntime", "cnnserve.runtime.workers", "import onnxruntime"),
     ("pillow", "cnnserve.model.loader", "import PIL"),
     ("opencv", "cnnserve.images.geometry", "import cv2"),

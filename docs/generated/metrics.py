@@ -2,7 +2,11 @@
 
 import re
 
+import numpy as np
+
+from cnnserve.batching.drift import Drift, Moments
 from cnnserve.batching.statistics import BOUNDS_NS
+from cnnserve.model.selftest import SelfTest
 from cnnserve.registry.lifecycle import State
 from cnnserve.registry.snapshot import Distribution, Snapshot, Version, Work
 from cnnserve.transports.http import exposition
@@ -11,8 +15,8 @@ from .tables import code, table
 
 _HEAD = """# Metrics
 
-Every metric of `GET /metrics`. [Operate](../operate.md#metrics) says how requests are counted and which metrics to
-watch.
+Every metric of `GET /metrics`. [Observability](../observability.md#metrics) says how requests are counted and which
+metrics to watch.
 
 """
 
@@ -31,9 +35,12 @@ def page() -> str:
 def _one_of_everything() -> Snapshot:
     """Of a server with one model that did nothing yet."""
     never = Distribution((0,) * (len(BOUNDS_NS) + 1), 0)
-    work = Work(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {"OTHER": 0}, {1: 0}, never, never, never, never)
-    version = Version("model", "1", State.READY, 0.0, {"CPUExecutionProvider": 1}, work)
-    return Snapshot((version,), 0, 0, 0, 0, "", "")
+    work = Work(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {"OTHER": 0}, {1: 0}, never, never, never, never)
+    test = SelfTest(0.0, 0.0, 0.0, inputs=Moments(0.0, 0.0))
+    drift = Drift()
+    drift.add(np.zeros((1, 1), np.uint8), np.ones((1, 2), np.float32))
+    version = Version("model", "1", State.READY, 0.0, {"CPUExecutionProvider": 1}, work, test, drift)
+    return Snapshot((version,), 0, 0, 0, 0, 0, "", "", {"queue_full": 0})
 
 
 def _labels(samples: str) -> str:

@@ -250,6 +250,7 @@ def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, bu
         budget=budget,
         load_timeout_s=config.load_timeout_s,
         build_timeout_s=config.build_timeout_s,
+        counts_drift=not config.no_drift_metrics,
     )
     at_once = min(max(threads, _LOADS_AT_LEAST), _LOADS_AT_MOST)
     opener = VersionOpener(

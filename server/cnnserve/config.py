@@ -133,6 +133,10 @@ class ServerConfig:
         default=DEFAULT_ENGINE_CACHE, metadata={"help": "folder in which TensorRT's engines are kept between starts"}
     )
     decode_threads: int = _setting(0, "threads that decode images; 0: one less than the CPU threads, at least 1")
+    no_drift_metrics: bool = _setting(
+        False,
+        "do not count probabilities, entropies, predicted classes and input values for the metrics (default: counted)",
+    )
     log_level: str = _setting("info", "lowest level of the messages to log: debug, info, warning or error")
 
     def __post_init__(self) -> None:
@@ -257,13 +261,14 @@ def serve_parser(prog: str = "cnnserve serve") -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-config",
         action="store_true",
-        help="print every setting with its value, its source and its variable, as a --config file, and exit",
+        help="print every setting with its value, its source and its variable, as a --config file, and exit (default: "
+        "serve)",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="load and self-test the models to be served at start, print the outcome, and exit: with status 0 if each "
-        "of them is READY, otherwise 1",
+        help="load and self-test the models to be served at start, print the outcome, and exit with status 0 if each "
+        "of them is READY, otherwise 1 (default: serve)",
     )
     add_settings(parser)
     return parser

@@ -35,6 +35,7 @@ BENCHMARKS = {
     "int8_digits": [*ONE, "--seconds", "0.1", "--epochs", "1"],
     "load_memory": ["--model", "lenet5", *KEPT],
     "memory": ["--model", "lenet5", *KEPT, "--reloads", "10", "--failures", "10", "--minutes", "0.02"],
+    "metrics": ["--rounds", "1", *KEPT, "--seconds", "0.2"],
     "preprocessing": ["--rounds", "1"],
     "reduced_precision": ["--models", "lenet5"],
     "row_checks": [*ONE, *KEPT],
@@ -43,7 +44,7 @@ BENCHMARKS = {
     "fairness": ["--rounds", "1", *KEPT, "--seconds", "0.5"],
 }
 # What the tests below start by themselves, and what is no script.
-HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "load", "raw"}
+HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "load", "raw", "uncounted_server"}
 MODULES = {"harness", "machine"}
 
 

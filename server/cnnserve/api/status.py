@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cnnserve import errors
+from cnnserve.process import refusals
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def of(error: Exception, request: str, table: Mapping[type[Exception], Code] = S
     text.
     """
     code = table.get(type(error), Code.INTERNAL)
+    refusals.count(error)
     if code is Code.INTERNAL and not isinstance(error, _TOLD):
         _log.error("%s failed", request, exc_info=error)
         return Status(code, INTERNAL_TEXT)

@@ -185,6 +185,11 @@ class DynamicBatcher:
         )
 
     @property
+    def instances(self) -> int:
+        """Number of instances."""
+        return len(self._instances)
+
+    @property
     def waiting(self) -> int:
         """Number of requests in the queue."""
         return len(self._queue)

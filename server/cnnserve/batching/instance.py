@@ -147,6 +147,8 @@ class Steps:
             outputs = self.run(batch, sum(map(len, parts)))
             if check is not None:
                 bad_rows = check.bad_rows(outputs)
+                if check.drift is not None:
+                    check.drift.add(batch[: len(outputs[check.classes])], outputs[check.classes], bad_rows)
         except Exception as error:
             # The traceback refers to this frame, and this frame refers to the exception and the batch. This cycle would
             # keep the batch in memory until the garbage collector runs, so the traceback is removed.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cnnserve.batching.drift import Drift
 from cnnserve.datatypes import Rows
 
 # Largest difference of a sum from 1, and of a probability from the range of 0 to 1.
@@ -30,11 +31,15 @@ class RowKind(enum.Enum):
 
 @dataclass(frozen=True)
 class RowCheck:
-    """The rules for the outputs called `names`. The output with the index `classes` holds rows of the given `kind`."""
+    """The rules for the outputs called `names`. The output with the index `classes` holds rows of the given `kind`.
+
+    `drift` counts the good rows of that output; None: nothing does.
+    """
 
     names: Sequence[str]
     classes: int = 0
     kind: RowKind = RowKind.ANY
+    drift: Drift | None = None
 
     def bad_rows(self, outputs: Sequence[Rows]) -> dict[int, str]:
         """Returns what is wrong with each bad row, by its index. Rows that are not listed are good."""

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnserve.batching.batcher import DynamicBatcher
+from cnnserve.batching.drift import Drift
 from cnnserve.batching.guard import Guard
 from cnnserve.batching.inline import InlineRuns
 from cnnserve.batching.instance import ModelInstance
-from cnnserve.batching.row_check import RowCheck
+from cnnserve.batching.row_check import RowCheck, RowKind
 from cnnserve.config import BUILD_TIMEOUT_S, LOAD_TIMEOUT_S
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.images.preprocessing import Preprocessor
-from cnnserve.model import proving
+from cnnserve.model import classification, proving
 from cnnserve.model.retest import Retest, TakeOut
 from cnnserve.model.version import Model, ModelInfo
 from cnnserve.model_config import execution as executions
@@ -54,6 +55,7 @@ class OpenVersion:
     """A version that passed its self-test. If it is dropped, its instances end.
 
     `run_limit_s`: the longest time of a run. `retest` repeats the self-test; None: the version has none.
+    `counts_drift`: whether its answers are counted for the metrics.
     """
 
     info: ModelInfo
@@ -62,6 +64,7 @@ class OpenVersion:
     inline: InlineRuns | None = None
     run_limit_s: float | None = None
     retest: Callable[[], object] | None = None
+    counts_drift: bool = True
 
 
 def _no_stage(_: str) -> None:
@@ -78,6 +81,7 @@ def open_version(
     on_stage: OnStage = _no_stage,
     load_timeout_s: float = LOAD_TIMEOUT_S,
     build_timeout_s: float = BUILD_TIMEOUT_S,
+    counts_drift: bool = True,
 ) -> OpenVersion:
     """Loads and tests one version from its files. Blocks. Raises `ModelLoadFailed` with the reason.
 
@@ -145,6 +149,7 @@ def open_version(
         inline,
         execution.run_timeout_s or max(_RUN_TIMEOUT_S, _RUN_TIMEOUT_RUNS * findings.slowest_run_s),
         functools.partial(examine, warmups=(), extra_s=math.inf) if findings.self_test else None,
+        counts_drift,
     )
 
 
@@ -155,8 +160,14 @@ def start(opened: OpenVersion, decoders: DecodingPool, take_out: TakeOut) -> Mod
     """
     info, settings = opened.info, opened.info.settings
     retest = Retest(f"model {info.name} version {info.version}", opened.retest, take_out)
+    drift = None
+    if opened.counts_drift:
+        drift = Drift(
+            classification.softmax if info.applies_softmax else None,
+            are_distributions=info.applies_softmax or info.row_kind is RowKind.SOFTMAX,
+        )
     guard = Guard(
-        RowCheck([output.name for output in settings.outputs], settings.label_output, info.row_kind),
+        RowCheck([output.name for output in settings.outputs], settings.label_output, info.row_kind, drift),
         opened.run_limit_s,
         on_suspect=retest.suspect,
         on_overdue=take_out,
@@ -166,7 +177,7 @@ def start(opened: OpenVersion, decoders: DecodingPool, take_out: TakeOut) -> Mod
     )
     if info.self_test is not None and not info.self_test.complete:
         retest.rest()
-    return Model(info, batcher, opened.preprocessor, decoders)
+    return Model(info, batcher, opened.preprocessor, decoders, drift)
 
 
 def _preprocessor(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cnnserve.batching.drift import Moments, moments
 from cnnserve.datatypes import NUMPY_TYPES, Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
@@ -43,6 +44,8 @@ class SelfTest:
     provider: str = ""
     fast_difference: float | None = None
     complete: bool = True
+    # Of the golden images as the model receives them.
+    inputs: Moments | None = None
 
     def __str__(self) -> str:
         passed = (
@@ -160,6 +163,10 @@ class _Golden:
         """Returns an image file."""
         return self._read(self.names[index])
 
+    def inputs(self) -> Moments:
+        """Returns mean and standard deviation of the images that were run alone."""
+        return moments(np.stack([one.row for one in self._alone if one.expected is not None]))
+
     def run_alone(self, index: int, allowed: Tolerance) -> float:
         """Runs the next image alone and returns the largest difference from its golden probabilities."""
         name, expected = self.names[index], self._expected[index]
@@ -243,6 +250,7 @@ def run_golden(
         provider.name,
         fast,
         extra.complete,
+        golden.inputs(),
     )
 
 
@@ -257,6 +265,7 @@ def worst(tests: Sequence[SelfTest]) -> SelfTest:
         ", ".join(sorted({test.provider for test in tests})),
         max((test.fast_difference for test in tests if test.fast_difference is not None), default=None),
         all(test.complete for test in tests),
+        tests[0].inputs,
     )
 
 

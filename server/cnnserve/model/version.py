@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnserve.batching.batcher import BatchResult, DynamicBatcher, OnDone
+from cnnserve.batching.drift import Drift
 from cnnserve.batching.row_check import RowKind, is_finite
 from cnnserve.batching.statistics import Statistics
 from cnnserve.datatypes import NUMPY_TYPES, WORDS, Rows
@@ -94,9 +95,16 @@ class Model:
     """A READY version. `preprocessor` is None if the model takes no images."""
 
     def __init__(
-        self, info: ModelInfo, batcher: DynamicBatcher, preprocessor: Preprocessor | None, decoders: DecodingPool
+        self,
+        info: ModelInfo,
+        batcher: DynamicBatcher,
+        preprocessor: Preprocessor | None,
+        decoders: DecodingPool,
+        drift: Drift | None = None,
     ) -> None:
         self.info = info
+        # What counts the answers; None: nothing does.
+        self.drift = drift
         self._batcher = batcher
         self._preprocessor = preprocessor
         self._decoders = decoders
@@ -119,6 +127,11 @@ class Model:
     def statistics(self) -> Statistics:
         """Statistics since the version was loaded."""
         return self._batcher.statistics
+
+    @property
+    def instances(self) -> int:
+        """Number of instances, each of which runs one batch at a time."""
+        return self._batcher.instances
 
     @property
     def waiting(self) -> int:

@@ -3,13 +3,16 @@
 Nothing is counted here: the numbers come from the registry, the statistics and the memory budget.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cnnserve
 from cnnserve import logs
+from cnnserve.batching.drift import Drift
 from cnnserve.batching.statistics import Histogram
+from cnnserve.model.selftest import SelfTest
 from cnnserve.model.version import Model
+from cnnserve.process import refusals
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.lifecycle import ModelEntry, State, VersionEntry
 from cnnserve.registry.registry import Registry
@@ -28,8 +31,8 @@ class Distribution:
 class Work:
     """A copy of a loaded version's `Statistics`; times in ns.
 
-    `batches`: number of runs by number of images; `waiting`: requests in the queue; `bad_rows`: output rows that were
-    not sent, because they are not finite or no probabilities.
+    `batches`: number of runs by number of images; `waiting`: requests in the queue; `busy_ns`: time of all runs of all
+    instances; `bad_rows`: output rows that were not sent, because they are not finite or no probabilities.
     """
 
     success: int
@@ -42,6 +45,8 @@ class Work:
     compute_infer_ns: int
     compute_output_ns: int
     waiting: int
+    instances: int
+    busy_ns: int
     failures: Mapping[str, int]
     batches: Mapping[int, int]
     request: Distribution
@@ -55,7 +60,8 @@ class Version:
     """One version; or, with an empty `version`, a model that is wanted but has no version.
 
     `work` is None if the version is not loaded. `load_s`: duration in s of the load that serves, None if none serves.
-    `placement`: number of nodes by execution provider.
+    `placement`: number of nodes by execution provider. `self_test`: None if it had none. `drift` counts what the
+    version answers; it is read on a thread.
     """
 
     model: str
@@ -64,13 +70,17 @@ class Version:
     load_s: float | None = None
     placement: Mapping[str, int] = field(default_factory=dict)
     work: Work | None = None
+    self_test: SelfTest | None = None
+    drift: Drift | None = None
+    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """Measurements of the whole server.
 
-    Bytes are those of the memory budget; `refused`: requests that it refused; `unlogged`: dropped log messages.
+    Bytes are those of the memory budget; `refused`: requests that it refused; `unlogged`: dropped log messages;
+    `refusals`: requests that ended with an error, by reason.
     """
 
     versions: tuple[Version, ...]
@@ -81,6 +91,7 @@ class Snapshot:
     unlogged: int
     server_version: str
     runtime_version: str
+    refusals: Mapping[str, int] = field(default_factory=dict)
 
 
 def snapshot(registry: Registry, budget: MemoryBudget) -> Snapshot:
@@ -94,6 +105,7 @@ def snapshot(registry: Registry, budget: MemoryBudget) -> Snapshot:
         logs.dropped(),
         cnnserve.__version__,
         runtime_version(),
+        dict(refusals.counts),
     )
 
 
@@ -109,8 +121,18 @@ def _versions(model: ModelEntry) -> Iterator[Version]:
 def _version(name: str, entry: VersionEntry) -> Version:
     if entry.model is None:
         return Version(name, str(entry.version), entry.state)
-    placement = entry.model.info.placement
-    return Version(name, str(entry.version), entry.state, entry.load_s, placement, _work(entry.model))
+    model, info = entry.model, entry.model.info
+    return Version(
+        name,
+        str(entry.version),
+        entry.state,
+        entry.load_s,
+        info.placement,
+        _work(model),
+        info.self_test,
+        model.drift,
+        info.labels,
+    )
 
 
 def _work(model: Model) -> Work:
@@ -126,6 +148,8 @@ def _work(model: Model) -> Work:
         compute_infer_ns=own.steps.compute_infer.ns,
         compute_output_ns=own.steps.compute_output.ns,
         waiting=model.waiting,
+        instances=model.instances,
+        busy_ns=sum(steps.compute_input.ns + steps.compute_infer.ns for steps in own.batches.values()),
         failures=dict(own.failures),
         batches={size: steps.compute_infer.count for size, steps in own.batches.items()},
         request=_distribution(own.latencies.request),

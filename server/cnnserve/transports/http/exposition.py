@@ -5,8 +5,7 @@ work. All other metrics begin with `cnnserve_`. No other module imports promethe
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from prometheus_client import ProcessCollector
@@ -19,8 +18,11 @@ from prometheus_client.samples import Sample
 from cnnserve.batching.statistics import BOUNDS_NS
 from cnnserve.registry.lifecycle import State
 from cnnserve.registry.snapshot import Distribution, Snapshot, Version, Work
+from cnnserve.runtime import gpus
+from cnnserve.runtime.gpus import Gpu
+from cnnserve.transports.http.drift_families import drift_families
+from cnnserve.transports.http.families import Family, Labels, buckets, family
 
-_Labels = dict[str, str]
 _T = TypeVar("_T")
 
 _NS_PER_S = 1e9
@@ -53,6 +55,17 @@ _TRITON_COUNTERS: Mapping[str, tuple[str, Callable[[Work], int]]] = {
         "Sum of the times to pass output rows to successful requests, in microseconds",
         lambda work: work.compute_output_ns // 1000,
     ),
+}
+_BUSY = "cnnserve_instance_busy_seconds"
+_BUSY_TEXT = "Time in which instances assembled and ran batches, all instances of a version together, in seconds"
+_REFUSALS = "cnnserve_refused_requests"
+_REFUSALS_TEXT = "Number of requests, also on streams, and of single images that got an error, by reason"
+# Triton's names.
+_GPU_GAUGES: Mapping[str, tuple[str, Callable[[Gpu], float | None]]] = {
+    "nv_gpu_utilization": ("Share of the last second in which the GPU worked, 0 to 1", lambda gpu: gpu.utilization),
+    "nv_gpu_memory_total_bytes": ("Memory of the GPU, in bytes", lambda gpu: gpu.memory_total_bytes),
+    "nv_gpu_memory_used_bytes": ("Used memory of the GPU, in bytes", lambda gpu: gpu.memory_used_bytes),
+    "nv_gpu_power_usage": ("Power of the GPU, in watts", lambda gpu: gpu.power_watts),
 }
 _BAD_ROWS = "cnnserve_bad_rows"
 _BAD_ROWS_TEXT = "Number of output rows that were not sent, because their values are not finite or no probabilities"
@@ -106,25 +119,34 @@ class _Families:
         """Yields every family once, even if it has no sample."""
         yield from self._triton()
         yield from self._models()
+        yield from self._self_tests()
         yield from self._histograms()
+        yield from drift_families(self._versions)
         yield from self._server()
+        yield from _gpus()
         yield from ProcessCollector(registry=None).collect()
 
     def _triton(self) -> Iterator[Metric]:
         for name, (text, count_of) in _TRITON_COUNTERS.items():
-            yield _family("unknown", name, text, self._each(count_of))
+            yield family("unknown", name, text, self._each(count_of))
         failures = (
             ({**labels, "reason": reason}, count)
             for labels, work in self._worked
             for reason, count in work.failures.items()
         )
-        yield _family("unknown", _FAILURES, "Number of failed requests, by reason", failures)
+        yield family("unknown", _FAILURES, "Number of failed requests, by reason", failures)
         rows = self._each(lambda work: work.bad_rows)
-        yield _Family("counter", _BAD_ROWS, _BAD_ROWS_TEXT, (Sample(f"{_BAD_ROWS}_total", *row) for row in rows))
+        yield Family("counter", _BAD_ROWS, _BAD_ROWS_TEXT, (Sample(f"{_BAD_ROWS}_total", *row) for row in rows))
         waiting = self._each(lambda work: work.waiting)
-        yield _family("gauge", "nv_inference_pending_request_count", "Number of requests in the queue", waiting)
+        yield family("gauge", "nv_inference_pending_request_count", "Number of requests in the queue", waiting)
+        instances = self._each(lambda work: work.instances)
+        yield family(
+            "gauge", "cnnserve_instances", "Number of instances, each of which runs one batch at a time", instances
+        )
+        busy = self._each(lambda work: work.busy_ns / _NS_PER_S)
+        yield Family("counter", _BUSY, _BUSY_TEXT, (Sample(f"{_BUSY}_total", *row) for row in busy))
         loads = ((labels, version.load_s) for labels, version in self._versions if version.load_s is not None)
-        yield _family("gauge", "nv_model_load_duration_secs", "Time to load a version until READY, in seconds", loads)
+        yield family("gauge", "nv_model_load_duration_secs", "Time to load a version until READY, in seconds", loads)
 
     def _models(self) -> Iterator[Metric]:
         states = (
@@ -132,67 +154,66 @@ class _Families:
             for labels, version in self._versions
             for state in State
         )
-        yield _family("gauge", "cnnserve_model_state", "1 for the state of a version, 0 for all other states", states)
+        yield family("gauge", "cnnserve_model_state", "1 for the state of a version, 0 for all other states", states)
         nodes = (
             ({**labels, "provider": provider}, count)
             for labels, version in self._versions
             for provider, count in version.placement.items()
         )
         text = "Number of nodes of the model's graph on each execution provider"
-        yield _family("gauge", "cnnserve_model_nodes", text, nodes)
+        yield family("gauge", "cnnserve_model_nodes", text, nodes)
+
+    def _self_tests(self) -> Iterator[Metric]:
+        loaded = [(labels, version.self_test) for labels, version in self._versions if version.work is not None]
+        text = "1 for a loaded version that has passed its self-test, 0 for one without a manifest, which has none"
+        yield family(
+            "gauge", "cnnserve_self_test_passed", text, ((labels, test is not None) for labels, test in loaded)
+        )
+        tested = [(labels, test) for labels, test in loaded if test is not None]
+        differences = (
+            ({**labels, "run": run}, difference)
+            for labels, test in tested
+            for run, difference in (("alone", test.golden_difference), ("batch", test.batch_difference))
+        )
+        text = "Largest difference of a probability of the golden images from the manifest, alone and in batches"
+        yield family("gauge", "cnnserve_self_test_difference", text, differences)
+        tolerances = ((labels, test.tolerance) for labels, test in tested)
+        text = "Largest difference of a probability with which the self-test passes"
+        yield family("gauge", "cnnserve_self_test_tolerance", text, tolerances)
 
     def _histograms(self) -> Iterator[Metric]:
         for name, (text, latency_of) in _LATENCIES.items():
             values = ((labels, _in_seconds(latency)) for labels, latency in self._each(latency_of))
-            yield _Family("histogram", name, text, _buckets(name, _LATENCY_BOUNDS, values))
+            yield Family("histogram", name, text, buckets(name, _LATENCY_BOUNDS, values))
         name = "cnnserve_batch_size"
         sizes = self._each(lambda work: _by_size(work.batches))
-        yield _Family("histogram", name, "Number of images (rows) in a run", _buckets(name, _BATCH_BOUNDS, sizes))
+        yield Family("histogram", name, "Number of images (rows) in a run", buckets(name, _BATCH_BOUNDS, sizes))
 
     def _server(self) -> Iterator[Metric]:
         now = self._snapshot
         text = "Memory that requests in flight and images being decoded hold, in bytes"
         held = [({"by": "requests"}, now.held_bytes), ({"by": "decoding"}, now.decoding_bytes)]
-        yield _family("gauge", "cnnserve_memory_held_bytes", text, held)
+        yield family("gauge", "cnnserve_memory_held_bytes", text, held)
         text = "Limit of the memory that requests and images being decoded may hold together"
         yield GaugeMetricFamily("cnnserve_memory_limit_bytes", f"{text}, in bytes (max_pending_mib)", now.limit_bytes)
         text = "Number of requests refused because they did not fit into the memory limit (max_pending_mib)"
         yield CounterMetricFamily("cnnserve_memory_refused_requests", text, now.refused)
         text = "Number of log messages that were dropped, because standard error was not read"
         yield CounterMetricFamily("cnnserve_log_dropped_messages", text, now.unlogged)
+        refusals = (Sample(f"{_REFUSALS}_total", {"reason": name}, count) for name, count in now.refusals.items())
+        yield Family("counter", _REFUSALS, _REFUSALS_TEXT, refusals)
         info = {"version": now.server_version, "onnxruntime": now.runtime_version}
         yield InfoMetricFamily("cnnserve_server", "Versions of cnnserve and ONNX Runtime", info)
 
-    def _each(self, value_of: Callable[[Work], _T]) -> Iterator[tuple[_Labels, _T]]:
+    def _each(self, value_of: Callable[[Work], _T]) -> Iterator[tuple[Labels, _T]]:
         return ((labels, value_of(work)) for labels, work in self._worked)
 
 
-class _Family(Metric):
-    """A family whose samples are made while they are written.
-
-    Lists of samples would be thousands of objects that live at once. With 100 models they cause a full garbage
-    collection every few scrapes, which stops the event loop for 60 ms to 90 ms.
-    """
-
-    def __init__(self, kind: str, name: str, text: str, samples: Iterator[Sample]) -> None:
-        super().__init__(name, text, kind)
-        self.samples = samples  # type: ignore[assignment]
-
-
-def _family(kind: str, name: str, text: str, values: Iterable[tuple[_Labels, float]]) -> Metric:
-    """Returns a family of gauges, or of counters whose name gets no suffix."""
-    return _Family(kind, name, text, (Sample(name, labels, value) for labels, value in values))
-
-
-def _buckets(
-    name: str, bounds: Sequence[str], values: Iterable[tuple[_Labels, tuple[Sequence[int], float]]]
-) -> Iterator[Sample]:
-    """Yields the samples of histograms. `values`: labels, the counts of the buckets, and the sum of each histogram."""
-    for labels, (counts, total) in values:
-        for bound, count in zip(bounds, accumulate(counts), strict=True):
-            yield Sample(f"{name}_bucket", {**labels, "le": bound}, count)
-        yield Sample(f"{name}_count", labels, sum(counts))
-        yield Sample(f"{name}_sum", labels, total)
+def _gpus() -> Iterator[Metric]:
+    found = gpus.readings()
+    for name, (text, value_of) in _GPU_GAUGES.items():
+        values = [({"gpu_uuid": gpu.uuid}, value) for gpu in found if (value := value_of(gpu)) is not None]
+        yield family("gauge", name, text, values)
 
 
 def _in_seconds(latency: Distribution) -> tuple[Sequence[int], float]:
@@ -207,5 +228,5 @@ def _by_size(batches: Mapping[int, int]) -> tuple[list[int], int]:
     return counts, sum(size * runs for size, runs in batches.items())
 
 
-def _labels(version: Version) -> _Labels:
+def _labels(version: Version) -> Labels:
     return {"model": version.model, "version": version.version}

@@ -193,6 +193,65 @@ def test_failures_by_reason_and_what_waits(server: RunningServer) -> None:
         assert metrics("cnnserve_memory_held_bytes", by="requests") == 0
 
 
+def test_what_models_answer_and_are_asked(server: RunningServer) -> None:
+    kinds = ["left"] * 3 + ["bright"] * 2 + ["dark"]
+    with Client(server.address) as client:
+        for kind in kinds:
+            client.classify(picture(kind), model="tiny")
+    metrics = metrics_of(server)
+    of_tiny = {"model": "tiny", "version": "1"}
+    assert metrics.all("cnnserve_predictions", **of_tiny) == {("0", "dark"): 1, ("1", "left"): 3, ("2", "bright"): 2}
+    for name in ("cnnserve_top1_probability", "cnnserve_entropy_ratio"):
+        assert metrics(f"{name}_count", **of_tiny) == len(kinds)
+        assert metrics.types[name] == "histogram"
+    # The model is almost sure of each of these images.
+    assert metrics("cnnserve_top1_probability_bucket", le="0.99", **of_tiny) == 0
+    assert metrics("cnnserve_top1_probability_sum", **of_tiny) == pytest.approx(len(kinds), rel=1e-2)
+    assert metrics("cnnserve_entropy_ratio_bucket", le="0.05", **of_tiny) == len(kinds)
+    # The golden image is "left": one half is 0, the other 255.
+    assert metrics("cnnserve_input_mean", set="golden", **of_tiny) == pytest.approx(127.5)
+    assert metrics("cnnserve_input_deviation", set="golden", **of_tiny) == pytest.approx(127.5)
+    assert 0 <= metrics("cnnserve_input_mean", set="live", **of_tiny) <= 255
+    assert not metrics.all("cnnserve_predictions", model="waiting")
+
+
+def test_drift_need_not_be_counted(tmp_path: Path) -> None:
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    with (
+        serving(tmp_path / "log", tmp_path / "repository", "--no-drift-metrics") as server,
+        Client(server.address) as client,
+    ):
+        client.classify(picture("left"), model="tiny")
+        metrics = metrics_of(server)
+    assert metrics("nv_inference_count", model="tiny") == 1
+    for name in ("cnnserve_predictions", "cnnserve_top1_probability_count", "cnnserve_input_mean"):
+        assert not metrics.all(name)
+
+
+def test_self_tests_instances_and_refusals(server: RunningServer) -> None:
+    of_tiny = {"model": "tiny", "version": "1"}
+    before = metrics_of(server)
+    assert before("cnnserve_self_test_passed", **of_tiny) == 1
+    assert not before.all("cnnserve_self_test_passed", model="altered")
+    tolerance = before("cnnserve_self_test_tolerance", **of_tiny)
+    differences = before.all("cnnserve_self_test_difference", **of_tiny)
+    assert differences.keys() == {("alone",), ("batch",)}
+    assert all(0 <= difference <= tolerance for difference in differences.values())
+    assert before("cnnserve_instances", **of_tiny) == 1
+    assert before("cnnserve_instance_busy_seconds", **of_tiny) == 0
+    with Oip(server.address) as oip:
+        oip("ModelInfer", tensor(rows(2)))
+        oip.fails("ModelInfer", tensor(rows(2), model="unknown"))
+        oip.fails("ModelInfer", tensor(rows(1, side=5)))
+        oip.fails("ModelInfer", tensor(rows(1, side=5)))
+    httpx.post(f"http://127.0.0.1:{server.http_port}/v2/models/unknown/infer", json={"inputs": []}, timeout=HANG_S)
+    after = metrics_of(server)
+    assert 0 < after("cnnserve_instance_busy_seconds", **of_tiny) < HANG_S
+    assert after("cnnserve_refused_requests", reason="invalid_input") == 2
+    assert after("cnnserve_refused_requests", reason="model_not_found") == 2
+    assert after("cnnserve_refused_requests", reason="queue_full") == 0
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
