@@ -11,11 +11,13 @@ from google.protobuf.message import Message
 
 from cnnserve.api import answer_size, status, streams
 from cnnserve.api.describe import describe
+from cnnserve.api.long_labels import LongLabels
 from cnnserve.api.methods import CLASSIFIER, CallContext, Kind, Method
 from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError
 from cnnserve.images.preprocessing import ImageSource, RawImage
 from cnnserve.model import version as models
 from cnnserve.process.admission import MemoryBudget
+from cnnserve.process.threads import on_thread
 from cnnserve.registry.registry import Registry
 from cnnserve.wire import classifier_pb2 as pb
 
@@ -27,6 +29,7 @@ class ClassifierService:
         self._registry = registry
         self._budget = budget
         self._max_message_bytes = max_message_bytes
+        self._labels = LongLabels()
         self._draining = asyncio.Event()
 
     def methods(self) -> list[Method]:
@@ -58,8 +61,11 @@ class ClassifierService:
         with self._budget.hold(sum(map(_size, images)) + len(images) * model.row_bytes):
             result = await model.classify(images, request.top_k, context.deadline_ns, context.client)
         response = pb.ClassifyResponse(model=model.info.name, version=str(model.info.version))
-        for outcome in result.outcomes:
-            _add_result(response, outcome)
+        add = partial(_add_results, response, result.outcomes)
+        if sum(len(outcome) for outcome in result.outcomes if isinstance(outcome, list)) > models.INLINE_CLASSES:
+            await on_thread(add, "response")
+        else:
+            add()
         self._check_size(response)
         timings = result.timings
         response.timings.queue_us = timings.queue // 1000
@@ -78,10 +84,15 @@ class ClassifierService:
         """Returns every model, without labels."""
         return pb.ListModelsResponse(models=[describe(entry, labels=False) for entry in self._registry.models])
 
-    async def get_model(self, request: pb.GetModelRequest, _: CallContext) -> pb.GetModelResponse:
+    async def get_model(self, request: pb.GetModelRequest, _: CallContext) -> pb.GetModelResponse | bytes:
         """Returns one model with its labels, and the largest message in bytes. Raises as `Registry.entry`."""
         entry = self._registry.entry(request.model)
-        return pb.GetModelResponse(model=describe(entry, labels=True), max_message_bytes=self._max_message_bytes)
+        await self._labels.prepare(entry)
+        response = pb.GetModelResponse(max_message_bytes=self._max_message_bytes)
+        if not self._labels.has_many(entry):
+            response.model.MergeFrom(describe(entry, labels=True))
+            return response
+        return response.SerializeToString() + self._labels.model_field(entry)
 
     def _check_size(self, answer: Message) -> None:
         answer_size.check(answer.ByteSize(), self._max_message_bytes, "ask for a smaller top_k, send fewer images")
@@ -129,6 +140,11 @@ def _image(image: pb.Image, index: int) -> ImageSource:
 
 def _size(image: ImageSource) -> int:
     return len(image) if isinstance(image, bytes) else len(image.data)
+
+
+def _add_results(response: pb.ClassifyResponse, outcomes: list[list[models.Class] | ServingError]) -> None:
+    for outcome in outcomes:
+        _add_result(response, outcome)
 
 
 def _add_result(response: pb.ClassifyResponse, outcome: list[models.Class] | ServingError) -> None:

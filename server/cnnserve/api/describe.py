@@ -6,10 +6,15 @@ from cnnserve.wire import classifier_pb2 as pb
 
 def describe(entry: ModelEntry, *, labels: bool) -> pb.Model:
     """Returns the message for a model; `labels`: include the labels of the classes."""
-    versions = [_version(version, labels=labels) for version in entry.versions.values()]
-    for message, number in zip(versions, entry.versions, strict=True):
-        message.version_labels.extend(entry.labels.of(number))
+    versions = [describe_version(entry, version, labels=labels) for version in entry.versions.values()]
     return pb.Model(name=entry.name, versions=versions, reason=entry.reason)
+
+
+def describe_version(model: ModelEntry, entry: VersionEntry, *, labels: bool) -> pb.ModelVersion:
+    """Returns the message for one version of a model; `labels`: include the labels of the classes."""
+    message = _version(entry, labels=labels)
+    message.version_labels.extend(model.labels.of(entry.version))
+    return message
 
 
 def _version(entry: VersionEntry, *, labels: bool) -> pb.ModelVersion:

@@ -39,7 +39,8 @@ class CallContext:
 
 
 # Every method has other message types, so these are Any; the tests call every handler with its own types.
-Unary = Callable[[Any, CallContext], Coroutine[Any, Any, Message]]
+# A unary handler may also return the bytes of its message.
+Unary = Callable[[Any, CallContext], Coroutine[Any, Any, Message | bytes]]
 ServerStream = Callable[[Any, CallContext], AsyncIterator[Message]]
 Stream = Callable[[AsyncIterator[Any], CallContext], AsyncIterator[Message]]
 # From a request's bytes and its deadline; calls back with the response's bytes or an error, and returns how to end the

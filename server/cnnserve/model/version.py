@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -29,7 +29,10 @@ from cnnserve.wire.model_config_pb2 import ModelConfig
 # Softmax and sorting of this many values take a few ms on the event loop. Larger outputs go to a thread.
 _INLINE_VALUES = 250_000
 _NS_PER_VALUE = 20.0
-# The event loop makes two objects of each class, one of them in the response. For this many classes that takes 0.2 s.
+# Two objects of each class are made, one of them in the response. More than these take over a millisecond and are made
+# on a thread.
+INLINE_CLASSES = 1000
+_NS_PER_CLASS = 1000
 MAX_CLASSES = 100_000
 
 
@@ -233,7 +236,7 @@ class Model:
         if result.bad_rows:
             rows = np.delete(rows, list(result.bad_rows), axis=0)
             work.fail_rows({row: _bad_row(f"row {row}", why) for row, why in result.bad_rows.items()})
-        classes = await self._classes(rows, top_k, share) if len(rows) else iter(())
+        classes = iter(await self._classes(rows, top_k, share) if len(rows) else [])
         outcomes = [work.errors.get(index) or next(classes) for index in range(len(images))]
         return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
 
@@ -286,14 +289,17 @@ class Model:
             steps_ns=(result.input_ns, result.compute_ns - result.input_ns, result.output_ns),
         )
 
-    async def _classes(self, rows: Rows, k: int, share: Share) -> Iterator[list[Class]]:
-        select = partial(self._select, rows, k)
-        if rows.size > _INLINE_VALUES:
-            order, values = await share.run(select, rows.size * _NS_PER_VALUE)
-        else:
-            order, values = select()
+    async def _classes(self, rows: Rows, k: int, share: Share) -> list[list[Class]]:
+        select = partial(self._select_classes, rows, k)
+        count = len(rows) * min(k or classification.DEFAULT_TOP_K, self.info.class_count)
+        if rows.size > _INLINE_VALUES or count > INLINE_CLASSES:
+            return await share.run(select, rows.size * _NS_PER_VALUE + count * _NS_PER_CLASS)
+        return select()
+
+    def _select_classes(self, rows: Rows, k: int) -> list[list[Class]]:
+        order, values = self._select(rows, k)
         pairs = zip(order.tolist(), values.tolist(), strict=True)
-        return (list(map(self._class, indices, probabilities)) for indices, probabilities in pairs)
+        return [list(map(self._class, indices, probabilities)) for indices, probabilities in pairs]
 
     def _select(self, rows: Rows, k: int) -> tuple[NDArray[np.intp], Rows]:
         """Returns the indices and probabilities of the most probable classes of each row."""

@@ -44,9 +44,9 @@ def parse(method: Method, data: bytes | None, most_bytes: int) -> Any:
         raise InvalidInput(f"the {len(data)} bytes of the request are no {name}: {error}") from error
 
 
-def serialized(response: Message, max_bytes: int) -> bytes:
+def serialized(response: Message | bytes, max_bytes: int) -> bytes:
     """Returns the bytes of a response. Raises `InvalidInput` if there are more than `max_bytes`."""
-    data = response.SerializeToString()
+    data = response if isinstance(response, bytes) else response.SerializeToString()
     answer_size.check(len(data), max_bytes)
     return data
 

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import httpx
@@ -19,6 +20,7 @@ REFUSED = (
     "the request asks for 1000000 classes of each of 2 images, the limit of a response is 100000 classes; lower top_k"
 )
 SERVICE = "cnnserve.v1.Classifier"
+LABELS = tuple(f"class {number}" for number in range(CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     write_wide(root, CLASSES)
     for name in ("fixed", "free"):
         (root / name / "config.pbtxt").write_text(WIDE_IMAGE)
+    with (root / "fixed" / "config.pbtxt").open("a") as config:
+        config.write(f'output {{ name: "scores" data_type: TYPE_FP32 dims: {CLASSES} label_filename: "labels.txt" }}')
+    (root / "fixed" / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
     with serving(root.parent / "log", root) as server:
         yield server
         assert "Traceback" not in server.log
@@ -101,14 +106,51 @@ def test_sorting_millions_of_values_holds_up_nobody(oip: Oip) -> None:
 
     Other processes may delay a small request now and then; a sort on the event loop delays one every time.
     """
-    assert any(longest_wait(oip) < 0.2 for _ in range(3))
+
+    def sort() -> None:
+        assert len(classify(oip, asking("fixed", 32, 5)).results) == 32
+
+    assert any(longest_wait(oip, sort) < 0.2 for _ in range(3))
 
 
-def longest_wait(oip: Oip) -> float:
-    """Returns the longest time of small requests beside a request that sorts 32 rows of a million values.
+def test_many_large_responses_hold_up_nobody(oip: Oip) -> None:
+    request = asking("fixed", 1, 100_000)
 
-    As a share of the time of the large request.
-    """
+    def ask() -> None:
+        # The client does not read the responses: its work would count as the server's.
+        call = oip.channel.unary_unary(f"/{SERVICE}/Classify", c.ClassifyRequest.SerializeToString)
+        sizes = [len(future.result()) for future in [call.future(request, timeout=HANG_S) for _ in range(8)]]
+        assert min(sizes) > 2_000_000
+
+    assert any(longest_wait(oip, ask) < 0.2 for _ in range(3))
+
+
+@pytest.fixture
+def get_model(server: RunningServer) -> Iterator[Any]:
+    """GetModel as bytes, by a channel that takes large messages."""
+    with grpc.insecure_channel(server.address, [("grpc.max_receive_message_length", -1)]) as channel:
+        yield channel.unary_unary(f"/{SERVICE}/GetModel", c.GetModelRequest.SerializeToString)
+
+
+def test_a_million_labels_arrive_and_hold_up_nobody(oip: Oip, get_model: Any) -> None:
+    def ask() -> None:
+        for future in [get_model.future(c.GetModelRequest(model="fixed"), timeout=HANG_S) for _ in range(4)]:
+            assert len(future.result()) > 13_000_000
+
+    assert any(longest_wait(oip, ask) < 0.5 for _ in range(3))
+    many, few = (
+        c.GetModelResponse.FromString(get_model(c.GetModelRequest(model=name), timeout=HANG_S))
+        for name in ("fixed", "free")
+    )
+    [version] = many.model.versions
+    assert tuple(version.labels) == LABELS
+    assert (many.model.name, many.max_message_bytes) == ("fixed", few.max_message_bytes)
+    assert (version.class_count, version.state) == (CLASSES, c.MODEL_STATE_READY)
+    assert not few.model.versions[0].labels
+
+
+def longest_wait(oip: Oip, act: Callable[[], None]) -> float:
+    """Returns the longest time of small requests beside the large ones of `act`, as a share of the time of `act`."""
     done = threading.Event()
     waits = []
 
@@ -122,7 +164,7 @@ def longest_wait(oip: Oip) -> float:
     thread.start()
     try:
         started = time.perf_counter()
-        assert len(classify(oip, asking("fixed", 32, 5)).results) == 32
+        act()
         took = time.perf_counter() - started
     finally:
         done.set()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
@@ -12,6 +13,8 @@ from starlette.responses import Response
 
 from cnnserve.api.status import Code
 from cnnserve.errors import InvalidInput
+from cnnserve.model.version import INLINE_CLASSES
+from cnnserve.process.threads import on_thread
 from cnnserve.transports.http.answers import HTTP_STATUS, answer
 from cnnserve.transports.http.body import BodyReader
 from cnnserve.transports.http.exchange import Exchange
@@ -45,6 +48,12 @@ async def classify(exchange: Exchange) -> Response:
                 415, f"content-type {kind[:100]!r} is not supported; send image/*, application/octet-stream or {_FORM}"
             )
     response = await exchange.ask(request)
+    if sum(len(result.classes) for result in response.results) > INLINE_CLASSES:
+        return await on_thread(partial(_answer, response), "response")
+    return _answer(response)
+
+
+def _answer(response: pb.ClassifyResponse) -> Response:
     results = [_result(result) for result in response.results]
     if len(results) == 1 and "error" in results[0]:
         return answer(results[0], HTTP_STATUS.get(Code(response.results[0].error.code), 500))
