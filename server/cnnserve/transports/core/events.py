@@ -29,6 +29,14 @@ class EventPump:
         self._thread = threading.Thread(target=self._watch, name="grpc-events", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
+        # When the queue was found empty, and whether it has not been since.
+        self._empty_at = 0.0
+        self._behind = False
+
+    def caught_up(self) -> float:
+        """Returns the loop's time when the queue was empty: now, if no event waits."""
+        assert self._loop is not None
+        return self._empty_at if self._behind else self._loop.time()
 
     def start(self) -> None:
         """Begins to take events."""
@@ -58,6 +66,8 @@ class EventPump:
 
     def _take(self, event: Any) -> None:
         """Handles the first event after a pause, and all that are ready."""
+        assert self._loop is not None
+        self._behind, self._empty_at = True, self._loop.time()
         if self._handle(event):
             self._turn()
 
@@ -66,6 +76,8 @@ class EventPump:
         for count in range(_EVENTS_A_TURN):
             event = self._queue.poll(0)
             if event.completion_type == _TIMEOUT:
+                self._empty_at = self._loop.time()
+                self._behind = count > 0
                 if count:
                     # Clients that were just answered often call again at once.
                     self._loop.call_soon(self._turn)

@@ -35,6 +35,8 @@ _LEAST_PATIENCE_S = 0.2
 # How often memory is looked at while messages are on their way, and from which age a message counts as slow.
 _LOOK_S = 0.02
 _SLOW_S = 0.02
+# A look that comes this late shows that the loop was blocked, and messages may have come that it has not seen.
+_LATE_S = 0.05
 # Streams end after this many looks with too little memory.
 _PATIENT_LOOKS = 25
 # Memory that was freed last is returned to the system after this many looks at an idle server.
@@ -91,7 +93,8 @@ class Turn:
 class Receiving:
     """The messages of all calls. Use on one event loop.
 
-    `relieve` is called again and again while requests hold more than the budget allows.
+    `relieve` is called again and again while requests hold more than the budget allows. `caught_up` returns the loop's
+    time when the last event of the core was handled that had come until then; None: events never wait.
     """
 
     def __init__(
@@ -100,12 +103,16 @@ class Receiving:
         max_message_bytes: int,
         pressure: MemoryPressure,
         relieve: Callable[[], None] = lambda: None,
+        caught_up: Callable[[], float] | None = None,
     ) -> None:
         self._budget = budget
         self._max_message_bytes = max_message_bytes
         self._pressure = pressure
         self._relieve = relieve
         self._loop = asyncio.get_running_loop()
+        self._caught_up = caught_up or self._loop.time
+        # When the next look is due.
+        self._due = 0.0
         self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
         # Peers with calls that wait, each once: they take turns.
         self._queue: deque[_Peer] = deque()
@@ -151,19 +158,22 @@ class Receiving:
         """Asks for the messages that fit by now, one of each connection in turn. Call it when memory was given back."""
         if not self._queue or self._pressure.is_high:
             return
-        for _ in range(len(self._queue)):
+        passed: list[_Peer] = []
+        served: list[_Peer] = []
+        while self._queue:
             peer = self._queue.popleft()
             if not self._fits(peer):
-                self._queue.appendleft(peer)
+                passed.append(peer)
                 if peer.expected:
-                    return
+                    break
                 # A new connection needs much room, or has a message on its way: others may fit.
-                self._queue.rotate(-1)
                 continue
-            turn = peer.waiting.popleft()
-            if peer.waiting:
-                self._queue.append(peer)
-            self._start(turn)
+            if len(peer.waiting) > 1:
+                served.append(peer)
+            self._start(peer.waiting.popleft())
+        # Who was served goes behind all who were not, or silent connections would always be first.
+        self._queue.extendleft(reversed(passed))
+        self._queue.extend(served)
 
     def _peer(self, name: bytes) -> _Peer:
         peer = self._peers.get(name)
@@ -201,7 +211,11 @@ class Receiving:
         """Looks at the memory from now on until nothing is on its way."""
         self._quiet_looks = 0
         if self._timer is None:
-            self._timer = self._loop.call_later(_LOOK_S, self._look)
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        self._due = self._loop.time() + _LOOK_S
+        self._timer = self._loop.call_at(self._due, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -225,10 +239,14 @@ class Receiving:
         self._pressure.trim_if_worth_it()
         self._quiet_looks = 0 if self._reading or self._queue or self._budget.total_bytes else self._quiet_looks + 1
         if self._quiet_looks < _QUIET_LOOKS:
-            self._timer = self._loop.call_later(_LOOK_S, self._look)
+            self._look_soon()
 
     def _older(self, seconds: float) -> list[Turn]:
-        latest = self._loop.time() - seconds
+        """Returns the turns whose message has not come for so long. While the loop is behind, that is not known."""
+        now = self._loop.time()
+        if now - self._due > _LATE_S:
+            return []
+        latest = min(now, self._caught_up()) - seconds
         return [turn for turn in self._reading if turn.started <= latest]
 
     def _end(self, turns: list[Turn], text: str) -> None:

@@ -45,7 +45,6 @@ class CoreTransport:
         self, methods: Iterable[Method], max_message_bytes: int, budget: MemoryBudget, pressure: MemoryPressure
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.receiving = Receiving(budget, max_message_bytes, pressure, self._relieve)
         self._budget = budget
         # Calls whose response was handed over and is not sent yet, and since when.
         self._unsent: dict[Call, float] = {}
@@ -60,6 +59,7 @@ class CoreTransport:
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
         self._pump = EventPump(self._queue)
+        self.receiving = Receiving(budget, max_message_bytes, pressure, self._relieve, self._pump.caught_up)
         self._calls: set[Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
