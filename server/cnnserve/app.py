@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -40,10 +41,11 @@ from cnnserve.registry.health import Health
 from cnnserve.registry.opening import LoadLimits, VersionOpener
 from cnnserve.registry.poller import Poller, watch_labels
 from cnnserve.registry.registry import Registry
+from cnnserve.transports import addresses
+from cnnserve.transports.calls import PeerLimits
 from cnnserve.transports.choice import GrpcTransport, grpc_transport
 from cnnserve.transports.http.connections import ConnectionLimits
 from cnnserve.transports.http.in_flight import InFlight, Limits
-from cnnserve.transports.http.listening import listen
 from cnnserve.transports.http.settings import HttpSettings
 
 _log = logging.getLogger(__name__)
@@ -147,9 +149,10 @@ async def serve(
     pressure = MemoryPressure(budget)
     registry.on_change(pressure.learn)
     registry.on_change(partial(_follow_memory, config.max_pending_mib, budget, pressure))
-    grpc = await grpc_transport(config.grpc_transport, methods, max_message_bytes, budget, pressure)
-    grpc_port = grpc.bind(config.host, config.grpc_port)
-    http_socket = listen(config.host, config.http_port)
+    peers = PeerLimits(config.grpc_min_ping_interval_s, config.max_metadata_kib * 2**10)
+    grpc = await grpc_transport(config.grpc_transport, methods, max_message_bytes, budget, pressure, peers=peers)
+    grpc_port = _bind(grpc, config)
+    http_socket = addresses.listen(config.host, config.http_port, "http_port")
     ports = Ports(grpc_port, http_socket.getsockname()[1])
     await grpc.start()
     _log.info(
@@ -201,6 +204,14 @@ async def serve(
 def cpu_threads(config: ServerConfig) -> int:
     """Returns the number of CPU threads for the runs of one model."""
     return config.cpu_threads or cpu_budget()
+
+
+def _bind(grpc: GrpcTransport, config: ServerConfig) -> int:
+    addresses.check_free(config.host, config.grpc_port, "grpc_port")
+    if config.grpc_socket:
+        grpc.bind_unix(Path(config.grpc_socket).absolute())
+        _log.info("gRPC also on the Unix socket %s", config.grpc_socket)
+    return grpc.bind(config.host, config.grpc_port)
 
 
 def _http_settings(config: ServerConfig) -> HttpSettings:

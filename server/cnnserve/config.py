@@ -60,6 +60,15 @@ class ServerConfig:
         "gRPC transport: core (less CPU for each call), aio (grpc.aio), or auto: core if it works with the installed "
         "grpcio, else aio",
     )
+    grpc_socket: str = _setting(
+        "", "path of a Unix socket for gRPC, in addition to the port (default: none); clients use unix:PATH"
+    )
+    grpc_min_ping_interval_s: float = _setting(
+        5.0,
+        "time between two keepalive pings of a gRPC client, in seconds; a client that pings more often loses its "
+        "connection; 0: any",
+    )
+    max_metadata_kib: int = _setting(64, "largest metadata of a gRPC call (such as tokens), in KiB")
     max_message_mib: int = _setting(
         64, "largest gRPC message, received or sent, and largest body of an HTTP request, in MiB"
     )
@@ -148,6 +157,8 @@ class ServerConfig:
             raise ConfigError(f"grpc_port and http_port are both {self.grpc_port}; they must differ")
         if self.grpc_transport not in ("auto", "core", "aio"):
             raise ConfigError(f"grpc_transport is {self.grpc_transport!r}, expected auto, core or aio")
+        _check_range("grpc_min_ping_interval_s", self.grpc_min_ping_interval_s, 0, 7200)
+        _check_range("max_metadata_kib", self.max_metadata_kib, 1, 1024)
         _check_range("max_message_mib", self.max_message_mib, 1, _MAX_MESSAGE_MIB)
         if self.max_pending_mib:
             _check_range("max_pending_mib", self.max_pending_mib, self.max_message_mib, 2**20)

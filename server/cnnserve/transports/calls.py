@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,21 @@ from cnnserve.errors import InvalidInput
 _PENDING = 100_000
 
 
-def channel_arguments(max_message_bytes: int) -> list[tuple[str, int]]:
+# For the first frame of a client, and for calls of a client that has none. Clients connect again by themselves.
+_HANDSHAKE_MS = 20_000
+_IDLE_MS = 30 * 60_000
+
+
+@dataclass(frozen=True)
+class PeerLimits:
+    """What clients may send beside their messages. `handshake_ms`: the time that they have for their first frame."""
+
+    min_ping_interval_s: float = 5.0
+    max_metadata_bytes: int = 64 * 2**10
+    handshake_ms: int = _HANDSHAKE_MS
+
+
+def channel_arguments(max_message_bytes: int, peers: PeerLimits) -> list[tuple[str, int]]:
     """Returns the arguments of grpc's core that hold for every gRPC server."""
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -26,6 +41,14 @@ def channel_arguments(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.server.max_pending_requests", _PENDING),
         ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING),
+        # Load balancers and clients behind them ping more often than every 5 minutes, which is grpc's default.
+        ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * peers.min_ping_interval_s)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Between two different limits, grpc refuses calls at random.
+        ("grpc.max_metadata_size", peers.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", peers.max_metadata_bytes),
+        ("grpc.server_handshake_timeout_ms", peers.handshake_ms),
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
     ]
 
 

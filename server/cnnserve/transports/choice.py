@@ -4,6 +4,7 @@ import importlib
 import logging
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Protocol
 
 import grpc
@@ -11,6 +12,7 @@ import grpc
 from cnnserve.api.methods import Method
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
+from cnnserve.transports.calls import PeerLimits
 from cnnserve.transports.grpcio import GrpcioTransport
 
 _log = logging.getLogger(__name__)
@@ -25,6 +27,9 @@ class GrpcTransport(Protocol):
     def bind(self, host: str, port: int) -> int:
         """Takes the port (0: a free one) and returns it. Raises `OSError` if it is taken."""
 
+    def bind_unix(self, path: Path) -> None:
+        """Listens on a Unix socket as well. Raises `OSError` if another server does."""
+
     async def start(self) -> None:
         """Begins to answer."""
 
@@ -33,22 +38,28 @@ class GrpcTransport(Protocol):
 
 
 async def grpc_transport(
-    choice: str, methods: Iterable[Method], max_message_bytes: int, budget: MemoryBudget, pressure: MemoryPressure
+    choice: str,
+    methods: Iterable[Method],
+    max_message_bytes: int,
+    budget: MemoryBudget,
+    pressure: MemoryPressure,
+    *,
+    peers: PeerLimits,
 ) -> GrpcTransport:
     """Returns the transport for `--grpc-transport`. Raises `OSError` if core was asked for and does not work."""
     if choice == "aio":
-        return GrpcioTransport(methods, max_message_bytes)
+        return GrpcioTransport(methods, max_message_bytes, peers)
     reason = _untested() if choice == "auto" else None
     reason = reason or await _problem()
     if reason is None:
         _log.info("gRPC transport: core (grpcio %s)", grpc.__version__)
         module = importlib.import_module("cnnserve.transports.core.server")
-        transport: GrpcTransport = module.CoreTransport(methods, max_message_bytes, budget, pressure)
+        transport: GrpcTransport = module.CoreTransport(methods, max_message_bytes, budget, pressure, peers)
         return transport
     if choice == "core":
         raise OSError(f"grpc_transport is core, which does not work here: {reason}; set it to auto or aio")
     _log.warning("gRPC transport: aio, which costs more CPU a call; core is not used: %s", reason)
-    return GrpcioTransport(methods, max_message_bytes)
+    return GrpcioTransport(methods, max_message_bytes, peers)
 
 
 async def _problem() -> str | None:

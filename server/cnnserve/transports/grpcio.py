@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -13,7 +14,8 @@ import grpc
 from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.errors import InferenceFailed
-from cnnserve.transports.calls import Gate, channel_arguments, parse, serialized
+from cnnserve.transports import addresses
+from cnnserve.transports.calls import Gate, PeerLimits, channel_arguments, parse, serialized
 from cnnserve.transports.lull import lull
 from cnnserve.transports.reflection import reflection_method
 
@@ -37,8 +39,13 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class GrpcioTransport:
     """A gRPC server for a method table. Use on one event loop."""
 
-    def __init__(self, methods: Iterable[Method], max_message_bytes: int) -> None:
-        self._server = grpc.aio.server(options=channel_arguments(max_message_bytes))
+    def __init__(
+        self,
+        methods: Iterable[Method],
+        max_message_bytes: int,
+        peers: PeerLimits = PeerLimits(),  # noqa: B008 - it is frozen
+    ) -> None:
+        self._server = grpc.aio.server(options=channel_arguments(max_message_bytes, peers))
         self._gate = Gate()
         self._draining = asyncio.Event()
         services: defaultdict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = defaultdict(dict)
@@ -51,14 +58,11 @@ class GrpcioTransport:
 
     def bind(self, host: str, port: int) -> int:
         """Takes the port (0: a free one) and returns it. Raises `OSError` if it is taken."""
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            bound = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: {error}") from error
-        if bound == 0:
-            raise OSError(f"cannot listen on {address}")
-        return bound
+        return addresses.bind(self._server.add_insecure_port, addresses.joined(host, port))
+
+    def bind_unix(self, path: Path) -> None:
+        """Listens on a Unix socket as well. Raises `OSError` if another server does."""
+        addresses.bind(self._server.add_insecure_port, addresses.prepare_unix(path))
 
     async def start(self) -> None:
         """Starts to accept calls."""

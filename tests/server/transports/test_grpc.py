@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,14 +19,20 @@ from cnnserve import errors
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
+from cnnserve.transports.calls import PeerLimits
 from cnnserve.transports.core.server import CoreTransport
 from cnnserve.transports.grpcio import GrpcioTransport
 from support import HANG_S, until
 
 
-def core(methods: list[Method], max_message_bytes: int, limit: int = 64 * 2**20) -> CoreTransport:
+def core(
+    methods: list[Method],
+    max_message_bytes: int,
+    peers: PeerLimits = PeerLimits(),  # noqa: B008 - it is frozen
+    limit: int = 64 * 2**20,
+) -> CoreTransport:
     budget = MemoryBudget(limit)
-    return CoreTransport(methods, max_message_bytes, budget, MemoryPressure(budget))
+    return CoreTransport(methods, max_message_bytes, budget, MemoryPressure(budget), peers)
 
 
 TRANSPORTS = {"core": core, "aio": GrpcioTransport}
@@ -507,3 +515,104 @@ async def test_fifty_servers_start_and_stop(kind: Any) -> None:
         async with listening(kind) as server, server.channel() as channel:
             assert (await unary(channel, "Echo")(BytesValue(value=b"x"))).value == b"x"
     await until(lambda: threading.active_count() <= before + 2)
+
+
+@contextlib.asynccontextmanager
+async def open_port(kind: Any, peers: PeerLimits) -> AsyncIterator[int]:
+    transport = kind(Service().methods(), LIMIT, peers)
+    port = transport.bind("127.0.0.1", 0)
+    await transport.start()
+    try:
+        yield port
+    finally:
+        await transport.stop(0.5)
+
+
+async def pings_answered(port: int, pause_s: float) -> int:
+    """Sends up to eight pings of HTTP/2 on an idle connection and returns how many were answered before its end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+    answered = 0
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        for _ in range(8):
+            writer.write(bytes((0, 0, 8, 6, 0, 0, 0, 0, 0)) + bytes(8))
+            async with asyncio.timeout(HANG_S):
+                while True:
+                    head = await reader.readexactly(9)
+                    await reader.readexactly(int.from_bytes(head[:3]))
+                    if head[3:5] == bytes((6, 1)):
+                        break
+            answered += 1
+            await asyncio.sleep(pause_s)
+    writer.close()
+    return answered
+
+
+@pytest.mark.parametrize("kind", sorted(TRANSPORTS))
+async def test_keepalive_pings_are_permitted_by_their_interval(kind: str) -> None:
+    """grpc's own limit is one in 5 minutes, and without calls one in 2 hours."""
+    async with open_port(TRANSPORTS[kind], PeerLimits(min_ping_interval_s=0.02)) as port:
+        assert await pings_answered(port, 0.05) == 8
+    async with open_port(TRANSPORTS[kind], PeerLimits()) as port:
+        assert await pings_answered(port, 0.05) < 8
+
+
+@pytest.mark.parametrize("kind", sorted(TRANSPORTS))
+async def test_the_limit_of_metadata_is_sharp(kind: str) -> None:
+    """With grpc's own limits, between 8 and 16 KiB, some calls are refused at random."""
+
+    async def statuses(port: int, size: int) -> set[str]:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            calls = [unary(channel, "Echo")(BytesValue(), metadata=(("token", "x" * size),)) for _ in range(20)]
+            return {(await call.code()).name for call in calls}
+
+    async with open_port(TRANSPORTS[kind], PeerLimits()) as port:
+        assert await statuses(port, 60_000) == {"OK"}
+        assert await statuses(port, 70_000) == {"RESOURCE_EXHAUSTED"}
+    async with open_port(TRANSPORTS[kind], PeerLimits(max_metadata_bytes=4096)) as port:
+        assert await statuses(port, 3500) == {"OK"}
+        assert await statuses(port, 4500) == {"RESOURCE_EXHAUSTED"}
+
+
+@pytest.mark.parametrize("kind", sorted(TRANSPORTS))
+async def test_a_connection_without_a_first_frame_ends(kind: str) -> None:
+    async with open_port(TRANSPORTS[kind], PeerLimits(handshake_ms=300)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(HANG_S):
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(1000):
+                    pass
+        writer.close()
+
+
+@pytest.mark.parametrize("kind", sorted(TRANSPORTS))
+async def test_a_unix_socket_serves_beside_the_port(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "grpc"
+    # As a server leaves it that was killed.
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    transport = TRANSPORTS[kind](Service().methods(), LIMIT)
+    transport.bind_unix(path)
+    port = transport.bind("127.0.0.1", 0)
+    await transport.start()
+    for address in (f"unix:{path}", f"127.0.0.1:{port}"):
+        async with grpc.aio.insecure_channel(address) as channel:
+            assert (await unary(channel, "Echo")(BytesValue(value=b"a"), timeout=HANG_S)).value == b"a"
+    other = TRANSPORTS[kind](Service().methods(), LIMIT)
+    with pytest.raises(OSError, match="another server listens there"):
+        other.bind_unix(path)
+    await other.stop(0)
+    await transport.stop(0.5)
+
+
+@pytest.mark.parametrize("kind", sorted(TRANSPORTS))
+async def test_a_unix_socket_does_not_replace_a_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    transport = TRANSPORTS[kind](Service().methods(), LIMIT)
+    with pytest.raises(OSError, match="the file is no socket"):
+        transport.bind_unix(path)
+    with pytest.raises(OSError, match=r"the folder .* does not exist"):
+        transport.bind_unix(tmp_path / "none" / "grpc")
+    await transport.stop(0)
+    assert path.is_file()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
@@ -11,7 +12,8 @@ from cnnserve.api.methods import Kind, Method
 from cnnserve.api.status import Code, Status
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
-from cnnserve.transports.calls import Gate, channel_arguments
+from cnnserve.transports import addresses
+from cnnserve.transports.calls import Gate, PeerLimits, channel_arguments
 from cnnserve.transports.core.call import Call, RefusedCall, StreamCall, UnaryCall
 from cnnserve.transports.core.events import EventPump
 from cnnserve.transports.core.receiving import CALL_BYTES, Receiving, memory_of
@@ -42,7 +44,12 @@ class CoreTransport:
     """A gRPC server for a method table. Use on one event loop."""
 
     def __init__(
-        self, methods: Iterable[Method], max_message_bytes: int, budget: MemoryBudget, pressure: MemoryPressure
+        self,
+        methods: Iterable[Method],
+        max_message_bytes: int,
+        budget: MemoryBudget,
+        pressure: MemoryPressure,
+        peers: PeerLimits = PeerLimits(),  # noqa: B008 - it is frozen
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._budget = budget
@@ -55,7 +62,7 @@ class CoreTransport:
         self._draining = asyncio.Event()
         info = reflection_method(services, self._draining)
         self._methods[f"/{info.name}".encode()] = info
-        self._server = cygrpc.Server((*channel_arguments(max_message_bytes), *_FLOW_CONTROL), False)
+        self._server = cygrpc.Server((*channel_arguments(max_message_bytes, peers), *_FLOW_CONTROL), False)
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
         self._pump = EventPump(self._queue)
@@ -68,14 +75,11 @@ class CoreTransport:
 
     def bind(self, host: str, port: int) -> int:
         """Takes the port (0: a free one) and returns it. Raises `OSError` if it is taken."""
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            bound = int(self._server.add_http2_port(address.encode()))
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: {error}") from error
-        if bound == 0:
-            raise OSError(f"cannot listen on {address}")
-        return bound
+        return addresses.bind(self._add, addresses.joined(host, port))
+
+    def bind_unix(self, path: Path) -> None:
+        """Listens on a Unix socket as well. Raises `OSError` if another server does."""
+        addresses.bind(self._add, addresses.prepare_unix(path))
 
     def listen(self) -> None:
         """Lets clients connect; their calls wait for `start`."""
@@ -175,6 +179,9 @@ class CoreTransport:
 
     def _most_calls(self) -> int:
         return max(_LEAST_CALLS, self._budget.limit_bytes // 2 // CALL_BYTES)
+
+    def _add(self, address: str) -> int:
+        return int(self._server.add_http2_port(address.encode()))
 
     async def _until_idle(self, seconds: float) -> None:
         try:

@@ -11,9 +11,9 @@ import pytest
 from cnnserve.api.methods import INFERENCE, CallContext, Method
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.snapshot import Snapshot
+from cnnserve.transports import addresses
 from cnnserve.transports.http.connections import ConnectionLimits
 from cnnserve.transports.http.in_flight import InFlight, Limits
-from cnnserve.transports.http.listening import listen
 from cnnserve.transports.http.server import HttpServer, application
 from cnnserve.wire import open_inference_pb2 as pb
 from support import HANG_S, until
@@ -82,7 +82,7 @@ class Port:
         ]
         self.in_flight = InFlight()
         app = application(methods, Limits(budget, 4 * MIB), self.in_flight, Snapshot)
-        socket = listen("127.0.0.1", 0)
+        socket = addresses.listen("127.0.0.1", 0, "http_port")
         self.number = socket.getsockname()[1]
         self._server = HttpServer(app, socket, budget, limits)
         self._task = asyncio.create_task(self._server.serve())
