@@ -8,6 +8,8 @@ from .tables import code, table
 
 _OWN = {
     "cnnserve.allow_cpu_fallback": "`true`: if there is no GPU, or for nodes that it cannot run, the CPU is allowed",
+    "cnnserve.allow_unverified": "`true`: versions without a manifest are served, although the model has or had one "
+    "with a manifest; only the config file can say so, no load call",
     "cnnserve.batch_buckets": "sizes to which batches are padded, for example `1,2,4,8`",
     "cnnserve.image": "for a model without a manifest: [how an image becomes the input](../images.md"
     "#models-without-a-manifest), as JSON",

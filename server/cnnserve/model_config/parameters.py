@@ -7,8 +7,11 @@ from cnnserve.errors import ModelLoadFailed
 
 _PREFIX = "cnnserve."
 # Parameters of this server. `execution` reads those without a comment.
+ALLOW_UNVERIFIED = "cnnserve.allow_unverified"
 OWN_PARAMETERS = (
     "cnnserve.allow_cpu_fallback",
+    # `pbtxt` reads the next one.
+    ALLOW_UNVERIFIED,
     "cnnserve.batch_buckets",
     # `image_settings` reads the next three.
     "cnnserve.image",

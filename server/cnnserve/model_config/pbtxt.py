@@ -13,6 +13,7 @@ from google.protobuf import json_format, text_format
 from google.protobuf.message import Message
 
 from cnnserve.errors import ModelLoadFailed, reason
+from cnnserve.model_config.parameters import ALLOW_UNVERIFIED, flag
 from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.manifest import Manifest
 from cnnserve.repository.tree import Tree
@@ -63,6 +64,18 @@ def of(folder: ModelFolder, tree: Tree | None = None) -> pb.ModelConfig | None:
     if folder.config:
         return parse_json(folder.config, folder.name)
     return read(folder.path, folder.config_file) if tree is None else _read(tree, folder.name, folder.config_file)
+
+
+def allows_unverified(folder: ModelFolder, tree: Tree) -> bool:
+    """Returns whether the model's config file, in `tree`, allows versions without a manifest beside verified ones.
+
+    The config of a load call cannot allow it, nor forbid it. Raises `ModelLoadFailed` as `of` does.
+    """
+    if folder.config:
+        parse_json(folder.config, folder.name)
+    config = _read(tree, folder.name, folder.config_file)
+    text = config.parameters[ALLOW_UNVERIFIED].string_value if config and ALLOW_UNVERIFIED in config.parameters else "0"
+    return flag("parameter", ALLOW_UNVERIFIED, text)
 
 
 def told(folder: ModelFolder, failure: str) -> str:
@@ -118,6 +131,10 @@ def parse_json(text: str, model: str) -> pb.ModelConfig:
         if any(f'named "{name}"' in str(error) for name in (_SEQUENCES, "sequenceBatching")):
             raise _unsupported(_SEQUENCES) from error
         raise ModelLoadFailed(f"{_JSON_SOURCE}: {error}") from error
+    if ALLOW_UNVERIFIED in config.parameters:
+        raise ModelLoadFailed(
+            f"{_JSON_SOURCE}: no load call can set {ALLOW_UNVERIFIED}; set it in the model's config.pbtxt"
+        )
     return _checked(config, model)
 
 

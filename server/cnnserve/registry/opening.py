@@ -20,6 +20,7 @@ from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
 from cnnserve.model.version import Model
 from cnnserve.model_config import pbtxt
+from cnnserve.model_config.parameters import ALLOW_UNVERIFIED
 from cnnserve.process.threads import on_thread
 from cnnserve.registry.lifecycle import State, VersionEntry
 from cnnserve.repository.folders import Fingerprint, ModelFolder
@@ -164,16 +165,26 @@ class VersionOpener:
         # A failure is returned, not raised: the traceback would keep the session of the failed load in memory, in a
         # cycle with the future.
         try:
-            if self._require_manifest and not files.has(MANIFEST_FILE):
-                raise ModelLoadFailed(
-                    f"it has no {MANIFEST_FILE}, which --require-manifest demands; export or import it with cnnserve"
-                )
+            if not files.has(MANIFEST_FILE):
+                self._check_unverified(files)
             return self._open_version(files, on_stage=on_stage)
         except ServingError as error:
             return _Failure(pbtxt.told(files.folder, str(error)), _may_pass(error))
         except Exception as error:
             _log.exception("model %s version %d failed to load", files.folder.name, files.version)
             return _Failure(_INTERNAL, _may_pass(error))
+
+    def _check_unverified(self, files: VersionFiles) -> None:
+        """Raises `ModelLoadFailed` if no version without a manifest may be served."""
+        if self._require_manifest:
+            raise ModelLoadFailed(
+                f"it has no {MANIFEST_FILE}, which --require-manifest demands; export or import it with cnnserve"
+            )
+        if files.folder.verified and not pbtxt.allows_unverified(files.folder, files.shared):
+            raise ModelLoadFailed(
+                f"it has no {MANIFEST_FILE}, but the model has or had a version with one; export or import it with "
+                f"cnnserve, or set the parameter {ALLOW_UNVERIFIED} in the model's config file to true"
+            )
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ Models do not wait for each other, neither to load nor to drain.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from cnnserve.registry.lifecycle import ModelEntry, State, VersionEntry, Version
 from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.wanted_versions import Plan
 from cnnserve.repository import folders
+from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import ModelFolder
 
 _log = logging.getLogger(__name__)
@@ -68,6 +70,10 @@ class Registry:
         self._listeners: list[Callable[[], None]] = []
         self._starting = False
         self._closing = False
+        # Names of models that have had a version with a manifest while this process lives, and of those of which it is
+        # known whether any had one at first.
+        self._verified: set[str] = set()
+        self._examined: set[str] = set()
 
     @property
     def models(self) -> list[ModelEntry]:
@@ -131,6 +137,9 @@ class Registry:
         self._starting = True
         try:
             scanned = await on_thread(partial(folders.scan, self._root))
+            # Before a load call or a poll may come too late: a manifest could be gone by then.
+            self._verified |= await on_thread(lambda: {f.name for f in scanned if manifests.any_manifest(f)})
+            self._examined |= {folder.name for folder in scanned}
         finally:
             self._starting = False
         for folder in scanned:
@@ -240,6 +249,7 @@ class Registry:
             if self._closing:
                 raise ShuttingDown(_CLOSING)
             plan = await self._plan(name, only, config)
+            await self._examine(plan.folder)
             entry = self._models.setdefault(name, ModelEntry(name))
             entry.wanted, entry.labels, entry.unreadable = True, plan.labels, bool(plan.folder.unreadable)
             self._explain(entry, plan.reason)
@@ -248,10 +258,17 @@ class Registry:
                 if only is not None and version not in only:
                     continue
                 new = VersionEntry(version, fingerprint)
-                if reason := await self._load_version(plan.folder, entry, new, again):
+                folder = replace(plan.folder, verified=name in self._verified)
+                if reason := await self._load_version(folder, entry, new, again):
                     failures.append(f"version {version}: {reason}")
             await self._drop(entry, _outdated(entry, plan))
             return failures
+
+    async def _examine(self, folder: ModelFolder) -> None:
+        """Finds out whether a model that was not there at start has a version with a manifest."""
+        if folder.name not in self._examined and await self._read(partial(manifests.any_manifest, folder)):
+            self._verified.add(folder.name)
+        self._examined.add(folder.name)
 
     async def _plan(self, name: str, only: Collection[int] | None, config: str) -> Plan:
         entry = self._models.get(name)
@@ -293,6 +310,8 @@ class Registry:
             entry.put(new)
             self._changed()
         await self._opener.open(folder, new, self._changed)
+        if new.model is not None and new.model.info.manifest is not None:
+            self._verified.add(folder.name)
         if old is not None and keep:
             if new.state is State.READY:
                 entry.put(new)

@@ -28,7 +28,8 @@ class ModelFolder:
     """One model's folder, and the folders of its versions by number.
 
     `config`: JSON of a load request, which replaces any file. `config_file`: path below `path` of the file that is read
-    instead of config.pbtxt if it exists. `unreadable`: why the folder cannot be listed now; "": it can.
+    instead of config.pbtxt if it exists. `unreadable`: why the folder cannot be listed now; "": it can. `verified`: the
+    model has had a version with a manifest, so one without needs the consent of the config file.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelFolder:
     config: str = ""
     config_file: str = ""
     unreadable: str = ""
+    verified: bool = False
 
     def place(self, version: int) -> str:
         """Returns the path of a version's folder below `path`; "" if it is `path` itself."""

@@ -41,6 +41,8 @@ class Tree:
         self.opened: dict[str, os.stat_result] = {}
         self._links: dict[tuple[int, str], str | None] = {}
         self._folders: dict[tuple[int, str], int] = {}
+        # A folder is listed once, too: what was absent at first stays absent.
+        self._names: dict[str, list[str]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -56,9 +58,12 @@ class Tree:
 
     def names(self, path: str) -> list[str]:
         """Returns the names in a folder, sorted."""
-        with self._explained(path):
-            folder, name = self._find(path)
-            return sorted(os.listdir(folder if name == "." else self._open_folder(folder, name)))  # noqa: PTH208
+        if path not in self._names:
+            with self._explained(path):
+                folder, name = self._find(path)
+                inside = folder if name == "." else self._open_folder(folder, name)
+                self._names[path] = sorted(os.listdir(inside))  # noqa: PTH208
+        return self._names[path]
 
     def has(self, path: str) -> bool:
         """Returns whether there is anything at a path: also a link to nothing."""

@@ -155,7 +155,7 @@ def test_onnxruntimes_parameters() -> None:
         (parameter("team", "vision"), '"team" is unknown, expected one of cnnserve.allow_cpu_fallback'),
         (
             parameter("cnnserve.bucket", "1"),
-            '"cnnserve.bucket" is unknown, expected one of cnnserve.allow_cpu_fallback, cnnserve.batch',
+            '"cnnserve.bucket" is unknown, expected one of cnnserve.allow_cpu_fallback, cnnserve.allow_unverified',
         ),
         (parameter("cnnserve.batch_buckets", "1,x"), 'batch_buckets is "x"'),
         (parameter("cnnserve.allow_cpu_fallback", "si"), "expected true or false"),

@@ -14,7 +14,7 @@ from cnnserve.repository.manifest.limits import (
 )
 from cnnserve.repository.manifest.preprocessing import INTERPOLATIONS, check_preprocessing
 from cnnserve.repository.manifest.probabilities import PROBABILITIES_FILE, golden_bytes, golden_probabilities
-from cnnserve.repository.manifest.reading import parse, parse_preprocessing, read, read_from
+from cnnserve.repository.manifest.reading import any_manifest, parse, parse_preprocessing, read, read_from
 from cnnserve.repository.manifest.schema import (
     MANIFEST_FILE,
     SCHEMA,
@@ -64,6 +64,7 @@ __all__ = [
     "ResizeMode",
     "TensorInfo",
     "altered_files",
+    "any_manifest",
     "check_place",
     "check_preprocessing",
     "digest",

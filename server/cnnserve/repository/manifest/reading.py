@@ -8,6 +8,7 @@ from typing import Any
 from cnnserve import json_text
 from cnnserve.errors import ModelLoadFailed, reason
 from cnnserve.repository import version_files
+from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.manifest import checks
 from cnnserve.repository.manifest.fields import InvalidField, build
 from cnnserve.repository.manifest.limits import MAX_BYTES
@@ -35,6 +36,18 @@ def read_from(files: VersionFiles) -> Manifest | None:
     except FileNotFoundError as error:
         # A link to nothing is a broken manifest, not a missing one.
         raise ModelLoadFailed(f"{MANIFEST_FILE} cannot be read: {reason(error)}") from error
+
+
+def any_manifest(folder: ModelFolder) -> bool:
+    """Returns whether a version of the model has a manifest. A folder that cannot be listed may have one, it counts."""
+    for version in folder.versions:
+        try:
+            with VersionFiles(folder, version) as files:
+                if files.has(MANIFEST_FILE):
+                    return True
+        except ModelLoadFailed:
+            return True
+    return False
 
 
 def parse(data: bytes | str) -> Manifest:
