@@ -39,6 +39,8 @@ FORBIDDEN = [
     ("signatures", "cnnserve_export.publish", "import model_signing"),
     ("protobuf", "cnnserve.batching.policy", "import cnnserve.wire.model_config_pb2"),
     ("protobuf", "cnnserve.process.cpu", "import google"),
+    ("protobuf", "cnnserve.access.guard", "import google"),
+    ("rooms", "cnnserve.access.guard", "import cnnserve.api.status"),
 ]
 # By contract: a module that no layer of it names.
 UNLISTED = [

@@ -46,4 +46,4 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return "off"
     if isinstance(field.default, Path):
         return code(field.default.as_posix())
-    return code(str(field.default)) if field.default != () else ""
+    return code(str(field.default)) if field.default not in ((), None) else ""

@@ -17,6 +17,10 @@ from typing import Any
 import uvloop
 
 import cnnserve
+from cnnserve.access.control import AccessControl
+from cnnserve.access.following import follow
+from cnnserve.access.guard import Guard
+from cnnserve.access.lists import AccessError
 from cnnserve.api.classifier import ClassifierService
 from cnnserve.api.health import HealthService
 from cnnserve.api.inspection import InspectionService
@@ -89,20 +93,21 @@ def run(config: ServerConfig, work: Callable[[ServerConfig], Coroutine[Any, Any,
 
 
 async def _run(config: ServerConfig) -> int:
-    shutdown, look = asyncio.Event(), asyncio.Event()
-    signals.watch(shutdown.set, partial(_look, config, look))
+    shutdown, look, reread = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    signals.watch(shutdown.set, partial(_look, config, look, reread))
     try:
-        await serve(config, shutdown, look=look)
-    except OSError as error:
+        await serve(config, shutdown, look=look, reread=reread)
+    except (OSError, AccessError) as error:
         _log.error("%s", error)
         return 1
     return 0
 
 
-def _look(config: ServerConfig, look: asyncio.Event) -> None:
+def _look(config: ServerConfig, look: asyncio.Event, reread: asyncio.Event) -> None:
+    reread.set()
     if config.model_control_mode == POLL:
         look.set()
-    else:
+    elif not (config.tokens_file or config.certificate_scopes_file):
         _log.info("SIGHUP: nothing to do, because model_control_mode is %s, not poll", config.model_control_mode)
 
 
@@ -111,12 +116,16 @@ async def serve(
     shutdown: asyncio.Event,
     on_bound: Callable[[Ports], None] | None = None,
     look: asyncio.Event | None = None,
+    reread: asyncio.Event | None = None,
 ) -> None:
-    """Runs a server until `shutdown` is set. Calls `on_bound` with its ports. Raises `OSError` if a port is in use.
+    """Runs a server until `shutdown` is set. Calls `on_bound` with its ports.
 
-    In mode poll, the server looks for changed files each time `look` is set.
+    Raises `OSError` if a port is in use, `AccessError` if a file of access control cannot be used. The server looks for
+    changed models each time `look` is set (in mode poll), and reads the files of access control when `reread` is set.
     """
     files = open_files.raise_limit()
+    # First, because the server must not start with a file that says who may do what and cannot be read.
+    access = AccessControl(config.tokens_file, config.certificate_scopes_file, config.trusted_proxy)
     threads = cpu_threads(config)
     decoders = DecodingPool(config.decode_threads or decoding_threads(threads))
     budget = memory_budget(config)
@@ -149,8 +158,16 @@ async def serve(
     pressure = MemoryPressure(budget)
     registry.on_change(pressure.learn)
     registry.on_change(partial(_follow_memory, config.max_pending_mib, budget, pressure))
-    peers = PeerLimits(config.grpc_min_ping_interval_s, config.max_metadata_kib * 2**10)
-    grpc = await grpc_transport(config.grpc_transport, methods, max_message_bytes, budget, pressure, peers=peers)
+    grpc = await grpc_transport(
+        config.grpc_transport,
+        methods,
+        max_message_bytes,
+        budget,
+        pressure,
+        peers=PeerLimits(config.grpc_min_ping_interval_s, config.max_metadata_kib * 2**10),
+        guard=access.guard,
+        reflection=not config.no_reflection,
+    )
     grpc_port = _bind(grpc, config)
     http_socket = addresses.listen(config.host, config.http_port, "http_port")
     ports = Ports(grpc_port, http_socket.getsockname()[1])
@@ -165,15 +182,16 @@ async def serve(
     )
     if on_bound is not None:
         on_bound(ports)
-    keeping = [asyncio.create_task(_load(config, registry, health, look)), asyncio.create_task(watch_labels(registry))]
-    http_end = asyncio.Event()
-    in_flight = InFlight()
+    kept = (_load(config, registry, health, look), watch_labels(registry), follow(access.files, reread))
+    keeping = [asyncio.create_task(work) for work in kept]
+    http_end, in_flight = asyncio.Event(), InFlight()
     http_task = asyncio.create_task(
         _serve_http(
             methods,
             Limits(budget, max_message_bytes),
             in_flight,
             partial(snapshot.snapshot, registry, budget),
+            access.guard,
             settings=_http_settings(config),
             most=open_files.connections(files, _MAX_HTTP_CONNECTIONS),
             listening=http_socket,
@@ -301,6 +319,7 @@ async def _serve_http(
     limits: Limits,
     in_flight: InFlight,
     snapshot: Callable[[], snapshot.Snapshot],
+    guard: Guard | None,
     *,
     settings: HttpSettings,
     most: int,
@@ -310,7 +329,7 @@ async def _serve_http(
     """Serves HTTP until `end` is set."""
     # Imported on a thread while models load: a start that waited for this import took 5 % longer.
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
-    application = http.application(methods, limits, in_flight, snapshot, settings)
+    application = http.application(methods, limits, in_flight, snapshot, settings, guard=guard)
     server = http.HttpServer(application, listening, limits.budget, ConnectionLimits(most))
     serving, ending = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
     await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)

@@ -53,6 +53,7 @@ _COMMANDS = {
     "show": _Command(
         "cnnserve.repository.show", "show", "print a version's manifest and compare its files with their digests"
     ),
+    "token": _Command("cnnserve.access.command", "main", "make a token for --tokens-file of serve"),
     "classify": _Command("cnnserve_client.commands.cli", "classify", "classify images with a running server"),
     "models": _Command("cnnserve_client.commands.cli", "models", "list the models on a running server"),
     "labels": _Command("cnnserve_client.commands.cli", "labels", "list the labels of a model on a running server"),

@@ -6,6 +6,7 @@ a value is not valid, the server does not start.
 
 import argparse
 import dataclasses
+import ipaddress
 import os
 import re
 import tomllib
@@ -21,6 +22,7 @@ DEFAULT = "default"
 _MAX_MESSAGE_MIB = 2047
 # A setting of this type holds names with commas between them, and its flag may be repeated.
 _NAMES = tuple[str, ...]
+_FILE = Path | None
 # The name becomes part of a path below each model's folder.
 _CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 # As browsers send it: scheme, host and port, without a path.
@@ -146,6 +148,26 @@ class ServerConfig:
         False,
         "do not count probabilities, entropies, predicted classes and input values for the metrics (default: counted)",
     )
+    tokens_file: Path | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "file with a token's name, scopes and SHA-256 on each line, as cnnserve token prints them; clients "
+            "then need a token for all but health (default: no tokens)"
+        },
+    )
+    certificate_scopes_file: Path | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "file with a name of client certificates and its scopes on each line, such as CN:web infer,read "
+            "(default: every certificate that --tls-client-ca trusts may do everything)"
+        },
+    )
+    no_reflection: bool = _setting(False, "switch gRPC's server reflection off (default: on, with scope read)")
+    trusted_proxy: tuple[str, ...] = _setting(
+        (),
+        "address or network (such as 10.0.0.0/8) of proxies whose header X-Forwarded-For names the client; repeat the "
+        "flag for several (default: none)",
+    )
     log_level: str = _setting("info", "lowest level of the messages to log: debug, info, warning or error")
 
     def __post_init__(self) -> None:
@@ -172,6 +194,7 @@ class ServerConfig:
         self._check_http()
         self._check_model_control()
         self._check_config_name()
+        self._check_access()
         for prefix in self.shared_memory_prefix:
             if "/" in prefix or prefix.startswith("."):
                 raise ConfigError(
@@ -199,6 +222,15 @@ class ServerConfig:
                 "model_control_mode to explicit"
             )
         _check_range("poll_interval_s", self.poll_interval_s, 0.1, 86400)
+
+    def _check_access(self) -> None:
+        for network in self.trusted_proxy:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ConfigError(
+                    f"trusted_proxy is {network!r}, expected an IP address or a network such as 10.0.0.0/8: {error}"
+                ) from error
 
     def _check_config_name(self) -> None:
         name = self.model_config_name
@@ -288,7 +320,7 @@ def serve_parser(prog: str = "cnnserve serve") -> argparse.ArgumentParser:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for each setting."""
     for field in dataclasses.fields(ServerConfig):
-        default = "" if field.default in (dataclasses.MISSING, (), "") else f" (default: {field.default})"
+        default = "" if field.default in (dataclasses.MISSING, (), "", None) else f" (default: {field.default})"
         if field.type is bool:
             parser.add_argument(
                 _flag(field.name), action="store_const", const="true", default=None, help=field.metadata["help"]
@@ -325,6 +357,8 @@ def _convert(name: str, value: object, source: str) -> object:
     kind = next(field.type for field in dataclasses.fields(ServerConfig) if field.name == name)
     if kind == _NAMES:
         return _names(value, source)
+    if kind == _FILE:
+        kind = Path
     text = str(value).strip() if not isinstance(value, bool) else str(value).lower()
     try:
         if kind is bool:
@@ -355,4 +389,5 @@ def _flag(name: str) -> str:
 
 
 def _metavar(kind: object) -> str:
-    return {bool: "true or false", int: "INTEGER", float: "NUMBER", Path: "DIR", _NAMES: "NAME"}.get(kind, "TEXT")  # type: ignore[call-overload,no-any-return]
+    names: dict[object, str] = {bool: "true or false", int: "INTEGER", float: "NUMBER", Path: "DIR"}
+    return (names | {_FILE: "FILE", _NAMES: "NAME"}).get(kind, "TEXT")

@@ -56,6 +56,10 @@ class DeadlineExceeded(ServingError):
     """The deadline or the queue timeout of the request passed before its run began."""
 
 
+class Unauthenticated(ServingError):
+    """The client has not shown who it is: it has no valid token and no known certificate."""
+
+
 class PermissionDenied(ServingError):
     """The client is not allowed to do this."""
 

@@ -23,6 +23,7 @@ _PARSERS = {
     "copy": ("cnnserve_export.flags", "copy_parser"),
     "upgrade": ("cnnserve_export.flags", "upgrade_parser"),
     "show": ("cnnserve.repository.show", "show_parser"),
+    "token": ("cnnserve.access.command", "token_parser"),
     "classify": (_CLIENT, "classify_parser"),
     "models": (_CLIENT, "models_parser"),
     "labels": (_CLIENT, "labels_parser"),

@@ -9,6 +9,7 @@ from functools import partial
 
 from google.protobuf.message import Message
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api import answer_size, status, streams
 from cnnserve.api.describe import describe
 from cnnserve.api.long_labels import LongLabels
@@ -35,16 +36,19 @@ class ClassifierService:
     def methods(self) -> list[Method]:
         """Returns the service's rows of the method table."""
         return [
-            Method(f"{CLASSIFIER}/Classify", pb.ClassifyRequest, pb.ClassifyResponse, self.classify),
+            Method(f"{CLASSIFIER}/Classify", pb.ClassifyRequest, pb.ClassifyResponse, self.classify, Scope.INFER),
             Method(
                 f"{CLASSIFIER}/ClassifyStream",
                 pb.ClassifyStreamRequest,
                 pb.ClassifyStreamResponse,
                 self.classify_stream,
+                Scope.INFER,
                 Kind.STREAM,
             ),
-            Method(f"{CLASSIFIER}/ListModels", pb.ListModelsRequest, pb.ListModelsResponse, self.list_models),
-            Method(f"{CLASSIFIER}/GetModel", pb.GetModelRequest, pb.GetModelResponse, self.get_model),
+            Method(
+                f"{CLASSIFIER}/ListModels", pb.ListModelsRequest, pb.ListModelsResponse, self.list_models, Scope.READ
+            ),
+            Method(f"{CLASSIFIER}/GetModel", pb.GetModelRequest, pb.GetModelResponse, self.get_model, Scope.READ),
         ]
 
     def drain(self) -> None:

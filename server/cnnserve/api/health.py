@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 from grpc_health.v1 import health_pb2 as pb
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.registry.health import Health
 
@@ -20,8 +21,10 @@ class HealthService:
         """Returns the service's rows of the method table."""
         request, response = pb.HealthCheckRequest, pb.HealthCheckResponse
         return [
-            Method(f"{_SERVICE}/Check", request, response, self.check, while_draining=True),
-            Method(f"{_SERVICE}/Watch", request, response, self.watch, Kind.SERVER_STREAM, while_draining=True),
+            Method(f"{_SERVICE}/Check", request, response, self.check, Scope.OPEN, while_draining=True),
+            Method(
+                f"{_SERVICE}/Watch", request, response, self.watch, Scope.OPEN, Kind.SERVER_STREAM, while_draining=True
+            ),
         ]
 
     async def check(self, request: pb.HealthCheckRequest, _: CallContext) -> pb.HealthCheckResponse:

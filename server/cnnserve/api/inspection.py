@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Iterator
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api.methods import INFERENCE, CallContext, Method
 from cnnserve.batching import statistics as s
 from cnnserve.errors import InvalidInput, Unsupported
@@ -24,15 +25,26 @@ class InspectionService:
     def methods(self) -> list[Method]:
         """Returns the service's rows of the method table."""
         return [
-            Method(f"{INFERENCE}/ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse, self.model_config),
+            Method(
+                f"{INFERENCE}/ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse, self.model_config, Scope.READ
+            ),
             Method(
                 f"{INFERENCE}/ModelStatistics",
                 pb.ModelStatisticsRequest,
                 pb.ModelStatisticsResponse,
                 self.model_statistics,
+                Scope.READ,
             ),
-            Method(f"{INFERENCE}/TraceSetting", pb.TraceSettingRequest, pb.TraceSettingResponse, self.trace_setting),
-            Method(f"{INFERENCE}/LogSettings", pb.LogSettingsRequest, pb.LogSettingsResponse, self.log_settings),
+            Method(
+                f"{INFERENCE}/TraceSetting",
+                pb.TraceSettingRequest,
+                pb.TraceSettingResponse,
+                self.trace_setting,
+                Scope.READ,
+            ),
+            Method(
+                f"{INFERENCE}/LogSettings", pb.LogSettingsRequest, pb.LogSettingsResponse, self.log_settings, Scope.READ
+            ),
         ]
 
     async def model_config(self, request: pb.ModelConfigRequest, _: CallContext) -> pb.ModelConfigResponse:

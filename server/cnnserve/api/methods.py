@@ -11,6 +11,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api.status import STATUS, Code
 
 CLASSIFIER = "cnnserve.v1.Classifier"
@@ -56,6 +57,8 @@ class Method:
     request: type[Message]
     response: type[Message]
     handler: Unary | ServerStream | Stream
+    # What a client needs to call it, where the server has tokens or scopes of certificates.
+    scope: Scope
     kind: Kind = Kind.UNARY
     # Also served while the server drains: a client that asks whether the server is ready needs the response "not
     # ready", not an error.

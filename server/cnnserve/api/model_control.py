@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api.describe import describe
 from cnnserve.api.methods import CLASSIFIER, INFERENCE, CallContext, Method
 from cnnserve.errors import InvalidInput, Unsupported
@@ -29,20 +30,30 @@ class RepositoryService:
     def methods(self) -> list[Method]:
         """Returns the service's rows of the method table."""
         return [
-            Method(f"{CLASSIFIER}/LoadModel", c.LoadModelRequest, c.LoadModelResponse, self.load_model),
-            Method(f"{CLASSIFIER}/UnloadModel", c.UnloadModelRequest, c.UnloadModelResponse, self.unload_model),
-            Method(f"{INFERENCE}/RepositoryIndex", o.RepositoryIndexRequest, o.RepositoryIndexResponse, self.index),
+            Method(f"{CLASSIFIER}/LoadModel", c.LoadModelRequest, c.LoadModelResponse, self.load_model, Scope.ADMIN),
+            Method(
+                f"{CLASSIFIER}/UnloadModel", c.UnloadModelRequest, c.UnloadModelResponse, self.unload_model, Scope.ADMIN
+            ),
+            Method(
+                f"{INFERENCE}/RepositoryIndex",
+                o.RepositoryIndexRequest,
+                o.RepositoryIndexResponse,
+                self.index,
+                Scope.READ,
+            ),
             Method(
                 f"{INFERENCE}/RepositoryModelLoad",
                 o.RepositoryModelLoadRequest,
                 o.RepositoryModelLoadResponse,
                 self.repository_load,
+                Scope.ADMIN,
             ),
             Method(
                 f"{INFERENCE}/RepositoryModelUnload",
                 o.RepositoryModelUnloadRequest,
                 o.RepositoryModelUnloadResponse,
                 self.repository_unload,
+                Scope.ADMIN,
             ),
         ]
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 import cnnserve
+from cnnserve.access.scopes import Scope
 from cnnserve.api import answer_size, status, streams
 from cnnserve.api.known_requests import KnownRequests
 from cnnserve.api.methods import INFERENCE, CallContext, Kind, Method
@@ -56,6 +57,7 @@ class InferenceService:
                 pb.ServerLiveRequest,
                 pb.ServerLiveResponse,
                 self.server_live,
+                Scope.OPEN,
                 while_draining=True,
             ),
             Method(
@@ -63,20 +65,32 @@ class InferenceService:
                 pb.ServerReadyRequest,
                 pb.ServerReadyResponse,
                 self.server_ready,
+                Scope.OPEN,
                 while_draining=True,
             ),
-            Method(f"{INFERENCE}/ModelReady", pb.ModelReadyRequest, pb.ModelReadyResponse, self.model_ready),
             Method(
-                f"{INFERENCE}/ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse, self.server_metadata
+                f"{INFERENCE}/ModelReady", pb.ModelReadyRequest, pb.ModelReadyResponse, self.model_ready, Scope.OPEN
             ),
             Method(
-                f"{INFERENCE}/ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse, self.model_metadata
+                f"{INFERENCE}/ServerMetadata",
+                pb.ServerMetadataRequest,
+                pb.ServerMetadataResponse,
+                self.server_metadata,
+                Scope.READ,
+            ),
+            Method(
+                f"{INFERENCE}/ModelMetadata",
+                pb.ModelMetadataRequest,
+                pb.ModelMetadataResponse,
+                self.model_metadata,
+                Scope.READ,
             ),
             Method(
                 f"{INFERENCE}/ModelInfer",
                 pb.ModelInferRequest,
                 pb.ModelInferResponse,
                 self.model_infer,
+                Scope.INFER,
                 statuses=self._statuses,
                 quick=self._known.answer,
             ),
@@ -85,6 +99,7 @@ class InferenceService:
                 pb.ModelInferRequest,
                 pb.ModelStreamInferResponse,
                 self.model_stream_infer,
+                Scope.INFER,
                 Kind.STREAM,
                 statuses=self._statuses,
             ),

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from google.protobuf.message import Message
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api.methods import INFERENCE, CallContext, Method
 from cnnserve.api.parameters import integer, text
 from cnnserve.api.regions import Region, SharedMemory
@@ -78,18 +79,21 @@ class SharedMemoryService:
                 pb.SystemSharedMemoryStatusRequest,
                 pb.SystemSharedMemoryStatusResponse,
                 self.status,
+                Scope.READ,
             ),
             Method(
                 f"{prefix}Register",
                 pb.SystemSharedMemoryRegisterRequest,
                 pb.SystemSharedMemoryRegisterResponse,
                 self.register,
+                Scope.ADMIN,
             ),
             Method(
                 f"{prefix}Unregister",
                 pb.SystemSharedMemoryUnregisterRequest,
                 pb.SystemSharedMemoryUnregisterResponse,
                 self.unregister,
+                Scope.ADMIN,
             ),
             *(
                 Method(
@@ -97,6 +101,7 @@ class SharedMemoryService:
                     getattr(pb, f"CudaSharedMemory{verb}Request"),
                     getattr(pb, f"CudaSharedMemory{verb}Response"),
                     self.refuse_cuda,
+                    Scope.READ if verb == "Status" else Scope.ADMIN,
                 )
                 for verb in ("Status", "Register", "Unregister")
             ),

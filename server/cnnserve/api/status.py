@@ -47,6 +47,7 @@ STATUS: dict[type[Exception], Code] = {
     errors.ShuttingDown: Code.UNAVAILABLE,
     errors.QueueFull: Code.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
+    errors.Unauthenticated: Code.UNAUTHENTICATED,
     errors.PermissionDenied: Code.PERMISSION_DENIED,
     errors.Unsupported: Code.UNIMPLEMENTED,
     errors.ModelLoadFailed: Code.FAILED_PRECONDITION,

@@ -1,13 +1,15 @@
 """What both gRPC transports share: reading a message, writing a response, and the gate that holds calls at the end."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
+from cnnserve.access.guard import Caller, Guard
+from cnnserve.access.scopes import Scope
 from cnnserve.api import answer_size
 from cnnserve.api.field_count import check_fields
 from cnnserve.api.methods import Method
@@ -72,6 +74,16 @@ def serialized(response: Message | bytes, max_bytes: int) -> bytes:
     data = response if isinstance(response, bytes) else response.SerializeToString()
     answer_size.check(len(data), max_bytes)
     return data
+
+
+def admit(guard: Guard | None, method: Method, peer: Callable[[], str], metadata: Iterable[tuple[Any, Any]]) -> None:
+    """Raises a `ServingError` if the client may not call the method. Call it before the request is read."""
+    if guard is None or method.scope is Scope.OPEN:
+        return
+    metadata = [*metadata]
+    authorization = tuple(value for key, value in metadata if key == "authorization")
+    forwarded = ",".join(value for key, value in metadata if key == "x-forwarded-for")
+    guard.admit(method.name, method.scope, Caller(peer(), authorization, forwarded=forwarded))
 
 
 class Gate:

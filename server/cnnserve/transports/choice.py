@@ -9,6 +9,7 @@ from typing import Protocol
 
 import grpc
 
+from cnnserve.access.guard import Guard
 from cnnserve.api.methods import Method
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
@@ -45,21 +46,25 @@ async def grpc_transport(
     pressure: MemoryPressure,
     *,
     peers: PeerLimits,
+    guard: Guard | None = None,
+    reflection: bool = True,
 ) -> GrpcTransport:
     """Returns the transport for `--grpc-transport`. Raises `OSError` if core was asked for and does not work."""
     if choice == "aio":
-        return GrpcioTransport(methods, max_message_bytes, peers)
+        return GrpcioTransport(methods, max_message_bytes, peers, guard=guard, reflection=reflection)
     reason = _untested() if choice == "auto" else None
     reason = reason or await _problem()
     if reason is None:
         _log.info("gRPC transport: core (grpcio %s)", grpc.__version__)
         module = importlib.import_module("cnnserve.transports.core.server")
-        transport: GrpcTransport = module.CoreTransport(methods, max_message_bytes, budget, pressure, peers)
+        transport: GrpcTransport = module.CoreTransport(
+            methods, max_message_bytes, budget, pressure, peers, guard=guard, reflection=reflection
+        )
         return transport
     if choice == "core":
         raise OSError(f"grpc_transport is core, which does not work here: {reason}; set it to auto or aio")
     _log.warning("gRPC transport: aio, which costs more CPU a call; core is not used: %s", reason)
-    return GrpcioTransport(methods, max_message_bytes, peers)
+    return GrpcioTransport(methods, max_message_bytes, peers, guard=guard, reflection=reflection)
 
 
 async def _problem() -> str | None:

@@ -11,13 +11,14 @@ from typing import Any, NoReturn
 
 import grpc
 
+from cnnserve.access.guard import Guard
 from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.errors import InferenceFailed
 from cnnserve.transports import addresses
-from cnnserve.transports.calls import Gate, PeerLimits, channel_arguments, parse, serialized
+from cnnserve.transports.calls import Gate, PeerLimits, admit, channel_arguments, parse, serialized
 from cnnserve.transports.lull import lull
-from cnnserve.transports.reflection import reflection_method
+from cnnserve.transports.reflection import described
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -44,15 +45,16 @@ class GrpcioTransport:
         methods: Iterable[Method],
         max_message_bytes: int,
         peers: PeerLimits = PeerLimits(),  # noqa: B008 - it is frozen
+        *,
+        guard: Guard | None = None,
+        reflection: bool = True,
     ) -> None:
         self._server = grpc.aio.server(options=channel_arguments(max_message_bytes, peers))
         self._gate = Gate()
         self._draining = asyncio.Event()
         services: defaultdict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = defaultdict(dict)
-        table = [*methods]
-        table.append(reflection_method(sorted({method.service for method in table}), self._draining))
-        for method in table:
-            services[method.service][method.rpc] = _rpc_handler(method, self._gate, max_message_bytes)
+        for method in described(methods, self._draining) if reflection else methods:
+            services[method.service][method.rpc] = _rpc_handler(method, self._gate, max_message_bytes, guard)
         for service, handlers in services.items():
             self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
 
@@ -91,10 +93,12 @@ class GrpcioTransport:
         await stopping
 
 
-def _rpc_handler(method: Method, gate: Gate, max_message_bytes: int) -> "grpc.RpcMethodHandler[Any, Any]":
+def _rpc_handler(
+    method: Method, gate: Gate, max_message_bytes: int, guard: Guard | None
+) -> "grpc.RpcMethodHandler[Any, Any]":
     make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = _MAKERS[method.kind]
     return make(
-        (_unary if method.kind is Kind.UNARY else _streaming)(method, gate, max_message_bytes),
+        (_unary if method.kind is Kind.UNARY else _streaming)(method, gate, max_message_bytes, guard),
         # Requests and responses stay bytes, so this module reports all errors. grpc would report a request that cannot
         # be read as its own error, and a response that is too large as RESOURCE_EXHAUSTED, so that clients try again.
         request_deserializer=None,
@@ -102,11 +106,12 @@ def _rpc_handler(method: Method, gate: Gate, max_message_bytes: int) -> "grpc.Rp
     )
 
 
-def _unary(method: Method, gate: Gate, max_bytes: int) -> Callable[[Any, Any], Awaitable[Any]]:
+def _unary(method: Method, gate: Gate, max_bytes: int, guard: Guard | None) -> Callable[[Any, Any], Awaitable[Any]]:
     handler: Any = method.handler
 
     async def behavior(messages: AsyncIterator[bytes], context: Any) -> Any:
         try:
+            admit(guard, method, context.peer, context.invocation_metadata() or ())
             data = await anext(aiter(messages), None)
             if not method.while_draining:
                 await gate.arrived()
@@ -126,11 +131,14 @@ def _unary(method: Method, gate: Gate, max_bytes: int) -> Callable[[Any, Any], A
     return behavior
 
 
-def _streaming(method: Method, gate: Gate, max_bytes: int) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _streaming(
+    method: Method, gate: Gate, max_bytes: int, guard: Guard | None
+) -> Callable[[Any, Any], AsyncIterator[Any]]:
     handler: Any = method.handler
 
     async def behavior(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         try:
+            admit(guard, method, context.peer, context.invocation_metadata() or ())
             if not method.while_draining:
                 await gate.arrived()
             if method.kind is Kind.STREAM:

@@ -6,22 +6,21 @@ from typing import Any
 
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api import streams
 from cnnserve.api.methods import Kind, Method
 from cnnserve.transports.symbols import SymbolPool
 
 
-def reflection_method(services: Iterable[str], draining: asyncio.Event) -> Method:
-    """Returns the RPC that lists and describes `services` and itself. Its streams end when `draining` is set."""
+def described(methods: Iterable[Method], draining: asyncio.Event) -> list[Method]:
+    """Returns the methods, and the RPC that describes them and itself. Its streams end when `draining` is set."""
+    rows = [*methods]
+    services = sorted({method.service for method in rows})
     servicer = reflection.aio.ReflectionServicer([*services, reflection.SERVICE_NAME], SymbolPool())
 
     def info(requests: AsyncIterator[Any], _: Any) -> Any:
         return servicer.ServerReflectionInfo(streams.until(requests, draining), None)
 
-    return Method(
-        f"{reflection.SERVICE_NAME}/ServerReflectionInfo",
-        reflection_pb2.ServerReflectionRequest,
-        reflection_pb2.ServerReflectionResponse,
-        info,
-        Kind.STREAM,
-    )
+    name = f"{reflection.SERVICE_NAME}/ServerReflectionInfo"
+    request, response = reflection_pb2.ServerReflectionRequest, reflection_pb2.ServerReflectionResponse
+    return [*rows, Method(name, request, response, info, Scope.READ, Kind.STREAM)]

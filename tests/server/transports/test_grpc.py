@@ -16,6 +16,7 @@ from google.protobuf.wrappers_pb2 import BytesValue, Int64Value, StringValue
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 from cnnserve import errors
+from cnnserve.access.scopes import Scope
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
@@ -59,7 +60,7 @@ class Service:
         """The table."""
 
         def unary(name: str, request: type[Message], response: type[Message], handler: Any, **more: Any) -> Method:
-            return Method(f"t.Test/{name}", request, response, handler, **more)
+            return Method(f"t.Test/{name}", request, response, handler, Scope.INFER, **more)
 
         return [
             unary("Echo", BytesValue, BytesValue, self.echo),

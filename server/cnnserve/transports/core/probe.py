@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from google.protobuf.wrappers_pb2 import BytesValue
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
@@ -78,6 +79,6 @@ async def _stream(requests: AsyncIterator[BytesValue], _: CallContext) -> AsyncI
 
 
 _METHODS = (
-    Method("cnnserve.Probe/Unary", BytesValue, BytesValue, _unary),
-    Method("cnnserve.Probe/Stream", BytesValue, BytesValue, _stream, Kind.STREAM),
+    Method("cnnserve.Probe/Unary", BytesValue, BytesValue, _unary, Scope.OPEN),
+    Method("cnnserve.Probe/Stream", BytesValue, BytesValue, _stream, Scope.OPEN, Kind.STREAM),
 )

@@ -8,17 +8,20 @@ from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
+from cnnserve.access.guard import Guard
+from cnnserve.api import status
 from cnnserve.api.methods import Kind, Method
 from cnnserve.api.status import Code, Status
+from cnnserve.errors import ServingError
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
 from cnnserve.transports import addresses
-from cnnserve.transports.calls import Gate, PeerLimits, channel_arguments
+from cnnserve.transports.calls import Gate, PeerLimits, admit, channel_arguments
 from cnnserve.transports.core.call import Call, RefusedCall, StreamCall, UnaryCall
 from cnnserve.transports.core.events import EventPump
 from cnnserve.transports.core.receiving import CALL_BYTES, Receiving, memory_of
 from cnnserve.transports.lull import lull
-from cnnserve.transports.reflection import reflection_method
+from cnnserve.transports.reflection import described
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +53,9 @@ class CoreTransport:
         budget: MemoryBudget,
         pressure: MemoryPressure,
         peers: PeerLimits = PeerLimits(),  # noqa: B008 - it is frozen
+        *,
+        guard: Guard | None = None,
+        reflection: bool = True,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._budget = budget
@@ -57,11 +63,10 @@ class CoreTransport:
         self._unsent: dict[Call, float] = {}
         self.gate = Gate()
         self.max_message_bytes = max_message_bytes
-        self._methods = {f"/{method.name}".encode(): method for method in [*methods]}
-        services = sorted({method.service for method in self._methods.values()})
+        self._guard = guard
         self._draining = asyncio.Event()
-        info = reflection_method(services, self._draining)
-        self._methods[f"/{info.name}".encode()] = info
+        rows = described(methods, self._draining) if reflection else methods
+        self._methods = {f"/{method.name}".encode(): method for method in rows}
         self._server = cygrpc.Server((*channel_arguments(max_message_bytes, peers), *_FLOW_CONTROL), False)
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
@@ -206,6 +211,8 @@ class CoreTransport:
             call = RefusedCall(self, event, _TOO_MANY)
         elif method is None:
             call = RefusedCall(self, event, _unknown(event))
+        elif refusal := self._refusal(method, event):
+            call = RefusedCall(self, event, refusal)
         elif method.kind is Kind.UNARY:
             call = UnaryCall(self, event, method)
         else:
@@ -218,6 +225,14 @@ class CoreTransport:
             _log.exception("a call of %s could not be accepted", event.call_details.method)
             event.call.cancel(Code.INTERNAL.value, "internal error")
             self.over(call)
+
+    def _refusal(self, method: Method, event: Any) -> Status | None:
+        """Returns the status of a call whose client may not make it."""
+        try:
+            admit(self._guard, method, lambda: event.call.peer().decode(errors="replace"), event.invocation_metadata)
+        except ServingError as error:
+            return status.of(error, method.name, method.statuses)
+        return None
 
 
 def _unknown(event: Any) -> Status:

@@ -48,7 +48,7 @@ def error_answer(error: Exception, request: str, statuses: Mapping[type[Exceptio
     if isinstance(error, HTTPException):
         return answer({"error": error.detail}, error.status_code, error.headers)
     told = status.of(error, request, statuses)
-    headers = {}
+    headers = {"WWW-Authenticate": "Bearer"} if told.code is Code.UNAUTHENTICATED else {}
     if _RETRY_MS in told.trailers:
         headers["Retry-After"] = str(math.ceil(int(told.trailers[_RETRY_MS]) / 1000))
     return answer({"error": told.message}, HTTP_STATUS.get(told.code, 500), headers)

@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
 
+from cnnserve.access.guard import Caller
 from cnnserve.api.methods import CallContext, Method
 from cnnserve.errors import DeadlineExceeded, InvalidInput
 from cnnserve.transports.http.body import MAX_JSON_BYTES, BodyReader, read_object
@@ -19,6 +20,23 @@ TIMEOUT = "Grpc-Timeout"
 # gRPC's format of a timeout: at most eight digits and a unit.
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])", re.ASCII)
 _UNIT_NS = {"H": 3600 * 10**9, "M": 60 * 10**9, "S": 10**9, "m": 10**6, "u": 10**3, "n": 1}
+
+
+def client_of(request: Request) -> str:
+    """Returns the client's connection, as `CallContext` names it."""
+    client = request.client
+    if client is None:
+        return ""
+    # As gRPC writes it, so that both protocols count as one address.
+    host = f"ipv6:%5B{client.host}%5D" if ":" in client.host else f"ipv4:{client.host}"
+    return f"{host}:{client.port}"
+
+
+def caller_of(request: Request) -> Caller:
+    """Returns what is known of the client."""
+    headers = request.headers
+    forwarded = ",".join(headers.getlist("x-forwarded-for"))
+    return Caller(client_of(request), tuple(headers.getlist("authorization")), forwarded=forwarded)
 
 
 class Exchange:
@@ -63,7 +81,7 @@ class Exchange:
         method = self.method if rpc is None else self._methods[rpc]
         handler: Any = method.handler
         request = method.request(**self.path) if message is None else message
-        answer = asyncio.ensure_future(handler(request, CallContext(self._deadline_ns, self._client())))
+        answer = asyncio.ensure_future(handler(request, CallContext(self._deadline_ns, client_of(self.request))))
         gone = asyncio.ensure_future(self._disconnect())
         delay_s = None if self._deadline_ns is None else max(0.0, (self._deadline_ns - time.monotonic_ns()) / 1e9)
         try:
@@ -76,14 +94,6 @@ class Exchange:
         finally:
             for task in (answer, gone):
                 task.cancel()
-
-    def _client(self) -> str:
-        client = self.request.client
-        if client is None:
-            return ""
-        # As gRPC writes it, so that both protocols count as one address.
-        host = f"ipv6:%5B{client.host}%5D" if ":" in client.host else f"ipv4:{client.host}"
-        return f"{host}:{client.port}"
 
     async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":

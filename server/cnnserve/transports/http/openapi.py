@@ -16,7 +16,8 @@ _JSON = "application/json"
 _BINARY = "application/octet-stream"
 _ERRORS = {
     400: "A value is not valid; the text names the value",
-    403: "The server's settings do not permit the request",
+    401: "The server has tokens, and the request has no valid one",
+    403: "The client's scopes or the server's settings do not permit the request",
     404: "The model, the version or the shared memory region does not exist",
     408: "The client stopped sending the body",
     409: "The load failed, the server's mode has no loads by call, or the shared memory region exists already",
@@ -46,7 +47,9 @@ def document(operations: Iterable[Operation], max_body_bytes: int) -> dict[str, 
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": SCHEMAS},
+        # If the server has tokens.
+        "security": [{}, {"token": []}],
+        "components": {"schemas": SCHEMAS, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
     }
 
 
@@ -54,7 +57,10 @@ def _itself() -> dict[str, Any]:
     return {
         "operationId": "OpenApi",
         "summary": "This document",
-        "responses": {"200": _answer("This document", "Object")},
+        "responses": {
+            "200": _answer("This document", "Object"),
+            **{str(code): _answer(_ERRORS[code], "Error") for code in (401, 403)},
+        },
     }
 
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api.methods import CLASSIFIER, INFERENCE
 from cnnserve.transports.http import handlers
 from cnnserve.transports.http.classify import classify
 from cnnserve.transports.http.exchange import Exchange
 
 _CLASSIFY = f"{CLASSIFIER}/Classify"
-# On every route: malformed headers, internal errors, a server that is shutting down, a passed deadline.
-_ALWAYS = frozenset({400, 500, 503, 504})
+# On every route: malformed headers, no right to it, internal errors, a server that is shutting down, a passed deadline.
+_ALWAYS = frozenset({400, 401, 403, 500, 503, 504})
+_OWN = frozenset({400, 401, 403, 500})
 _BODY = frozenset({408, 413, 415, 429})
 _MODEL = frozenset({404})
 _CONTROL = frozenset({403, 404, 409, 501})
@@ -26,7 +28,7 @@ _CONTROL = frozenset({403, 404, 409, 501})
 class Operation:
     """One HTTP method of one path. `answer` and `body` are names of schemas and bodies in `openapi`.
 
-    If `rpc` is empty, the route has no RPC; the server also serves such a route while it drains.
+    If `rpc` is empty, the route has no RPC but a `scope` of its own; the server also serves it while it drains.
     """
 
     method: str
@@ -37,6 +39,7 @@ class Operation:
     answer: str
     body: str = ""
     errors: frozenset[int] = _ALWAYS
+    scope: Scope | None = None
     # Whether it changes models or shared memory, which pages of other sites may not.
     changes: bool = False
 
@@ -57,7 +60,13 @@ def operations() -> list[Operation]:
 def scraping(handle: Callable[[Exchange], Awaitable[Response]]) -> Operation:
     """Returns the route of the metrics, with `handle` as its handler."""
     summary = "Metrics in Prometheus' text format, or in OpenMetrics if Accept names it first"
-    return Operation("GET", "/metrics", "", handle, summary, "Metrics", errors=frozenset({400, 500}))
+    return Operation("GET", "/metrics", "", handle, summary, "Metrics", errors=_OWN, scope=Scope.METRICS)
+
+
+def description(handle: Callable[[Exchange], Awaitable[Response]]) -> Operation:
+    """Returns the route of the description of all routes."""
+    summary = "The routes of this server in OpenAPI 3.1"
+    return Operation("GET", "/openapi.json", "", handle, summary, "Object", errors=_OWN, scope=Scope.READ)
 
 
 def _server() -> Iterator[Operation]:

@@ -18,6 +18,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from cnnserve.access.guard import Guard
+from cnnserve.access.scopes import Scope as Needed
 from cnnserve.api.methods import Method
 from cnnserve.api.status import STATUS
 from cnnserve.process.admission import MemoryBudget
@@ -26,11 +28,11 @@ from cnnserve.transports.http import openapi
 from cnnserve.transports.http.answers import answer, error_answer
 from cnnserve.transports.http.connection import SENT, Connection
 from cnnserve.transports.http.connections import ConnectionLimits, Connections
-from cnnserve.transports.http.exchange import Exchange
+from cnnserve.transports.http.exchange import Exchange, caller_of
 from cnnserve.transports.http.hosts import HostCheck
 from cnnserve.transports.http.in_flight import InFlight, Limits
 from cnnserve.transports.http.infer_json import HEADER_LENGTH
-from cnnserve.transports.http.routes import Operation, operations, scraping
+from cnnserve.transports.http.routes import Operation, description, operations, scraping
 from cnnserve.transports.http.scraping import Scraping
 from cnnserve.transports.http.settings import HttpSettings
 
@@ -44,27 +46,31 @@ def application(
     in_flight: InFlight,
     snapshot: Callable[[], Snapshot],
     settings: HttpSettings = HttpSettings(),  # noqa: B008 - it is frozen
+    *,
+    guard: Guard | None = None,
 ) -> Starlette:
     """Returns the application: the routes whose RPC is in the method table, and the metrics of `snapshot`."""
     hosts = None if settings.allowed_hosts is None else HostCheck(settings.allowed_hosts)
     table = {method.name: method for method in methods}
     served = [operation for operation in operations() if operation.rpc in table]
     served.append(scraping(Scraping(snapshot).scrape))
-    by_path: defaultdict[str, dict[str, Operation]] = defaultdict(dict)
-    for operation in served:
-        by_path[operation.path][operation.method] = operation
     document = openapi.document(served, limits.max_body_bytes)
 
-    async def description(_: Request) -> Response:
+    async def describe(_: Exchange) -> Response:
         return answer(document)
+
+    by_path: defaultdict[str, dict[str, Operation]] = defaultdict(dict)
+    for operation in (description(describe), *served):
+        by_path[operation.path][operation.method] = operation
 
     app = Starlette(
         routes=[
-            Route("/openapi.json", description),
-            *(
-                Route(path, _Endpoint(by_method, table, limits, in_flight, hosts), methods=[*by_method, "OPTIONS"])
-                for path, by_method in by_path.items()
-            ),
+            Route(
+                path,
+                _Endpoint(by_method, table, limits, in_flight, hosts=hosts, guard=guard),
+                methods=[*by_method, "OPTIONS"],
+            )
+            for path, by_method in by_path.items()
         ],
         exception_handlers={HTTPException: _refusal},
         middleware=_cors(settings.cors_origins),
@@ -142,13 +148,17 @@ class _Endpoint:
         table: Mapping[str, Method],
         limits: Limits,
         in_flight: InFlight,
+        *,
         hosts: HostCheck | None,
+        guard: Guard | None,
     ) -> None:
         self._by_method = by_method
         self._table = table
         self._limits = limits
         self._in_flight = in_flight
         self._hosts = hosts
+        self._guard = guard
+        self._scopes = {name: _scope(operation, table) for name, operation in by_method.items()}
         # Starlette accepts HEAD on every path that has GET.
         self._allow = ", ".join([*by_method, *(["HEAD"] if "GET" in by_method else []), "OPTIONS"])
 
@@ -163,6 +173,9 @@ class _Endpoint:
             try:
                 if self._hosts is not None:
                     self._hosts.check(request.headers, changes=operation.changes)
+                if self._guard is not None:
+                    needed = self._scopes[operation.method]
+                    self._guard.admit(f"{request.method} {operation.path}", needed, caller_of(request))
                 if method is not None and not method.while_draining:
                     inside.enter_context(self._in_flight.enter())
                 response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits))
@@ -177,6 +190,15 @@ class _Endpoint:
             await response(scope, receive, send)
             # The response counts in the memory budget until its client has taken it.
             await scope["extensions"][SENT]()
+
+
+def _scope(operation: Operation, table: Mapping[str, Method]) -> Needed:
+    """Returns what a client needs to call an operation: what its RPC says, or its own scope."""
+    if operation.rpc:
+        return table[operation.rpc].scope
+    if operation.scope is None:
+        raise ValueError(f"route {operation.path} states no scope")
+    return operation.scope
 
 
 async def _refusal(request: Request, error: Exception) -> Response:

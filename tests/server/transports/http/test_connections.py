@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api.methods import INFERENCE, CallContext, Method
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.snapshot import Snapshot
@@ -77,8 +78,8 @@ class Port:
         self.outputs = 1
         self.running = self.cancelled = 0
         methods = [
-            Method(f"{INFERENCE}/ServerLive", pb.ServerLiveRequest, pb.ServerLiveResponse, self._live),
-            Method(f"{INFERENCE}/ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse, self._infer),
+            Method(f"{INFERENCE}/ServerLive", pb.ServerLiveRequest, pb.ServerLiveResponse, self._live, Scope.OPEN),
+            Method(f"{INFERENCE}/ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse, self._infer, Scope.INFER),
         ]
         self.in_flight = InFlight()
         app = application(methods, Limits(budget, 4 * MIB), self.in_flight, Snapshot)
