@@ -206,7 +206,15 @@ def _preprocessor(
 def _read_manifest(files: VersionFiles) -> Manifest | None:
     manifest = manifests.read_from(files)
     if manifest is not None:
-        manifests.check_place(manifest, files.folder.name, files.version)
+        manifests.check_own_place(manifest, files.folder, files.version)
+        if files.folder.mounted:
+            _log.info(
+                "model %s is another name of %s version %d%s, whose folder was given to it",
+                files.folder.name,
+                manifest.model,
+                manifest.version,
+                _origin(manifest),
+            )
     return manifest
 
 
@@ -216,6 +224,11 @@ def _check_precision(manifest: Manifest, model: OnnxFiles) -> None:
         wrong = onnx_precision.contradiction(manifest.onnx.precision, file)
     if wrong:
         raise ModelLoadFailed(f"{manifests.MANIFEST_FILE}: {wrong}; export the model again")
+
+
+def _origin(manifest: Manifest) -> str:
+    origin = manifest.origin
+    return f" (a copy of {origin.model} version {origin.version})" if origin else ""
 
 
 def _check_tensors(manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnserve import json_text
 from cnnserve.errors import ModelLoadFailed, ModelNotFound, reason
 from cnnserve.repository.tree import Tree
 
@@ -17,7 +18,11 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MAX_VERSION = 10**18 - 1
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "version_labels.json"
+# The model's own files, which may also lie in the folder of a version that is mounted as a model.
+MODEL_LEVEL = frozenset({"config.pbtxt", "configs", "warmup", LABELS_FILE})
+_LARGEST_MANIFEST = 8 << 20
 
 # Path below the model's folder, inode, size (bytes) and modification time (ns).
 FileStat = tuple[str, int, int, int]
@@ -39,6 +44,11 @@ class ModelFolder:
     config_file: str = ""
     unreadable: str = ""
     verified: bool = False
+
+    @property
+    def mounted(self) -> bool:
+        """Whether the folder is a version's folder that was given as that of a model: then `name` is an alias."""
+        return self.path in self.versions.values()
 
     def place(self, version: int) -> str:
         """Returns the path of a version's folder below `path`; "" if it is `path` itself."""
@@ -137,8 +147,12 @@ def _stats(tree: Tree, files: Iterable[str]) -> tuple[FileStat, ...]:
     return tuple(stats)
 
 
-def model_folder(path: Path, config_name: str = "") -> ModelFolder:
-    """Returns one model's folder. Its subfolders 1, 2, 3, ... are the versions; if it cannot be read, it has none."""
+def model_folder(path: Path, config_name: str = "", name: str = "") -> ModelFolder:
+    """Returns one model's folder. Its subfolders 1, 2, 3, ... are the versions; if it cannot be read, it has none.
+
+    The folder of a version, as KServe mounts it, may also be given as that of a model. Then its manifest states the
+    number of the only version. `name`: the name of the model; by default that of the folder, unless it is a number.
+    """
     versions, unreadable = {}, ""
     try:
         versions = {
@@ -148,8 +162,26 @@ def model_folder(path: Path, config_name: str = "") -> ModelFolder:
         pass
     except OSError as error:
         unreadable = reason(error)
+    if not versions and not unreadable and (name or not version_number(path.name)):
+        versions = _mounted_version(path)
     config_file = f"configs/{config_name}.pbtxt" if config_name else ""
-    return ModelFolder(path.name, path, dict(sorted(versions.items())), config_file=config_file, unreadable=unreadable)
+    versions = dict(sorted(versions.items()))
+    return ModelFolder(name or path.name, path, versions, config_file=config_file, unreadable=unreadable)
+
+
+def _mounted_version(path: Path) -> dict[int, Path]:
+    """Returns the version whose folder this is, if it has a manifest. If that is broken, any number will do: 1."""
+    try:
+        with Tree(path) as tree:
+            if not tree.has(MANIFEST_FILE):
+                return {}
+            # No manifest has more. The parser would hold up other threads.
+            data = tree.read(MANIFEST_FILE, _LARGEST_MANIFEST)
+            stated = json_text.loads(data)
+    except (OSError, ModelLoadFailed, ValueError):
+        return {1: path} if os.path.lexists(path / MANIFEST_FILE) else {}
+    number = version_number(str(stated.get("version"))) if isinstance(stated, dict) else None
+    return {number or 1: path}
 
 
 def _is_folder(path: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository import onnx_external
+from cnnserve.repository.folders import MODEL_LEVEL
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
 from cnnserve.repository.onnx_external import Reference
 from cnnserve.repository.private_copy import PrivateCopy
@@ -80,7 +81,7 @@ def check_references(files: VersionFiles, manifest: Manifest) -> None:
 
 def unnamed(files: VersionFiles, manifest: Manifest) -> str:
     """Returns a warning of files in the version's folder that the manifest does not name; "" if there are none."""
-    named = {MANIFEST_FILE, SIGNATURE_FILE, *manifest.files}
+    named = {MANIFEST_FILE, SIGNATURE_FILE, *manifest.files, *(MODEL_LEVEL if files.folder.mounted else ())}
     if not (names := [name for name in files.names() if name not in named and not name.startswith(".")]):
         return ""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""

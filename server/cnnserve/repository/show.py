@@ -95,6 +95,8 @@ def _find(path: Path, version: int | None) -> tuple[list[tuple[ModelFolder, int]
             raise _NothingToShow(f"{path} is the folder of version {number}; use --version with a model folder only")
         return [(model_folder(folder.parent), number)], False
     model = model_folder(folder)
+    if model.mounted:
+        return [(model, _chosen(model, version))], False
     # The name of a model may be a number. Its folder then holds version folders, not the files of a version.
     if any(not model_folder(child).versions for child in model.versions.values()):
         return [(model, _chosen(model, version))], False
@@ -159,7 +161,7 @@ def _compared(manifest: Manifest, files: VersionFiles) -> Entry:
     if wrong := _precision(manifest, files) if manifest.onnx.file not in problems else "":
         state, problems[MANIFEST_FILE] = "broken manifest", wrong
     try:
-        manifests.check_place(manifest, files.folder.name, files.version)
+        manifests.check_own_place(manifest, files.folder, files.version)
     except ModelLoadFailed as error:
         state = "wrong place" if state == "intact" else state
         problems[MANIFEST_FILE] = str(error)

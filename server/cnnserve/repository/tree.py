@@ -92,12 +92,12 @@ class Tree:
         self.opened.setdefault(path, state)
         return os.fdopen(descriptor, "rb")
 
-    def read(self, path: str) -> bytes:
-        """Returns the content of a regular file of at most 256 MiB."""
+    def read(self, path: str, limit: int = LARGEST_READ) -> bytes:
+        """Returns the content of a regular file of at most `limit` bytes."""
         with self.open(path) as file, self._explained(path):
-            data = file.read(LARGEST_READ + 1)
-        if len(data) > LARGEST_READ:
-            raise ModelLoadFailed(f"{path} has more than {LARGEST_READ >> 20} MiB, the limit for such a file")
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise ModelLoadFailed(f"{path} has more than {limit >> 20} MiB, the limit for such a file")
         return data
 
     def _find(self, path: str) -> tuple[int, str]:

@@ -121,9 +121,8 @@ def test_a_link_that_was_followed_once_stays_what_it_was(tmp_path: Path) -> None
         assert tree.read("now/second") == b"two"
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnserve.repository.tree.LARGEST_READ", 1 << 20)
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate((1 << 20) + 1)
     with Tree(tmp_path) as tree, pytest.raises(ModelLoadFailed, match="large has more than 1 MiB, the limit"):
-        tree.read("large")
+        tree.read("large", 1 << 20)

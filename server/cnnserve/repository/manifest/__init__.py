@@ -4,7 +4,8 @@
 file that the manifest names, and repeats the golden images before the version becomes READY.
 """
 
-from cnnserve.repository.manifest.checks import check_place
+from cnnserve.repository.folders import MANIFEST_FILE
+from cnnserve.repository.manifest.checks import check_own_place, check_place
 from cnnserve.repository.manifest.digests import altered_files, digest, verify, verify_files
 from cnnserve.repository.manifest.limits import (
     LOG_TOLERANCES,
@@ -16,7 +17,6 @@ from cnnserve.repository.manifest.preprocessing import INTERPOLATIONS, check_pre
 from cnnserve.repository.manifest.probabilities import PROBABILITIES_FILE, golden_bytes, golden_probabilities
 from cnnserve.repository.manifest.reading import any_manifest, parse, parse_preprocessing, read, read_from
 from cnnserve.repository.manifest.schema import (
-    MANIFEST_FILE,
     SCHEMA,
     Agreement,
     Calibration,
@@ -65,6 +65,7 @@ __all__ = [
     "TensorInfo",
     "altered_files",
     "any_manifest",
+    "check_own_place",
     "check_place",
     "check_preprocessing",
     "digest",

@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.repository.folders import MAX_VERSION, MODEL_NAME
+from cnnserve.repository.folders import MANIFEST_FILE, MAX_VERSION, MODEL_NAME, ModelFolder
 from cnnserve.repository.manifest import limits, probabilities
 from cnnserve.repository.manifest.fields import InvalidField
 from cnnserve.repository.manifest.preprocessing import check_preprocessing
-from cnnserve.repository.manifest.schema import MANIFEST_FILE, Golden, Manifest
+from cnnserve.repository.manifest.schema import Golden, Manifest
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INT64 = 2**63 - 1
@@ -33,6 +33,11 @@ def check_place(manifest: Manifest, model: str, version: int) -> None:
             f"{MANIFEST_FILE} is that of model {manifest.model} version {manifest.version}, but the folder is that of "
             f"model {model} version {version}; move the folder back, or publish a copy: cnnserve copy PATH TO"
         )
+
+
+def check_own_place(manifest: Manifest, folder: ModelFolder, version: int) -> None:
+    """Does the same for a version in a model's folder. The name of a version's folder that was mounted is an alias."""
+    check_place(manifest, manifest.model if folder.mounted else folder.name, version)
 
 
 def _ranges(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:

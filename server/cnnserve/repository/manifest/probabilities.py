@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cnnserve.errors import ModelLoadFailed
+from cnnserve.repository.folders import MANIFEST_FILE
 from cnnserve.repository.manifest.fields import InvalidField
-from cnnserve.repository.manifest.schema import MANIFEST_FILE, Manifest
+from cnnserve.repository.manifest.schema import Manifest
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,13 +8,13 @@ from typing import Any
 from cnnserve import json_text
 from cnnserve.errors import ModelLoadFailed, reason
 from cnnserve.repository import version_files
-from cnnserve.repository.folders import ModelFolder
+from cnnserve.repository.folders import MANIFEST_FILE, ModelFolder
 from cnnserve.repository.manifest import checks
 from cnnserve.repository.manifest.fields import InvalidField, build
 from cnnserve.repository.manifest.limits import MAX_BYTES
 from cnnserve.repository.manifest.preprocessing import check_preprocessing
 from cnnserve.repository.manifest.probabilities import golden_bytes
-from cnnserve.repository.manifest.schema import MANIFEST_FILE, SCHEMA, Golden, Manifest, Preprocessing
+from cnnserve.repository.manifest.schema import SCHEMA, Golden, Manifest, Preprocessing
 from cnnserve.repository.version_files import VersionFiles
 
 

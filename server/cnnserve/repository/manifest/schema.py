@@ -5,7 +5,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-MANIFEST_FILE = "manifest.json"
 SCHEMA = 2
 
 Library = Literal["pillow", "opencv"]
