@@ -14,16 +14,16 @@ def blocking(target: Target) -> list[grpc.Channel]:
     """Returns blocking channels. They connect at their first call."""
     credentials = _credentials(target)
     if credentials is None:
-        return [grpc.insecure_channel(address, target.options) for address in target.channels]
-    return [grpc.secure_channel(address, credentials, target.options) for address in target.channels]
+        return [grpc.insecure_channel(address, target.options(address)) for address in target.channels]
+    return [grpc.secure_channel(address, credentials, target.options(address)) for address in target.channels]
 
 
 def asyncio(target: Target) -> list[grpc.aio.Channel]:
     """Returns channels for the running event loop. They connect at their first call."""
     credentials = _credentials(target)
     if credentials is None:
-        return [grpc.aio.insecure_channel(address, target.options) for address in target.channels]
-    return [grpc.aio.secure_channel(address, credentials, target.options) for address in target.channels]
+        return [grpc.aio.insecure_channel(address, target.options(address)) for address in target.channels]
+    return [grpc.aio.secure_channel(address, credentials, target.options(address)) for address in target.channels]
 
 
 def has_ended(channel: grpc.Channel) -> bool:

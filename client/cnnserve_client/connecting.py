@@ -25,13 +25,14 @@ _HANDSHAKE: Final = "handshake failed"
 _CLOSED: Final = ("socket closed", "connection reset")
 
 
-def unavailable(address: str, details: str, *, encrypted: bool) -> errors.UnavailableError:
+def unavailable(address: str, details: str, *, encrypted: bool, proxy: str = "") -> errors.UnavailableError:
     """Returns the error for the gRPC status UNAVAILABLE.
 
     Args:
         address: the address of the connection.
         details: gRPC's text.
         encrypted: whether the client uses TLS.
+        proxy: the environment variable that names a proxy for the address, empty if none does.
     """
     text = details.lower()
     if not any(known in text for known in _NOT_CONNECTED):
@@ -42,10 +43,10 @@ def unavailable(address: str, details: str, *, encrypted: bool) -> errors.Unavai
             f"and key must contain the private key of certificate ({details})"
         )
     explain = _with_tls if encrypted else _without_tls
-    return errors.ConnectionFailedError(f"{explain(address, text)} ({details})")
+    return errors.ConnectionFailedError(f"{explain(address, text, proxy)} ({details})")
 
 
-def _with_tls(address: str, text: str) -> str:
+def _with_tls(address: str, text: str, proxy: str) -> str:
     if any(known in text for known in _OTHER_NAME):
         return (
             f"the TLS certificate of the server at {address} is for another host name: use a host name from the "
@@ -66,20 +67,25 @@ def _with_tls(address: str, text: str) -> str:
             f"the server at {address} closed the TLS connection: if it requires a client certificate, set certificate "
             "and key to a certificate that it trusts"
         )
-    return _unreachable(address)
+    return _unreachable(address, proxy)
 
 
-def _without_tls(address: str, text: str) -> str:
+def _without_tls(address: str, text: str, proxy: str) -> str:
     if any(known in text for known in _CLOSED):
         return (
             f"the server at {address} closed the connection: if it requires TLS, set tls or root_certificates; else "
             "check that this is a gRPC port"
         )
-    return _unreachable(address)
+    return _unreachable(address, proxy)
 
 
-def _unreachable(address: str) -> str:
-    return (
+def _unreachable(address: str, proxy: str) -> str:
+    text = (
         f"cannot reach a server at {address}: check that `cnnserve serve` runs there and that this is its gRPC port, "
         "not its HTTP port"
+    )
+    if not proxy:
+        return text
+    return (
+        f"{text}; the environment variable {proxy} names a proxy for it: if it is in the way, add the host to no_proxy"
     )

@@ -1,5 +1,6 @@
 """The addresses and limits of a client, and the exceptions for gRPC's statuses. Imports neither grpc nor protobuf."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,13 +9,16 @@ from typing import Any, Final, Protocol
 
 from . import arguments, errors
 from .connecting import unavailable
-from .security import Tls, bearer
+from .security import Tls, bearer, is_local
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 
 # Name schemes of gRPC. gRPC checks these addresses itself.
 _SCHEMES: Final = ("dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")
 _HOST_PORT: Final = re.compile(r"(?:\[[^\[\]/]+\]|[^:/\[\]\s]+):(?P<port>[0-9]{1,5})")
+
+# The variables that gRPC reads, in its order.
+_PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 
 _RANGES: Final = (("max_message_mib", 1, 2047), ("retries", 0, 1000), ("connections", 1, 100))
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
@@ -96,10 +100,12 @@ class Target:
         """The maximum size in bytes of a message that the client sends or accepts."""
         return self.max_message_mib * 1024 * 1024
 
-    @property
-    def options(self) -> list[tuple[str, Any]]:
-        """The arguments of the gRPC channels."""
+    def options(self, address: str) -> list[tuple[str, Any]]:
+        """Returns the arguments of the gRPC channels to an address."""
+        # A proxy that the environment names for other machines does not reach this one.
+        direct = [("grpc.enable_http_proxy", 0)] if is_local(address) else []
         return [
+            *direct,
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             # Use all IP addresses of a host name, for example of a headless service in Kubernetes. By default, gRPC
@@ -143,7 +149,7 @@ class Target:
         details = failure.details() or f"{about}: {code}"
         match code:
             case "UNAVAILABLE":
-                return unavailable(address, details, encrypted=bool(self.tls))
+                return unavailable(address, details, encrypted=bool(self.tls), proxy=_proxy(address))
             case "CANCELLED" if has_ended():
                 # The client cancels only calls whose errors nobody reads. A server that stops may cancel calls that it
                 # has not begun, so such a call may be tried again.
@@ -154,6 +160,10 @@ class Target:
                 return _exhausted(details, failure)
             case _:
                 return errors.from_status(code, details)
+
+
+def _proxy(address: str) -> str:
+    return "" if is_local(address) else next((name for name in _PROXIES if os.environ.get(name)), "")
 
 
 def _addresses(address: str | Sequence[str]) -> tuple[str, ...]:

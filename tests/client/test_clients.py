@@ -1,9 +1,12 @@
 """The requests, results and errors of both clients, with a real gRPC server that follows a script."""
 
 import asyncio
+import os
 import pickle
 import re
 import socket
+import subprocess
+import sys
 import threading
 
 import grpc
@@ -455,3 +458,26 @@ def test_errors_survive_pickling():
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error)
         assert (str(copy), vars(copy)) == (str(error), vars(error))
+
+
+def behind_a_proxy(variable: str, address: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs `cnnserve health` with an environment that names a proxy which does not exist."""
+    environment = os.environ | {variable: "http://127.0.0.1:9"} | more
+    command = [sys.executable, "-m", "cnnserve", "health", "--address", address, "--timeout-s", "5"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_a_proxy_is_not_in_the_way_to_this_machine(peer, variable):
+    """Docker puts http_proxy into every container if its client is configured so; HEALTHCHECK must not fail for it."""
+    ended = behind_a_proxy(variable, peer.address)
+    assert (ended.returncode, ended.stdout) == (0, "SERVING\n"), ended.stderr
+
+
+def test_a_proxy_that_may_be_in_the_way_is_named():
+    ended = behind_a_proxy("http_proxy", "models.example:8001")
+    assert ended.returncode == 1
+    assert "http_proxy in the environment names a proxy for it: if it is in the way, add the host" in ended.stderr
+    # It may contain a password.
+    assert "cannot reach a server at models.example:8001" in ended.stderr.partition("(")[0]
+    assert "http://127.0.0.1:9" not in ended.stderr

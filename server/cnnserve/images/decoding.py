@@ -1,6 +1,7 @@
 """Decodes a file into an RGB or grey image and turns it upright. The pixels are exactly those that Pillow gives."""
 
 import io
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -17,12 +18,16 @@ from PIL import (  # noqa: F401
     JpegImagePlugin,
     MpoImagePlugin,
     PngImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
 from cnnserve.errors import InvalidInput
 from cnnserve.images.header import ImageHeader
 from cnnserve.images.resampling import Box, Size
+from cnnserve.redaction import redacted
+
+_log = logging.getLogger(__name__)
 
 Mode = Literal["L", "RGB"]
 
@@ -84,11 +89,15 @@ def decode(data: bytes, header: ImageHeader, mode: Mode, *, upright: bool, at_le
             return Decoded(to_mode(picture, mode), size, _box(picture.size, extent, orientation))
     except InvalidInput:
         raise
+    except UnidentifiedImageError as error:
+        # Its text has the address of an object.
+        raise InvalidInput(f"the image is damaged: the header of the {header.format} cannot be read") from error
     except MemoryError as error:
         raise InvalidInput("the server has too little memory to decode the image; send a smaller image") from error
     except Exception as error:
         # For damaged files, Pillow's plugins raise OSError, ValueError, SyntaxError, struct.error and others.
-        raise InvalidInput(f"the image is damaged: {error}") from error
+        _log.debug("an image could not be decoded", exc_info=error)
+        raise InvalidInput(f"the image is damaged: {redacted(str(error))}") from error
 
 
 def to_mode(image: Image.Image, mode: Mode) -> Image.Image:

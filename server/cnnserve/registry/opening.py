@@ -22,6 +22,7 @@ from cnnserve.model.version import Model
 from cnnserve.model_config import pbtxt
 from cnnserve.model_config.parameters import ALLOW_UNVERIFIED
 from cnnserve.process.threads import on_thread
+from cnnserve.redaction import redacted
 from cnnserve.registry.lifecycle import State, VersionEntry
 from cnnserve.repository.folders import Fingerprint, ModelFolder
 from cnnserve.repository.manifest import MANIFEST_FILE
@@ -159,7 +160,7 @@ class VersionOpener:
                 result = self._result(files, on_stage)
                 return _Attempt(result, files.fingerprint)
         except ModelLoadFailed as error:
-            return _Attempt(_Failure(str(error), _may_pass(error)))
+            return _Attempt(_Failure(redacted(str(error)), _may_pass(error)))
 
     def _result(self, files: VersionFiles, on_stage: OnStage) -> OpenVersion | _Failure:
         # A failure is returned, not raised: the traceback would keep the session of the failed load in memory, in a
@@ -169,7 +170,9 @@ class VersionOpener:
                 self._check_unverified(files)
             return self._open_version(files, on_stage=on_stage)
         except ServingError as error:
-            return _Failure(pbtxt.told(files.folder, str(error)), _may_pass(error))
+            if error.__cause__ is not None:
+                _log.error("model %s version %d: cause: %s", files.folder.name, files.version, error.__cause__)
+            return _Failure(redacted(pbtxt.told(files.folder, str(error))), _may_pass(error))
         except Exception as error:
             _log.exception("model %s version %d failed to load", files.folder.name, files.version)
             return _Failure(_INTERNAL, _may_pass(error))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 
+from cnnserve.redaction import redacted
 from cnnserve.repository.onnx_header import PORTABLE_OPSET, OnnxHeader
 
 _IR = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
@@ -19,8 +20,13 @@ def reason(text: str) -> str:
     """Returns the first line of an error text, without the part before the message."""
     if match := _DEVICE.search(text):
         return match[1]
-    lines = _ORIGIN.sub("", text.strip()).splitlines()
+    lines = redacted(_ORIGIN.sub("", text.strip())).splitlines()
     return lines[0] if lines else "no reason given"
+
+
+def is_cut_off(text: str) -> bool:
+    """Returns whether the error is that a file of external data has less bytes than the model needs."""
+    return "out of bounds or can not be read in full" in text
 
 
 def too_new(text: str, header: OnnxHeader | None, distribution: str, version: str) -> str | None:

@@ -237,7 +237,9 @@ def _open(model: Path | OnnxFiles, options: SessionOptions) -> ort.InferenceSess
             )
         session = ort.InferenceSession(source, settings, providers=provider.chain, enable_fallback=0)
     except Exception as error:
-        reason = diagnosis.reason(str(error))
+        # Clients see the reason, but must not see the server's folders.
+        text = str(error).replace(source, model.name) if isinstance(source, str) else str(error)
+        reason = diagnosis.reason(text)
         # cuDNN is loaded only when the first node needs it, so `require` cannot see that it is missing.
         if missing := diagnosis.library_in(str(error)):
             raise ProviderUnavailable(diagnosis.missing_library(missing, provider.name)) from error
@@ -245,8 +247,9 @@ def _open(model: Path | OnnxFiles, options: SessionOptions) -> ort.InferenceSess
             raise ProviderUnavailable(f"{provider.name} cannot use GPU {provider.device_id}: {reason}") from error
         if new := diagnosis.too_new(str(error), _header(model), _distribution(), ort.__version__):
             raise ModelLoadFailed(f"{model.name} cannot be loaded: {new}") from error
-        # Clients see the reason, but must not see the server's folders.
-        reason = reason.replace(str(source), model.name)
+        if isinstance(model, OnnxFiles) and diagnosis.is_cut_off(str(error)):
+            sizes = ", ".join(f"{name} has {copy.size} bytes" for name, copy in sorted(model.external.items()))
+            reason = f"its external data is cut off: {sizes}; copy the files of the version again"
         raise ModelLoadFailed(f"{model.name} cannot be loaded: {reason}") from error
     session.disable_fallback()
     # If a provider cannot be started, ONNX Runtime leaves it out and raises nothing.

@@ -291,6 +291,17 @@ def test_a_model_of_several_files(tmp_path: Path, config: str | None, name: str)
     assert folders.fingerprint(folder, 1) != before
 
 
+def test_data_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    """Before, clients got the name of a C++ source file and of a function in it."""
+    version = tmp_path / "m" / "1"
+    external(version)
+    os.truncate(version / "model.data", 100)
+    with pytest.raises(ModelLoadFailed) as caught:
+        opened(tmp_path)
+    said = "its external data is cut off: model.data has 100 bytes; copy the files of the version again"
+    assert str(caught.value) == f"model.onnx cannot be loaded: {said}"
+
+
 def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
     (tmp_path / "m" / "1" / "model.onnx").mkdir(parents=True)
     with pytest.raises(ModelLoadFailed, match=r"file model\.onnx/model\.onnx is missing from the version folder"):

@@ -1,5 +1,6 @@
 """`:classify` of a real server, with an image or a form of files as the body."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +51,14 @@ def test_an_only_image_that_is_bad_is_a_bad_request(http: httpx.Client, argument
     response = http.post(CLASSIFY, **arguments)
     assert response.status_code == 400
     assert set(response.json()) == {"error"}
+
+
+def test_errors_of_images_have_no_address_of_an_object(http: httpx.Client) -> None:
+    cut = LEFT[:39]
+    wrong = b"\xff\xd8\xff\xa0" + b"\0" * 60
+    for image in (cut, wrong, LEFT.replace(b"IHDR\0", b"IHDR\xff")):
+        error = http.post(CLASSIFY, content=image).json()["error"]
+        assert not re.search(r"0x[0-9a-f]|<|object|\.py|/", error), error
 
 
 @pytest.mark.parametrize(
