@@ -7,9 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cnnserve_export.activation import ends_in_softmax
+from cnnserve_export.activation import decide
 from cnnserve_export.contract import Activation
+from cnnserve_export.endings import Ending
 from cnnserve_export.errors import ExportError
+from cnnserve_export.outputs import Output
 from cnnserve_export.user_code import told
 
 # Number of images that `examine` runs.
@@ -17,6 +19,14 @@ ROWS = 3
 # Largest difference of two rows of one image, as a share of the largest value (at least 1). Kernels for other batch
 # sizes sum in another order; a larger difference means that a row depends on chance or on other rows.
 _SAME = 1e-4
+# The steps at which the values are made, and those that only move them, by torch's names for their gradients.
+_ENDINGS: dict[str, Ending] = {"Sigmoid": "sigmoid", "Softmax": "softmax", "LogSoftmax": "log-softmax"}
+_KEEP = frozenset(
+    (
+        *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Slice", "Select", "Permute", "Transpose", "T"),
+        *("Index", "IndexSelect", "Gather", "Clone", "Alias", "ToCopy"),
+    )
+)
 _WRAP = "name a function that wraps the network in a module whose forward returns that tensor alone"
 
 
@@ -25,15 +35,15 @@ class Behaviour:
     """What runs of a network have shown."""
 
     class_count: int
-    ends_in_softmax: bool
+    returned: Output
 
 
 def examine(network: nn.Module, rows: NDArray[Any], activation: Activation = "auto") -> Behaviour:
     """Returns the behaviour of the network on normalised images (3, C, H, W).
 
     The network runs each image alone, the first image once more, and all images in one batch.
-    Raises `ExportError` if a run fails, if it does not return float values of shape (N, classes) with at least 2
-    classes, if two runs of the same image differ, and if a row depends on the batch.
+    Raises `ExportError` if a run fails, if it does not return float values of shape (N, classes), or (N) for one value,
+    if two runs of the same image differ, and if a row depends on the batch.
     """
     images = torch.from_numpy(rows[:ROWS])
     shape = "x".join(map(str, images.shape[1:]))
@@ -59,7 +69,26 @@ def examine(network: nn.Module, rows: NDArray[Any], activation: Activation = "au
             "from its own image alone, and use the running statistics of batch normalisation"
         )
     answers = alone.numpy()
-    return Behaviour(answers.shape[1], ends_in_softmax(answers, activation))
+    returned = decide(answers, _ending(network, images[:1]), activation)
+    return Behaviour(2 if returned.two_classes else answers.shape[1], returned)
+
+
+def _ending(network: nn.Module, images: Tensor) -> Ending:
+    """Returns what makes the values that the network returns, as torch records it for gradients."""
+    try:
+        with torch.enable_grad():
+            # Networks may change their input in place, which torch does not allow for a tensor without a history.
+            step = network(images.clone().requires_grad_() * 1).grad_fn
+    except Exception:
+        return "unknown"
+    while step is not None:
+        name = step.name().removesuffix("Backward0").removesuffix("Backward1").removesuffix("Backward2")
+        if name in _ENDINGS:
+            return _ENDINGS[name]
+        if name not in _KEEP:
+            break
+        step = step.next_functions[0][0]
+    return "unknown"
 
 
 def _answer(network: nn.Module, images: Tensor, what: str) -> Tensor:
@@ -70,6 +99,8 @@ def _answer(network: nn.Module, images: Tensor, what: str) -> Tensor:
         raise ExportError(_other_floats(network) or f"the network fails on {what}: {told(error)}") from error
     if not isinstance(answer, Tensor):
         raise ExportError(f"the network returns {_described(answer)}, expected one tensor (N, classes); {_WRAP}")
+    if answer.ndim == 1 and len(answer) == len(images):
+        answer = answer[:, None]
     if answer.ndim != 2 or len(answer) != len(images):
         raise ExportError(
             f"the network returns shape {list(answer.shape)} for {what}, expected [{len(images)}, classes]; "
@@ -77,11 +108,8 @@ def _answer(network: nn.Module, images: Tensor, what: str) -> Tensor:
         )
     if not answer.is_floating_point():
         raise ExportError(f"the network returns {answer.dtype} values; return floating-point logits or probabilities")
-    if answer.shape[1] < 2:
-        raise ExportError(
-            f"the network returns {answer.shape[1]} value(s) for an image, a classifier returns at least 2; "
-            "if the value is the p of a sigmoid, return torch.cat([1 - p, p], dim=1)"
-        )
+    if not answer.shape[1]:
+        raise ExportError("the network returns no value for an image, a classifier returns at least one")
     return answer.float()
 
 

@@ -161,7 +161,7 @@ def _export(arguments: argparse.Namespace) -> Path:
         input_form=arguments.input,
         max_batch_size=arguments.max_batch_size,
         opset=arguments.opset,
-        ends_in_softmax=behaviour.ends_in_softmax,
+        returned=behaviour.returned,
         lowering=lowering,
         signer=signer,
     )
@@ -233,8 +233,7 @@ def _check(
         spec, tensor = contract.image_input(preprocessing, "float32")
         rows = proof.rows(spec, tensor, golden_images, behaviour.ROWS)
         found = behaviour.examine(network, rows, arguments.activation)
-        returned = "probabilities" if found.ends_in_softmax else "logits; a softmax is added"
-        stage.finding = f"{found.class_count} classes, returns {returned}"
+        stage.finding = f"{found.class_count} classes, returns {found.returned.described()}"
         return found
 
 

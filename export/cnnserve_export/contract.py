@@ -8,13 +8,12 @@ from cnnserve.repository.manifest import Preprocessing, TensorInfo, check_prepro
 from cnnserve.repository.manifest.fields import InvalidField
 from cnnserve.repository.onnx_header import PORTABLE_OPSET
 from cnnserve_export.errors import ExportError
+from cnnserve_export.outputs import LOGITS, Output
 
 InputForm = Literal["uint8", "float32"]
 INPUT_FORMS: tuple[InputForm, ...] = get_args(InputForm)
-Activation = Literal["auto", "softmax"]
+Activation = Literal["auto", "softmax", "sigmoid"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-ImportActivation = Literal["auto", "softmax", "sigmoid"]
-IMPORT_ACTIVATIONS: tuple[ImportActivation, ...] = get_args(ImportActivation)
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INPUT_NAME = "image"
@@ -34,21 +33,26 @@ OPSETS = range(18, 23)
 class Contract:
     """The input and output tensors for one image, and the preprocessing that makes the input.
 
-    If `ends_in_softmax` is true, the network itself returns probabilities; if not, the converter adds a softmax.
+    `returned` says what the network itself returns, and so what the converter adds.
     """
 
     input: TensorInfo
     output: TensorInfo
     preprocessing: Preprocessing
-    ends_in_softmax: bool = False
+    returned: Output = LOGITS
 
     @property
     def class_count(self) -> int:
         """Number of classes: of probabilities in an output row."""
         return self.output.shape[0]
 
+    @property
+    def sums_to_one(self) -> bool:
+        """Whether the probabilities of a row sum to 1."""
+        return self.returned.activation == "softmax"
 
-def contract(trained: Preprocessing, form: InputForm, class_count: int, *, ends_in_softmax: bool = False) -> Contract:
+
+def contract(trained: Preprocessing, form: InputForm, class_count: int, returned: Output = LOGITS) -> Contract:
     """Returns the contract of a network that was trained with the preprocessing `trained`.
 
     If `form` is "uint8", the input is pixels (H, W, C), and the graph normalises them. If `form` is "float32", the
@@ -56,7 +60,7 @@ def contract(trained: Preprocessing, form: InputForm, class_count: int, *, ends_
     Raises `ExportError` if the preprocessing gives images no fixed size.
     """
     spec, tensor = image_input(trained, form)
-    return Contract(tensor, TensorInfo(OUTPUT_NAME, "FP32", (class_count,)), spec, ends_in_softmax)
+    return Contract(tensor, TensorInfo(OUTPUT_NAME, "FP32", (class_count,)), spec, returned)
 
 
 def image_input(trained: Preprocessing, form: InputForm) -> tuple[Preprocessing, TensorInfo]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cnnserve.repository.manifest import OnnxInfo
 from cnnserve_export.contract import DEFAULT_OPSET, INPUT_NAME, OUTPUT_NAME, Contract
 from cnnserve_export.errors import ExportError
+from cnnserve_export.outputs import Output
 from cnnserve_export.user_code import told
 
 MODEL_FILE = "model.onnx"
@@ -28,8 +29,8 @@ _EXAMPLE_BATCH = 2
 def to_onnx(network: nn.Module, contract: Contract, path: Path, opset: int = DEFAULT_OPSET) -> OnnxInfo:
     """Writes `network` as one ONNX file without external data; returns the manifest's entry for the file.
 
-    `network` takes normalised images (N, C, H, W) and returns logits (N, classes), or probabilities if
-    `contract.ends_in_softmax` is true. Input and output of the file are those of `contract`, for any N.
+    `network` takes normalised images (N, C, H, W) and returns what `contract.returned` says. Input and
+    output of the file are those of `contract`, for any N.
     Raises `ExportError` if torch cannot convert the network, or if the file has another shape.
     """
     served = _Served(network, contract).eval()
@@ -47,6 +48,15 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
+def probabilities(answers: Tensor, returned: Output) -> Tensor:
+    """Returns the probabilities (N, classes) for what a network returned; `activation.probabilities` for torch."""
+    if returned.two_classes:
+        answers = answers.reshape(-1, 1)
+    if returned.adds is not None:
+        answers = torch.softmax(answers, dim=1) if returned.adds == "softmax" else torch.sigmoid(answers)
+    return torch.cat([1 - answers, answers], dim=1) if returned.two_classes else answers
+
+
 class _Served(nn.Module):
     """The network as the server runs it: rows (N, *contract.input.shape) to probabilities (N, classes)."""
 
@@ -54,7 +64,7 @@ class _Served(nn.Module):
         super().__init__()
         self.network = network
         spec = contract.preprocessing
-        self._ends_in_softmax = contract.ends_in_softmax
+        self._returned = contract.returned
         self._channels_last = contract.input.layout == "NHWC"
         self._normalises = spec.normalize == "graph"
         mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
@@ -64,11 +74,11 @@ class _Served(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = image.permute(0, 3, 1, 2) if self._channels_last else image  # N, C, H, W
-        x = x.to(torch.float32)
+        # The usual order in memory, on which networks rely that call x.view().
+        x = x.to(torch.float32, memory_format=torch.contiguous_format)
         if self._normalises:
             x = x * self.get_buffer("scale") + self.get_buffer("shift")
-        answers: Tensor = self.network(x)  # N, classes
-        return answers if self._ends_in_softmax else torch.softmax(answers, dim=1)
+        return probabilities(self.network(x), self._returned)
 
 
 def _trace(network: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:

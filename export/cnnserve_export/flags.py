@@ -10,7 +10,6 @@ from cnnserve_export.contract import (
     DEFAULT_MAX_BATCH_SIZE,
     DEFAULT_MIN_AGREEMENT,
     DEFAULT_OPSET,
-    IMPORT_ACTIVATIONS,
     INPUT_FORMS,
     LARGEST_BATCH_SIZE,
     OPSETS,
@@ -68,8 +67,9 @@ def export_parser() -> argparse.ArgumentParser:
         "--activation",
         choices=ACTIVATIONS,
         default=ACTIVATIONS[0],
-        help="auto: add a softmax unless the network returns probabilities; softmax: add a softmax even if all values "
-        "are within 0 and 1 (default: auto)",
+        help="auto: add a softmax unless the network returns probabilities or ends in a sigmoid; softmax: add a "
+        "softmax even if all values are within 0 and 1; sigmoid: add a sigmoid, for classes that are independent of "
+        "each other (default: auto)",
     )
     parser.add_argument(
         "--input",
@@ -119,8 +119,8 @@ returns, in all batch sizes that are compared, what the file returns for one ima
     )
     parser.add_argument(
         "--activation",
-        choices=IMPORT_ACTIVATIONS,
-        default=IMPORT_ACTIVATIONS[0],
+        choices=ACTIVATIONS,
+        default=ACTIVATIONS[0],
         help="auto: what the graph and the returned values show, with a softmax added to logits; softmax: add a "
         "softmax; sigmoid: add a sigmoid, for classes that are independent of each other (default: auto)",
     )

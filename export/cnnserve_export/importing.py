@@ -33,12 +33,12 @@ from cnnserve_export import (
     publish,
     surgery,
 )
-from cnnserve_export.activation import Output
-from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, OUTPUT_NAME, Contract, ImportActivation
+from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, OUTPUT_NAME, Activation, Contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.foreign import Foreign
 from cnnserve_export.golden import GoldenImages
 from cnnserve_export.images import ImageSet
+from cnnserve_export.outputs import Output
 from cnnserve_export.progress import Progress, Stage
 
 MODEL_FILE = "model.onnx"
@@ -57,7 +57,7 @@ class Import:
     version: int | None = None
     labels: Path | None = None
     allow_empty_labels: bool = False
-    activation: ImportActivation = "auto"
+    activation: Activation = "auto"
     # The preprocessing of training, which `given` changes.
     stated: Preprocessing | None = None
     # The output with the classes, if the file has several.
@@ -141,8 +141,9 @@ def run(job: Import, progress: Progress) -> Path:
             probabilities = reference.expected[: len(job.golden_images)]
             companions.write(folder, job.golden_images, probabilities, names)
             manifest = _manifest(job, target, source=source, contract=contract, reference=reference, proved=proved)
+            doubt = proof.served(folder, manifest)
             published = publish.commit(folder, manifest, target, job.signer)
-            stage.finding = f"{target.model} version {published.name}"
+            stage.finding = f"{target.model} version {published.name}{doubt}"
     return published
 
 
@@ -189,8 +190,8 @@ def _ask(
             "after network.eval()"
         )
     flat = answers.reshape(len(rows), -1)
-    output = activation.of_file(flat, endings.ending(source.model), job.activation)
-    return _Reference(rows, output.probabilities(flat), output, answers.ndim != 2)
+    output = activation.decide(flat, endings.ending(source.model), job.activation)
+    return _Reference(rows, activation.probabilities(flat, output), output, answers.ndim != 2)
 
 
 def _tolerance(source: Foreign) -> float:

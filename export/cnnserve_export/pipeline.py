@@ -12,6 +12,7 @@ from cnnserve_export import companions, convert, labels, precision, proof, publi
 from cnnserve_export import contract as contracts
 from cnnserve_export.contract import DEFAULT_MAX_BATCH_SIZE, DEFAULT_OPSET, Contract, InputForm
 from cnnserve_export.golden import GoldenImages
+from cnnserve_export.outputs import LOGITS, Output
 from cnnserve_export.progress import Progress
 
 
@@ -19,9 +20,9 @@ from cnnserve_export.progress import Progress
 class Export:
     """What to export, and where to publish it.
 
-    `network` takes normalised images (N, C, H, W) and returns logits (N, classes), or probabilities if
-    `ends_in_softmax` is true. `weights` is the manifest's entry about the origin of the weights, `golden_images` are
-    the golden images by file name. If `lowering` is None, the fp32 file is published.
+    `network` takes normalised images (N, C, H, W) and returns what `returned` says. `weights` is the
+    manifest's entry about the origin of the weights, `golden_images` are the golden images by file name. If `lowering`
+    is None, the fp32 file is published.
     """
 
     network: nn.Module
@@ -37,7 +38,7 @@ class Export:
     input_form: InputForm = "uint8"
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     opset: int = DEFAULT_OPSET
-    ends_in_softmax: bool = False
+    returned: Output = LOGITS
     lowering: precision.Lowering | None = None
     signer: publish.Signs | None = None
 
@@ -48,9 +49,7 @@ def run(job: Export, progress: Progress) -> Path:
     Raises `ExportError`, or `ModelLoadFailed` if ONNX Runtime cannot load the file. Nothing is left in the repository
     then.
     """
-    contract = contracts.contract(
-        job.preprocessing, job.input_form, job.class_count, ends_in_softmax=job.ends_in_softmax
-    )
+    contract = contracts.contract(job.preprocessing, job.input_form, job.class_count, job.returned)
     target = publish.plan(job.repository, job.name, job.version)
     # `commit` checks it again, but users should not have to wait for this error.
     publish.check_compatible(target, contract, job.max_batch_size)
@@ -71,8 +70,10 @@ def run(job: Export, progress: Progress) -> Path:
             info = dataclasses.replace(info, precision=job.lowering.precision)
         with progress.stage("publish") as stage:
             companions.write(folder, job.golden_images, evidence.probabilities, job.labels)
-            published = publish.commit(folder, _manifest(job, target, contract, info, evidence), target, job.signer)
-            stage.finding = f"{target.model} version {published.name}"
+            manifest = _manifest(job, target, contract, info, evidence)
+            doubt = proof.served(folder, manifest)
+            published = publish.commit(folder, manifest, target, job.signer)
+            stage.finding = f"{target.model} version {published.name}{doubt}"
     return published
 
 
@@ -123,7 +124,7 @@ def _manifest(
         onnx=info,
         input=contract.input,
         output=contract.output,
-        activation="softmax",
+        activation=contract.returned.activation,
         class_count=contract.class_count,
         labels=None if job.labels is None else labels.LABELS_FILE,
         max_batch_size=job.max_batch_size,
@@ -134,5 +135,5 @@ def _manifest(
         weights=job.weights,
         files={},
         producer=companions.producer(torch=torch.__version__),
-        activation_by="network" if contract.ends_in_softmax else "export",
+        activation_by="network" if contract.returned.by_network else "export",
     )

@@ -141,6 +141,7 @@ def lower(
                 preprocessor,
                 labels=labels,
                 class_count=contract.class_count,
+                sums_to_one=contract.sums_to_one,
                 tell=lambda done, total: stage.advance(done, total, "images"),
             )
             best = _choose(results, wanted.min_agreement)
@@ -151,7 +152,9 @@ def lower(
                 stage.finding += f"; {chosen.weight_bits}-bit weights"
             count = max(max_batch_size, len(golden_images))
             rows = proof.rows(contract.preprocessing, contract.input, golden_images, count)
-            alone = _alone_and_together(chosen.path, rows, wanted.precision, max_batch_size)
+            alone = _alone_and_together(
+                chosen.path, rows, wanted.precision, max_batch_size, sums_to_one=contract.sums_to_one
+            )
         chosen.path.replace(model)
     return dataclasses.replace(
         evidence,
@@ -229,7 +232,7 @@ def _floor(share: float) -> float:
 
 
 def _alone_and_together(
-    path: Path, rows: NDArray[np.generic], name: Precision, max_batch_size: int
+    path: Path, rows: NDArray[np.generic], name: Precision, max_batch_size: int, *, sums_to_one: bool = True
 ) -> NDArray[np.float32]:
     """Returns the probabilities of each row alone. Raises `ExportError` if a batch changes those of a row."""
     session = Session(path, SessionOptions(threads=cpu_budget()))
@@ -240,6 +243,7 @@ def _alone_and_together(
             alone[batch],
             reference=f"{name} with one image at a time",
             tolerance=TOLERANCES[name],
+            sum_to_one=sums_to_one,
         )
     return alone
 

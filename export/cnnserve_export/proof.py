@@ -18,6 +18,7 @@ from cnnserve.process.cpu import cpu_budget
 from cnnserve.repository import normalisation
 from cnnserve.repository.manifest import Manifest, Preprocessing, TensorInfo
 from cnnserve.runtime import workers
+from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export import golden
 from cnnserve_export.errors import ExportError
 from cnnserve_export.golden import GoldenImages
@@ -88,8 +89,30 @@ def largest_difference(
     return largest
 
 
-def self_test(folder: Path, manifest: Manifest) -> SelfTest:
-    """Runs the whole self-test of the server on the version in a folder. Raises `ModelLoadFailed` if it fails."""
+def served(folder: Path, manifest: Manifest) -> str:
+    """Runs the server's self-test, as at a load, on the version in a folder, so that what is published is served.
+
+    Returns a warning if the version has no answer to an image of one colour, as networks do that standardise each
+    image, else "". Raises `ModelLoadFailed` if the version fails the self-test.
+    """
+    self_test(folder, manifest, extra_s=proving.EXTRA_S)
+    side = RawImage(bytes(3 * 64 * 64), 64, 64, 3)
+    row = Preprocessor(manifest.preprocessing, manifest.input).raw(side)
+    session = Session(folder / manifest.onnx.file, SessionOptions(threads=cpu_budget()))
+    fixed = session.inputs[0].shape[0]
+    answers = session.run(np.repeat(row[np.newaxis], max(1, fixed), axis=0))[0]
+    if np.isfinite(answers).all():
+        return ""
+    return (
+        "; WARNING: an image of one colour gets no answer, because the network then returns values that are not finite"
+    )
+
+
+def self_test(folder: Path, manifest: Manifest, *, extra_s: float = math.inf) -> SelfTest:
+    """Runs the self-test of the server on the version in a folder. Raises `ModelLoadFailed` if it fails.
+
+    `extra_s` is the time for runs that the server also makes after READY.
+    """
     cpus = cpu_budget()
     model = folder / manifest.onnx.file
     # Engines are for GPUs only, so no folder for them is made.
@@ -103,7 +126,7 @@ def self_test(folder: Path, manifest: Manifest) -> SelfTest:
         read=lambda name: (folder / name).read_bytes(),
         warmups=(),
         run_limit_s=LOAD_TIMEOUT_S,
-        extra_s=math.inf,
+        extra_s=extra_s,
     )
     assert findings.self_test is not None
     return findings.self_test

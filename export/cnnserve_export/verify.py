@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cnnserve.model.classification import are_probabilities
 from cnnserve.model_config.providers import CPU
 from cnnserve.process.cpu import cpu_budget
 from cnnserve.repository.manifest import TOLERANCES, Agreement, Golden, Parity
 from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export import contract as contracts
-from cnnserve_export import golden, proof
+from cnnserve_export import convert, golden, proof
 from cnnserve_export.contract import Contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.golden import GoldenImages
+from cnnserve_export.outputs import Output
 
 # Largest allowed difference of a probability.
 TOLERANCE = TOLERANCES["fp32"]
@@ -74,14 +74,18 @@ def verify(
     total = count + sum(batch.stop - batch.start for batch in batches)
     reference = contracts.contract(contract.preprocessing, "float32", contract.class_count)
     host_rows = proof.rows(reference.preprocessing, reference.input, golden_images, count)
-    expected = _pytorch(network, host_rows, lambda done: report(done, total), ends_in_softmax=contract.ends_in_softmax)
+    expected = _pytorch(network, host_rows, lambda done: report(done, total), contract.returned)
     rows = proof.rows(contract.preprocessing, contract.input, golden_images, count)
     differences: dict[str, float] = {}
     done = count
     for batch in batches:
         size = batch.stop - batch.start
         difference = proof.largest_difference(
-            session.run(rows[batch])[0], expected[batch], reference="PyTorch", tolerance=TOLERANCE
+            session.run(rows[batch])[0],
+            expected[batch],
+            reference="PyTorch",
+            tolerance=TOLERANCE,
+            sum_to_one=contract.sums_to_one,
         )
         differences[str(size)] = max(difference, differences.get(str(size), 0.0))
         done += size
@@ -95,7 +99,7 @@ def verify(
 
 
 def _pytorch(
-    network: nn.Module, rows: NDArray[np.generic], report: Callable[[int], None], *, ends_in_softmax: bool
+    network: nn.Module, rows: NDArray[np.generic], report: Callable[[int], None], returned: Output
 ) -> NDArray[np.float32]:
     network.eval()
     parts = []
@@ -103,10 +107,10 @@ def _pytorch(
         for start in range(0, len(rows), _PART):
             # A copy, because a network may change its input in place.
             answers = network(torch.from_numpy(rows[start : start + _PART].copy()))
-            parts.append(answers if ends_in_softmax else torch.softmax(answers, dim=1))
+            parts.append(convert.probabilities(answers, returned))
             report(min(start + _PART, len(rows)))
     values: NDArray[np.float32] = torch.cat(parts).numpy()
-    if not are_probabilities(values):
+    if not np.isfinite(values).all():
         raise ExportError(
             "the PyTorch network does not return probabilities, but NaN or infinite values; check its weights"
         )

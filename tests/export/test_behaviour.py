@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from cnnserve_export.behaviour import Behaviour, examine
+from cnnserve_export.contract import Activation
 from cnnserve_export.errors import ExportError
+from cnnserve_export.outputs import LOGITS, Output
 
 ROWS = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
-Output = namedtuple("Output", "logits aux")
+Pair = namedtuple("Pair", "logits aux")
 
 
 class Net(nn.Module):
@@ -28,10 +30,10 @@ class Net(nn.Module):
 
 
 def test_logits_and_probabilities_are_told_apart() -> None:
-    assert examine(Net(), ROWS) == Behaviour(4, ends_in_softmax=False)
-    assert examine(Net(lambda y: y.softmax(1)), ROWS) == Behaviour(4, ends_in_softmax=True)
+    assert examine(Net(), ROWS) == Behaviour(4, LOGITS)
+    assert examine(Net(lambda y: y.softmax(1)), ROWS) == Behaviour(4, Output())
     # The network returns logits, so the export adds a softmax.
-    assert examine(Net(lambda y: y.log_softmax(1)), ROWS) == Behaviour(4, ends_in_softmax=False)
+    assert examine(Net(lambda y: y.log_softmax(1)), ROWS) == Behaviour(4, LOGITS)
 
 
 @pytest.mark.parametrize("change", [lambda x: nn.functional.leaky_relu(x, inplace=True), lambda x: x.mul_(2)])
@@ -54,18 +56,19 @@ def test_a_network_in_training_mode_is_judged_as_it_will_serve() -> None:
     ("network", "message"),
     [
         (Net(lambda y: (y, y)), "returns type tuple of 2, expected one tensor"),
-        (Net(lambda y: Output(y, y)), "returns type Output of logits, aux, expected"),
+        (Net(lambda y: Pair(y, y)), "returns type Pair of logits, aux, expected"),
         (Net(lambda y: OrderedDict(logits=y)), "returns type OrderedDict with 'logits', expected"),
         (Net(lambda y: y[:, :, None]), r"returns shape \[1, 4, 1\] for one image of 3x8x8, expected \[1, classes\]"),
         (Net(lambda y: y.squeeze(0)), r"returns shape \[4\]"),
         (Net(lambda y: y.argmax(1, keepdim=True)), "returns torch.int64 values; return floating-point logits"),
-        (Net(classes=1), r"returns 1 value\(s\) for an image, a classifier returns at least 2"),
+        (Net(classes=1), "returns one value for an image and does not end in a sigmoid; if the value is a logit"),
+        (Net(lambda y: y[:, :0]), "returns no value for an image"),
         (Net(nn.functional.dropout), "two runs of the network on the same image differ"),
         (Net(lambda y: y.view(1, 4)), r"fails on a batch of 3 images: RuntimeError: shape .* \(test_behaviour.py line"),
         (Net(lambda y: y.reshape(1, -1)), r"returns shape \[1, 12\] for a batch of 3 images, .* one image alone works"),
         (Net(lambda y: y - y.mean(0)), "row of an image changes by .* with the other images of its batch"),
         (Net(lambda y: y * float("nan")), "returned NaN or infinite values"),
-        (Net(lambda y: y.sigmoid()), "do not sum to 1, as if each class had its own sigmoid"),
+        (Net(lambda y: 1 / (1 + (-y).exp())), "do not sum to 1, .* but the network does not end in one"),
     ],
 )
 def test_what_is_no_classifier_that_can_be_served(network: nn.Module, message: str) -> None:
@@ -74,9 +77,31 @@ def test_what_is_no_classifier_that_can_be_served(network: nn.Module, message: s
 
 
 def test_a_softmax_can_be_demanded_but_not_twice() -> None:
-    assert not examine(Net(lambda y: y.sigmoid()), ROWS, "softmax").ends_in_softmax
+    assert examine(Net(lambda y: y.sigmoid()), ROWS, "softmax").returned == LOGITS
     with pytest.raises(ExportError, match="returns probabilities, which a second softmax would flatten"):
         examine(Net(lambda y: y.softmax(1)), ROWS, "softmax")
+
+
+@pytest.mark.parametrize(
+    ("network", "asked", "behaviour"),
+    [
+        (Net(lambda y: y.sigmoid()), "auto", Behaviour(4, Output("sigmoid"))),
+        (Net(lambda y: y.sigmoid()[:, [2, 1]].clone().flatten(1)), "auto", Behaviour(2, Output("sigmoid"))),
+        (Net(), "sigmoid", Behaviour(4, Output("sigmoid", "sigmoid"))),
+        (Net(lambda y: y.sigmoid(), 1), "auto", Behaviour(2, Output(two_classes=True))),
+        (Net(lambda y: y.sigmoid().squeeze(1), 1), "auto", Behaviour(2, Output(two_classes=True))),
+        (Net(None, 1), "sigmoid", Behaviour(2, Output("softmax", "sigmoid", two_classes=True))),
+    ],
+)
+def test_sigmoids_are_told_by_the_last_step(network: nn.Module, asked: Activation, behaviour: Behaviour) -> None:
+    assert examine(network, ROWS, asked) == behaviour
+
+
+def test_the_last_step_of_a_network_without_gradients_is_unknown() -> None:
+    network = Net(lambda y: y.detach().sigmoid())
+    assert examine(network, ROWS, "softmax").returned == LOGITS
+    with pytest.raises(ExportError, match="the network does not end in one"):
+        examine(network, ROWS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

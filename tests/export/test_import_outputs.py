@@ -22,6 +22,7 @@ from cnnserve.repository import manifest as manifests
 from cnnserve_client import Client
 from cnnserve_export import activation, endings, golden, importing
 from cnnserve_export.errors import ExportError
+from cnnserve_export.outputs import Output
 from cnnserve_export.preparation import Given
 from cnnserve_export.progress import Progress
 from foreign_networks import onnx_file
@@ -186,7 +187,7 @@ SHARES = np.array([[0.25, 0.75]], np.float32)
         (SHARES, "sigmoid", "sigmoid", "ends in a sigmoid, which a sigmoid would flatten"),
         (SHARES, "softmax", "sigmoid", "ends in a softmax, which a sigmoid would flatten"),
         (SHARES, "unknown", "softmax", "which a second softmax would flatten"),
-        (SHARES[:, :1], "unknown", "auto", "one value for an image, .*; if it is a logit, pass --activation sigmoid"),
+        (SHARES[:, :1], "unknown", "auto", "one value for an image .* is a logit, pass --activation sigmoid"),
         (SHARES[:, :1], "softmax", "auto", "one value for an image"),
         (SHARES / 3, "unknown", "auto", "do not sum to 1"),
         (LOGITS * np.nan, "sigmoid", "auto", "NaN or infinite"),
@@ -194,12 +195,12 @@ SHARES = np.array([[0.25, 0.75]], np.float32)
 )
 def test_contradictions(values: np.ndarray, ending: Any, asked: Any, message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        activation.of_file(values, ending, asked)
+        activation.decide(values, ending, asked)
 
 
 def test_a_sigmoid_of_large_logits_is_finite() -> None:
     values = np.array([[1000.0, -1000.0, 0.0]], np.float32)
-    made = activation.of_file(values, "unknown", "sigmoid")
-    assert made == activation.Output("sigmoid", "sigmoid")
-    np.testing.assert_allclose(made.probabilities(values), [[1, 0, 0.5]])
+    made = activation.decide(values, "unknown", "sigmoid")
+    assert made == Output("sigmoid", "sigmoid")
+    np.testing.assert_allclose(activation.probabilities(values, made), [[1, 0, 0.5]])
     assert dataclasses.replace(made, two_classes=True).described().startswith("one logit; a sigmoid is added")

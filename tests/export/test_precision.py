@@ -20,6 +20,7 @@ from cnnserve_export.agreement import Measured
 from cnnserve_export.contract import contract
 from cnnserve_export.errors import ExportError
 from cnnserve_export.images import ImageSet
+from cnnserve_export.outputs import Output
 from cnnserve_export.pipeline import Export
 from cnnserve_export.progress import Progress
 from support import golden_rows
@@ -329,6 +330,6 @@ def test_probabilities_of_the_networks_own_making(
 ) -> None:
     lowering = precision.request(wanted, calibration if wanted == "int8" else None, None, 0.0)  # type: ignore[arg-type]
     network = Normalised(tiny_export(tmp_path).network)
-    manifest, folder, _ = run(tiny_export(tmp_path, network=network, ends_in_softmax=True, lowering=lowering))
+    manifest, folder, _ = run(tiny_export(tmp_path, network=network, returned=Output(), lowering=lowering))
     assert (manifest.onnx.precision, manifest.activation_by) == (wanted, "network")
     assert Session(folder / "model.onnx").outputs[0].datatype == "FP32"

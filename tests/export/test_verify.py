@@ -14,6 +14,7 @@ from cnnserve.images.preprocessing import Preprocessor
 from cnnserve_export import convert, pipeline, verify
 from cnnserve_export.contract import Contract, contract
 from cnnserve_export.errors import ExportError
+from cnnserve_export.outputs import Output
 from cnnserve_export.pipeline import Export
 from cnnserve_export.progress import Progress
 
@@ -110,7 +111,7 @@ def test_a_network_that_answers_nan_is_refused(job: Export, tmp_path: Path) -> N
 
 def test_a_softmax_of_the_networks_own_is_its_answer(job: Export, tmp_path: Path) -> None:
     network = nn.Sequential(job.network, nn.Softmax(dim=1))
-    made = contract(job.preprocessing, "uint8", job.class_count, ends_in_softmax=True)
+    made = contract(job.preprocessing, "uint8", job.class_count, returned=Output())
     convert.to_onnx(network, made, tmp_path / "model.onnx")
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert [node.op_type for node in graph.node].count("Softmax") == 1
