@@ -4,7 +4,7 @@ Each class has a sub-folder with its images, such as `flowers/daisy/1.jpg` and `
 each class are a good start. Run this in the folder of the repository, with the extras `cpu` and `export`:
 
     python examples/fine_tune_resnet18.py flowers --repository models
-    cnnserve serve --model-repository models
+    cnnserve serve --repository models
     cnnserve classify flowers/daisy --model flowers --top-k 1
 
 The first command downloads torchvision's ImageNet weights once, into the cache of torch. It trains on four fifths of

@@ -3,7 +3,7 @@
 It needs the base install only. Run this in the folder of the repository. The images and the model are those that
 `examples/import_onnx.py` makes:
 
-    cnnserve serve --model-repository models
+    cnnserve serve --repository models
     python examples/folder_to_csv.py digits digits.csv --model digits
 
 `cnnserve classify digits --output digits.csv` writes a CSV file without a program. Copy this one if you want columns of

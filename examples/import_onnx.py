@@ -4,7 +4,7 @@ Run this in the folder of the repository, with the extras `cpu`, `export` and `t
 
     python examples/import_onnx.py
     cnnserve import digits.onnx --labels digits.txt --repository models --mean 0 --std 0.0625
-    cnnserve serve --model-repository models
+    cnnserve serve --repository models
     cnnserve classify digits/7 --model digits --top-k 1
 
 The first command stands for the program that made your file. It writes `digits.onnx`, `digits.txt` with the labels, and

@@ -3,7 +3,7 @@ r"""Calls a server without its message files: gRPC reflection describes the serv
 This is how to write a client in a language for which you generate no code. In Python it needs grpcio, protobuf and
 grpcio-reflection, and nothing of cnnserve. Run this in the folder of the repository:
 
-    cnnserve serve --model-repository model_repo
+    cnnserve serve --repository model_repo
     python examples/reflection.py model_repo/lenet5/1/golden.png --model lenet5
 
 The tool grpcurl does the same on the command line. `make interop` runs these commands; the other tests do not.

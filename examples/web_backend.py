@@ -2,7 +2,7 @@
 
 Run this in the folder of the repository. The extra `cpu` has what it needs: starlette, uvicorn and python-multipart.
 
-    cnnserve serve --model-repository model_repo
+    cnnserve serve --repository model_repo
     MODEL=lenet5 uvicorn --app-dir examples web_backend:application --port 8080
     curl -s -F photograph=@model_repo/lenet5/1/golden.png http://127.0.0.1:8080/classify
 

@@ -34,7 +34,7 @@ EXPORT = r"""cnnserve export examples.efficientnet_lite0:efficientnet_lite0 --la
     --shape 3,224,224 --resize 256 --crop 224 --interpolation bicubic \
     --mean 0.498039,0.498039,0.498039 --std 0.501961,0.501961,0.501961 \
     --repository models"""
-SERVE = "cnnserve serve --model-repository models"
+SERVE = "cnnserve serve --repository models"
 CLASSIFY = f"cnnserve classify {PHOTOGRAPHS} --top-k 2"
 
 SVG = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from cnnserve.spelling import Once, Parser, add_old_name
 from cnnserve_export import flag_types, image_flags
 from cnnserve_export.contract import (
     ACTIVATIONS,
@@ -24,7 +25,7 @@ _EPOCHS = 30
 
 def export_parser() -> argparse.ArgumentParser:
     """Returns the parser for the flags of `cnnserve export`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cnnserve export",
         description="Convert a network to ONNX, compare the file with PyTorch and publish it in a model repository.",
         epilog="""examples:
@@ -94,7 +95,7 @@ def export_parser() -> argparse.ArgumentParser:
 
 def import_parser() -> argparse.ArgumentParser:
     """Returns the parser for the flags of `cnnserve import`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cnnserve import",
         description="""Check an existing ONNX classifier and publish it in a model repository.
 The file takes one image tensor, float32 or uint8, and returns logits or probabilities. The published version
@@ -138,7 +139,7 @@ returns, in all batch sizes that are compared, what the file returns for one ima
 
 def copy_parser() -> argparse.ArgumentParser:
     """The flags of `cnnserve copy`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cnnserve copy",
         description="Publish a copy of a version under another name or number. The copy has the same files, and a "
         "manifest that names the version from which it was copied.",
@@ -157,7 +158,7 @@ def copy_parser() -> argparse.ArgumentParser:
 
 def upgrade_parser() -> argparse.ArgumentParser:
     """The flags of `cnnserve upgrade`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cnnserve upgrade",
         description="Publish a version of contract 1 as the next version of its model, with the same files and "
         "contract 2: the server then compares logarithms of the golden probabilities, too.",
@@ -170,7 +171,7 @@ def upgrade_parser() -> argparse.ArgumentParser:
 
 def sign_parser() -> argparse.ArgumentParser:
     """The flags of `cnnserve sign`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cnnserve sign",
         description="""Sign a version, or the files of a model beside its versions, for cnnserve serve --trusted-keys.
 The signature is the file model.sig in the folder, a bundle of OpenSSF's model-signing.""",
@@ -230,7 +231,7 @@ def given(arguments: argparse.Namespace) -> Given:
 
 def train_parser() -> argparse.ArgumentParser:
     """Returns the parser for the flags of `cnnserve train-lenet`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cnnserve train-lenet",
         description="Train LeNet-5 on the scanned digits of scikit-learn and publish it in a model repository.",
     )
@@ -252,11 +253,13 @@ def train_parser() -> argparse.ArgumentParser:
 def _add_target(parser: argparse.ArgumentParser, default_name: str) -> None:
     parser.add_argument(
         "--repository",
+        action=Once,
         type=flag_types.path,
         default=_REPOSITORY,
         metavar="DIR",
         help=f"folder of the model repository (default: {_REPOSITORY})",
     )
+    add_old_name(parser, "--model-repository", "repository", type=flag_types.path)
     parser.add_argument("--name", help=f"name of the served model (default: {default_name})")
     parser.add_argument(
         "--version", type=flag_types.positive, metavar="N", help="number of the version (default: the next number)"

@@ -132,7 +132,7 @@ async def serve(
     registry = make_registry(config, threads, decoders, budget)
     explicit = config.model_control_mode == EXPLICIT
     control = ModelControl(
-        registry, config.model_repository, mode=config.model_control_mode, allowed=config.allow_model_control
+        registry, config.repository, mode=config.model_control_mode, allowed=config.allow_model_control
     )
     health = Health(registry, strict=config.strict_readiness, may_be_empty=explicit)
     max_message_bytes = _largest_message(config, budget)
@@ -289,7 +289,7 @@ def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, bu
         require_manifest=config.require_manifest,
         limits=LoadLimits(config.load_timeout_s, config.build_timeout_s),
     )
-    return Registry(config.model_repository, opener, config.model_config_name)
+    return Registry(config.repository, opener, config.model_config_name)
 
 
 async def load_first(config: ServerConfig, registry: Registry) -> None:
@@ -310,7 +310,7 @@ async def _load(config: ServerConfig, registry: Registry, health: Health, look: 
     ]
     _log.info("%s; models: %s", "ready" if health.is_ready else "NOT ready", ", ".join(ready) or "none")
     if config.model_control_mode == POLL:
-        poller = Poller(registry, config.model_repository, config.poll_interval_s, config.model_config_name)
+        poller = Poller(registry, config.repository, config.poll_interval_s, config.model_config_name)
         await poller.run(look)
 
 

@@ -87,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = _COMMANDS.get(words[0])
     if command is None:
-        print(f"cnnserve: unknown command {words[0]!r}\n\n{_usage()}", file=sys.stderr)
+        spelling = importlib.import_module("cnnserve.spelling")
+        guess = spelling.guess(words[0], _COMMANDS)
+        print(f"cnnserve: unknown command {words[0]!r}{guess} (see cnnserve --help)", file=sys.stderr)
         return 2
     try:
         function = getattr(importlib.import_module(command.module), command.function)
@@ -109,12 +111,14 @@ def serve(arguments: Sequence[str]) -> int:
     With `--dry-run`, 1 means that a model cannot be served.
     """
     _end_at_signals()
-    from cnnserve.config import ConfigError, build, gather, serve_parser
+    from cnnserve.config import ConfigError
+    from cnnserve.config_sources import build, doubts, gather, serve_parser
 
     flags = vars(serve_parser().parse_args(arguments))
     try:
         settings = gather(flags)
         config = build(settings)
+        doubtful = doubts(flags)
     except ConfigError as error:
         print(f"cnnserve serve: {error}", file=sys.stderr)
         return 2
@@ -125,11 +129,15 @@ def serve(arguments: Sequence[str]) -> int:
     # and 20 ms of a later request.
     gc.disable()
     try:
+        import logging
+
         from cnnserve import app, logs
     finally:
         gc.freeze()
         gc.enable()
     logs.configure(config.log_level)
+    for doubt in doubtful:
+        logging.getLogger(__name__).warning("%s", doubt)
     if flags["dry_run"]:
         return int(importlib.import_module("cnnserve.dry_run").run(config))
     return app.run(config)

@@ -1,28 +1,21 @@
-"""The server's settings, from command-line flags, environment variables, a TOML file and defaults, in this order.
+"""The server's settings: their names, defaults and limits. `config_sources` reads them."""
 
-Every field is one flag (`grpc_port` is `--grpc-port`), one variable (`CNNSERVE_GRPC_PORT`) and one key of the file. If
-a value is not valid, the server does not start.
-"""
-
-import argparse
 import dataclasses
 import ipaddress
-import os
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_PREFIX = "CNNSERVE_"
+from cnnserve import spelling
+
 # The source of a setting that nobody has set.
 DEFAULT = "default"
 # The largest length, in MiB, that gRPC's options for message lengths can hold.
 _MAX_MESSAGE_MIB = 2047
 # A setting of this type holds names with commas between them, and its flag may be repeated.
-_NAMES = tuple[str, ...]
-_FILE = Path | None
+NAMES = tuple[str, ...]
+FILE = Path | None
 # The name becomes part of a path below each model's folder.
 _CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 # As browsers send it: scheme, host and port, without a path.
@@ -51,8 +44,11 @@ def _setting(default: Any, help_text: str) -> Any:
 class ServerConfig:
     """All settings of `cnnserve serve`."""
 
-    model_repository: Path = dataclasses.field(
-        metadata={"help": "folder with one subfolder per model: MODEL/VERSION/model.onnx"}
+    repository: Path = dataclasses.field(
+        metadata={
+            "help": "model repository: folder with one subfolder per model, MODEL/VERSION/model.onnx",
+            "alias": "model_repository",
+        }
     )
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for all interfaces")
     grpc_port: int = _setting(8001, "port for gRPC; 0: choose a free port and log its number")
@@ -171,8 +167,8 @@ class ServerConfig:
     log_level: str = _setting("info", "lowest level of the messages to log: debug, info, warning or error")
 
     def __post_init__(self) -> None:
-        if not self.model_repository.is_dir():
-            raise ConfigError(f"model_repository {str(self.model_repository)!r} is not a folder")
+        if not self.repository.is_dir():
+            raise ConfigError(f"repository {str(self.repository)!r} is not a folder")
         for name in ("grpc_port", "http_port"):
             _check_range(name, getattr(self, name), 0, 65535)
         if self.grpc_port == self.http_port != 0:
@@ -241,153 +237,22 @@ class ServerConfig:
             )
 
 
-def from_sources(
-    arguments: Sequence[str], environment: Mapping[str, str] | None = None, prog: str = "cnnserve serve"
-) -> ServerConfig:
-    """Returns the settings from flags, environment variables and file.
-
-    Raises `ConfigError`, or `SystemExit` with status 2 for unknown flags and 0 for `--help`.
-    """
-    return build(gather(vars(serve_parser(prog).parse_args(arguments)), environment))
-
-
-def gather(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> dict[str, Setting]:
-    """Returns every setting that has a value, by name. `flags`: what the parser of `cnnserve serve` returned.
-
-    Raises `ConfigError` if a value has the wrong type, or if the config file cannot be read.
-    """
-    environment = os.environ if environment is None else environment
-    file = flags.get("config") or environment.get(f"{_PREFIX}CONFIG")
-    found = _read_file(Path(file)) if file else {}
-    for field in dataclasses.fields(ServerConfig):
-        name = field.name
-        if variable(name) in environment:
-            found[name] = _setting_of(name, environment[variable(name)], variable(name))
-        if flags.get(name) is not None:
-            found[name] = _setting_of(name, flags[name], _flag(name))
-        if field.default is not dataclasses.MISSING:
-            found.setdefault(name, Setting(field.default, DEFAULT))
-    return found
-
-
-def build(settings: Mapping[str, Setting]) -> ServerConfig:
-    """Returns the settings as one object. Raises `ConfigError` if one is missing or not valid."""
-    if "model_repository" not in settings:
-        raise ConfigError(
-            f"model_repository is missing: set the folder to serve with --model-repository DIR or "
-            f"{variable('model_repository')}"
-        )
-    try:
-        return ServerConfig(**{name: setting.value for name, setting in settings.items()})
-    except ConfigError as error:
-        # Each of these texts begins with the name of the setting.
-        setting = settings.get(str(error).partition(" ")[0])
-        if setting is None or setting.source == DEFAULT:
-            raise
-        raise ConfigError(f"{error} (set by {setting.source})") from error
+def keys(name: str) -> tuple[str, ...]:
+    """Returns the names under which a setting may be given: its own, and an older one if there is one."""
+    alias = next(field.metadata.get("alias") for field in dataclasses.fields(ServerConfig) if field.name == name)
+    return (name, alias) if alias else (name,)
 
 
 def variable(name: str) -> str:
     """Returns the environment variable of a setting."""
-    return f"{_PREFIX}{name.upper()}"
+    return f"{spelling.PREFIX}{name.upper()}"
 
 
-def serve_parser(prog: str = "cnnserve serve") -> argparse.ArgumentParser:
-    """Returns the parser of `cnnserve serve`."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Serve the models of a model repository over gRPC and HTTP.",
-        epilog=f"Each flag can also be set as an environment variable (such as {_PREFIX}GRPC_PORT) or as a key of the "
-        "--config file (such as grpc_port).",
-    )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (default: none)")
-    parser.add_argument(
-        "--print-config",
-        action="store_true",
-        help="print every setting with its value, its source and its variable, as a --config file, and exit (default: "
-        "serve)",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="load and self-test the models to be served at start, print the outcome, and exit with status 0 if each "
-        "of them is READY, otherwise 1 (default: serve)",
-    )
-    add_settings(parser)
-    return parser
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each setting."""
-    for field in dataclasses.fields(ServerConfig):
-        default = "" if field.default in (dataclasses.MISSING, (), "", None) else f" (default: {field.default})"
-        if field.type is bool:
-            parser.add_argument(
-                _flag(field.name), action="store_const", const="true", default=None, help=field.metadata["help"]
-            )
-        else:
-            action = "append" if field.type == _NAMES else "store"
-            parser.add_argument(
-                _flag(field.name),
-                action=action,
-                metavar=_metavar(field.type),
-                default=None,
-                help=field.metadata["help"] + default,
-            )
-
-
-def _setting_of(name: str, value: object, source: str) -> Setting:
-    return Setting(_convert(name, value, source), source)
-
-
-def _read_file(path: Path) -> dict[str, Setting]:
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
-    known = {field.name for field in dataclasses.fields(ServerConfig)}
-    if unknown := sorted(raw.keys() - known):
-        raise ConfigError(
-            f"config file {str(path)!r} has unknown settings: {', '.join(unknown)}; remove them or correct their names"
-        )
-    return {name: _setting_of(name, value, f"{path.name}: {name}") for name, value in raw.items()}
-
-
-def _convert(name: str, value: object, source: str) -> object:
-    kind = next(field.type for field in dataclasses.fields(ServerConfig) if field.name == name)
-    if kind == _NAMES:
-        return _names(value, source)
-    if kind == _FILE:
-        kind = Path
-    text = str(value).strip() if not isinstance(value, bool) else str(value).lower()
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(value, bool):
-            raise ValueError
-        return kind(text)  # type: ignore[operator]
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{source} is {value!r}, expected {_metavar(kind)}") from error
-
-
-def _names(value: object, source: str) -> tuple[str, ...]:
-    """Returns the names in a list, in a text with commas, or in a list of such texts."""
-    parts = value if isinstance(value, list) else [value]
-    names = [name.strip() for part in parts if isinstance(part, str) for name in part.split(",")]
-    if not all(names) or not all(isinstance(part, str) for part in parts):
-        raise ConfigError(f"{source} is {value!r}, expected NAME,NAME,...")
-    return tuple(names)
+def flag(name: str) -> str:
+    """Returns the flag of a setting."""
+    return "--" + name.replace("_", "-")
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{name} is {value}, expected {low} to {high}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _metavar(kind: object) -> str:
-    names: dict[object, str] = {bool: "true or false", int: "INTEGER", float: "NUMBER", Path: "DIR"}
-    return (names | {_FILE: "FILE", _NAMES: "NAME"}).get(kind, "TEXT")

@@ -4,8 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cnnserve.config import ConfigError, ServerConfig, from_sources
+from cnnserve import spelling
+from cnnserve.config import ConfigError, ServerConfig
+from cnnserve.config_sources import doubts, from_sources
 
 
 def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
@@ -72,7 +76,8 @@ def test_a_bad_value_is_named(tmp_path: Path, arguments: list[str], environment:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("grpc_prot = 1", "unknown settings: grpc_prot"),
+        ("grpc_prot = 1", "unknown settings: grpc_prot; remove .* did you mean grpc_port?"),
+        ('repository = "a"\nmodel_repository = "b"', "c.toml: repository is 'a' and c.toml: model_repository is 'b'"),
         ("grpc_port = true", "expected INTEGER"),
         ("load_model = [1]", "expected NAME,NAME"),
     ],
@@ -89,11 +94,111 @@ def test_help_names_each_default(capsys: pytest.CaptureFixture[str]) -> None:
     options = capsys.readouterr().out.split("\noptions:")[1]
     flags = [" ".join(flag.split()) for flag in options.split("\n  --")[1:]]
     without = [flag for flag in flags if not re.search(r"\(default: [^)]", flag)]
-    assert [flag.split()[0] for flag in without] == ["model-repository"]
+    assert [flag.split()[0] for flag in without] == ["repository"]
 
 
 def test_the_repository_must_be_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a folder"):
         ServerConfig(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="--model-repository"):
+    with pytest.raises(ConfigError, match="--repository DIR or CNNSERVE_REPOSITORY"):
         from_sources([], {})
+
+
+@pytest.mark.parametrize("environment", [{}, {"CNNSERVE_REPOSITORY": "x"}, {"CNNSERVE_MODEL_REPOSITORY": "x"}])
+def test_the_repository_has_two_names(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "c.toml").write_text('model_repository = "x"')
+    for flag in ("--repository", "--model-repository"):
+        config = from_sources([flag, str(tmp_path), "--config", str(tmp_path / "c.toml")], environment)
+        assert config.repository == tmp_path
+    assert from_sources(["--repository", str(tmp_path), "--model-repository", str(tmp_path)], {}).repository == tmp_path
+
+
+def test_two_different_repositories_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="CNNSERVE_REPOSITORY is 'a' and CNNSERVE_MODEL_REPOSITORY is 'b', but both"):
+        from_sources([], {"CNNSERVE_REPOSITORY": "a", "CNNSERVE_MODEL_REPOSITORY": "b"})
+    with pytest.raises(SystemExit):
+        from_sources(["--repository", "a", "--model-repository", "b"], {})
+    assert "--model-repository b differs from a; give one of them (see" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("CNNSERVE_GRPC_PRT", "CNNSERVE_GRPC_PORT"),
+        ("CNNSERVE_GRPC_PROT", "CNNSERVE_GRPC_PORT"),
+        ("CNNSERVE_HTTPPORT", "CNNSERVE_HTTP_PORT"),
+        ("CNNSERVE_MODEL_REPOSITOR", "CNNSERVE_MODEL_REPOSITORY"),
+        ("CNNSERVE_LOGLEVEL", "CNNSERVE_LOG_LEVEL"),
+    ],
+)
+def test_a_mistaken_variable_stops_the_start(tmp_path: Path, name: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown environment variable {name}; did you mean {meant}"):
+        from_sources(["--repository", str(tmp_path)], {name: "9001"})
+
+
+SERVICE_LINKS = {
+    "CNNSERVE_SERVICE_HOST": "10.0.0.1",
+    "CNNSERVE_SERVICE_PORT": "8001",
+    "CNNSERVE_SERVICE_PORT_GRPC": "8001",
+    "CNNSERVE_PORT": "tcp://10.0.0.1:8001",
+    "CNNSERVE_PORT_8001_TCP": "tcp://10.0.0.1:8001",
+    "CNNSERVE_PORT_8001_TCP_PROTO": "tcp",
+    "CNNSERVE_PORT_8001_TCP_PORT": "8001",
+    "CNNSERVE_PORT_8001_TCP_ADDR": "10.0.0.1",
+    "CNNSERVE_HTTP_2_PORT": "tcp://10.0.0.1:8001",
+}
+
+
+def test_variables_of_kubernetes_and_of_the_client_pass_and_others_are_told(tmp_path: Path) -> None:
+    environment = SERVICE_LINKS | {"CNNSERVE_TOKEN": "x"}
+    assert from_sources(["--repository", str(tmp_path)], environment).grpc_port == 8001
+    assert doubts({}, environment) == []
+    assert doubts({}, environment | {"CNNSERVE_FLAVOUR": "x", "OTHER_GRPC_PRT": "1"}) == [
+        "environment variable CNNSERVE_FLAVOUR is unknown and has no effect; remove it"
+    ]
+
+
+def test_a_service_link_in_place_of_a_port_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"CNNSERVE_GRPC_PORT is 'tcp://.*Kubernetes .* enableServiceLinks: false"):
+        from_sources(["--repository", str(tmp_path)], {"CNNSERVE_GRPC_PORT": "tcp://10.0.0.1:8001"})
+
+
+def test_a_key_that_loses_to_a_variable_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("grpc_port = 1\nhttp_port = 2\ncpu_threads = 3\n")
+    environment = {"CNNSERVE_CONFIG": str(file), "CNNSERVE_GRPC_PORT": "10", "CNNSERVE_HTTP_PORT": "2"}
+    assert doubts({}, environment) == [
+        "c.toml: grpc_port has no effect, because CNNSERVE_GRPC_PORT is '10'; remove one of the two"
+    ]
+    # A flag is given on purpose.
+    assert doubts({"grpc_port": "11"}, environment) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--grpc-prt", "1"], "unknown flag --grpc-prt; did you mean --grpc-port?"),
+        (["--grpc-prt=1"], "unknown flag --grpc-prt; did you mean --grpc-port?"),
+        (["--model-repo", "x"], "unknown flag --model-repo; did you mean --"),
+        (["--xyzzy"], "unknown flag --xyzzy (see"),
+        (["models"], "unexpected argument 'models'"),
+        (["--grpc-port"], "argument --grpc-port: expected one argument"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        from_sources(arguments, {})
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"cnnserve serve: error: {said}")
+    assert error.endswith("(see cnnserve serve --help)\n")
+    assert error.count("\n") == 1
+
+
+@given(st.text("ab", max_size=5), st.text("ab", max_size=5))
+def test_distance_counts_changes(one: str, other: str) -> None:
+    found = spelling.distance(one, other)
+    assert found == spelling.distance(other, one)
+    assert (found == 0) == (one == other)
+    assert abs(len(one) - len(other)) <= found <= max(len(one), len(other))
+    assert spelling.distance(one, f"{one}x") == 1

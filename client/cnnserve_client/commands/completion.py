@@ -12,16 +12,19 @@ import argcomplete
 from argcomplete.lexers import split_line
 from argcomplete.shell_integration import shellcode
 
+from .flags import Parser
+
 _CLIENT = "cnnserve_client.commands.cli"
 # The function that returns the parser of each command.
 _PARSERS = {
-    "serve": ("cnnserve.config", "serve_parser"),
+    "serve": ("cnnserve.config_sources", "serve_parser"),
     "doctor": ("cnnserve.doctor.cli", "doctor_parser"),
     "export": ("cnnserve_export.flags", "export_parser"),
     "import": ("cnnserve_export.flags", "import_parser"),
     "train-lenet": ("cnnserve_export.flags", "train_parser"),
     "copy": ("cnnserve_export.flags", "copy_parser"),
     "upgrade": ("cnnserve_export.flags", "upgrade_parser"),
+    "sign": ("cnnserve_export.flags", "sign_parser"),
     "show": ("cnnserve.repository.show", "show_parser"),
     "token": ("cnnserve.access.command", "token_parser"),
     "classify": (_CLIENT, "classify_parser"),
@@ -42,7 +45,7 @@ def completion(arguments: Sequence[str]) -> int:
 
 def completion_parser() -> argparse.ArgumentParser:
     """Returns the parser of `cnnserve completion`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cnnserve completion",
         description="Print the code with which a shell completes commands and flags of cnnserve.",
         epilog="""To complete in every new shell, add one line to its start file:

@@ -1,9 +1,10 @@
 """The flags that all client commands share, and the `Client` that they describe."""
 
 import argparse
+import difflib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from cnnserve_client.errors import InvalidInputError
 from cnnserve_client.security import Tls
@@ -12,12 +13,29 @@ from cnnserve_client.target import DEFAULT_ADDRESS, checked_timeout
 if TYPE_CHECKING:
     from cnnserve_client.client import Client
 
+# How argparse begins the text about arguments that it does not know.
+_UNKNOWN = "unrecognized arguments: "
 _TOKEN_VARIABLE = "CNNSERVE_TOKEN"  # noqa: S105 - the variable's name
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, but a wrong command line prints one line, with the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints what is wrong in one line, and exits with status 2."""
+        if message.startswith(_UNKNOWN):
+            words = message.removeprefix(_UNKNOWN).split(" ")
+            word = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(word, flags, 1, 0.7)
+            message = f"unknown flag {word}" if word.startswith("-") else f"unexpected argument {word!r}"
+            message += "".join(f"; did you mean {flag}?" for flag in near)
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def client_parser(command: str, description: str, *, timeout_s: float) -> argparse.ArgumentParser:
     """Returns a parser with the flags for the address, TLS and token. `timeout_s` is the default of `--timeout-s`."""
-    parser = argparse.ArgumentParser(prog=f"cnnserve {command}", description=description, allow_abbrev=False)
+    parser = Parser(prog=f"cnnserve {command}", description=description, allow_abbrev=False)
     parser.add_argument(
         "--address",
         default=DEFAULT_ADDRESS,

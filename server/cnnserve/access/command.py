@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cnnserve.access.lists import digest_of, valid_name
 from cnnserve.access.scopes import GIVEN, scopes_of
+from cnnserve.spelling import Parser
 
 _BYTES = 32
 # So that programs which search for leaked secrets recognise it.
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def token_parser() -> argparse.ArgumentParser:
     """Returns the parser of `cnnserve token`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cnnserve token",
         description="Print a new token, and the line for --tokens-file of cnnserve serve, which has its SHA-256 only.",
     )

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cnnserve import config
-from cnnserve.config import ConfigError
+from cnnserve import config_sources, spelling
+from cnnserve.config import DEFAULT, ConfigError
 from cnnserve.doctor import devices, machine, report, software, versions
 from cnnserve.doctor.findings import Check, Context, Finding, Status
 
@@ -49,12 +49,12 @@ def doctor(arguments: Sequence[str]) -> int:
 
 def doctor_parser() -> argparse.ArgumentParser:
     """Returns the parser of `cnnserve doctor`."""
-    parser = argparse.ArgumentParser(
+    parser = spelling.Parser(
         prog="cnnserve doctor",
         description="Check this machine, its settings and a model repository, and say what to do about each problem. "
         "The settings are those of cnnserve serve, from flags, environment variables and file.",
         epilog="Exit status: 0 if there is no problem (there may be warnings), 1 if there is one, 2 for a wrong "
-        "command line. Example: cnnserve doctor --model-repository models",
+        "command line. Example: cnnserve doctor --repository models",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument(
@@ -64,22 +64,22 @@ def doctor_parser() -> argparse.ArgumentParser:
         "that would be served)",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (default: none)")
-    config.add_settings(parser)
+    config_sources.add_settings(parser)
     return parser
 
 
 def _settings(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
     """Returns the values of the settings, and what is wrong with them. Without valid ones: the defaults."""
     try:
-        gathered = config.gather(flags)
+        gathered = config_sources.gather(flags)
     except ConfigError as error:
-        values = {name: setting.value for name, setting in config.gather({}, {}).items()}
+        values = {name: setting.value for name, setting in config_sources.gather({}, {}).items()}
         return values, [_bad(error)]
     values = {name: setting.value for name, setting in gathered.items()}
-    given = {name: setting.source for name, setting in gathered.items() if setting.source != config.DEFAULT}
+    given = {name: setting.source for name, setting in gathered.items() if setting.source != DEFAULT}
     try:
-        if "model_repository" in gathered:
-            config.build(gathered)
+        if "repository" in gathered:
+            config_sources.build(gathered)
     except ConfigError as error:
         return values, [_bad(error)]
     text = f"{len(given)} given, all others have their defaults" if given else "all have their defaults"

@@ -41,7 +41,7 @@ class Context:
     @property
     def repository(self) -> Path | None:
         """The model repository; None if no setting names one."""
-        path = self.settings.get("model_repository")
+        path = self.settings.get("repository")
         return path if isinstance(path, Path) else None
 
 

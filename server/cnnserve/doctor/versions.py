@@ -45,14 +45,12 @@ def check(context: Context) -> Iterator[Finding]:
     """Yields a finding for each version, and for folders that hold none."""
     root = context.repository
     if root is None:
-        yield Finding(
-            "repository", Status.NOTE, "not checked, because no setting names it", "add --model-repository DIR"
-        )
+        yield Finding("repository", Status.NOTE, "not checked, because no setting names it", "add --repository DIR")
         return
     try:
         names = [folder.name for folder in folders.scan(root)]
     except ServingError as error:
-        fix = "set --model-repository to a folder that this user may read"
+        fix = "set --repository to a folder that this user may read"
         yield Finding("repository", Status.PROBLEM, f"{root}: {error}", fix)
         return
     for name in folders.misnamed(root):

@@ -9,6 +9,8 @@ from cnnserve.registry.lifecycle import ModelEntry
 from cnnserve.registry.registry import Registry
 from cnnserve.repository import folders
 
+# Both, so that who finds one of them missing does not find the other one missing next.
+_FLAGS = "--model-control-mode explicit --allow-model-control"
 EXPLICIT, POLL = "explicit", "poll"
 
 
@@ -54,9 +56,9 @@ class ModelControl:
         Call it before anything else, so that a client without permission learns nothing about the model repository.
         """
         if not self.allowed:
-            raise PermissionDenied("clients may not load or unload models; start the server with --allow-model-control")
+            raise PermissionDenied(f"clients may not load or unload models; start the server with {_FLAGS}")
         if self._mode != EXPLICIT:
             raise ModelControlOff(
                 f"explicit model load / unload is not allowed in model control mode {self._mode}; "
-                "start the server with --model-control-mode explicit"
+                f"start the server with {_FLAGS}"
             )

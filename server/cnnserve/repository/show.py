@@ -20,6 +20,7 @@ from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
 from cnnserve.repository.show_text import Entry
 from cnnserve.repository.version_files import VersionFiles
+from cnnserve.spelling import Parser
 
 
 class _NothingToShow(Exception):
@@ -63,7 +64,7 @@ def _show(path: Path, version: int | None, *, as_json: bool) -> int:
 
 def show_parser() -> argparse.ArgumentParser:
     """Returns the parser of `cnnserve show`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cnnserve show",
         description="Print the manifest of a version and compare the version's files with their digests.",
         epilog="Example: cnnserve show models/resnet50",

@@ -92,7 +92,7 @@ def test_the_cpu_budget_names_its_cgroup(tmp_path: Path, file: str, text: str, m
 def test_the_memory_limit_is_compared_with_the_models(tmp_path: Path, mib: int, status: str, fix: str) -> None:
     write_version(tmp_path / "models" / "tiny" / "1")
     (tmp_path / "memory.max").write_text(str(mib * 2**20))
-    context = Context({"model_repository": tmp_path / "models"})
+    context = Context({"repository": tmp_path / "models"})
     (found,) = machine.memory(context, tmp_path, NO_CGROUP)
     assert found.status.value == status
     assert fix in found.fix

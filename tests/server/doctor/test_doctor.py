@@ -135,7 +135,7 @@ def test_no_repository_is_no_problem(tmp_path: Path) -> None:
         (
             ["--model-repository", "/no/such/folder"],
             {},
-            "'/no/such/folder' is not a folder (set by --model-repository)",
+            "'/no/such/folder' is not a folder (set by --repository)",
         ),
         ([], {"CNNSERVE_DRAIN_GRACE_S": "soon"}, "CNNSERVE_DRAIN_GRACE_S is 'soon'"),
         (["--config", "/no/such/file"], {}, "cannot be read"),

@@ -90,7 +90,8 @@ def test_without_permission_every_call_is_refused_alike(tiny_server: RunningServ
         assert answers == {
             (
                 grpc.StatusCode.PERMISSION_DENIED,
-                "clients may not load or unload models; start the server with --allow-model-control",
+                "clients may not load or unload models; start the server with --model-control-mode explicit "
+                "--allow-model-control",
             )
         }
         metadata = call(f"{OIP}/ServerMetadata", o.ServerMetadataRequest())
