@@ -16,9 +16,11 @@ Every setting of `cnnserve serve` can be given in three ways:
 - an environment variable, for example `CNNSERVE_GRPC_PORT=9001`;
 - a key of a TOML file, for example `grpc_port = 9001`. Name the file with `--config FILE` or `CNNSERVE_CONFIG`.
 
-A flag has priority over a variable, and a variable over the file. The server refuses to start if a value is wrong, if the
-file has an unknown key, or if an unknown variable is so like a setting that it is probably a mistake. It warns of other
-unknown variables `CNNSERVE_…`, except those that Kubernetes sets for a Service, and of keys that a variable overrides.
+A flag has priority over a variable, and a variable over the file. The server refuses to start if a value is wrong, if
+the file has an unknown key, or if an unknown variable is so like a setting that it is probably a mistake. It warns of
+other unknown variables `CNNSERVE_…`, except those that Kubernetes sets for a Service, and of keys that a variable
+overrides.
+
 `repository` is also `--model-repository`, `CNNSERVE_MODEL_REPOSITORY` and `model_repository`, its older names.
 [Serve](../serve.md#settings) shows the three ways.
 

@@ -17,7 +17,10 @@ def toml(settings: Mapping[str, Setting]) -> str:
     """Returns the settings as TOML. Comments have the sources, and what a 0 stands for on this machine."""
     chosen = _chosen({name: setting.value for name, setting in settings.items()})
     lines = [
-        (f"{name} = {_literal(setting.value)}", _comment(name, setting, chosen)) for name, setting in settings.items()
+        (f"{name} = {_literal(setting.value)}", _comment(name, setting, chosen))
+        for name, setting in settings.items()
+        # TOML has no word for "none".
+        if setting.value is not None
     ]
     width = max(len(line) for line, _ in lines)
     return "\n".join([_HEAD, *(f"{line:<{width}}  # {comment}" for line, comment in lines)])
