@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import folders
+from cnnserve.repository.signature import Trust
 from support import REPOSITORY, open_version, rewrite_manifest
 
 SCHEMA_1 = Path(__file__).parent / "trust" / "schema1"
@@ -41,10 +42,10 @@ def lenet5(root: Path, *, schema: int = 2) -> Path:
     return root / "lenet5" / "1"
 
 
-def refusal(folder: Path) -> str:
-    """Returns why the server does not serve a version folder; "" if it does."""
+def refusal(folder: Path, trust: Trust | None = None) -> str:
+    """Returns why the server, with trusted keys or without, does not serve a version folder; "" if it does."""
     try:
-        open_version(folders.find(folder.parent.parent, folder.parent.name), int(folder.name))
+        open_version(folders.find(folder.parent.parent, folder.parent.name, trust=trust), int(folder.name))
     except ModelLoadFailed as error:
         return str(error)
     return ""

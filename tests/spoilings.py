@@ -33,7 +33,7 @@ from spoiled_networks import (
     without_softmax,
 )
 from spoiling import Change, field, file, lenet5
-from support import REPOSITORY, write_version
+from support import REPOSITORY, rewrite_manifest, write_version
 
 # What finds a change: the digests, the checks of the manifest, of its place, of the kinds of files, of files to which
 # the graph refers, of labels, of what the ONNX file is, the self-test, a warning, the rule that no unverified version
@@ -171,6 +171,10 @@ def stable(root: Path) -> None:
     (root / "lenet5" / "version_labels.json").write_text('{"stable": 1}')
 
 
+def no_config(root: Path) -> None:
+    (root / "lenet5" / "config.pbtxt").unlink()
+
+
 def other_name(root: Path) -> None:
     path = root / "lenet5" / "config.pbtxt"
     path.write_text(path.read_text().replace('"lenet5"', '"digits"'))
@@ -303,6 +307,21 @@ ROWS: list[Row] = [
     ),
     Row("another origin", at(field("weights/source", "ImageNet")), None, "the server does not know the origin"),
     Row("a better parity", at(field("parity/batches/1", 0.0)), None, "the server does not know PyTorch's answers"),
+    Row(
+        "an old version renumbered",
+        lambda root: (old_version(root), rewrite_manifest(root / "lenet5" / "2")),
+        None,
+        "a manifest that says so is as good as any",
+        2,
+    ),
+    Row(
+        "another model renamed",
+        lambda root: (other_model(root), no_config(root), rewrite_manifest(root / "lenet5" / "2")),
+        None,
+        "a manifest that says so is as good as any",
+        2,
+    ),
+    Row("no config", no_config, None, "a model needs no config.pbtxt"),
     Row("a label of another version", stable, None, "version_labels.json belongs to no version"),
     Row("a smaller batch", other_config("instance_group { count: 2 }"), None, "config.pbtxt belongs to no version"),
     # Manifests that set their own limits, or that can be understood in two ways.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -30,7 +30,7 @@ from cnnserve.api.model_infer import Inference
 from cnnserve.api.open_inference import InferenceService
 from cnnserve.api.regions import SharedMemory
 from cnnserve.api.shared_memory import SharedMemoryService
-from cnnserve.config import ServerConfig
+from cnnserve.config import ConfigError, ServerConfig
 from cnnserve.errors import ServingError
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model import loader
@@ -45,6 +45,7 @@ from cnnserve.registry.health import Health
 from cnnserve.registry.opening import LoadLimits, VersionOpener
 from cnnserve.registry.poller import Poller, watch_labels
 from cnnserve.registry.registry import Registry
+from cnnserve.repository.signature import Trust
 from cnnserve.transports import addresses
 from cnnserve.transports.calls import PeerLimits
 from cnnserve.transports.choice import GrpcTransport, grpc_transport
@@ -77,13 +78,18 @@ class Ports:
 def run(config: ServerConfig, work: Callable[[ServerConfig], Coroutine[Any, Any, int]] | None = None) -> int:
     """Runs `work` on the event loop and returns the exit status.
 
-    By default it serves until SIGTERM or SIGINT, and drains. The status is 0, or 1 if it cannot listen on a port.
+    By default it serves until SIGTERM or SIGINT, and drains. The status is 0, or 1 if it cannot listen on a port, or 2
+    if the trusted keys cannot be used.
     """
     # If the event loop is busy when a run ends, the instance's thread waits for the GIL: by default up to 5 ms, which
     # is a whole run of a small model.
     sys.setswitchinterval(_SWITCH_S)
     heap.limit_arenas(max(2, cpu_threads(config)))
-    code = uvloop.run((work or _run)(config))
+    try:
+        code = uvloop.run((work or _run)(config))
+    except ConfigError as error:
+        _log.error("%s", error)
+        code = 2
     logging.shutdown()
     if any(thread.daemon for thread in threading.enumerate()):
         # A load, or a run longer than the grace period, is still in native code, which would abort the process if the
@@ -120,8 +126,9 @@ async def serve(
 ) -> None:
     """Runs a server until `shutdown` is set. Calls `on_bound` with its ports.
 
-    Raises `OSError` if a port is in use, `AccessError` if a file of access control cannot be used. The server looks for
-    changed models each time `look` is set (in mode poll), and reads the files of access control when `reread` is set.
+    Raises `OSError` if a port is in use, `AccessError` if a file of access control cannot be used, and `ConfigError` if
+    the trusted keys cannot be used. The server looks for changed models each time `look` is set (in mode poll), and
+    reads the files of access control when `reread` is set.
     """
     files = open_files.raise_limit()
     # First, because the server must not start with a file that says who may do what and cannot be read.
@@ -268,8 +275,26 @@ def _follow_memory(asked_mib: int, budget: MemoryBudget, pressure: MemoryPressur
         budget.limit_bytes = memory_limit.budget(asked_mib, limit, pressure.idle_bytes).mib * 2**20
 
 
+def trusted_keys(config: ServerConfig) -> Trust | None:
+    """Returns the keys whose signatures count, if there are any. Raises `ConfigError`."""
+    if config.trusted_keys is None:
+        return None
+    try:
+        # By name: without trusted keys, the start must not pay for cryptography.
+        trusted = importlib.import_module("cnnserve.trust.keys").read(config.trusted_keys)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'trusted_keys needs {error.name}, which is not installed: pip install "cnnserve[trust]"'
+        ) from error
+    for warning in trusted.warnings:
+        _log.warning("trusted keys: %s", warning)
+    _log.info("only versions with a signature of a trusted key are served; trusted are %s", trusted)
+    return cast("Trust", trusted)
+
+
 def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, budget: MemoryBudget) -> Registry:
-    """Returns the registry of the model repository. Nothing is loaded yet."""
+    """Returns the registry of the model repository. Nothing is loaded yet. Raises `ConfigError`, see `trusted_keys`."""
+    trust = trusted_keys(config)
     device: Device = "cuda" if config.device == "cuda" else "cpu"
     open_version = partial(
         loader.open_version,
@@ -286,10 +311,10 @@ def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, bu
         open_version,
         decoders,
         at_once=at_once,
-        require_manifest=config.require_manifest,
+        require_manifest=config.require_manifest or trust is not None,
         limits=LoadLimits(config.load_timeout_s, config.build_timeout_s),
     )
-    return Registry(config.repository, opener, config.model_config_name)
+    return Registry(config.repository, opener, config.model_config_name, trust)
 
 
 async def load_first(config: ServerConfig, registry: Registry) -> None:

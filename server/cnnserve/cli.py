@@ -50,6 +50,9 @@ _COMMANDS = {
     "sign": _Command(
         "cnnserve_export.cli", "sign", "sign a version, or the files of a model beside its versions", "signing"
     ),
+    "verify": _Command(
+        "cnnserve.trust.verify", "verify", "check the signatures of versions and models with trusted keys", "trust"
+    ),
     "show": _Command(
         "cnnserve.repository.show", "show", "print a version's manifest and compare its files with their digests"
     ),

@@ -127,6 +127,14 @@ class ServerConfig:
     require_manifest: bool = _setting(
         False, "refuse to load versions without manifest.json (default: load them as unverified)"
     )
+    trusted_keys: Path | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "folder of public keys and certificates (PEM): serve only versions that one of them has signed "
+            "with cnnserve sign, and use only signed files beside them; implies --require-manifest (default: "
+            "signatures are not checked)"
+        },
+    )
     strict_readiness: bool = _setting(
         False,
         "report ready only if each model to be served at start has a READY version; models unloaded since then do not "

@@ -98,6 +98,7 @@ def open_version(
     if manifest is not None and (unnamed := onnx_files.unnamed(files, manifest)):
         _log.warning("model %s version %d: %s", folder.name, version, unnamed)
     with contextlib.closing(onnx_files.load(files, model_file, manifest)) as model:
+        files.check_others()
         if manifest is not None:
             _check_precision(manifest, model)
         execution, sessions = open_sessions(model, execution, cpu_threads, engine_cache, on_stage)
@@ -207,6 +208,8 @@ def _read_manifest(files: VersionFiles) -> Manifest | None:
     manifest = manifests.read_from(files)
     if manifest is not None:
         manifests.check_own_place(manifest, files.folder, files.version)
+        if files.signed is not None:
+            manifests.check_contract(manifest)
         if files.folder.mounted:
             _log.info(
                 "model %s is another name of %s version %d%s, whose folder was given to it",

@@ -4,7 +4,8 @@ The file is optional. A setting that this server does not support fails the load
 author would believe that it has an effect.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -63,7 +64,10 @@ def of(folder: ModelFolder, tree: Tree | None = None) -> pb.ModelConfig | None:
     """
     if folder.config:
         return parse_json(folder.config, folder.name)
-    return read(folder.path, folder.config_file) if tree is None else _read(tree, folder.name, folder.config_file)
+    if tree is not None:
+        return _read(tree, folder.name, folder.config_file)
+    with _opened(folder.open) as opened:
+        return None if opened is None else _read(opened, folder.name, folder.config_file)
 
 
 def allows_unverified(folder: ModelFolder, tree: Tree) -> bool:
@@ -93,13 +97,22 @@ def read(model_folder: Path, instead: str = "") -> pb.ModelConfig | None:
 
     If the file `instead` (relative to the folder) exists, it is read in place of config.pbtxt.
     """
+    with _opened(lambda: Tree(model_folder)) as tree:
+        return None if tree is None else _read(tree, model_folder.name, instead)
+
+
+@contextlib.contextmanager
+def _opened(open_folder: Callable[[], Tree]) -> Iterator[Tree | None]:
+    """Yields the opened folder of a model; None if there is none."""
     try:
-        with Tree(model_folder) as tree:
-            return _read(tree, model_folder.name, instead)
+        tree = open_folder()
     except FileNotFoundError:
-        return None
+        yield None
+        return
     except OSError as error:
         raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {reason(error)}") from error
+    with tree:
+        yield tree
 
 
 def _read(tree: Tree, model: str, instead: str) -> pb.ModelConfig | None:

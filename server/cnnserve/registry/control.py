@@ -27,9 +27,14 @@ class ModelControl:
         """Loads a model, or the versions of it that changed or failed, and returns its entry.
 
         `config` is JSON that replaces config.pbtxt until the next load. Raises `ModelNotFound`, `ModelLoadFailed`,
-        `ShuttingDown`, and the errors of `check`.
+        `ShuttingDown`, the errors of `check`, and `PermissionDenied` if there is a config that only a file may have.
         """
         self.check()
+        if config and self._registry.trust is not None:
+            raise PermissionDenied(
+                "this server accepts signed files only (--trusted-keys), so a load cannot have a config; write it into "
+                "the model's config.pbtxt, sign the model's folder, and load the model without one"
+            )
         return await self._registry.load(name, config)
 
     async def unload(self, name: str) -> ModelEntry:

@@ -157,6 +157,8 @@ class VersionOpener:
     def _attempt(self, folder: ModelFolder, version: int, on_stage: OnStage) -> _Attempt:
         try:
             with VersionFiles(folder, version) as files:
+                if files.signed is not None:
+                    _log.info("model %s version %d is signed by %s", folder.name, version, files.signed.signer)
                 result = self._result(files, on_stage)
                 return _Attempt(result, files.fingerprint)
         except ModelLoadFailed as error:

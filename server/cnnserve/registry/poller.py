@@ -32,6 +32,7 @@ from cnnserve.registry.registry import Registry
 from cnnserve.repository import folders
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import Fingerprint, ModelFolder
+from cnnserve.repository.signature import Trust
 from cnnserve.repository.version_files import VersionFiles
 
 _log = logging.getLogger(__name__)
@@ -76,12 +77,15 @@ class ModelSight:
         return frozenset(number for number, sight in self.versions.items() if sight.may_load)
 
 
-def look(root: Path, before: Mapping[str, ModelSight], config_name: str = "") -> dict[str, ModelSight]:
+def look(
+    root: Path, before: Mapping[str, ModelSight], config_name: str = "", trust: Trust | None = None
+) -> dict[str, ModelSight]:
     """Returns the models found now, compared with those found before. Blocks.
 
     Raises `ModelLoadFailed` if the model repository cannot be read.
     """
-    now = {folder.name: _look_at(folder, before.get(folder.name)) for folder in folders.scan(root, config_name)}
+    found = folders.scan(root, config_name, trust)
+    now = {folder.name: _look_at(folder, before.get(folder.name)) for folder in found}
     gone = {name: sight for name, sight in before.items() if name not in now and not sight.missing}
     return now | {name: replace(sight, missing=True) for name, sight in gone.items()}
 
@@ -177,7 +181,9 @@ class Poller:
     async def poll(self) -> None:
         """Looks at the model repository once. Separate tasks make the changes; `settle` waits for them."""
         try:
-            self._seen = await on_thread(partial(look, self._root, self._seen, self._config_name), "poll")
+            self._seen = await on_thread(
+                partial(look, self._root, self._seen, self._config_name, self._registry.trust), "poll"
+            )
         except ModelLoadFailed as error:
             if self._readable:
                 _log.error("%s; the models stay as they are until it can be read again", error)

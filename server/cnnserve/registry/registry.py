@@ -26,6 +26,7 @@ from cnnserve.registry.wanted_versions import Plan
 from cnnserve.repository import folders
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import ModelFolder
+from cnnserve.repository.signature import Trust
 
 _log = logging.getLogger(__name__)
 
@@ -54,11 +55,13 @@ def _if_passing(entry: VersionEntry) -> bool:
 class Registry:
     """All models of one model repository. Use it on the event loop only; its blocking work runs on threads.
 
-    `config_name`: if a model has a file configs/NAME.pbtxt, it is read instead of config.pbtxt.
+    `config_name`: if a model has a file configs/NAME.pbtxt, it is read instead of config.pbtxt. `trust`: the keys that
+    must have signed all files; None: signatures do not matter.
     """
 
-    def __init__(self, root: Path, opener: VersionOpener, config_name: str = "") -> None:
+    def __init__(self, root: Path, opener: VersionOpener, config_name: str = "", trust: Trust | None = None) -> None:
         self._root = root
+        self.trust = trust
         self._config_name = config_name
         self._opener = opener
         self._models: dict[str, ModelEntry] = {}
@@ -199,9 +202,17 @@ class Registry:
 
     async def refresh_labels(self) -> None:
         """Reads every `version_labels.json` that has changed."""
-        models = [(entry, self._root / entry.name, entry.labels) for entry in self.models]
-        fresh = await on_thread(lambda: [version_labels.read_labels(folder, labels) for _, folder, labels in models])
-        for (entry, _, _), labels in zip(models, fresh, strict=True):
+        models = [(entry, entry.labels) for entry in self.models]
+
+        def read() -> list[VersionLabels]:
+            return [
+                version_labels.read_labels(
+                    ModelFolder(entry.name, self._root / entry.name, {}, trust=self.trust), labels
+                )
+                for entry, labels in models
+            ]
+
+        for (entry, _), labels in zip(models, await on_thread(read), strict=True):
             entry.labels = labels
 
     def stop_loading(self) -> None:
@@ -275,7 +286,7 @@ class Registry:
         labels, serving = (entry.labels, entry.ready) if entry else (VersionLabels(), [])
         available = None if only is None else {*only, *(ready.version for ready in serving)}
         try:
-            read = partial(plans.read, config=config, config_name=self._config_name)
+            read = partial(plans.read, config=config, config_name=self._config_name, trust=self.trust)
             return await self._read(partial(read, self._root, name, labels, available))
         except ModelNotFound:
             if not serving:

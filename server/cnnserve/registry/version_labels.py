@@ -11,9 +11,10 @@ from pathlib import Path
 from stat import S_ISREG
 
 from cnnserve import json_text
-from cnnserve.errors import VersionNotFound
+from cnnserve.errors import ModelLoadFailed, VersionNotFound
 from cnnserve.registry.lifecycle import ModelEntry, VersionLabels
-from cnnserve.repository.folders import LABELS_FILE, version_number
+from cnnserve.repository.folders import LABELS_FILE, ModelFolder, version_number
+from cnnserve.repository.signature import SIGNATURE_FILE
 
 _log = logging.getLogger(__name__)
 
@@ -36,29 +37,40 @@ def resolve(entry: ModelEntry, text: str) -> int:
     raise VersionNotFound(f"model '{entry.name}' has no {said}; it has {known} (labels: {labels})")
 
 
-def read_labels(folder: Path, before: VersionLabels) -> VersionLabels:
+def read_labels(folder: ModelFolder, before: VersionLabels) -> VersionLabels:
     """Returns the labels in a model's folder. Blocks.
 
-    If the file is broken, logs that once and returns the labels that were read before.
+    If the file is broken, or is not signed although it must be, logs that once and returns the labels that were read
+    before.
     """
-    path = folder / LABELS_FILE
+    names = (LABELS_FILE,) if folder.trust is None else (LABELS_FILE, SIGNATURE_FILE)
+    try:
+        signature = [_state(folder.path / name) for name in names]
+        if signature == before.signature:
+            return before
+        if signature == [None]:
+            return VersionLabels()
+    except OSError:
+        return before
+    try:
+        with folder.open() as tree:
+            labels = parse_labels(tree.read(LABELS_FILE).decode()) if tree.has(LABELS_FILE) else {}
+        return VersionLabels(labels, signature)
+    except (OSError, ValueError, ModelLoadFailed) as error:
+        # A model without labels may lack a signature, too. Its loads say so.
+        if signature[0] is not None or before.versions:
+            _log.error("model %s: %s is ignored, the labels stay as they were: %s", folder.name, LABELS_FILE, error)
+        return VersionLabels(before.versions, signature)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
     try:
         stat = path.stat()
     except FileNotFoundError:
-        return VersionLabels()
-    except OSError:
-        return before
+        return None
     if not S_ISREG(stat.st_mode):
-        # A pipe would hold the reader for ever.
-        return before
-    signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    if signature == before.signature:
-        return before
-    try:
-        return VersionLabels(parse_labels(path.read_text(encoding="utf-8")), signature)
-    except (OSError, ValueError) as error:
-        _log.error("model %s: %s is ignored, the labels stay as they were: %s", folder.name, LABELS_FILE, error)
-        return VersionLabels(before.versions, signature)
+        raise OSError("it is not a file")
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def parse_labels(text: str) -> dict[str, int]:

@@ -10,6 +10,7 @@ from cnnserve.registry import version_labels
 from cnnserve.registry.lifecycle import VersionLabels
 from cnnserve.repository import folders
 from cnnserve.repository.folders import Fingerprint, ModelFolder
+from cnnserve.repository.signature import Trust
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,21 @@ def read(
     *,
     config: str = "",
     config_name: str = "",
+    trust: Trust | None = None,
 ) -> Plan:
     """Returns the plan for one model, for its `available` versions or for all of them. Raises `ModelNotFound`.
 
-    `labels` were read before; `config` is JSON that replaces the config file that `config_name` chooses.
+    `labels` were read before; `config` is JSON that replaces the config file that `config_name` chooses. `trust` has
+    the keys that must have signed the model's files.
     """
-    folder = replace(folders.find(root, name, config_name), config=config)
+    folder = replace(folders.find(root, name, config_name, trust), config=config)
     if folder.unreadable:
         return Plan(folder, labels, {}, f"its folder cannot be read: {folder.unreadable}")
     present = [version for version in folder.versions if available is None or version in available]
     chosen, reason = _choose(folder, present)
     # Taken before the files are read, so that a change during the load shows as a difference the next time.
     files = {version: folders.fingerprint(folder, version) for version in chosen}
-    return Plan(folder, version_labels.read_labels(folder.path, labels), files, reason)
+    return Plan(folder, version_labels.read_labels(folder, labels), files, reason)
 
 
 def _choose(folder: ModelFolder, present: list[int]) -> tuple[list[int], str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from cnnserve import json_text
 from cnnserve.errors import ModelLoadFailed, ModelNotFound, reason
+from cnnserve.repository.signature import Trust
+from cnnserve.repository.signed_tree import SignedTree
 from cnnserve.repository.tree import Tree
 
 # Model names are used in URLs, log lines, metric labels and paths.
@@ -34,7 +36,8 @@ class ModelFolder:
 
     `config`: JSON of a load request, which replaces any file. `config_file`: path below `path` of the file that is read
     instead of config.pbtxt if it exists. `unreadable`: why the folder cannot be listed now; "": it can. `verified`: the
-    model has had a version with a manifest, so one without needs the consent of the config file.
+    model has had a version with a manifest, so one without needs the consent of the config file. `trust`: the keys that
+    must have signed the files; None: signatures do not matter.
     """
 
     name: str
@@ -44,11 +47,23 @@ class ModelFolder:
     config_file: str = ""
     unreadable: str = ""
     verified: bool = False
+    trust: Trust | None = None
 
     @property
     def mounted(self) -> bool:
         """Whether the folder is a version's folder that was given as that of a model: then `name` is an alias."""
         return self.path in self.versions.values()
+
+    def open(self) -> Tree:
+        """Opens the folder, in which only signed files count if there are trusted keys.
+
+        Raises `OSError`, and `ModelLoadFailed` if the files beside the version folders have no valid signature.
+        """
+        if self.trust is None:
+            return Tree(self.path)
+        if self.mounted:
+            return SignedTree(self.path, self.trust)
+        return SignedTree(self.path, self.trust, self.name, [path.name for path in self.versions.values()])
 
     def place(self, version: int) -> str:
         """Returns the path of a version's folder below `path`; "" if it is `path` itself."""
@@ -66,17 +81,17 @@ class Fingerprint:
     config: str = ""
 
 
-def scan(root: Path, config_name: str = "") -> list[ModelFolder]:
+def scan(root: Path, config_name: str = "", trust: Trust | None = None) -> list[ModelFolder]:
     """Returns every model of the model repository, sorted by name: each folder whose name is a model name.
 
-    `config_name` chooses the config file of each model. Hidden folders are no models. Raises `ModelLoadFailed` if the
-    model repository cannot be read.
+    `config_name` chooses the config file of each model, `trust` has the keys that must have signed its files. Hidden
+    folders are no models. Raises `ModelLoadFailed` if the model repository cannot be read.
     """
     try:
         folders = sorted(path for path in root.iterdir() if _is_folder(path))
     except OSError as error:
         raise ModelLoadFailed(f"the model repository cannot be read: {error.strerror}") from error
-    return [model_folder(path, config_name) for path in folders if MODEL_NAME.fullmatch(path.name)]
+    return [model_folder(path, config_name, trust=trust) for path in folders if MODEL_NAME.fullmatch(path.name)]
 
 
 def misnamed(root: Path) -> list[str]:
@@ -90,14 +105,14 @@ def misnamed(root: Path) -> list[str]:
     return []
 
 
-def find(root: Path, name: str, config_name: str = "") -> ModelFolder:
+def find(root: Path, name: str, config_name: str = "", trust: Trust | None = None) -> ModelFolder:
     """Returns one model's folder by its name, as `scan` does.
 
     Raises `ModelNotFound` if there is no such folder, or if `name` is no model name.
     """
     if not MODEL_NAME.fullmatch(name) or not _is_folder(root / name):
         raise ModelNotFound(f"model {name!r} is not in the model repository")
-    return model_folder(root / name, config_name)
+    return model_folder(root / name, config_name, trust=trust)
 
 
 def fingerprint(folder: ModelFolder, version: int, tree: Tree | None = None) -> Fingerprint:
@@ -147,7 +162,7 @@ def _stats(tree: Tree, files: Iterable[str]) -> tuple[FileStat, ...]:
     return tuple(stats)
 
 
-def model_folder(path: Path, config_name: str = "", name: str = "") -> ModelFolder:
+def model_folder(path: Path, config_name: str = "", name: str = "", trust: Trust | None = None) -> ModelFolder:
     """Returns one model's folder. Its subfolders 1, 2, 3, ... are the versions; if it cannot be read, it has none.
 
     The folder of a version, as KServe mounts it, may also be given as that of a model. Then its manifest states the
@@ -163,16 +178,22 @@ def model_folder(path: Path, config_name: str = "", name: str = "") -> ModelFold
     except OSError as error:
         unreadable = reason(error)
     if not versions and not unreadable and (name or not version_number(path.name)):
-        versions = _mounted_version(path)
+        versions = _mounted_version(path, trust)
     config_file = f"configs/{config_name}.pbtxt" if config_name else ""
-    versions = dict(sorted(versions.items()))
-    return ModelFolder(name or path.name, path, versions, config_file=config_file, unreadable=unreadable)
+    return ModelFolder(
+        name or path.name,
+        path,
+        dict(sorted(versions.items())),
+        config_file=config_file,
+        unreadable=unreadable,
+        trust=trust,
+    )
 
 
-def _mounted_version(path: Path) -> dict[int, Path]:
+def _mounted_version(path: Path, trust: Trust | None) -> dict[int, Path]:
     """Returns the version whose folder this is, if it has a manifest. If that is broken, any number will do: 1."""
     try:
-        with Tree(path) as tree:
+        with Tree(path) if trust is None else SignedTree(path, trust) as tree:
             if not tree.has(MANIFEST_FILE):
                 return {}
             # No manifest has more. The parser would hold up other threads.

@@ -28,7 +28,7 @@ _PREDICATE = "https://model_signing/signature/v1.0"
 
 @dataclass(frozen=True)
 class Signed:
-    """What a signature covers: the `name` of the folder, and the paths of its files with SHA-256 in hexadecimal digits.
+    """What a signature covers: the `name` of the folder, and its `files` by path, with SHA-256 in hexadecimal digits.
 
     `signer` names the trusted key, or the certificate and the authority; "" before the signature is verified.
     """
@@ -128,13 +128,13 @@ def check_digest(signed: Signed, name: str, sha256: str) -> None:
     expected = signed.files.get(name)
     if expected is None:
         raise ModelLoadFailed(
-            f"{SIGNATURE_FILE} does not cover {name}: the file was added after signing, or the signature belongs to "
-            f"another folder; remove the file, or {SIGN_AGAIN}"
+            f"{SIGNATURE_FILE} does not cover {name}: it was added after signing, or the signature belongs to another "
+            f"folder; remove it, or {SIGN_AGAIN}"
         )
     if sha256 != expected:
         raise ModelLoadFailed(
-            f"{name} is not the file that was signed: SHA-256 {sha256[:12]}…, {SIGNATURE_FILE} says {expected[:12]}…; "
-            f"put the signed file back, or, if the change is yours, {SIGN_AGAIN}"
+            f"file {name} is not the one that was signed: SHA-256 {sha256[:12]}…, {SIGNATURE_FILE} says "
+            f"{expected[:12]}…; put the signed file back, or, if the change is yours, {SIGN_AGAIN}"
         )
 
 

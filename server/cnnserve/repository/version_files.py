@@ -17,23 +17,32 @@ from cnnserve.errors import ModelLoadFailed, reason
 from cnnserve.repository import folders
 from cnnserve.repository.folders import Fingerprint, ModelFolder, version_number
 from cnnserve.repository.private_copy import PrivateCopy
-from cnnserve.repository.tree import Tree
+from cnnserve.repository.signature import Signed
+from cnnserve.repository.signed_tree import SignedTree
 
 
 class VersionFiles:
     """The files of a version, by their names in its folder, and those of its model. Close them, or use `with`.
 
-    `shared` has the files in the model's folder. Methods raise `FileNotFoundError` for a file that does not exist, and
-    `ModelLoadFailed` for one that cannot be read. The constructor raises `ModelLoadFailed`.
+    `shared` has the files in the model's folder. If the folder has trusted keys, all that is read must be signed, and
+    `signed` says what was signed in the version's folder. Methods raise `FileNotFoundError` for a file that does not
+    exist, and `ModelLoadFailed` for one that cannot be read. The constructor raises `ModelLoadFailed`.
     """
 
     def __init__(self, folder: ModelFolder, version: int) -> None:
         self.folder = folder
         self.version = version
         try:
-            self.shared = Tree(folder.path)
+            self.shared = folder.open()
         except OSError as error:
             raise ModelLoadFailed(f"the folder of the model cannot be read: {reason(error)}") from error
+        self.signed: Signed | None = None
+        if isinstance(self.shared, SignedTree):
+            try:
+                self.signed = self.shared.signed(folder.place(version))
+            except BaseException:
+                self.close()
+                raise
         self._scanned = folders.fingerprint(folder, version, self.shared)
         self._contents: dict[str, bytes] = {}
 
@@ -87,12 +96,29 @@ class VersionFiles:
     def copy(self, name: str) -> PrivateCopy:
         """Returns a private copy of a file, for a file that may be large. The caller closes it."""
         with self.open(name) as file, _explained(name):
-            return PrivateCopy(file, name)
+            copy = PrivateCopy(file, name)
+        try:
+            self._check(name, copy.sha256)
+        except ModelLoadFailed:
+            copy.close()
+            raise
+        return copy
 
     def digest(self, name: str) -> tuple[str, int]:
         """Returns SHA-256 (hexadecimal digits) and size (bytes) of a file, which is read for this only."""
         with self.open(name) as file, _explained(name):
-            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+            sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+        self._check(name, sha256)
+        return sha256, size
+
+    def check_others(self) -> None:
+        """Compares the signed files of the version that nothing has read with their signature, if there is one."""
+        if isinstance(self.shared, SignedTree):
+            self.shared.check_others(self.folder.place(self.version))
+
+    def _check(self, name: str, sha256: str) -> None:
+        if isinstance(self.shared, SignedTree):
+            self.shared.check(self._path(name), sha256)
 
     def _path(self, name: str) -> str:
         place = self.folder.place(self.version)

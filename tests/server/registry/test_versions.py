@@ -9,6 +9,7 @@ import pytest
 from cnnserve.errors import VersionNotFound
 from cnnserve.registry.lifecycle import ModelEntry, VersionEntry, VersionLabels
 from cnnserve.registry.version_labels import parse_labels, read_labels, resolve
+from cnnserve.repository.folders import model_folder
 
 
 def test_labels_by_word() -> None:
@@ -63,22 +64,23 @@ def test_the_file_is_read_when_it_changes_and_the_last_good_one_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "version_labels.json"
-    none = read_labels(tmp_path, VersionLabels())
+    folder = model_folder(tmp_path)
+    none = read_labels(folder, VersionLabels())
     assert none == VersionLabels()
     file.write_text('{"stable": 1}')
-    first = read_labels(tmp_path, none)
+    first = read_labels(folder, none)
     assert first.versions == {"stable": 1}
-    assert read_labels(tmp_path, first) is first
+    assert read_labels(folder, first) is first
     file.write_text('{"stable": ')
     os.utime(file, ns=(1, 1))
     with caplog.at_level(logging.ERROR):
-        broken = read_labels(tmp_path, first)
-        assert read_labels(tmp_path, broken) is broken
+        broken = read_labels(folder, first)
+        assert read_labels(folder, broken) is broken
     assert broken.versions == {"stable": 1}
     assert len(caplog.records) == 1
     assert "version_labels.json is ignored" in caplog.text
     file.write_text('{"stable": 2}')
-    repaired = read_labels(tmp_path, broken)
+    repaired = read_labels(folder, broken)
     assert repaired.versions == {"stable": 2}
     file.unlink()
-    assert read_labels(tmp_path, repaired) == VersionLabels()
+    assert read_labels(folder, repaired) == VersionLabels()

@@ -5,7 +5,7 @@ file that the manifest names, and repeats the golden images before the version b
 """
 
 from cnnserve.repository.folders import MANIFEST_FILE
-from cnnserve.repository.manifest.checks import check_own_place, check_place
+from cnnserve.repository.manifest.checks import check_contract, check_own_place, check_place
 from cnnserve.repository.manifest.digests import altered_files, digest, verify, verify_files
 from cnnserve.repository.manifest.limits import (
     LOG_TOLERANCES,
@@ -65,6 +65,7 @@ __all__ = [
     "TensorInfo",
     "altered_files",
     "any_manifest",
+    "check_contract",
     "check_own_place",
     "check_place",
     "check_preprocessing",

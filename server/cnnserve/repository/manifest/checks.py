@@ -8,7 +8,7 @@ from cnnserve.repository.folders import MANIFEST_FILE, MAX_VERSION, MODEL_NAME, 
 from cnnserve.repository.manifest import limits, probabilities
 from cnnserve.repository.manifest.fields import InvalidField
 from cnnserve.repository.manifest.preprocessing import check_preprocessing
-from cnnserve.repository.manifest.schema import Golden, Manifest
+from cnnserve.repository.manifest.schema import SCHEMA, Golden, Manifest
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INT64 = 2**63 - 1
@@ -38,6 +38,15 @@ def check_place(manifest: Manifest, model: str, version: int) -> None:
 def check_own_place(manifest: Manifest, folder: ModelFolder, version: int) -> None:
     """Does the same for a version in a model's folder. The name of a version's folder that was mounted is an alias."""
     check_place(manifest, manifest.model if folder.mounted else folder.name, version)
+
+
+def check_contract(manifest: Manifest) -> None:
+    """Raises `ModelLoadFailed` if the contract of a signed version is not the newest one."""
+    if manifest.schema != SCHEMA:
+        raise ModelLoadFailed(
+            f"it has contract {manifest.schema}, but a signature counts for contract {SCHEMA} only; publish it again "
+            "with cnnserve upgrade, and sign the new version"
+        )
 
 
 def _ranges(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:
