@@ -202,3 +202,10 @@ def test_distance_counts_changes(one: str, other: str) -> None:
     assert (found == 0) == (one == other)
     assert abs(len(one) - len(other)) <= found <= max(len(one), len(other))
     assert spelling.distance(one, f"{one}x") == 1
+
+
+def test_trusted_keys_may_be_missing(tmp_path: Path) -> None:
+    arguments = ["--model-repository", str(tmp_path)]
+    assert from_sources(arguments, {}).trusted_keys is None
+    assert from_sources(arguments, {"CNNSERVE_TRUSTED_KEYS": str(tmp_path)}).trusted_keys == tmp_path
+    assert from_sources([*arguments, "--trusted-keys", "keys"], {}).trusted_keys == Path("keys")

@@ -272,7 +272,7 @@ def test_nothing_is_read_from_an_unsigned_version_but_its_signature(
     sign(tiny, Signer(key.with_name("other.pem")))
     read.clear()
     assert "made with another key than the trusted ones (other.pub)" in refusal(tiny / "1", other)
-    assert {*read} == {"model.sig", "1/model.sig"}
+    assert [path for path in read if path.startswith("1/")] == ["1/model.sig"]
 
 
 async def test_labels_of_versions_follow_only_signed_changes(

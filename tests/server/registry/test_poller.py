@@ -19,6 +19,7 @@ from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.poller import ModelSight, Poller, look
 from cnnserve.registry.registry import Registry
 from cnnserve.registry.version_labels import read_labels
+from cnnserve.repository.folders import model_folder
 from cnnserve.repository.version_files import VersionFiles
 from support import open_files, tiny_onnx, until, write_version
 
@@ -410,4 +411,4 @@ def test_pipes_delay_no_poll(disk: Disk) -> None:
         os.mkfifo(path.parent / name)
         os.mkfifo(path / name)
     assert disk.poll()["good"] == [1]
-    assert read_labels(disk.root / "versionlabels", VersionLabels()) == VersionLabels()
+    assert read_labels(model_folder(disk.root / "versionlabels"), VersionLabels()) == VersionLabels()
