@@ -65,7 +65,7 @@ async def _cell(root: Path, name: str, count: int, rounds: int) -> dict[str, Any
     with VersionFiles(folders.find(root, name), 1) as files:
         opened = loader.open_version(files, cpu_budget(), engine_cache=Path(os.devnull), load_timeout_s=600)
     settings = opened.info.settings
-    check = RowCheck([output.name for output in settings.outputs], settings.label_output, opened.info.row_kind)
+    check = RowCheck([output.name for output in settings.outputs], settings.label_output, opened.info.rows.kind)
     ways = {"off": _batcher(opened, None), "on": _batcher(opened, check)}
     rows = np.random.default_rng(0).integers(0, 256, (count, *settings.row_shape), np.uint8)
     times: dict[str, list[float]] = {way: [] for way in ways}

@@ -90,7 +90,8 @@ class Client:
                 of these. A sequence may have at most as many images as the model's maximum batch.
             model: name of the model.
             version: number or label of a version. Empty: the newest READY version.
-            top_k: number of classes for each image. 0 means 5; if the model has fewer classes, the result has all.
+            top_k: number of classes for each image. 0 means 5, or all with a probability of at least 0.5 if the
+                classes are independent of each other; if the model has fewer classes, the result has all.
             timeout_s: timeout of this call in seconds. None: the timeout of the client.
 
         Returns:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnserve.model.classification import are_probabilities, softmax
+from cnnserve.repository.onnx_ending import Ending
 from cnnserve_export.contract import Activation
-from cnnserve_export.endings import Ending
 from cnnserve_export.errors import ExportError
 from cnnserve_export.outputs import LOGITS, Output
 

@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cnnserve.repository.onnx_ending import Ending
 from cnnserve_export.activation import decide
 from cnnserve_export.contract import Activation
-from cnnserve_export.endings import Ending
 from cnnserve_export.errors import ExportError
 from cnnserve_export.outputs import Output
 from cnnserve_export.user_code import told

@@ -4,6 +4,7 @@ What the file returns for one image at a time is the reference. The published ve
 probabilities in all batch sizes that are compared.
 """
 
+import io
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from cnnserve.errors import InferenceFailed, ModelLoadFailed
 from cnnserve.model_config.providers import CPU
 from cnnserve.process.cpu import cpu_budget
+from cnnserve.repository import onnx_ending
 from cnnserve.repository.manifest import TOLERANCES, Manifest, OnnxInfo, Parity, Preprocessing, TensorInfo
+from cnnserve.repository.onnx_ending import Ending
 from cnnserve.runtime.session import Session, SessionOptions
 from cnnserve_export import (
     activation,
     agreement,
     companions,
-    endings,
     evaluation,
     foreign,
     golden,
@@ -190,8 +192,13 @@ def _ask(
             "after network.eval()"
         )
     flat = answers.reshape(len(rows), -1)
-    output = activation.decide(flat, endings.ending(source.model), job.activation)
+    output = activation.decide(flat, _ending(source), job.activation)
     return _Reference(rows, activation.probabilities(flat, output), output, answers.ndim != 2)
+
+
+def _ending(source: Foreign) -> Ending:
+    name = source.model.graph.output[0].name
+    return onnx_ending.endings(io.BytesIO(source.data), [name])[name]
 
 
 def _tolerance(source: Foreign) -> float:

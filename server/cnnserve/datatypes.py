@@ -57,6 +57,11 @@ class TensorSpec:
         return np.zeros((count, *self.shape[1:]), NUMPY_TYPES[self.datatype])
 
 
+def is_servable(value: Any) -> bool:
+    """Returns whether a value that ONNX Runtime describes is a tensor of a type that clients can send and get."""
+    return value.type in _DATATYPES
+
+
 def tensor_spec(value: Any) -> TensorSpec:
     """Returns the spec of a tensor that ONNX Runtime describes.
 

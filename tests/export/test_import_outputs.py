@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from torch import Tensor, nn
 
 import foreign_networks
@@ -20,7 +20,7 @@ from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model.classification import softmax
 from cnnserve.repository import manifest as manifests
 from cnnserve_client import Client
-from cnnserve_export import activation, endings, golden, importing
+from cnnserve_export import activation, golden, importing
 from cnnserve_export.errors import ExportError
 from cnnserve_export.outputs import Output
 from cnnserve_export.preparation import Given
@@ -146,35 +146,6 @@ def test_a_half_export(imported: Importer, tmp_path: Path) -> None:
 
 
 # The decision alone
-
-
-def graph(*operators: str) -> onnx.ModelProto:
-    nodes = [helper.make_node(operator, [f"v{index}"], [f"v{index + 1}"]) for index, operator in enumerate(operators)]
-    value = helper.make_tensor_value_info
-    last = f"v{len(operators)}"
-    made = helper.make_graph(nodes, "g", [value("v0", TensorProto.FLOAT, [1])], [value(last, TensorProto.FLOAT, [1])])
-    return helper.make_model(made)
-
-
-@pytest.mark.parametrize(
-    ("operators", "expected"),
-    [
-        (["Relu", "Softmax"], "softmax"),
-        (["Softmax", "Relu"], "unknown"),
-        (["Sigmoid", "Flatten", "Identity", "Cast"], "sigmoid"),
-        (["LogSoftmax", "Squeeze"], "log-softmax"),
-        (["Identity", "Reshape"], "unknown"),
-        (["ArgMax"], "unknown"),
-    ],
-)
-def test_what_a_graph_ends_in(operators: list[str], expected: str) -> None:
-    assert endings.ending(graph(*operators)) == expected
-
-
-def test_an_operator_of_another_domain_is_not_taken_for_one_of_onnx() -> None:
-    model = graph("Softmax")
-    model.graph.node[0].domain = "my.ops"
-    assert endings.ending(model) == "unknown"
 
 
 LOGITS = np.array([[2.0, -3.0]], np.float32)

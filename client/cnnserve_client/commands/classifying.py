@@ -38,7 +38,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--version", default="", help="number or label of the model's version (default: the newest READY version)"
     )
-    parser.add_argument("--top-k", type=_count, default=0, metavar="K", help="number of classes per image (default: 5)")
+    parser.add_argument(
+        "--top-k",
+        type=_count,
+        default=0,
+        metavar="K",
+        help="number of classes per image (default: 5, or all of at least 50 %% if the classes are independent)",
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "--json", dest="format", action="store_const", const="json", help="write one JSON object for each image"

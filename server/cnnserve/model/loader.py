@@ -32,7 +32,7 @@ from cnnserve.model_config.in_force import effective, report
 from cnnserve.model_config.settings import Settings, resolve
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository import onnx_files, onnx_precision
+from cnnserve.repository import onnx_ending, onnx_files, onnx_precision
 from cnnserve.repository.folders import MODEL_FILE
 from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import Manifest
@@ -102,9 +102,14 @@ def open_version(
         if manifest is not None:
             _check_precision(manifest, model)
         execution, sessions = open_sessions(model, execution, cpu_threads, engine_cache, on_stage)
+        names = [] if manifest is not None else [output.name for output in sessions[0].outputs]
+        with model.model.open() as file:
+            endings = onnx_ending.endings(file, names) if names else {}
     if manifest is not None:
         _check_tensors(manifest, sessions[0].inputs, sessions[0].outputs)
-    settings = resolve(folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs)
+    settings = resolve(
+        folder.name, config, manifest, sessions[0].inputs, sessions[0].outputs, left_out=sessions[0].left_out
+    )
     labels = _labels(files, manifest, settings)
     preprocessor = _preprocessor(config, manifest, settings, budget)
     workers = make_workers(f"{folder.name}-{version}", execution, sessions, settings)
@@ -119,6 +124,7 @@ def open_version(
         # Also if the self-test is repeated: `verify` has read them.
         read=files.read,
         run_limit_s=execution.run_timeout_s or (build_timeout_s if builds else load_timeout_s),
+        ending=endings.get(settings.outputs[settings.label_output].name, "unknown"),
     )
     findings = examine(warmups=warmups)
     class_count = manifest.class_count if manifest else findings.probe.class_count if findings.probe else 0
@@ -139,7 +145,7 @@ def open_version(
     report(
         info.config,
         verified="true" if findings.self_test else "false",
-        activation="softmax, applied by Classify" if info.applies_softmax else "softmax, in the model",
+        activation=info.rows.activation,
         encoded_images=ENCODED_IMAGES if preprocessor else "no",
     )
     inline = inline_runs(execution, workers, settings)
@@ -164,11 +170,11 @@ def start(opened: OpenVersion, decoders: DecodingPool, take_out: TakeOut) -> Mod
     drift = None
     if opened.counts_drift:
         drift = Drift(
-            classification.softmax if info.applies_softmax else None,
-            are_distributions=info.applies_softmax or info.row_kind is RowKind.SOFTMAX,
+            classification.softmax if info.rows.applies_softmax else None,
+            are_distributions=info.rows.applies_softmax or info.rows.kind is RowKind.SOFTMAX,
         )
     guard = Guard(
-        RowCheck([output.name for output in settings.outputs], settings.label_output, info.row_kind, drift),
+        RowCheck([output.name for output in settings.outputs], settings.label_output, info.rows.kind, drift),
         opened.run_limit_s,
         on_suspect=retest.suspect,
         on_overdue=take_out,

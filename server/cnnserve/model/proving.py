@@ -1,6 +1,5 @@
 """Runs a version before it is READY: its self-test or its probe, on every session, and its warm-up runs."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,10 +7,11 @@ from dataclasses import dataclass
 from cnnserve.datatypes import Rows
 from cnnserve.errors import InferenceFailed, InvalidInput, ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
-from cnnserve.model import selftest
+from cnnserve.model import class_rows, selftest
 from cnnserve.model.selftest import Extra, Probe, Run, SelfTest
 from cnnserve.model_config.settings import Settings
 from cnnserve.repository.manifest import Manifest
+from cnnserve.repository.onnx_ending import Ending
 from cnnserve.runtime.workers import Worker
 
 # Runs of the self-test that take longer together do not delay a start.
@@ -61,11 +61,12 @@ def examine(
     warmups: Iterable[Rows],
     run_limit_s: float,
     extra_s: float = EXTRA_S,
+    ending: Ending = "unknown",
 ) -> Findings:
     """Tests a version, whose files `read` returns, then runs `warmups` on every worker. Raises `ModelLoadFailed`.
 
     A run that takes longer than `run_limit_s` is ended and fails the version. `extra_s`: the time for the runs of the
-    self-test that may also be made later.
+    self-test that may also be made later. `ending`: what makes the values of the classes, if there is no manifest.
     """
     runs = _Runs(run_limit_s)
     # One instance of each session is enough, because instances that share a session compute the same.
@@ -78,7 +79,7 @@ def examine(
             if manifest is None or worker.session.provider.kind != "cpu":
                 worker.warm(run_limit_s)
         if manifest is None or preprocessor is None:
-            probe = _probe(runs, tested[0], settings)
+            probe = _probe(runs, tested[0], settings, ending)
         else:
             test = _self_test(
                 runs, tested, settings, manifest=manifest, preprocessor=preprocessor, read=read, extra=Extra(extra_s)
@@ -121,15 +122,17 @@ def _self_test(
     return selftest.worst(tests)
 
 
-def _probe(runs: _Runs, worker: Worker, settings: Settings) -> Probe:
+def _probe(runs: _Runs, worker: Worker, settings: Settings, ending: Ending) -> Probe:
     """Probes a model without a manifest. If an input size is free, nothing can be run."""
     output = settings.label_output
+    spec = worker.session.outputs[output]
     if -1 in settings.row_shape:
-        with contextlib.suppress(IndexError):
-            return Probe(max(0, *worker.session.outputs[output].shape[1:]), probabilities=False)
-        return Probe(0, probabilities=False)
+        rows = class_rows.decide(spec, ending, [])
+        return Probe(2 if rows.single else max(0, *spec.shape[1:], 0), rows)
     sizes = selftest.batch_sizes(worker.buckets, settings.max_batch_size)
-    return selftest.probe(runs.of(worker), settings.row_shape, settings.input.datatype, output, sizes=sizes)
+    return selftest.probe(
+        runs.of(worker), settings.row_shape, settings.input.datatype, output, spec=spec, ending=ending, sizes=sizes
+    )
 
 
 def _placement(workers: Sequence[Worker]) -> dict[str, int]:

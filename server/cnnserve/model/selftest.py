@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cnnserve.batching.drift import Moments, moments
-from cnnserve.datatypes import NUMPY_TYPES, Rows
+from cnnserve.datatypes import NUMPY_TYPES, Rows, TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
+from cnnserve.model import class_rows
+from cnnserve.model.class_rows import ClassRows
 from cnnserve.model.classification import are_probabilities, softmax
 from cnnserve.model.comparison import Tolerance, compare, tolerance
 from cnnserve.model_config.providers import Provider
 from cnnserve.repository.manifest import Manifest, golden_probabilities
+from cnnserve.repository.onnx_ending import Ending
 
 # Batch size of the self-test if there are no buckets.
 _INVARIANCE_BATCH = 3
@@ -62,26 +65,37 @@ class SelfTest:
 
 @dataclass(frozen=True)
 class Probe:
-    """The result of running a model without a manifest on noise: class count, and whether rows are probabilities.
+    """The result of running a model without a manifest on noise: class count, and what its rows are.
 
     `sizes`: the batch sizes of the runs; empty if an input size is free, because then nothing is run.
     """
 
     class_count: int
-    probabilities: bool
+    rows: ClassRows
     sizes: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         if not self.sizes:
-            return "unverified: no manifest, and not run, because an input size is free"
-        rows = "probabilities" if self.probabilities else "not probabilities, so Classify applies a softmax"
-        return f"unverified: no manifest; in batches of {', '.join(map(str, self.sizes))} its output rows are {rows}"
+            ran = "and not run, because an input size is free; as far as the graph shows,"
+        else:
+            ran = f"in batches of {', '.join(map(str, self.sizes))}"
+        return f"unverified: no manifest; {ran} its output rows are {self.rows}"
 
 
-def probe(run: Run, shape: Sequence[int], datatype: str, output: int, *, sizes: Sequence[int]) -> Probe:
+def probe(
+    run: Run,
+    shape: Sequence[int],
+    datatype: str,
+    output: int,
+    *,
+    spec: TensorSpec,
+    ending: Ending,
+    sizes: Sequence[int],
+) -> Probe:
     """Runs noise of a row's `shape` in batches of each size. `output`: index of the output with the classes.
 
-    Raises `ModelLoadFailed` if the number of classes differs between batches, `InferenceFailed` if a run fails.
+    `spec` describes this output, `ending` says what makes its values. Raises `ModelLoadFailed` if the number of classes
+    differs between batches, `InferenceFailed` if a run fails.
     """
     generator = np.random.default_rng(0)
     results = []
@@ -89,15 +103,16 @@ def probe(run: Run, shape: Sequence[int], datatype: str, output: int, *, sizes: 
         noise = generator.uniform(0, 2 if datatype == "BOOL" else 255, (size, *shape))
         # Preprocessing makes floats of about 0 to 1.
         rows = noise / 255 if datatype.startswith("FP") else noise
-        results.append(run([rows.astype(NUMPY_TYPES[datatype])])[output].reshape(size, -1))
-    counts = {result.shape[1] for result in results}
+        results.append(run([rows.astype(NUMPY_TYPES[datatype])])[output])
+    counts = {result.size // size for result, size in zip(results, sizes, strict=True)}
     if len(counts) > 1:
         values = " or ".join(map(str, sorted(counts)))
         raise ModelLoadFailed(
             f"self-test: an output row has {values} values, depending on the batch size; export the model with a free "
             "batch dimension"
         )
-    return Probe(counts.pop(), all(map(are_probabilities, results)), tuple(sizes))
+    found = class_rows.decide(spec, ending, results)
+    return Probe(2 if found.single else counts.pop(), found, tuple(sizes))
 
 
 def batch_sizes(buckets: Sequence[int], maximum: int) -> list[int]:

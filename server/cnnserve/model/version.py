@@ -19,7 +19,8 @@ from cnnserve.errors import BadAnswer, DeadlineExceeded, InvalidInput, ServingEr
 from cnnserve.images.decoding_pool import DecodingPool, Share
 from cnnserve.images.decoding_times import DecodingTimes
 from cnnserve.images.preprocessing import ImageSource, Preprocessor
-from cnnserve.model import classification
+from cnnserve.model import class_rows, classification
+from cnnserve.model.class_rows import ClassRows
 from cnnserve.model.image_rows import ImageRows
 from cnnserve.model.selftest import Probe, SelfTest
 from cnnserve.model_config.settings import Settings
@@ -54,18 +55,11 @@ class ModelInfo:
     config: ModelConfig = field(default_factory=ModelConfig)
 
     @property
-    def applies_softmax(self) -> bool:
-        """Whether `classify` applies a softmax, because the rows of the model are not probabilities."""
-        if self.manifest is not None:
-            return self.manifest.activation == "none"
-        return self.probe is None or not self.probe.probabilities
-
-    @property
-    def row_kind(self) -> RowKind:
+    def rows(self) -> ClassRows:
         """What the rows of the classes are, as the manifest declares or the probe found."""
         if self.manifest is not None:
-            return RowKind(self.manifest.activation)
-        return RowKind.SOFTMAX if self.probe is not None and self.probe.probabilities else RowKind.ANY
+            return class_rows.stated(self.manifest)
+        return self.probe.rows if self.probe is not None else ClassRows(RowKind.ANY)
 
 
 @dataclass(frozen=True)
@@ -227,6 +221,8 @@ class Model:
         An image fails if it cannot be read, or if the model's row for it is bad. `client` is the connection that the
         images came from. Raises `ServingError`s.
         """
+        if refusal := self.info.rows.refusal:
+            raise Unsupported(f"model '{self.info.name}' has no classes for Classify: {refusal}; or use ModelInfer")
         self._check_classes(len(images), top_k)
         share = Share(self._decoders, client)
         work, result, preprocess_ns = await self._run_images(images, share, deadline_ns)
@@ -291,7 +287,7 @@ class Model:
 
     async def _classes(self, rows: Rows, k: int, share: Share) -> list[list[Class]]:
         select = partial(self._select_classes, rows, k)
-        count = len(rows) * min(k or classification.DEFAULT_TOP_K, self.info.class_count)
+        count = len(rows) * min(k or self._default_k, self.info.class_count)
         if rows.size > _INLINE_VALUES or count > INLINE_CLASSES:
             return await share.run(select, rows.size * _NS_PER_VALUE + count * _NS_PER_CLASS)
         return select()
@@ -299,14 +295,23 @@ class Model:
     def _select_classes(self, rows: Rows, k: int) -> list[list[Class]]:
         order, values = self._select(rows, k)
         pairs = zip(order.tolist(), values.tolist(), strict=True)
-        return [list(map(self._class, indices, probabilities)) for indices, probabilities in pairs]
+        classes = [list(map(self._class, indices, probabilities)) for indices, probabilities in pairs]
+        if k or not self.info.rows.independent:
+            return classes
+        # An image may have several classes or none; the most probable one is always told.
+        return [[row[0], *(item for item in row[1:] if item.probability >= class_rows.THRESHOLD)] for row in classes]
+
+    @property
+    def _default_k(self) -> int:
+        """The number of classes from which those of an image are chosen, if the request asks for no number."""
+        if not self.info.rows.independent:
+            return classification.DEFAULT_TOP_K
+        return max(classification.DEFAULT_TOP_K, MAX_CLASSES // self.info.settings.max_batch_size)
 
     def _select(self, rows: Rows, k: int) -> tuple[NDArray[np.intp], Rows]:
         """Returns the indices and probabilities of the most probable classes of each row."""
-        scores = rows.reshape(len(rows), -1)
-        if self.info.applies_softmax:
-            scores = classification.softmax(scores)
-        order = classification.top_k(scores, k)
+        scores = self.info.rows.probabilities(rows)
+        order = classification.top_k(scores, k or self._default_k)
         return order, np.take_along_axis(scores, order, axis=-1)
 
     def _in_wire_shape(self, result: BatchResult) -> BatchResult:

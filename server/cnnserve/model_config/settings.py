@@ -4,8 +4,9 @@ What config.pbtxt leaves out comes from the ONNX file and the manifest. The thre
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from cnnserve.batching.policy import BatchPolicy, QueuePolicy
 from cnnserve.datatypes import TensorSpec
@@ -63,8 +64,13 @@ def resolve(
     manifest: Manifest | None,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
+    *,
+    left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Settings:
-    """Returns the settings. Raises `ModelLoadFailed` if config, manifest and ONNX file contradict each other."""
+    """Returns the settings. Raises `ModelLoadFailed` if config, manifest and ONNX file contradict each other.
+
+    `left_out` has the outputs that cannot be served, with their types: the config has to name the others.
+    """
     config = config or pb.ModelConfig()
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
@@ -77,6 +83,7 @@ def resolve(
     maximum = _max_batch_size(config, manifest, fixed)
     wire_input = _wire_input(config, source, batched)
     known = [spec.name for spec in outputs]
+    _check_left_out(config, known, left_out)
     for declared in config.output:
         if declared.name not in known:
             raise ModelLoadFailed(
@@ -93,8 +100,32 @@ def resolve(
         outputs=tuple(_wire_output(config, spec, batched) for spec in outputs),
         policy=_batch_policy(config, maximum),
         label_file=labelled.label_filename if labelled else None,
-        label_output=known.index(labelled.name) if labelled else 0,
+        label_output=known.index(labelled.name) if labelled else _class_output(config, outputs),
     )
+
+
+def _check_left_out(config: pb.ModelConfig, known: Sequence[str], left_out: Mapping[str, str]) -> None:
+    """Raises `ModelLoadFailed` unless the config leaves out the outputs that cannot be served."""
+    names = [output.name for output in config.output]
+    for name, kind in left_out.items():
+        if names and name not in names:
+            continue
+        others = ", ".join(f'"{other}"' for other in known)
+        raise ModelLoadFailed(
+            f"output {name!r} has type {kind}, which cannot be served; "
+            + (
+                f"list only the other outputs in {CONFIG_FILE} ({others}), each with data_type and dims"
+                if known
+                else "export the model with an output of floats"
+            )
+        )
+
+
+def _class_output(config: pb.ModelConfig, outputs: Sequence[TensorSpec]) -> int:
+    """Returns the index of the output with the classes: the first one with floats, of those that the config lists."""
+    listed = {output.name for output in config.output}
+    floats = [index for index, spec in enumerate(outputs) if spec.datatype.startswith("FP")]
+    return next((index for index in floats if outputs[index].name in listed), next(iter(floats), 0))
 
 
 def _is_batched(config: pb.ModelConfig) -> bool:

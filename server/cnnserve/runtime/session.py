@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnserve.datatypes import NUMPY_TYPES, Rows, TensorSpec, tensor_spec
+from cnnserve.datatypes import NUMPY_TYPES, Rows, TensorSpec, is_servable, tensor_spec
 from cnnserve.errors import InferenceFailed, ModelLoadFailed
 from cnnserve.model_config.providers import Provider, RuntimeOptions
 from cnnserve.repository import onnx_header
@@ -110,7 +110,9 @@ class Session:
         self._runtime = options.runtime
         self._options = self._run_options(None)
         self.inputs = tuple(tensor_spec(value) for value in self._session.get_inputs())
-        self.outputs = tuple(tensor_spec(value) for value in self._session.get_outputs())
+        # Outputs that clients cannot get, each with its type: strings, sequences and maps.
+        self.left_out = {value.name: value.type for value in self._session.get_outputs() if not is_servable(value)}
+        self.outputs = tuple(tensor_spec(value) for value in self._session.get_outputs() if is_servable(value))
         self._output_names = [output.name for output in self.outputs]
         nodes = [
             Node(subgraph.ep_name, node.op_type)

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from cnnserve.batching.instance import ModelInstance
+from cnnserve.batching.row_check import RowKind
 from cnnserve.datatypes import Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.preprocessing import Preprocessor
@@ -51,7 +52,8 @@ def opened(root: Path) -> OpenVersion:
 def test_without_a_config_rows_are_looked_at(tmp_path: Path, softmax: bool) -> None:
     info = opened(write(tmp_path, model=tiny_onnx(softmax=softmax))).info
     assert info.probe is not None
-    assert (info.class_count, info.probe.probabilities, info.applies_softmax) == (3, softmax, not softmax)
+    assert info.class_count == 3
+    assert (info.rows.kind is RowKind.SOFTMAX, info.rows.applies_softmax) == (softmax, not softmax)
     assert info.config.parameters["cnnserve.verified"].string_value == "false"
     said = "rows are probabilities" if softmax else "not probabilities, so Classify applies a softmax"
     assert said in str(info.probe)
@@ -283,7 +285,7 @@ def test_a_model_of_several_files(tmp_path: Path, config: str | None, name: str)
     assert (version / name / "model.data").stat().st_size >= 64 * 3 * 4
     info = opened(tmp_path).info
     assert info.probe is not None
-    assert info.probe.probabilities
+    assert info.probe.rows.kind is RowKind.SOFTMAX
     assert info.config.default_model_filename == (name or "model.onnx")
     folder = folders.find(tmp_path, "m")
     before = folders.fingerprint(folder, 1)
