@@ -18,7 +18,6 @@ from cnnserve.process.admission import MemoryBudget
 from cnnserve.wire import open_inference_pb2 as pb
 
 _CLASSIFICATION = "classification"
-_OUTPUT_PARAMETERS = (_CLASSIFICATION, REGION, OFFSET, SIZE)
 
 
 @dataclass(frozen=True)
@@ -203,13 +202,6 @@ def _wanted_outputs(request: pb.ModelInferRequest, model: Model, memory: SharedM
 def _wanted(
     index: int, output: pb.ModelInferRequest.InferRequestedOutputTensor, model: Model, memory: SharedMemory
 ) -> _Wanted:
-    for parameter in output.parameters:
-        if parameter not in _OUTPUT_PARAMETERS:
-            # If the server ignored the parameter, the response would not be what the client asked for.
-            raise InvalidInput(
-                f"output '{output.name}' has the unknown parameter '{parameter}'; leave it out, or send one of "
-                f"{', '.join(_OUTPUT_PARAMETERS)}"
-            )
     place = place_of(output.parameters, output.name, memory)
     if _CLASSIFICATION not in output.parameters:
         return _Wanted(index, place=place)

@@ -23,6 +23,8 @@ _GIF_BLOCKS = 4096
 _PNG_CHUNKS = 2**16
 _PNG_TEXTS = 128
 
+# How base64 of PNG, JPEG, WebP and GIF begins, and what browsers put before it.
+_BASE64 = re.compile(rb"data:image/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|UklGR|R0lGOD")
 _REFUSED = (
     (re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"), "TIFF"),
     (re.compile(rb"....ftyp(avif|avis)", re.DOTALL), "AVIF"),
@@ -85,6 +87,11 @@ def read_header(data: bytes) -> ImageHeader:
     for signature, name in _REFUSED:
         if signature.match(data):
             raise InvalidInput(f"the image is {name}, which this server does not read; send {_expected()}")
+    if _BASE64.match(data):
+        raise InvalidInput(
+            'the image is base64 text; decode it before you send it, or send it over HTTP as JSON, {"b64": TEXT}, to '
+            ":classify or :predict"
+        )
     raise InvalidInput(
         f"the {len(data)} bytes, which begin with {data[:8]!r}, are not an image that this server reads; "
         f"send {_expected()}"

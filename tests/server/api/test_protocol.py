@@ -151,7 +151,6 @@ REFUSED = [
     ),
     ("ModelInfer", wants(classification={"string_param": "1"}), Code.INVALID_ARGUMENT, "expected an int64_param"),
     ("ModelInfer", wants(classification={"int64_param": 0}), Code.INVALID_ARGUMENT, "is 0, expected 1 or more"),
-    ("ModelInfer", wants(best=ONE), Code.INVALID_ARGUMENT, "has the unknown parameter 'best'"),
     (
         "ModelInfer",
         region(shared_memory_region={"string_param": "x"}, shared_memory_byte_size={"int64_param": 64}),

@@ -19,6 +19,7 @@ _STALL_S = 30.0
 MAX_JSON_BYTES = 4 * 2**20
 _MAX_CONTAINERS = 500_000
 _SHORT_BYTES = 2**16
+_LARGER = "start the server with a larger --max-message-mib"
 _SEND_BINARY = "send tensors as binary data (binary_data_size)"
 # zlib tells gzip and zlib data apart by their first bytes.
 _ANY_WINDOW = zlib.MAX_WBITS | 32
@@ -43,19 +44,20 @@ class BodyReader:
         with self._room:
             yield
 
-    async def whole(self, max_bytes: int | None = None) -> bytes:
-        """Returns the whole body, decompressed. Raises as `pieces`."""
-        return b"".join([piece async for piece in self.pieces(max_bytes)])
+    async def whole(self, max_bytes: int | None = None, fix: str = "") -> bytes:
+        """Returns the whole body, decompressed. Arguments and errors are those of `pieces`."""
+        return b"".join([piece async for piece in self.pieces(max_bytes, fix)])
 
-    async def pieces(self, max_bytes: int | None = None) -> AsyncIterator[bytes]:
+    async def pieces(self, max_bytes: int | None = None, fix: str = "") -> AsyncIterator[bytes]:
         """Yields the body in pieces as they arrive, decompressed. `max_bytes`: a limit below that of the server.
+        `fix`: what clients of larger bodies should do.
 
         Raises `HTTPException` if the body is too large (413; before it is read if its length is declared), if it
         stalls (408), and if its content-encoding is neither gzip nor deflate (415). Raises `QueueFull` if the memory
         budget is used up, `InvalidInput` if the data does not match its content-encoding, and `ClientDisconnect`.
         """
         limit = self._max_bytes if max_bytes is None else min(max_bytes, self._max_bytes)
-        fix = _SEND_BINARY if limit < self._max_bytes else "start the server with a larger --max-message-mib"
+        fix = _SEND_BINARY if limit < self._max_bytes else fix or _LARGER
         declared = int(self._request.headers.get("content-length", "0"))
         if declared > limit:
             raise _too_large(declared, limit, fix)
@@ -105,10 +107,10 @@ class BodyReader:
             more = message.get("more_body", False)
 
 
-def read_object(data: bytes) -> dict[str, Any]:
+def read_object(data: bytes, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Returns the JSON object in `data`, {} if `data` is empty. Raises `InvalidInput`."""
-    if len(data) > MAX_JSON_BYTES:
-        raise InvalidInput(f"the JSON body has {len(data)} bytes, the limit is {MAX_JSON_BYTES} bytes; {_SEND_BINARY}")
+    if len(data) > max_bytes:
+        raise InvalidInput(f"the JSON body has {len(data)} bytes, the limit is {max_bytes} bytes; {_SEND_BINARY}")
     if (containers := data.count(b"[") + data.count(b"{")) > _MAX_CONTAINERS:
         raise InvalidInput(
             f"the JSON body has {containers} arrays and objects ('[' and '{{'), the limit is {_MAX_CONTAINERS}; "

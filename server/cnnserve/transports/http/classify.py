@@ -1,4 +1,4 @@
-"""`:classify`: images in, classes out. The body is an image, or a form with files."""
+"""`:classify`: images in, classes out. The body is an image, a form with files, or JSON with base64."""
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -15,14 +15,17 @@ from cnnserve.api.status import Code
 from cnnserve.errors import InvalidInput
 from cnnserve.model.version import INLINE_CLASSES
 from cnnserve.process.threads import on_thread
+from cnnserve.transports.http import base64_json
 from cnnserve.transports.http.answers import HTTP_STATUS, answer
 from cnnserve.transports.http.body import BodyReader
 from cnnserve.transports.http.exchange import Exchange
 from cnnserve.transports.http.message_json import as_json, float32_as_json
+from cnnserve.transports.http.query import check_query
 from cnnserve.wire import classifier_pb2 as pb
 
 MAX_FILES = 1024
-_FORM = "multipart/form-data"
+_FORM, _JSON = "multipart/form-data", "application/json"
+_TOP_K, _IMAGES = "top_k", "images"
 # Content types that do not tell what the body is. curl sends the second one for --data-binary.
 _ANY = ("application/octet-stream", "application/x-www-form-urlencoded", "")
 _UINT32 = re.compile(r"\d{1,9}", re.ASCII)
@@ -34,23 +37,48 @@ async def classify(exchange: Exchange) -> Response:
     If one of several images cannot be read, it has `{"error": ...}` in place of its result. If the only image cannot be
     read, the response has the status of its error, such as 400.
     """
-    path, top_k = exchange.path, _top_k(exchange.request.query_params.get("top_k"))
+    check_query(exchange.request, (_TOP_K,))
+    path, top_k = exchange.path, _top_k(exchange.request.query_params.get(_TOP_K))
     request = pb.ClassifyRequest(model=path["model"], version=path.get("version", ""), top_k=top_k)
     kind = exchange.request.headers.get("content-type", "").split(";")[0].strip().lower()
     with exchange.body() as reader:
         if kind == _FORM:
             for file in await _files(exchange, reader):
                 request.images.add(encoded=file)
-        elif kind.startswith("image/") or kind in _ANY:
-            request.images.add(encoded=await reader.whole())
+        elif kind.startswith("image/") or kind in (*_ANY, _JSON):
+            body = await reader.whole(fix=base64_json.AS_FILES if kind == _JSON else "")
+            # No image begins with a brace, and many clients send JSON without its content type.
+            if kind == _JSON or (kind in _ANY and body[:1] == b"{"):
+                await exchange.limits.aside.run(len(body), _add_base64, body, request)
+            else:
+                request.images.add(encoded=body)
         else:
             raise HTTPException(
-                415, f"content-type {kind[:100]!r} is not supported; send image/*, application/octet-stream or {_FORM}"
+                415,
+                f"content-type {kind[:100]!r} is not supported; send image/*, application/octet-stream, {_FORM} or "
+                f"{_JSON} with base64",
             )
     response = await exchange.ask(request)
     if sum(len(result.classes) for result in response.results) > INLINE_CLASSES:
         return await on_thread(partial(_answer, response), "response")
     return _answer(response)
+
+
+def _add_base64(body: bytes, request: pb.ClassifyRequest) -> None:
+    value = base64_json.read(body)
+    if base64_json.is_image(value):
+        request.images.add(encoded=base64_json.take(value, "the body"))
+        return
+    images = value.pop(_IMAGES, None)
+    if value:
+        raise InvalidInput(f"the body has the unknown key {next(iter(value))!r:.100}, expected {_IMAGES}")
+    if not isinstance(images, list) or not all(base64_json.is_image(item) for item in images):
+        raise InvalidInput(
+            f'the JSON has no images, expected {{"{base64_json.KEY}": TEXT}} or '
+            f'{{"{_IMAGES}": [{{"{base64_json.KEY}": TEXT}}, ...]}}'
+        )
+    for index, item in enumerate(images):
+        request.images.add(encoded=base64_json.take(item, f"image {index}"))
 
 
 def _answer(response: pb.ClassifyResponse) -> Response:

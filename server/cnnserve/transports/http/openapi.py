@@ -123,11 +123,15 @@ def _body(kind: str) -> dict[str, Any]:
             },
         }
         kinds = ("image/jpeg", "image/png", "image/*", _BINARY)
-        return {"required": True, "content": {**dict.fromkeys(kinds, image), "multipart/form-data": form}}
+        images: dict[str, Any] = {"schema": _ref("ImagesRequest")}
+        return {
+            "required": True,
+            "content": {**dict.fromkeys(kinds, image), "multipart/form-data": form, _JSON: images},
+        }
     content: dict[str, Any] = {_JSON: {"schema": _ref(f"{kind}Request")}}
     if kind == "Inference":
         content[_BINARY] = {}
-    return {"required": kind == "Inference", "content": content}
+    return {"required": kind in ("Inference", "Instances"), "content": content}
 
 
 def _answer(text: str, schema: str, *, binary: bool = False) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from cnnserve.api.methods import CLASSIFIER, INFERENCE
 from cnnserve.transports.http import handlers
 from cnnserve.transports.http.classify import classify
 from cnnserve.transports.http.exchange import Exchange
+from cnnserve.transports.http.predict import predict
 
 _CLASSIFY = f"{CLASSIFIER}/Classify"
 # On every route: malformed headers, no right to it, internal errors, a server that is shutting down, a passed deadline.
@@ -114,6 +115,10 @@ def _models() -> Iterator[Operation]:
         )
     for path in ("/v1/models/{model}:classify", "/v1/models/{model}/versions/{version}:classify"):
         yield Operation("POST", path, _CLASSIFY, classify, "Classify images", "Classification", "Images", errors)
+    for path in ("/v1/models/{model}:predict", "/v1/models/{model}/versions/{version}:predict"):
+        summary = "Run a model on rows or images, as TensorFlow Serving does"
+        rpc = f"{INFERENCE}/ModelInfer"
+        yield Operation("POST", path, rpc, predict, summary, "Predictions", "Instances", errors)
 
 
 def _repository() -> Iterator[Operation]:

@@ -32,6 +32,7 @@ _LOAD_PARAMETERS = {
     "type": "object",
     "additionalProperties": {"anyOf": [_FLAG, _TEXT, {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}]},
 }
+_BASE64 = {**_object({"b64": {"type": "string", "contentEncoding": "base64"}}), "additionalProperties": False}
 _TENSOR = {"name": _TEXT, "datatype": _TEXT, "shape": _list({"type": "integer"})}
 _INPUT_TENSOR = {"name": _TEXT, "datatype": _TEXT, "shape": {**_list(_SIZE), "maxItems": 8}}
 _DATA = {"type": "array", "description": "Values row by row, nested as in the shape, or flat"}
@@ -72,6 +73,9 @@ SCHEMAS: dict[str, Any] = {
         },
         {"id": _TEXT, "parameters": _PARAMETERS},
     ),
+    "ImagesRequest": {"anyOf": [_BASE64, _object({"images": _list(_BASE64)})]},
+    "InstancesRequest": _object({"instances": {"type": "array", "minItems": 1}}, {"signature_name": _TEXT}),
+    "Predictions": _object({"predictions": {"type": "array"}}),
     "Classification": _object(
         {
             "model": _TEXT,

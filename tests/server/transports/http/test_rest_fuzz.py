@@ -20,6 +20,7 @@ PATHS = st.sampled_from(
         "/v2/models/tiny/infer",
         "/v2/models/tiny/versions/1/infer",
         "/v1/models/tiny:classify",
+        "/v1/models/tiny:predict",
         "/v2/repository/index",
         "/v2/repository/models/tiny/load",
         "/v2/logging",
