@@ -30,7 +30,7 @@ from cnnserve.api.model_infer import Inference
 from cnnserve.api.open_inference import InferenceService
 from cnnserve.api.regions import SharedMemory
 from cnnserve.api.shared_memory import SharedMemoryService
-from cnnserve.config import ConfigError, ServerConfig
+from cnnserve.config import COMPRESSION_LEVELS, ConfigError, ServerConfig
 from cnnserve.errors import ServingError
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model import loader
@@ -171,7 +171,11 @@ async def serve(
         max_message_bytes,
         budget,
         pressure,
-        peers=PeerLimits(config.grpc_min_ping_interval_s, config.max_metadata_kib * 2**10),
+        peers=PeerLimits(
+            config.grpc_min_ping_interval_s,
+            config.max_metadata_kib * 2**10,
+            compression_level=COMPRESSION_LEVELS.index(config.grpc_response_compression),
+        ),
         guard=access.guard,
         reflection=not config.no_reflection,
     )

@@ -11,6 +11,8 @@ from cnnserve import spelling
 
 # The source of a setting that nobody has set.
 DEFAULT = "default"
+# The values of grpc_response_compression, weakest first.
+COMPRESSION_LEVELS = ("none", "low", "medium", "high")
 # The largest length, in MiB, that gRPC's options for message lengths can hold.
 _MAX_MESSAGE_MIB = 2047
 # A setting of this type holds names with commas between them, and its flag may be repeated.
@@ -67,6 +69,10 @@ class ServerConfig:
         "connection; 0: any",
     )
     max_metadata_kib: int = _setting(64, "largest metadata of a gRPC call (such as tokens), in KiB")
+    grpc_response_compression: str = _setting(
+        "none",
+        "compression of gRPC responses: none, low, medium or high; a client gets an algorithm that it accepts, or none",
+    )
     max_message_mib: int = _setting(
         64, "largest gRPC message, received or sent, and largest body of an HTTP request, in MiB"
     )
@@ -181,10 +187,7 @@ class ServerConfig:
             _check_range(name, getattr(self, name), 0, 65535)
         if self.grpc_port == self.http_port != 0:
             raise ConfigError(f"grpc_port and http_port are both {self.grpc_port}; they must differ")
-        if self.grpc_transport not in ("auto", "core", "aio"):
-            raise ConfigError(f"grpc_transport is {self.grpc_transport!r}, expected auto, core or aio")
-        _check_range("grpc_min_ping_interval_s", self.grpc_min_ping_interval_s, 0, 7200)
-        _check_range("max_metadata_kib", self.max_metadata_kib, 1, 1024)
+        self._check_grpc()
         _check_range("max_message_mib", self.max_message_mib, 1, _MAX_MESSAGE_MIB)
         if self.max_pending_mib:
             _check_range("max_pending_mib", self.max_pending_mib, self.max_message_mib, 2**20)
@@ -207,6 +210,16 @@ class ServerConfig:
                 )
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"log_level is {self.log_level!r}, expected debug, info, warning or error")
+
+    def _check_grpc(self) -> None:
+        if self.grpc_transport not in ("auto", "core", "aio"):
+            raise ConfigError(f"grpc_transport is {self.grpc_transport!r}, expected auto, core or aio")
+        if self.grpc_response_compression not in COMPRESSION_LEVELS:
+            raise ConfigError(
+                f"grpc_response_compression is {self.grpc_response_compression!r}, expected none, low, medium or high"
+            )
+        _check_range("grpc_min_ping_interval_s", self.grpc_min_ping_interval_s, 0, 7200)
+        _check_range("max_metadata_kib", self.max_metadata_kib, 1, 1024)
 
     def _check_http(self) -> None:
         for name in self.allowed_host:

@@ -109,6 +109,15 @@ class ImageRows:
             try:
                 self._rows[index] = self._preprocessor.row(self._images[index])
             except ServingError as error:
-                self.errors[index] = error
+                self.errors[index] = _without_frames(error)
             else:
                 self._times.learn(work, time.thread_time_ns() - started_ns)
+
+
+def _without_frames(error: ServingError) -> ServingError:
+    """Drops the tracebacks: their frames refer to the file and, by way of this request's errors, to themselves.
+
+    This cycle would keep the file in memory until the garbage collector runs.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -4,6 +4,7 @@ The size of an idle server is learned: the least that was seen in the last minut
 and unloads of models change the size, so it is learned anew after each.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -72,9 +73,17 @@ class MemoryPressure:
         self.is_high = resident - self.idle_bytes > self._budget.limit_bytes + _SLACK_BYTES
         return self.is_high
 
+    def leaves_room(self, size: int) -> bool:
+        """Measures, and returns whether `size` more bytes stay within the budget by what the process really takes."""
+        return self._resident() - self.idle_bytes + size <= self._budget.limit_bytes
+
+    def trim(self) -> "asyncio.Future[None]":
+        """Returns freed memory to the system, on a thread."""
+        self._trimmed = self._clock()
+        return on_thread(heap.trim, "trim")
+
     def trim_if_worth_it(self) -> None:
         """Returns freed memory to the system, on a thread, if the last look found much that nobody holds."""
         kept = self._resident_bytes - self.idle_bytes - self._budget.total_bytes
         if kept > _WORTH_BYTES and self._clock() - self._trimmed >= _TRIM_S:
-            self._trimmed = self._clock()
-            on_thread(heap.trim, "trim")
+            self.trim()

@@ -27,11 +27,15 @@ _IDLE_MS = 30 * 60_000
 
 @dataclass(frozen=True)
 class PeerLimits:
-    """What clients may send beside their messages. `handshake_ms`: the time that they have for their first frame."""
+    """What clients may send beside their messages, and how responses are compressed for those that accept it.
+
+    `handshake_ms`: the time that clients have for their first frame. `compression_level`: from 0 (none) to 3.
+    """
 
     min_ping_interval_s: float = 5.0
     max_metadata_bytes: int = 64 * 2**10
     handshake_ms: int = _HANDSHAKE_MS
+    compression_level: int = 0
 
 
 def channel_arguments(max_message_bytes: int, peers: PeerLimits) -> list[tuple[str, int]]:
@@ -39,6 +43,9 @@ def channel_arguments(max_message_bytes: int, peers: PeerLimits) -> list[tuple[s
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        # With a level, the core takes an algorithm that the client accepts. With a fixed algorithm, clients that do not
+        # know it would get an error.
+        ("grpc.default_compression_level", peers.compression_level),
         # Two servers on one port would share its clients at random.
         ("grpc.so_reuseport", 0),
         ("grpc.server.max_pending_requests", _PENDING),

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import http.client
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -131,3 +133,17 @@ def test_a_server_gives_back_what_unreadable_images_held(tmp_path: Path) -> None
             with pytest.raises(InvalidInputError):
                 client.classify([], model="tiny")
         assert held(server) == {"requests": 0, "decoding": 0}
+
+
+@pytest.mark.parametrize("image", [image for image in IMAGES if isinstance(image, bytes)])
+async def test_an_image_that_cannot_be_read_is_freed_without_the_garbage_collector(model: Model, image: bytes) -> None:
+    own = bytes(bytearray(image))
+    references = sys.getrefcount(own)
+    gc.disable()
+    try:
+        await model.classify([own] * 2)
+        with pytest.raises(InvalidInput):
+            await model.infer_images([own])
+        assert sys.getrefcount(own) == references
+    finally:
+        gc.enable()

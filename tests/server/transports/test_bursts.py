@@ -1,6 +1,7 @@
 """Many calls at once: none is CANCELLED, what is too much is refused with a time for the retry, others go on."""
 
 import concurrent.futures
+import shutil
 from collections.abc import Iterator
 
 import grpc
@@ -30,10 +31,8 @@ def test_calls_that_arrive_at_once(server: RunningServer, channels: int, each: i
 def test_a_full_queue_refuses_with_a_time_for_the_retry(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("full")
     config = 'name: "lenet5"\ndynamic_batching { max_queue_delay_microseconds: 100000 default_queue_policy { %s } }'
-    (folder / "models").mkdir()
     model = folder / "models" / "lenet5"
-    model.mkdir()
-    (model / "1").symlink_to(REPOSITORY / "lenet5" / "1")
+    shutil.copytree(REPOSITORY / "lenet5", model)
     (model / "config.pbtxt").write_text(config % "max_queue_size: 32")
     with serving(folder / "log", folder / "models", "--grpc-transport", "core") as server:
         counts = calls(server.address, 4, 250)

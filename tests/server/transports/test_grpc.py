@@ -157,9 +157,9 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
 
 
 @contextlib.asynccontextmanager
-async def listening(kind: Any) -> AsyncIterator[Server]:
+async def listening(kind: Any, **options: Any) -> AsyncIterator[Server]:
     service = Service()
-    transport = kind(service.methods(), LIMIT)
+    transport = kind(service.methods(), LIMIT, **options)
     port = transport.bind("127.0.0.1", 0)
     await transport.start()
     server = Server(kind, transport, service, port)
@@ -294,6 +294,51 @@ async def test_compressed_requests_are_read(channel: grpc.aio.Channel, algorithm
     stream = call(compression=algorithm)
     await stream.write(sent)
     assert await stream.read() == sent
+
+
+@pytest.mark.parametrize("kind", sorted(TRANSPORTS))
+async def test_responses_are_compressed_for_clients_that_accept_it(kind: str) -> None:
+    async with listening(TRANSPORTS[kind], peers=PeerLimits(compression_level=2)) as server:
+        # Bits of the algorithms that a client accepts: identity, deflate, gzip.
+        for accepted in (0b111, 0b011, 0b001):
+            async with server.channel(grpc__compression_enabled_algorithms_bitset=accepted) as channel:
+                data = bytes(100_000)
+                assert (await unary(channel, "Echo")(BytesValue(value=data))).value == data
+                stream = bidi(channel)()
+                await stream.write(BytesValue(value=data))
+                assert (await stream.read()).value == data
+
+
+@contextlib.asynccontextmanager
+async def counting(server: Server) -> AsyncIterator[tuple[str, list[int]]]:
+    """Yields the address of a relay to the server, and a list with the sizes of what the server sends."""
+    sizes: list[int] = []
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, noted: list[int]) -> None:
+        while data := await reader.read(65536):
+            noted.append(len(data))
+            writer.write(data)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = server.address.split(":")
+        from_server, to_server = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, to_server, []), copy(from_server, writer, sizes), return_exceptions=True)
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as relaying:
+        yield f"127.0.0.1:{relaying.sockets[0].getsockname()[1]}", sizes
+
+
+@pytest.mark.parametrize("level", [0, 3])
+@pytest.mark.parametrize("kind", sorted(TRANSPORTS))
+async def test_a_compressed_response_is_small_on_the_wire(kind: str, level: int) -> None:
+    async with (
+        listening(TRANSPORTS[kind], peers=PeerLimits(compression_level=level)) as server,
+        counting(server) as (address, sizes),
+    ):
+        async with grpc.aio.insecure_channel(address) as channel:
+            assert len((await unary(channel, "Grow")(Int64Value(value=100_000))).value) == 100_000
+        assert (sum(sizes) < 20_000) == (level > 0)
 
 
 async def test_a_server_stream_keeps_its_order(channel: grpc.aio.Channel) -> None:

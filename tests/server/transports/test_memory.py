@@ -17,9 +17,8 @@ from support import REPOSITORY, serving, write_wide
 from watching import MIB, Watched
 
 LIMIT_MIB = 128
-# Above the idle size. On a quiet machine every attack stays below 384 MiB; on a busy one, memory that was freed goes
-# back to the system later. Without the bounds each of them takes 1.4 to 3.3 GB.
-MOST_MIB = 600
+# Above the idle size. Without the bounds each of the attacks takes 1.4 to 3.3 GB.
+MOST_MIB = 384
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 CLASSIFY = "/cnnserve.v1.Classifier/Classify"
 

@@ -92,15 +92,19 @@ class Call:
 
     def exhausted(self, text: str) -> None:
         """Ends the call, because there is no memory for its message."""
-        self._message_done(None)
         self.refuse(Status(Code.RESOURCE_EXHAUSTED, text, _RETRY_MS))
+
+    def cut_off(self) -> None:
+        """Ends the call at once: its client does not take its status."""
+        self._call.cancel(Code.RESOURCE_EXHAUSTED.value, "the server has no memory for the call")
 
     def _on_close(self, event: Any) -> None:
         self.closed = True
         if event.batch_operations[0].cancelled():
             self._leave()
         if self._turn is not None:
-            self._message_done(None)
+            # If the message is being read, the core holds what has come of it until its event.
+            self._transport.receiving.withdraw(self._turn)
         self._check_over()
 
     def _ask(self) -> None:
@@ -112,6 +116,7 @@ class Call:
         try:
             self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
         except CallBroken:
+            self._message_done(None)
             self._call.cancel(Code.INTERNAL.value, INTERNAL_TEXT)
 
     def _on_message(self, event: Any) -> None:
@@ -264,12 +269,14 @@ class UnaryCall(Call):
     def _answer(self, response: Any, error: Exception | None) -> None:
         data: bytes | None = None
         told = _OK
-        try:
-            if error is not None:
-                raise error
-            data = serialized(response, self._transport.max_message_bytes)
-        except Exception as failure:
-            told = status.of(failure, self._method.name, self._method.statuses)
+        if error is not None:
+            # Raising the error here would make a cycle of it and this frame, with all that its handler held.
+            told = status.of(error, self._method.name, self._method.statuses)
+        else:
+            try:
+                data = serialized(response, self._transport.max_message_bytes)
+            except Exception as failure:
+                told = status.of(failure, self._method.name, self._method.statuses)
         self._say_or_hold(told, data)
 
     def _say_or_hold(self, told: Status, data: bytes | None = None) -> None:

@@ -8,7 +8,9 @@ whole. Until the server asks, flow control holds the bytes at the sender. So eac
    is asked for if what requests hold and what is expected fit into the budget. A call that is alone is always asked.
 2. If a new connection's message does not come for a second while others wait, its call ends; the more wait, the sooner:
    silent connections must not keep others out.
-3. Messages may be larger than expected, and compressed ones are unpacked by the core. So while messages are on their
+3. Memory that large messages have freed stays with the process for a while. So before a large message is asked for that
+   would take the process beyond the budget by its real size, freed memory goes back to the system.
+4. Messages may be larger than expected, and compressed ones are unpacked by the core. So while messages are on their
    way, the process's memory is watched, and if it exceeds the budget, the calls whose message does not come end.
 
 Calls that end here get RESOURCE_EXHAUSTED with a time after which to try again.
@@ -37,6 +39,8 @@ _LOOK_S = 0.02
 _SLOW_S = 0.02
 # A look that comes this late shows that the loop was blocked, and messages may have come that it has not seen.
 _LATE_S = 0.05
+# A client that does not even take its status loses its call after this time.
+_CUT_OFF_S = 1.0
 # Streams end after this many looks with too little memory.
 _PATIENT_LOOKS = 25
 # Memory that was freed last is returned to the system after this many looks at an idle server.
@@ -61,7 +65,10 @@ class Reader(Protocol):
         """Asks the core for the message."""
 
     def exhausted(self, text: str) -> None:
-        """Ends the call with RESOURCE_EXHAUSTED."""
+        """Ends the call with RESOURCE_EXHAUSTED. Its turn is done when the core says so: until then it has memory."""
+
+    def cut_off(self) -> None:
+        """Ends the call at once, whether its client gets a status or not."""
 
 
 class _Peer:
@@ -80,7 +87,7 @@ class _Peer:
 class Turn:
     """One message of one call: waiting to be asked for, on its way, or done."""
 
-    __slots__ = ("expected", "is_new", "peer", "reader", "started")
+    __slots__ = ("ended", "expected", "is_new", "peer", "reader", "started")
 
     def __init__(self, peer: _Peer, reader: Reader) -> None:
         self.peer = peer
@@ -88,6 +95,8 @@ class Turn:
         self.expected = 0
         self.started = 0.0
         self.is_new = False
+        # When its call was ended before the message had come; 0: it was not.
+        self.ended = 0.0
 
 
 class Receiving:
@@ -118,6 +127,9 @@ class Receiving:
         self._queue: deque[_Peer] = deque()
         self._reading: set[Turn] = set()
         self._expected = 0
+        # Whether freed memory was returned since the last large message was asked for.
+        self._clean = False
+        self._trimming = False
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_looks = 0
         self._high_looks = 0
@@ -149,7 +161,14 @@ class Receiving:
             if size is not None:
                 faded = peer.expected * _FADING
                 peer.expected = min(self._max_message_bytes, int(max(_LEAST_BYTES, size * _MARGIN, faded)))
-        elif turn in peer.waiting:
+            self.advance()
+        else:
+            self.withdraw(turn)
+
+    def withdraw(self, turn: Turn) -> None:
+        """Forgets a turn that waits: its call has ended."""
+        peer = turn.peer
+        if turn in peer.waiting:
             peer.waiting.remove(turn)
             if not peer.waiting:
                 self._queue.remove(peer)
@@ -191,15 +210,31 @@ class Receiving:
     def _fits(self, peer: _Peer) -> bool:
         if not peer.expected and peer.reading:
             return False
-        if not self._reading and not self._budget.held_bytes:
-            return True
         size = memory_of(peer.expected or self._max_message_bytes)
-        return not self._pressure.is_high and self._budget.has_room(self._expected + size)
+        is_alone = not self._reading and not self._budget.held_bytes
+        if not is_alone and (self._pressure.is_high or not self._budget.has_room(self._expected + size)):
+            return False
+        return size <= _LARGE_BYTES or self._is_clean(size)
+
+    def _is_clean(self, size: int) -> bool:
+        """Returns whether freed memory was returned, if `size` more bytes need that; if not, has it returned."""
+        if self._clean or self._pressure.leaves_room(size):
+            return True
+        if not self._trimming:
+            self._trimming = True
+            self._pressure.trim().add_done_callback(self._on_trimmed)
+        return False
+
+    def _on_trimmed(self, _: object) -> None:
+        self._trimming, self._clean = False, True
+        self.advance()
 
     def _start(self, turn: Turn) -> None:
         peer = turn.peer
         turn.is_new = not peer.expected
         turn.expected = memory_of(peer.expected or self._max_message_bytes)
+        if turn.expected > _LARGE_BYTES:
+            self._clean = False
         turn.started = self._loop.time()
         peer.reading += 1
         self._expected += turn.expected
@@ -234,6 +269,9 @@ class Receiving:
             self.advance()
         if not self._pressure.is_high:
             self._high_looks = 0
+        for turn in self._reading:
+            if turn.ended and self._due - turn.ended > _CUT_OFF_S:
+                turn.reader.cut_off()
         if not self._budget.has_room(0):
             self._relieve()
         self._pressure.trim_if_worth_it()
@@ -247,9 +285,10 @@ class Receiving:
         if now - self._due > _LATE_S:
             return []
         latest = min(now, self._caught_up()) - seconds
-        return [turn for turn in self._reading if turn.started <= latest]
+        return [turn for turn in self._reading if turn.started <= latest and not turn.ended]
 
     def _end(self, turns: list[Turn], text: str) -> None:
         for turn in turns:
             self._budget.refused += 1
+            turn.ended = self._loop.time()
             turn.reader.exhausted(f"{text} (max_pending_mib); try again later")

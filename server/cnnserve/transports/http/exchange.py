@@ -92,8 +92,10 @@ class Exchange:
                 raise ClientDisconnect
             raise DeadlineExceeded(f"the time in {TIMEOUT} ended before the response was complete; allow more time")
         finally:
-            for task in (answer, gone):
-                task.cancel()
+            answer.cancel()
+            gone.cancel()
+            # The traceback of an error refers to this frame: with the task, it would be a cycle that keeps the request.
+            del answer
 
     async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
