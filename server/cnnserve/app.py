@@ -27,6 +27,7 @@ from cnnserve.api.inspection import InspectionService
 from cnnserve.api.methods import Method
 from cnnserve.api.model_control import RepositoryService
 from cnnserve.api.model_infer import Inference
+from cnnserve.api.observing import Observer
 from cnnserve.api.open_inference import InferenceService
 from cnnserve.api.regions import SharedMemory
 from cnnserve.api.shared_memory import SharedMemoryService
@@ -143,9 +144,9 @@ async def serve(
     )
     health = Health(registry, strict=config.strict_readiness, may_be_empty=explicit)
     max_message_bytes = _largest_message(config, budget)
-    classifier = ClassifierService(registry, budget, max_message_bytes)
-    repository = RepositoryService(control)
-    regions = SharedMemory(config.shared_memory_prefix)
+    observer = Observer(config.access_log_sample if config.access_log else 0.0)
+    classifier = ClassifierService(registry, budget, max_message_bytes, observer)
+    repository, regions = RepositoryService(control), SharedMemory(config.shared_memory_prefix)
     shared_memory, inspection = SharedMemoryService(regions), InspectionService(registry)
     inference = InferenceService(
         registry,
@@ -153,15 +154,13 @@ async def serve(
         lambda: health.is_ready,
         (*repository.extensions, *inspection.extensions, *shared_memory.extensions),
         triton_status=config.triton_status_codes,
+        observer=observer,
     )
-    methods = [
-        *inference.methods(),
-        *inspection.methods(),
-        *shared_memory.methods(),
-        *classifier.methods(),
-        *repository.methods(),
-        *HealthService(health).methods(),
-    ]
+    methods = observer.methods(
+        method
+        for service in (inference, inspection, shared_memory, classifier, repository, HealthService(health))
+        for method in service.methods()
+    )
     pressure = MemoryPressure(budget)
     registry.on_change(pressure.learn)
     registry.on_change(partial(_follow_memory, config.max_pending_mib, budget, pressure))

@@ -138,7 +138,7 @@ def serve(arguments: Sequence[str]) -> int:
     finally:
         gc.freeze()
         gc.enable()
-    logs.configure(config.log_level)
+    logs.configure(config.log_level, config.log_format)
     for doubt in doubtful:
         logging.getLogger(__name__).warning("%s", doubt)
     if flags["dry_run"]:

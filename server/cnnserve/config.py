@@ -179,6 +179,9 @@ class ServerConfig:
         "flag for several (default: none)",
     )
     log_level: str = _setting("info", "lowest level of the messages to log: debug, info, warning or error")
+    log_format: str = _setting("text", "form of the log: text, or json for one object on each line")
+    access_log: bool = _setting(False, "log one line for each request (default: none)")
+    access_log_sample: float = _setting(1.0, "share of the requests that --access-log logs, from above 0 to 1")
 
     def __post_init__(self) -> None:
         if not self.repository.is_dir():
@@ -208,8 +211,7 @@ class ServerConfig:
                     f"shared_memory_prefix is {prefix!r}, expected the first characters of a key, without a slash and "
                     "without a leading dot"
                 )
-        if self.log_level not in ("debug", "info", "warning", "error"):
-            raise ConfigError(f"log_level is {self.log_level!r}, expected debug, info, warning or error")
+        self._check_log()
 
     def _check_grpc(self) -> None:
         if self.grpc_transport not in ("auto", "core", "aio"):
@@ -228,6 +230,19 @@ class ServerConfig:
         for origin in self.cors_origin:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(f"cors_origin is {origin!r}, expected * or an origin such as https://example.org")
+
+    def _check_log(self) -> None:
+        if self.log_format not in ("text", "json"):
+            raise ConfigError(f"log_format is {self.log_format!r}, expected text or json")
+        if not 0 < self.access_log_sample <= 1:
+            raise ConfigError(f"access_log_sample is {self.access_log_sample:g}, expected more than 0 and at most 1")
+        if self.access_log_sample < 1 and not self.access_log:
+            raise ConfigError(
+                f"access_log_sample is {self.access_log_sample:g}, which has no effect without "
+                "access_log; set access_log"
+            )
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ConfigError(f"log_level is {self.log_level!r}, expected debug, info, warning or error")
 
     def _check_model_control(self) -> None:
         if self.model_control_mode not in ("none", "poll", "explicit"):

@@ -5,6 +5,7 @@ queue with a limit. Messages beyond the limit are dropped and counted.
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -13,7 +14,9 @@ import stat
 import threading
 import warnings
 from collections import deque
+from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 # C0, DEL, C1 and Unicode's line separators: names from files and clients may hold them, and they could move the cursor
 # of a terminal or look like a new line.
@@ -26,7 +29,24 @@ _LIMIT_BYTES = 2**20
 _PATIENCE_S = 1.0
 # How often a blocked writer looks whether it should end, in seconds.
 _LOOK_S = 0.2
+# Lines about single requests, which are written only if the operator asks for them.
+ACCESS = "cnnserve.access"
+# Lines about what administrators did and who was refused.
+AUDIT = "cnnserve.audit"
+# The attribute of a record that concerns a request.
+REQUEST_ID = "request_id"
+_PLAIN = re.compile(r"[\w.:/%\[\]@+-]+")
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class Fields(dict[str, Any]):
+    """A message that consists of named values. As text it is NAME=VALUE for each, with quotes where a value needs them.
+
+    A name that Python reserves ends with an underscore, which is not written.
+    """
+
+    def __str__(self) -> str:
+        return " ".join(f"{name.rstrip('_')}={_quoted(value)}" for name, value in self.items())
 
 
 class Formatter(logging.Formatter):
@@ -34,11 +54,33 @@ class Formatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """Returns the line of one record."""
-        return _CONTROL.sub(_escape, super().formatMessage(record))
+        text = super().formatMessage(record)
+        if (request_id := getattr(record, REQUEST_ID, None)) is not None:
+            text += f" request_id={_quoted(request_id)}"
+        return _CONTROL.sub(_escape, text)
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802
         """Returns the traceback that follows the line."""
         return _CONTROL_IN_LINES.sub(_escape, super().formatException(ei))
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats each message as one JSON object on one line: time (UTC), level, logger, message or fields, exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line of one record."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        document: dict[str, Any] = {"time": time, "level": record.levelname, "logger": record.name}
+        if isinstance(record.msg, Fields):
+            document |= {name.rstrip("_"): value for name, value in record.msg.items()}
+        else:
+            document["message"] = record.getMessage()
+        if (request_id := getattr(record, REQUEST_ID, None)) is not None:
+            document[REQUEST_ID] = request_id
+        if record.exc_info and record.exc_info[0]:
+            document["exception"] = self.formatException(record.exc_info)
+        # JSON escapes C0 itself. The others may only be in texts, where an escape stands for them.
+        return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(document, ensure_ascii=False))
 
 
 class BackgroundHandler(logging.Handler):
@@ -126,14 +168,18 @@ class BackgroundHandler(logging.Handler):
         return True
 
 
-def configure(level: str) -> None:
-    """Sets up the root logger. `level` is debug, info, warning or error."""
+def configure(level: str, style: str = "text") -> None:
+    """Sets up the root logger. `level` is debug, info, warning or error; `style` is text or json."""
     _unblock(_STDERR)
     handler = BackgroundHandler(_STDERR)
-    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    text = Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if style == "json" else text)
     # The debug messages of libraries (grpc, Pillow, asyncio) are about themselves.
     logging.basicConfig(handlers=[handler], level=max(logging.INFO, logging.getLevelName(level.upper())), force=True)
     logging.getLogger("cnnserve").setLevel(level.upper())
+    for name in (ACCESS, AUDIT):
+        # Whoever asks for access lines wants them at each level, and audit lines are always written.
+        logging.getLogger(name).setLevel(logging.INFO)
     # The server logs its own start and stop.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # Pillow warns about unusual image files, but their clients already get a result or an error.
@@ -156,6 +202,11 @@ def _unblock(descriptor: int) -> None:
             opened = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
             os.dup2(opened, descriptor)
             os.close(opened)
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from cnnserve.api.known_requests import KnownRequests
+from cnnserve.api.methods import CallContext
 from cnnserve.api.model_infer import Inference
 from cnnserve.api.regions import SharedMemory
 from cnnserve.batching.batcher import BatchResult
@@ -105,7 +106,7 @@ async def test_known_requests_are_checked_as_others_are(model: Model, registry: 
     for _ in range(3):
         known.answer(data, None, lambda response, error: told.append(error or response))
     await until(lambda: len(told) == 1)
-    slow = inference.run(o.ModelInferRequest.FromString(data), model, None)
+    slow = inference.run(o.ModelInferRequest.FromString(data), model, CallContext())
     (outcome,) = await asyncio.gather(slow, return_exceptions=True)
     if value == 1:
         assert o.ModelInferResponse.FromString(told[0]) == outcome

@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections import Counter
 
-AUDIT = "cnnserve.audit"
+from cnnserve.logs import AUDIT
+
 _audit = logging.getLogger(AUDIT)
 _INTERVAL_S = 1.0
 # More addresses than that share a line.

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -14,6 +15,7 @@ from cnnserve.api import answer_size, status, streams
 from cnnserve.api.describe import describe
 from cnnserve.api.long_labels import LongLabels
 from cnnserve.api.methods import CLASSIFIER, CallContext, Kind, Method
+from cnnserve.api.observing import Observer
 from cnnserve.errors import DeadlineExceeded, InvalidInput, ServingError
 from cnnserve.images.preprocessing import ImageSource, RawImage
 from cnnserve.model import version as models
@@ -26,7 +28,11 @@ from cnnserve.wire import classifier_pb2 as pb
 class ClassifierService:
     """Handlers of Classify, ClassifyStream, ListModels and GetModel."""
 
-    def __init__(self, registry: Registry, budget: MemoryBudget, max_message_bytes: int) -> None:
+    def __init__(
+        self, registry: Registry, budget: MemoryBudget, max_message_bytes: int, observer: Observer | None = None
+    ) -> None:
+        # On a stream, each message is a request.
+        self._streamed: Any = (observer or Observer()).unary(f"{CLASSIFIER}/ClassifyStream", self.classify)
         self._registry = registry
         self._budget = budget
         self._max_message_bytes = max_message_bytes
@@ -62,6 +68,9 @@ class ClassifierService:
         # A message may hold millions of images, so the count is checked before each image becomes an object.
         model.check_count(len(request.images), "images")
         images = [_image(image, index) for index, image in enumerate(request.images)]
+        record = context.record
+        if record is not None:
+            record.model, record.version, record.images = model.info.name, str(model.info.version), len(images)
         with self._budget.hold(sum(map(_size, images)) + len(images) * model.row_bytes):
             result = await model.classify(images, request.top_k, context.deadline_ns, context.client)
         response = pb.ClassifyResponse(model=model.info.name, version=str(model.info.version))
@@ -72,6 +81,12 @@ class ClassifierService:
             add()
         self._check_size(response)
         timings = result.timings
+        if record is not None:
+            record.queue_ns, record.preprocess_ns, record.compute_ns = (
+                timings.queue,
+                timings.preprocess,
+                timings.compute,
+            )
         response.timings.queue_us = timings.queue // 1000
         response.timings.preprocess_us = timings.preprocess // 1000
         response.timings.compute_us = timings.compute // 1000
@@ -109,8 +124,8 @@ class ClassifierService:
             deadline_ns = own_ns if deadline_ns is None else min(own_ns, deadline_ns)
         try:
             async with _until_ns(deadline_ns):
-                own = replace(context, deadline_ns=deadline_ns)
-                answer.response.CopyFrom(await self.classify(request.request, own))
+                own = replace(context, deadline_ns=deadline_ns, request_id=request.id or context.request_id)
+                answer.response.CopyFrom(await self._streamed(request.request, own))
             self._check_size(answer)
         except Exception as error:
             told = status.of(error, f"{CLASSIFIER}/ClassifyStream")

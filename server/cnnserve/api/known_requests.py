@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from cnnserve.api import status
 from cnnserve.api.model_infer import Inference
 from cnnserve.api.tensors import BYTES
 from cnnserve.batching.batcher import BatchResult
@@ -108,7 +109,7 @@ class KnownRequests:
         def on_done(outcome: BatchResult | Exception) -> None:
             budget.give(size)
             if isinstance(outcome, Exception):
-                respond(None, outcome)
+                respond(None, status.mark(outcome, id_field[2:].decode()))
             else:
                 respond(_response(known, id_field, outcome.outputs), None)
 

@@ -26,17 +26,32 @@ class Kind(enum.Enum):
     STREAM = "stream"
 
 
+@dataclass
+class Record:
+    """What a handler did for a request, for its access line. Times in ns."""
+
+    model: str = ""
+    version: str = ""
+    images: int = 0
+    queue_ns: int = 0
+    preprocess_ns: int = 0
+    compute_ns: int = 0
+
+
 @dataclass(frozen=True)
 class CallContext:
     """What a handler may know of a call: its deadline in ns on the monotonic clock (None: it has none), its client.
 
     `client` names the connection, such as "ipv4:127.0.0.1:4711". `metadata` is what the client sent beside its
-    messages. gRPC's streams fill it, nothing else does.
+    messages. gRPC's streams fill it, nothing else does. `request_id`: the client's x-request-id. `record` is to be
+    filled, if it is set.
     """
 
     deadline_ns: int | None = None
     client: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    request_id: str = ""
+    record: Record | None = None
 
 
 # Every method has other message types, so these are Any; the tests call every handler with its own types.

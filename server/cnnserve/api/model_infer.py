@@ -7,6 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from cnnserve.api import answer_size, classification_output, tensors
+from cnnserve.api.methods import CallContext
 from cnnserve.api.parameters import check_reserved, integer
 from cnnserve.api.regions import SharedMemory
 from cnnserve.api.shared_memory import OFFSET, REGION, SIZE, Place, place_of
@@ -64,14 +65,16 @@ class Inference:
     memory: SharedMemory
     max_message_bytes: int
 
-    async def run(
-        self, request: pb.ModelInferRequest, model: Model, deadline_ns: int | None, client: str = ""
-    ) -> pb.ModelInferResponse:
-        """Returns the response of a model to a request. `client` as in `CallContext`. Raises `ServingError`s."""
+    async def run(self, request: pb.ModelInferRequest, model: Model, context: CallContext) -> pb.ModelInferResponse:
+        """Returns the response of a model to a request. Raises `ServingError`s."""
         checked = self.check(request, model)
         wanted = checked.wanted
-        result = await self._infer(request, model, checked, deadline_ns, client)
-        info = model.info
+        info, record = model.info, context.record
+        if record is not None:
+            record.model, record.version, record.images = info.name, str(info.version), checked.shape[0]
+        result = await self._infer(request, model, checked, context.deadline_ns, context.client)
+        if record is not None:
+            record.queue_ns, record.compute_ns = result.queue_ns, result.compute_ns
         outputs = [result.outputs[item.index] for item in wanted]
         self._check_size(sum(output.nbytes for item, output in zip(wanted, outputs, strict=True) if item.sends_values))
         response = pb.ModelInferResponse(model_name=info.name, model_version=str(info.version), id=request.id)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from typing import Any
 
 import cnnserve
 from cnnserve.access.scopes import Scope
@@ -10,6 +11,7 @@ from cnnserve.api import answer_size, status, streams
 from cnnserve.api.known_requests import KnownRequests
 from cnnserve.api.methods import INFERENCE, CallContext, Kind, Method
 from cnnserve.api.model_infer import Inference
+from cnnserve.api.observing import Observer
 from cnnserve.api.parameters import FINAL_RESPONSE, flag
 from cnnserve.model_config.settings import WireTensor
 from cnnserve.registry.registry import Registry
@@ -40,6 +42,7 @@ class InferenceService:
         extensions: Sequence[str] = (),
         *,
         triton_status: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self._registry = registry
         self._inference = inference
@@ -48,6 +51,8 @@ class InferenceService:
         self._extensions = (*_BEFORE, *extensions, *_AFTER)
         self._statuses = status.TRITON_STATUS if triton_status else status.STATUS
         self._draining = asyncio.Event()
+        # On a stream, each message is a request.
+        self._streamed: Any = (observer or Observer()).unary(_STREAM, self.model_infer, self._statuses)
 
     def methods(self) -> list[Method]:
         """Returns the service's rows of the method table."""
@@ -140,7 +145,7 @@ class InferenceService:
     async def model_infer(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
         """Runs a tensor, or the images of a BYTES tensor, through a model. Raises `ServingError`s."""
         model = self._registry.get(request.model_name, request.model_version)
-        return await self._inference.run(request, model, context.deadline_ns, context.client)
+        return await self._inference.run(request, model, context)
 
     def model_stream_infer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: CallContext
@@ -152,7 +157,7 @@ class InferenceService:
         answer = pb.ModelStreamInferResponse()
         try:
             final = flag(request.parameters, FINAL_RESPONSE)
-            answer.infer_response.CopyFrom(await self.model_infer(request, context))
+            answer.infer_response.CopyFrom(await self._streamed(request, context))
             if final:
                 answer.infer_response.parameters[_FINAL].bool_param = True
         except Exception as error:

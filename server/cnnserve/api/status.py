@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cnnserve import errors
+from cnnserve.logs import REQUEST_ID
 from cnnserve.process import refusals
 
 _log = logging.getLogger(__name__)
@@ -78,6 +79,13 @@ class Status:
         return {} if self.retry_after_ms is None else {"grpc-retry-pushback-ms": str(self.retry_after_ms)}
 
 
+def mark(error: Exception, request_id: str) -> Exception:
+    """Gives an error the id of its request, unless it has one, and returns it."""
+    if not hasattr(error, REQUEST_ID):
+        setattr(error, REQUEST_ID, request_id)
+    return error
+
+
 def of(error: Exception, request: str, table: Mapping[type[Exception], Code] = STATUS) -> Status:
     """Returns the status of an error. `request` names the request in the log.
 
@@ -87,7 +95,7 @@ def of(error: Exception, request: str, table: Mapping[type[Exception], Code] = S
     code = table.get(type(error), Code.INTERNAL)
     refusals.count(error)
     if code is Code.INTERNAL and not isinstance(error, _TOLD):
-        _log.error("%s failed", request, exc_info=error)
+        _log.error("%s failed", request, exc_info=error, extra={REQUEST_ID: getattr(error, REQUEST_ID, "-")})
         return Status(code, INTERNAL_TEXT)
     retry_after_ms = error.retry_after_ms if isinstance(error, errors.QueueFull) else None
     return Status(code, _short(str(error)), retry_after_ms)

@@ -15,6 +15,7 @@ from cnnserve.api.field_count import check_fields
 from cnnserve.api.methods import Method
 from cnnserve.errors import InvalidInput
 
+_REQUEST_ID = "x-request-id"
 # Calls that arrive faster than the server accepts them. Beyond its own limits of 1,000 and 3,000, grpc's core would end
 # them as CANCELLED, which no client tries again.
 _PENDING = 100_000
@@ -91,6 +92,11 @@ def admit(guard: Guard | None, method: Method, peer: Callable[[], str], metadata
     authorization = tuple(value for key, value in metadata if key == "authorization")
     forwarded = ",".join(value for key, value in metadata if key == "x-forwarded-for")
     guard.admit(method.name, method.scope, Caller(peer(), authorization, forwarded=forwarded))
+
+
+def request_id_in(metadata: Iterable[tuple[Any, Any]]) -> str:
+    """Returns the client's own id of its request, "" if it sent none."""
+    return next((value for key, value in metadata if key == _REQUEST_ID), "")
 
 
 class Gate:

@@ -16,7 +16,7 @@ from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.errors import InferenceFailed
 from cnnserve.transports import addresses
-from cnnserve.transports.calls import Gate, PeerLimits, admit, channel_arguments, parse, serialized
+from cnnserve.transports.calls import Gate, PeerLimits, admit, channel_arguments, parse, request_id_in, serialized
 from cnnserve.transports.lull import lull
 from cnnserve.transports.reflection import described
 
@@ -193,7 +193,8 @@ async def _parse_all(method: Method, messages: AsyncIterator[bytes], max_bytes: 
 def _call_context(context: Any) -> CallContext:
     remaining = context.time_remaining()
     deadline_ns = None if remaining is None else time.monotonic_ns() + int(remaining * 1e9)
-    return CallContext(deadline_ns, context.peer())
+    request_id = request_id_in(context.invocation_metadata() or ())
+    return CallContext(deadline_ns, context.peer(), request_id=request_id)
 
 
 def _metadata(context: Any) -> dict[str, str]:

@@ -10,7 +10,8 @@ from cnnserve.api.status import Code
 
 
 def leaves(cls: type[Exception]) -> list[type[Exception]]:
-    below = cls.__subclasses__()
+    # Other modules may have errors of their own, which they catch.
+    below = [child for child in cls.__subclasses__() if child.__module__ == errors.__name__]
     return [leaf for child in below for leaf in leaves(child)] if below else [cls]
 
 

@@ -17,6 +17,7 @@ from cnnserve.transports.http.body import MAX_JSON_BYTES, BodyReader, read_objec
 from cnnserve.transports.http.in_flight import Limits
 
 TIMEOUT = "Grpc-Timeout"
+REQUEST_ID = "X-Request-Id"
 # gRPC's format of a timeout: at most eight digits and a unit.
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])", re.ASCII)
 _UNIT_NS = {"H": 3600 * 10**9, "M": 60 * 10**9, "S": 10**9, "m": 10**6, "u": 10**3, "n": 1}
@@ -81,7 +82,7 @@ class Exchange:
         method = self.method if rpc is None else self._methods[rpc]
         handler: Any = method.handler
         request = method.request(**self.path) if message is None else message
-        answer = asyncio.ensure_future(handler(request, CallContext(self._deadline_ns, client_of(self.request))))
+        answer = asyncio.ensure_future(handler(request, self._context()))
         gone = asyncio.ensure_future(self._disconnect())
         delay_s = None if self._deadline_ns is None else max(0.0, (self._deadline_ns - time.monotonic_ns()) / 1e9)
         try:
@@ -96,6 +97,10 @@ class Exchange:
             gone.cancel()
             # The traceback of an error refers to this frame: with the task, it would be a cycle that keeps the request.
             del answer
+
+    def _context(self) -> CallContext:
+        request_id = self.request.headers.get(REQUEST_ID, "")
+        return CallContext(self._deadline_ns, client_of(self.request), request_id=request_id)
 
     async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
