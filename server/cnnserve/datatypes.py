@@ -46,11 +46,15 @@ Rows = NDArray[Any]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a model as the ONNX file declares it. A free dimension has the size -1."""
+    """An input or output of a model as the ONNX file declares it. A free dimension has the size -1.
+
+    `unbatched`: the file has no dimension for the batch, so a dimension of 1 was put in front.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    unbatched: bool = False
 
     def zeros(self, count: int) -> NDArray[Any]:
         """Returns `count` rows of zeros. Only the first dimension may be free."""

@@ -72,15 +72,9 @@ def resolve(
     `left_out` has the outputs that cannot be served, with their types: the config has to name the others.
     """
     config = config or pb.ModelConfig()
-    if len(inputs) != 1:
-        names = ", ".join(spec.name for spec in inputs)
-        raise ModelLoadFailed(f"the model has {len(inputs)} inputs ({names}), expected one: a batch of images")
-    source = inputs[0]
-    if not source.shape:
-        raise ModelLoadFailed(f"input {source.name!r} is a scalar, expected a batch of images")
+    source = check_input(inputs)
     batched = _is_batched(config)
-    fixed = source.shape[0] if source.shape[0] > 0 else None
-    maximum = _max_batch_size(config, manifest, fixed)
+    maximum = _max_batch_size(config, manifest, source)
     wire_input = _wire_input(config, source, batched)
     known = [spec.name for spec in outputs]
     _check_left_out(config, known, left_out)
@@ -93,15 +87,38 @@ def resolve(
     return Settings(
         name=name,
         batched=batched,
-        input_reshape=_row_shape(config.input[0], batched) if wire_input.reshaped else None,
+        input_reshape=_row_shape(config.input[0], source, batched) if wire_input.reshaped else None,
         max_batch_size=maximum,
-        fixed_batch=fixed,
+        fixed_batch=_fixed_batch(source),
         input=wire_input,
         outputs=tuple(_wire_output(config, spec, batched) for spec in outputs),
         policy=_batch_policy(config, maximum),
         label_file=labelled.label_filename if labelled else None,
         label_output=known.index(labelled.name) if labelled else _class_output(config, outputs),
     )
+
+
+def check_input(inputs: Sequence[TensorSpec]) -> TensorSpec:
+    """Returns the only input. Raises `ModelLoadFailed` if there are more or none, or if it takes no batch."""
+    if len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs) or "none"
+        raise ModelLoadFailed(f"the model has {len(inputs)} inputs ({names}), expected one: a batch of images")
+    (source,) = inputs
+    if not source.shape:
+        raise ModelLoadFailed(
+            f"input {source.name!r} is a scalar or has no shape, expected a batch of images; export the model with the "
+            "shape of its input"
+        )
+    if 0 in source.shape:
+        raise ModelLoadFailed(
+            f"input {source.name!r} has the shape {list(source.shape)}, which holds no value; export the model with a "
+            "free batch dimension"
+        )
+    return source
+
+
+def _fixed_batch(source: TensorSpec) -> int | None:
+    return source.shape[0] if source.shape[0] > 0 else None
 
 
 def _check_left_out(config: pb.ModelConfig, known: Sequence[str], left_out: Mapping[str, str]) -> None:
@@ -133,12 +150,18 @@ def _is_batched(config: pb.ModelConfig) -> bool:
     return config.max_batch_size > 0 or not config.input
 
 
-def _max_batch_size(config: pb.ModelConfig, manifest: Manifest | None, fixed: int | None) -> int:
+def _max_batch_size(config: pb.ModelConfig, manifest: Manifest | None, source: TensorSpec) -> int:
+    fixed = _fixed_batch(source)
     declared = config.max_batch_size or (manifest.max_batch_size if manifest else 0)
     if (largest := max(declared, fixed or 0)) > _MAX_BATCH_SIZE:
         raise ModelLoadFailed(f"max_batch_size is {largest}, the limit is {_MAX_BATCH_SIZE}")
     if fixed is None:
         return declared or DEFAULT_MAX_BATCH_SIZE
+    if declared > fixed and source.unbatched:
+        raise ModelLoadFailed(
+            f"max_batch_size is {declared}, but the ONNX file has no batch dimension; set max_batch_size to 0, or "
+            "export the model with a free batch dimension"
+        )
     if declared > fixed:
         raise ModelLoadFailed(
             f"max_batch_size is {declared}, but the ONNX file has the fixed batch size {fixed}; "
@@ -167,6 +190,8 @@ def _wire_input(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> Wire
 
 def _wire_output(config: pb.ModelConfig, spec: TensorSpec, batched: bool) -> WireTensor:
     declared = next((item for item in config.output if item.name == spec.name), None)
+    if declared is None and spec.unbatched and not batched:
+        return WireTensor(spec.name, spec.datatype, spec.shape[1:], reshaped=True)
     if declared is None:
         return WireTensor(spec.name, spec.datatype, spec.shape[1:] if batched else spec.shape)
     _refuse_flags(declared, "output", "is_shape_tensor", "is_non_linear_format_io")
@@ -193,6 +218,9 @@ def _declared(kind: str, spec: TensorSpec, declared: pb.ModelInput | pb.ModelOut
     reshaped = declared.HasField("reshape")
     # With `reshape`, clients see `dims`, and the ONNX file has `reshape.shape`.
     shape = tuple(declared.reshape.shape) if reshaped else dims
+    if spec.unbatched and not batched and not reshaped:
+        # Clients see the file's own shape; inside there is a batch dimension of 1.
+        shape, reshaped = (1, *dims), True
     if not _fits(shape, own) or (reshaped and not _same_count(dims, shape)):
         raise ModelLoadFailed(
             f'{CONFIG_FILE}: {kind} "{spec.name}" has {"reshape.shape" if reshaped else "dims"} {list(shape)}'
@@ -201,7 +229,9 @@ def _declared(kind: str, spec: TensorSpec, declared: pb.ModelInput | pb.ModelOut
     return WireTensor(spec.name, spec.datatype, dims, reshaped)
 
 
-def _row_shape(declared: pb.ModelInput, batched: bool) -> tuple[int, ...]:
+def _row_shape(declared: pb.ModelInput, source: TensorSpec, batched: bool) -> tuple[int, ...]:
+    if not declared.HasField("reshape"):
+        return source.shape[1:]
     return tuple(declared.reshape.shape)[0 if batched else 1 :]
 
 

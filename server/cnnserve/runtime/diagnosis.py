@@ -13,15 +13,21 @@ _LIBRARY = re.compile(r"(lib[\w+-]+\.so[.\d]*): cannot open shared object file")
 # The part before the message: source files and C++ signatures, up to the last closing parenthesis or bracket.
 _ORIGIN = re.compile(r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?(?:/onnxruntime_src/\S+:\d+ .*?[)\]] (?=[A-Z]))?")
 
+# At most so many of the indices that ONNX Runtime lists, a line each.
+_INDICES = 4
+
 _EXTRA = 'pip install "cnnserve[gpu]"'
 
 
 def reason(text: str) -> str:
-    """Returns the first line of an error text, without the part before the message."""
+    """Returns the first line of an error text, without the part before the message, with the indices after it."""
     if match := _DEVICE.search(text):
         return match[1]
     lines = redacted(_ORIGIN.sub("", text.strip())).splitlines()
-    return lines[0] if lines else "no reason given"
+    if not lines:
+        return "no reason given"
+    told = [line.strip() for line in lines[1 : 1 + _INDICES] if line.startswith(" index:")]
+    return f"{lines[0]}: {', '.join(told)}" if told else lines[0]
 
 
 def is_cut_off(text: str) -> bool:

@@ -22,7 +22,7 @@ from cnnserve.errors import InferenceFailed, ModelLoadFailed
 from cnnserve.model_config.providers import Provider, RuntimeOptions
 from cnnserve.repository import onnx_header
 from cnnserve.repository.onnx_files import OnnxFiles
-from cnnserve.runtime import cuda, diagnosis
+from cnnserve.runtime import batchless, cuda, diagnosis
 from cnnserve.runtime.placement import Node, misplaced, nodes_per_provider
 
 # Since 1.29, the Linux wheels send data about models to their maker unless this is set before the library is loaded.
@@ -109,10 +109,13 @@ class Session:
         self._session = _open(model, options)
         self._runtime = options.runtime
         self._options = self._run_options(None)
-        self.inputs = tuple(tensor_spec(value) for value in self._session.get_inputs())
+        inputs = [tensor_spec(value) for value in self._session.get_inputs()]
         # Outputs that clients cannot get, each with its type: strings, sequences and maps.
         self.left_out = {value.name: value.type for value in self._session.get_outputs() if not is_servable(value)}
-        self.outputs = tuple(tensor_spec(value) for value in self._session.get_outputs() if is_servable(value))
+        outputs = [tensor_spec(value) for value in self._session.get_outputs() if is_servable(value)]
+        self._batchless = batchless.of(inputs, outputs)
+        self.inputs = self._batchless.specs(inputs, [0] if self._batchless.input else [])
+        self.outputs = self._batchless.specs(outputs, [*self._batchless.outputs])
         self._output_names = [output.name for output in self.outputs]
         nodes = [
             Node(subgraph.ep_name, node.op_type)
@@ -128,7 +131,9 @@ class Session:
     def run(self, batch: Rows, options: Any = None) -> list[Rows]:
         """Returns all outputs for one batch of the input. Raises `InferenceFailed`."""
         try:
-            return list(self._session.run(self._output_names, {self.inputs[0].name: batch}, options or self._options))
+            feed = {self.inputs[0].name: self._batchless.fed(batch)}
+            outputs = self._session.run(self._output_names, feed, options or self._options)
+            return self._batchless.returned(outputs)
         except Exception as error:
             raise _run_failed(error) from error
 
@@ -139,7 +144,8 @@ class Session:
     @property
     def bindable(self) -> bool:
         """Whether the batch size alone determines the size of every tensor."""
-        return all(size > 0 for spec in (*self.inputs, *self.outputs) for size in spec.shape[1:])
+        sizes = [size for spec in (*self.inputs, *self.outputs) for size in spec.shape[1:]]
+        return self._batchless.is_plain and all(size > 0 for size in sizes)
 
     def bind(self, rows: int, *, pinned: bool = False) -> Binding:
         """Returns buffers for batches of exactly `rows` rows, on the provider's device. `pinned`: see `cuda.pin`."""

@@ -18,7 +18,7 @@ from cnnserve.datatypes import Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config.execution import Execution
 from cnnserve.model_config.providers import Provider
-from cnnserve.model_config.settings import Settings
+from cnnserve.model_config.settings import Settings, check_input
 from cnnserve.repository.onnx_files import OnnxFiles
 from cnnserve.runtime import cuda
 from cnnserve.runtime.bound_runner import BoundRunner
@@ -120,6 +120,8 @@ def _open(
         threads = execution.runtime.intra_op_threads or max(1, cpu_threads - execution.cpu_instances + 1)
         options = SessionOptions(threads, execution.cpu_instances == 1, Provider(), runtime=execution.runtime)
         session = Session(model, options)
+        # Before the model is run: a run of what cannot be served says less.
+        check_input(session.inputs)
         if threads > 1 and not execution.runtime.intra_op_threads and _is_small(model, session):
             session = Session(model, replace(options, threads=1))
         sessions.append(session)

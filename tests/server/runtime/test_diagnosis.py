@@ -22,6 +22,10 @@ DRIVER = (
     "for CUDA runtime version ; GPU=-1 ; hostname=vm ; file=cuda_execution_provider.cc ; line=355 ; "
 )
 OPERATOR = "[ONNXRuntimeError] : 1 : FAIL : Fatal error: my:Foo(-1) is not a registered function/op"
+INDICES = (
+    "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: x for the following indices\n"
+    " index: 0 Got: 2 Expected: 1\n Please fix either the inputs/outputs or the model."
+)
 LIBRARY = "Failed to load libcudnn: libcudnn.so.9: cannot open shared object file: No such file or directory"
 
 
@@ -30,6 +34,7 @@ LIBRARY = "Failed to load libcudnn: libcudnn.so.9: cannot open shared object fil
     [
         (DRIVER, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"),
         (OPERATOR, "Fatal error: my:Foo(-1) is not a registered function/op"),
+        (INDICES, "Got invalid dimensions for input: x for the following indices: index: 0 Got: 2 Expected: 1"),
         ("", "no reason given"),
     ],
 )
