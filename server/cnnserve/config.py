@@ -138,7 +138,8 @@ class ServerConfig:
         metadata={
             "help": "folder of public keys and certificates (PEM): serve only versions that one of them has signed "
             "with cnnserve sign, and use only signed files beside them; implies --require-manifest (default: "
-            "signatures are not checked)"
+            "signatures are not checked)",
+            "metavar": "DIR",
         },
     )
     strict_readiness: bool = _setting(

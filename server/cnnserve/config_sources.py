@@ -147,7 +147,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 flag(field.name),
                 action=action,
-                metavar=_metavar(field.type),
+                metavar=field.metadata.get("metavar") or _metavar(field.type),
                 default=None,
                 help=field.metadata["help"] + default,
             )

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from cnnserve.errors import PermissionDenied
+from cnnserve.errors import ModelLoadFailed, PermissionDenied
 from cnnserve.registry.control import ModelControl
 from cnnserve.registry.lifecycle import State
 from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.poller import Poller
 from cnnserve.registry.registry import Registry
+from cnnserve.repository import folders
 from cnnserve.repository.signature import Trust
 from cnnserve.repository.signed_tree import SignedTree
 from cnnserve.trust import keys
@@ -29,7 +30,7 @@ from cnnserve_export.signing import Signer, sign
 from signing import Authority, model_signing, new_key, public_key
 from spoiling import lenet5, refusal
 from spoilings import ROWS, Row, outcome, prepare
-from support import as_schema_1, open_files, picture, rewrite_manifest, serving, write_version
+from support import as_schema_1, open_files, open_version, picture, rewrite_manifest, serving, write_version
 
 WARMUP = (
     'model_warmup { name: "w" batch_size: 1 inputs { key: "image" value { data_type: TYPE_UINT8 dims: [ 8, 8, 1 ] '
@@ -417,6 +418,25 @@ def test_verify_says_what_is_signed_by_whom(
     assert capsys.readouterr().out == f"{tiny / '1'}: 5 files signed by key.pub\n"
     assert verify([str(trusted), "--trusted-keys", str(trusted)]) == 1
     assert "holds no versions, expected a version, a model or a model repository" in capsys.readouterr().err
+
+
+def test_a_version_that_is_mounted_as_a_model(
+    tiny: Path, root: Path, trusted: Path, trust: Trust, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There are no files beside it, so its own signature is enough; it also covers a config in the folder."""
+    mounted = root / "mounted"
+    shutil.copytree(tiny / "1", mounted)
+    folder = folders.find(root, "mounted", trust=trust)
+    assert open_version(folder, 1).info.self_test is not None
+    assert verify([str(mounted), "--trusted-keys", str(trusted)]) == 0
+    assert capsys.readouterr().out == f"{mounted}: 5 files signed by key.pub\n"
+    (mounted / "config.pbtxt").write_text("max_batch_size: 4")
+    with pytest.raises(ModelLoadFailed, match=ADDED.format(r"config\.pbtxt")):
+        open_version(folder, 1)
+    (mounted / "config.pbtxt").unlink()
+    (mounted / "model.sig").unlink()
+    with pytest.raises(ModelLoadFailed, match=r"has no model\.sig, which --trusted-keys demands"):
+        open_version(folders.find(root, "mounted", trust=trust), 1)
 
 
 def test_verify_finds_a_manifest_that_contradicts_the_files(

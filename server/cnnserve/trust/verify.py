@@ -1,6 +1,7 @@
 """`cnnserve verify`: says what a server with trusted keys would say of signatures, without loading a model."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ def verify(argv: Sequence[str]) -> int:
         trust = keys.read(arguments.trusted_keys)
         for warning in trust.warnings:
             print(f"warning: {printable(warning)}", file=sys.stderr)
-        failed = [not _report(folder, version) for folder, version in _find(arguments.path, trust)]
+        absolute = arguments.path.is_absolute()
+        failed = [not _report(folder, version, absolute=absolute) for folder, version in _find(arguments.path, trust)]
     except (ConfigError, ServingError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
@@ -63,12 +65,15 @@ def _find(path: Path, trust: Trust) -> Iterator[tuple[ModelFolder, int]]:
     if not models:
         raise ModelLoadFailed(f"{path} holds no versions, expected a version, a model or a model repository")
     for found in models:
-        yield from ((found, version) for version in (0, *found.versions))
+        if not found.mounted:
+            yield found, 0
+        yield from ((found, version) for version in found.versions)
 
 
-def _report(folder: ModelFolder, version: int) -> bool:
-    """Prints what is signed, or why it is not, and returns whether it is."""
-    where = folder.versions[version] if version else folder.path
+def _report(folder: ModelFolder, version: int, *, absolute: bool) -> bool:
+    """Prints what is signed, or why it is not, and returns whether it is. `absolute`: with absolute paths."""
+    path = folder.versions[version] if version else folder.path
+    where = str(path) if absolute else os.path.relpath(path)
     try:
         signed = _version(folder, version) if version else _beside(folder)
     except OSError as error:
@@ -86,7 +91,7 @@ def _version(folder: ModelFolder, version: int) -> Signed:
         manifest = manifests.read_from(files)
         if manifest is None:
             raise ModelLoadFailed(f"it has no {MANIFEST_FILE}; sign a version that cnnserve published")
-        manifests.check_place(manifest, folder.name, version)
+        manifests.check_own_place(manifest, folder, version)
         manifests.check_contract(manifest)
         if altered := manifests.altered_files(manifest, files):
             raise ModelLoadFailed(next(iter(altered.values())))
