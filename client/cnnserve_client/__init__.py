@@ -10,6 +10,7 @@ Modules:
 
     client, aio              `Client` and `AsyncClient`: send calls; they share everything that needs no I/O
     calls, rpc               build the request of each RPC and read its response; the table of the RPCs
+    open_inference           the messages of `infer`, in a descriptor pool of their own
     target, security         addresses, limits, exceptions for gRPC statuses; TLS and tokens
     channels                 creates the gRPC channels
     connecting               explains why a connection failed
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         UnavailableError,
         UnsupportedError,
     )
-    from .results import Class, Classification, ImageResult, ModelInfo, TensorInfo, Timings, VersionInfo
+    from .results import Class, Classification, ImageResult, Inference, ModelInfo, TensorInfo, Timings, VersionInfo
     from .security import Tls
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "DeadlineExceededError",
     "FailedPreconditionError",
     "ImageResult",
+    "Inference",
     "InternalError",
     "InvalidInputError",
     "ModelInfo",

@@ -1,7 +1,7 @@
 """The asyncio client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
@@ -13,7 +13,7 @@ from . import aio_streams, calls, channels, limits, rpc
 from .errors import CnnserveError
 from .images import Image, refuse_one, take_time
 from .pipeline import Pipeline
-from .results import Classification, ImageResult, ModelInfo
+from .results import Classification, ImageResult, Inference, ModelInfo
 from .retry import Attempts, Rotation
 from .security import Tls
 from .target import DEFAULT_ADDRESS, Failure, Target
@@ -66,6 +66,19 @@ class AsyncClient:
         )
         # Bytes and arrays take microseconds; handing them to a thread would take ten times as long.
         call = await asyncio.to_thread(build) if take_time(images) else build()
+        return await self._run(call, timeout_s)
+
+    async def infer(
+        self,
+        tensors: Mapping[str, Any],
+        *,
+        model: str,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> Inference:
+        """Runs a model on tensors, like `Client.infer`."""
+        call = calls.infer(tensors, outputs, self._target.max_message_bytes, model=model, version=version)
         return await self._run(call, timeout_s)
 
     def classify_many(

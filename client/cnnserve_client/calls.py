@@ -1,6 +1,6 @@
 """Builds the request of each call and reads its response. `Client` and `AsyncClient` both send these calls."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -12,10 +12,11 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from cnnserve.wire import classifier_pb2 as pb
 
 from . import images as image_input
+from . import open_inference
 from .arguments import text, whole
 from .errors import CnnserveError, InternalError, InvalidInputError, QueueFullError, from_status
-from .results import Class, Classification, ImageResult, ModelInfo, TensorInfo, Timings, VersionInfo
-from .rpc import CLASSIFY, GET_MODEL, HEALTH, LIST_MODELS, LOAD_MODEL, UNLOAD_MODEL, Method
+from .results import Class, Classification, ImageResult, Inference, ModelInfo, TensorInfo, Timings, VersionInfo
+from .rpc import CLASSIFY, GET_MODEL, HEALTH, INFER, LIST_MODELS, LOAD_MODEL, UNLOAD_MODEL, Method
 
 Result = TypeVar("Result")
 
@@ -61,6 +62,17 @@ def classify(
     if not request.images:
         raise InvalidInputError("images is empty: expected at least one image")
     return Call(CLASSIFY, f"model {model!r}", request, partial(_classification, images=len(request.images)))
+
+
+def infer(
+    tensors: Mapping[str, Any], outputs: Sequence[str], limit: int, *, model: str, version: str
+) -> Call[Inference]:
+    """Returns the call that runs a model on tensors.
+
+    Raises `InvalidInputError` if an argument is wrong, or the request has more than `limit` bytes.
+    """
+    request = open_inference.request(tensors, outputs, limit, model=model, version=version)
+    return Call(INFER, f"model {model!r}", request, open_inference.result)
 
 
 def empty_request(*, model: str, version: str, top_k: int) -> pb.ClassifyRequest:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -13,7 +13,7 @@ from . import calls, channels, limits, rpc, streams
 from .errors import CnnserveError
 from .images import Image, refuse_one
 from .pipeline import Pipeline
-from .results import Classification, ImageResult, ModelInfo
+from .results import Classification, ImageResult, Inference, ModelInfo
 from .retry import Attempts, Rotation
 from .security import Tls
 from .target import DEFAULT_ADDRESS, Failure, Target
@@ -106,6 +106,35 @@ class Client:
         return self._run(
             calls.classify(images, self.max_message_bytes, model=model, version=version, top_k=top_k), timeout_s
         )
+
+    def infer(
+        self,
+        tensors: Mapping[str, Any],
+        *,
+        model: str,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> Inference:
+        """Runs a model on tensors: numpy arrays in, numpy arrays out.
+
+        The server does not resize or normalise them. `get_model` returns the name, type and shape of the input.
+
+        Args:
+            tensors: an array, or anything that `numpy.asarray` takes, for the name of each input. The type must be that
+                of the model; arrays of bytes or text are sent as BYTES.
+            model: name of the model.
+            version: number or label of a version. Empty: the newest READY version.
+            outputs: names of the outputs to return. Empty: all.
+            timeout_s: timeout of this call in seconds. None: the timeout of the client.
+
+        Raises:
+            InvalidInputError: an argument is wrong, the request is larger than `max_message_mib`, or the server refuses
+                it, for example because the shape is not that of the model.
+            CnnserveError: the request failed.
+        """
+        call = calls.infer(tensors, outputs, self._target.max_message_bytes, model=model, version=version)
+        return self._run(call, timeout_s)
 
     def classify_many(
         self,

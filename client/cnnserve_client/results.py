@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from .errors import CnnserveError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,15 @@ class ImageResult:
         if self.error is not None:
             raise self.error
         return self.classes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """The response to `infer`: an array for the name of each output."""
+
+    model: str
+    version: str
+    outputs: "Mapping[str, NDArray[Any]]"
 
 
 @dataclass(frozen=True)

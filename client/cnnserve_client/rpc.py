@@ -14,6 +14,8 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from cnnserve.wire import classifier_pb2 as pb
 
+from . import open_inference
+
 
 @dataclass(frozen=True)
 class Method:
@@ -44,12 +46,14 @@ UNLOAD_MODEL: Final = Method(
     "/cnnserve.v1.Classifier/UnloadModel", pb.UnloadModelRequest, pb.UnloadModelResponse, safe=False
 )
 
+INFER: Final = Method("/inference.GRPCInferenceService/ModelInfer", open_inference.REQUEST, open_inference.RESPONSE)
+
 # If the client defined grpc.health.v1 itself, programs that also import grpcio-health-checking would fail: protobuf
 # refuses a second file with the same definitions. HealthCheckRequest has one string in field 1 and HealthCheckResponse
 # one enum in field 1, so StringValue and Int32Value have the same encoding.
 HEALTH: Final = Method("/grpc.health.v1.Health/Check", StringValue, Int32Value, light=True)
 
-METHODS: Final = (CLASSIFY, LIST_MODELS, GET_MODEL, LOAD_MODEL, UNLOAD_MODEL, HEALTH)
+METHODS: Final = (CLASSIFY, INFER, LIST_MODELS, GET_MODEL, LOAD_MODEL, UNLOAD_MODEL, HEALTH)
 
 
 def stubs(channel: grpc.Channel | grpc.aio.Channel) -> dict[str, Callable[..., Any]]:

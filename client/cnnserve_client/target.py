@@ -196,5 +196,5 @@ def _exhausted(details: str, failure: Failure) -> errors.ResourceExhaustedError:
     if isinstance(pushback, str) and pushback.isdecimal():  # gRPC: any other value forbids a retry
         return errors.QueueFullError(details, retry_after_s=int(pushback) / 1000)
     if "larger than max" in details:
-        details += "; send fewer images in one request, or raise max_message_mib of the side that this text names"
+        details += "; send fewer images or rows at once, or raise max_message_mib of the side that this text names"
     return errors.ResourceExhaustedError(details)

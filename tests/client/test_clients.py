@@ -292,7 +292,7 @@ def test_a_pushback_that_forbids_a_retry_is_no_full_queue(peer, ask, pushback):
 
 
 def test_a_request_over_the_message_limit_says_what_to_do(peer, ask):
-    with pytest.raises(cc.ResourceExhaustedError, match=r"larger than max .*send fewer images in one request"):
+    with pytest.raises(cc.ResourceExhaustedError, match=r"larger than max .*send fewer images or rows at once"):
         ask(peer.address, "classify", bytes(2**20), model="digits", limits={"max_message_mib": 1})
     assert peer.asked == []
 

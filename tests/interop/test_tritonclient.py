@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+import cnnserve
+import cnnserve_client
 from interop.conftest import PREFIX
 from interop.environments import environment, run_program
 from support import RunningServer
@@ -16,6 +18,13 @@ REQUIREMENTS = ("tritonclient[grpc]==2.73.0",)
 def found(interop_server: RunningServer, pictures: Path) -> Any:
     folder = environment("tritonclient", *REQUIREMENTS)
     return run_program(folder, "triton", interop_server.address, str(pictures), PREFIX)
+
+
+def test_both_clients_in_one_process(interop_server: RunningServer) -> None:
+    """protobuf refuses two files that define the same messages; ours are in a pool of their own."""
+    folders = [str(Path(cnnserve_client.__file__).parents[1]), str(Path(cnnserve.__file__).parents[1])]
+    found = run_program(environment("tritonclient", *REQUIREMENTS), "both_clients", interop_server.address, *folders)
+    assert found == {"cnnserve": [1], "triton": [1]}
 
 
 def test_health_and_metadata(found: Any) -> None:
