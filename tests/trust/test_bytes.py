@@ -317,7 +317,7 @@ async def test_files_that_change_and_change_back_are_loaded_again(tmp_path: Path
 
     registry = Registry(tmp_path, VersionOpener(opened, decoders))
     await registry.load_all()
-    poller = Poller(registry, tmp_path, 1.0)
+    poller = Poller(registry, tmp_path, 1.0, clock=itertools.count().__next__)
     for _ in range(5):
         await poller.poll()
         await poller.settle()

@@ -8,8 +8,9 @@ Rules:
    version without a manifest, a changed config or label file, and a version whose copying has stopped half-way, which
    then fails with the reason.
 3. A version is tried once for each state of its files. If it failed, it is tried again after its files have changed. If
-   it failed for a reason that may pass (the file system, no memory, too little time), it is also tried again after one
-   poll interval, then after twice that time, and so on, up to 5 minutes.
+   it failed for a reason that may pass (the file system, no memory, too little time), or if the load read other files
+   than those that are there before and after it, it is also tried again after one poll interval, then after twice that
+   time, and so on, up to 5 minutes.
 4. If the folder of a version or a model is missing in two polls, the version or model is unloaded.
 5. If the model repository cannot be read, nothing changes, and if the folder of a model or a version cannot be read, it
    has not gone: nothing of it is unloaded.
@@ -28,6 +29,7 @@ from pathlib import Path
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.process.threads import on_thread
+from cnnserve.registry.lifecycle import ModelEntry
 from cnnserve.registry.registry import Registry
 from cnnserve.repository import folders
 from cnnserve.repository import manifest as manifests
@@ -192,7 +194,7 @@ class Poller:
         self._readable = True
         known = {model.name for model in self._registry.models}
         for name, sight in self._seen.items():
-            news = name not in known or self._asked.get(name) != sight.request or self._differs(name, sight)
+            news = name not in known or self._asked.get(name) != sight.request
             again = self._is_due(name)
             if (news or again) and name not in self._jobs and not sight.missing:
                 self._asked[name] = sight.request
@@ -200,23 +202,16 @@ class Poller:
         for name in known - self._seen.keys() - self._jobs.keys():
             self._start(name, self._remove(name))
 
-    def _differs(self, name: str, sight: ModelSight) -> bool:
-        """Returns whether a load read other files than those seen now: files may change, and change back, meanwhile."""
-        tried = {number: entry.tried for number, entry in self._registry.entry(name).versions.items()}
-        return any(
-            tried.get(number, seen.files) != seen.files for number, seen in sight.versions.items() if seen.may_load
-        )
-
     async def settle(self) -> None:
         """Waits until all changes that were found are made."""
         await asyncio.gather(*self._jobs.values())
 
     def _is_due(self, name: str) -> bool:
-        """Returns whether it is time to try again a version that failed for a reason that may pass."""
+        """Returns whether it is time to try again what may pass: a failure, or that a load read other files."""
         if name in self._jobs:
             return False
         known = {model.name: model for model in self._registry.models}
-        if name not in known or not known[name].may_pass:
+        if name not in known or not (known[name].may_pass or self._differs(known[name])):
             self._retries.pop(name, None)
             return False
         now = self._clock()
@@ -225,6 +220,11 @@ class Poller:
             return False
         self._retries[name] = (now + pause_s, min(2 * pause_s, max(_LONGEST_PAUSE_S, self._interval_s)))
         return True
+
+    def _differs(self, model: ModelEntry) -> bool:
+        """Returns whether a load read other files than those seen now: files may change, and change back, meanwhile."""
+        seen = {number: sight.files for number, sight in self._seen[model.name].versions.items() if sight.may_load}
+        return any(seen.get(number, entry.tried) != entry.tried for number, entry in model.versions.items())
 
     def _start(self, name: str, change: Coroutine[object, object, None]) -> None:
         job = self._jobs[name] = asyncio.create_task(self._guard(name, change))

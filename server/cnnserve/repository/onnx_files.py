@@ -93,7 +93,7 @@ def _references(file: BinaryIO, name: str) -> list[Reference]:
         return onnx_external.references(file)
     except ValueError as error:
         name = PurePosixPath(name).name
-        raise ModelLoadFailed(f"{name} cannot be loaded: it is no ONNX file: {error}") from error
+        raise ModelLoadFailed(f"{name} cannot be loaded: it is no ONNX file: {error}") from None
 
 
 def _close(copies: Iterable[PrivateCopy]) -> None:
