@@ -40,12 +40,15 @@ from cnnserve.process import heap, memory_limit, open_files, signals
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.cpu import cpu_budget, decoding_threads
 from cnnserve.process.pressure import MemoryPressure, resident_bytes
+from cnnserve.process.threads import on_thread
 from cnnserve.registry import snapshot
 from cnnserve.registry.control import EXPLICIT, POLL, ModelControl
 from cnnserve.registry.health import Health
 from cnnserve.registry.opening import LoadLimits, VersionOpener
 from cnnserve.registry.poller import Poller, watch_labels
 from cnnserve.registry.registry import Registry
+from cnnserve.repository import layout
+from cnnserve.repository.folders import Models, NamedModels
 from cnnserve.repository.signature import Trust
 from cnnserve.transports import addresses
 from cnnserve.transports.calls import PeerLimits
@@ -140,7 +143,7 @@ async def serve(
     registry = make_registry(config, threads, decoders, budget)
     explicit = config.model_control_mode == EXPLICIT
     control = ModelControl(
-        registry, config.repository, mode=config.model_control_mode, allowed=config.allow_model_control
+        registry, models_of(config), mode=config.model_control_mode, allowed=config.allow_model_control
     )
     health = Health(registry, strict=config.strict_readiness, may_be_empty=explicit)
     max_message_bytes = _largest_message(config, budget)
@@ -209,7 +212,7 @@ async def serve(
         )
     )
     try:
-        await _until(shutdown, http_task)
+        await _until(shutdown, http_task, keeping[0])
     finally:
         deadline = asyncio.get_running_loop().time() + config.drain_grace_s
         # First, because a call that waits for a load would delay the drain.
@@ -295,6 +298,11 @@ def trusted_keys(config: ServerConfig) -> Trust | None:
     return cast("Trust", trusted)
 
 
+def models_of(config: ServerConfig) -> Models:
+    """Returns where the models are: a model repository, or single models."""
+    return config.repository if config.repository is not None and not config.model else NamedModels(config.models)
+
+
 def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, budget: MemoryBudget) -> Registry:
     """Returns the registry of the model repository. Nothing is loaded yet. Raises `ConfigError`, see `trusted_keys`."""
     trust = trusted_keys(config)
@@ -317,7 +325,7 @@ def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, bu
         require_manifest=config.require_manifest or trust is not None,
         limits=LoadLimits(config.load_timeout_s, config.build_timeout_s),
     )
-    return Registry(config.repository, opener, config.model_config_name, trust)
+    return Registry(models_of(config), opener, config.model_config_name, trust)
 
 
 async def load_first(config: ServerConfig, registry: Registry) -> None:
@@ -329,16 +337,29 @@ async def load_first(config: ServerConfig, registry: Registry) -> None:
         _log.error("%s", error)
 
 
+async def _check_repository(config: ServerConfig) -> None:
+    """Raises `OSError` if there is nothing to serve, and nothing may come later."""
+    root = models_of(config)
+    if not isinstance(root, Path):
+        return
+    with contextlib.suppress(ServingError):  # which `load_first` has logged
+        if problem := await on_thread(partial(layout.problem, root)):
+            if config.model_control_mode == "none":
+                raise OSError(problem)
+            _log.warning("%s", problem)
+
+
 async def _load(config: ServerConfig, registry: Registry, health: Health, look: asyncio.Event | None) -> None:
     """Loads the models to be served at start; with mode poll, then follows the files of the model repository."""
     await load_first(config, registry)
+    await _check_repository(config)
     health.started()
     ready = [
         f"{model.name} ({', '.join(str(v.version) for v in model.ready)})" for model in registry.models if model.ready
     ]
     _log.info("%s; models: %s", "ready" if health.is_ready else "NOT ready", ", ".join(ready) or "none")
     if config.model_control_mode == POLL:
-        poller = Poller(registry, config.repository, config.poll_interval_s, config.model_config_name)
+        poller = Poller(registry, models_of(config), config.poll_interval_s, config.model_config_name)
         await poller.run(look)
 
 
@@ -366,9 +387,13 @@ async def _serve_http(
     await serving
 
 
-async def _until(shutdown: asyncio.Event, http: "asyncio.Task[None]") -> None:
-    """Waits until `shutdown` is set. Raises `OSError` with the cause if HTTP ends before."""
+async def _until(shutdown: asyncio.Event, http: "asyncio.Task[None]", loading: "asyncio.Task[None]") -> None:
+    """Waits until `shutdown` is set. Raises `OSError` if HTTP ends before, or if there is nothing to serve."""
     waiting = asyncio.create_task(shutdown.wait())
+    await asyncio.wait((waiting, http, loading), return_when=asyncio.FIRST_COMPLETED)
+    if loading.done() and (error := loading.exception()):
+        waiting.cancel()
+        raise error
     await asyncio.wait((waiting, http), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     if http.done() and not shutdown.is_set():

@@ -19,6 +19,7 @@ _MAX_MESSAGE_MIB = 2047
 NAMES = tuple[str, ...]
 FILE = Path | None
 # The name becomes part of a path below each model's folder.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 # As browsers send it: scheme, host and port, without a path.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -46,11 +47,21 @@ def _setting(default: Any, help_text: str) -> Any:
 class ServerConfig:
     """All settings of `cnnserve serve`."""
 
-    repository: Path = dataclasses.field(
+    repository: Path | None = dataclasses.field(
+        default=None,
         metadata={
             "help": "model repository: folder with one subfolder per model, MODEL/VERSION/model.onnx",
             "alias": "model_repository",
-        }
+            "metavar": "DIR",
+        },
+    )
+    model: tuple[str, ...] = dataclasses.field(
+        default=(),
+        metadata={
+            "help": "serve this model in place of a model repository: an ONNX file, or the folder of a version or a "
+            "model; repeat the flag for several (default: the models of the repository)",
+            "metavar": "NAME=PATH",
+        },
     )
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for all interfaces")
     grpc_port: int = _setting(8001, "port for gRPC; 0: choose a free port and log its number")
@@ -185,8 +196,7 @@ class ServerConfig:
     access_log_sample: float = _setting(1.0, "share of the requests that --access-log logs, from above 0 to 1")
 
     def __post_init__(self) -> None:
-        if not self.repository.is_dir():
-            raise ConfigError(f"repository {str(self.repository)!r} is not a folder")
+        self._check_models()
         for name in ("grpc_port", "http_port"):
             _check_range(name, getattr(self, name), 0, 65535)
         if self.grpc_port == self.http_port != 0:
@@ -223,6 +233,32 @@ class ServerConfig:
             )
         _check_range("grpc_min_ping_interval_s", self.grpc_min_ping_interval_s, 0, 7200)
         _check_range("max_metadata_kib", self.max_metadata_kib, 1, 1024)
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """The paths of single models by name; empty if there is a model repository."""
+        return {name: Path(path) for name, _, path in (text.partition("=") for text in self.model)}
+
+    def _check_models(self) -> None:
+        if not self.model:
+            if self.repository is None:
+                raise ConfigError(
+                    "repository is missing: set the folder to serve with --repository DIR or "
+                    f"{variable('repository')}, or serve single models with --model NAME=PATH"
+                )
+            if not self.repository.is_dir():
+                raise ConfigError(f"repository {str(self.repository)!r} is not a folder")
+        for text in self.model:
+            name, _, path = text.partition("=")
+            if not _MODEL_NAME.fullmatch(name) or not path:
+                raise ConfigError(
+                    f"model is {text!r}, expected NAME=PATH; a name has letters, digits, '.', '_' and '-' and begins "
+                    "with a letter or a digit"
+                )
+            if not Path(path).exists():
+                raise ConfigError(f"model is {text!r}, but {path!r} does not exist")
+        if len(self.models) < len(self.model):
+            raise ConfigError(f"model is {','.join(self.model)!r}, expected each name once")
 
     def _check_http(self) -> None:
         for name in self.allowed_host:

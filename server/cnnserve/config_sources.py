@@ -94,10 +94,6 @@ def _variables() -> list[str]:
 
 def build(settings: Mapping[str, Setting]) -> ServerConfig:
     """Returns the settings as one object. Raises `ConfigError` if one is missing or not valid."""
-    if "repository" not in settings:
-        raise ConfigError(
-            f"repository is missing: set the folder to serve with --repository DIR or {variable('repository')}"
-        )
     try:
         return ServerConfig(**{name: setting.value for name, setting in settings.items()})
     except ConfigError as error:

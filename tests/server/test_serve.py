@@ -187,10 +187,72 @@ def test_readiness_needs_one_model_and_strictly_all(tiny_repository: Path, tmp_p
             assert classify(channel)(REQUEST, timeout=HANG_S).results[0].classes[0].label == "left"
 
 
-def test_an_empty_repository_is_not_ready(tmp_path: Path) -> None:
+def test_an_empty_repository_ends_the_server_unless_models_may_come(tmp_path: Path) -> None:
     (tmp_path / "repository").mkdir()
+    server = spawn(tmp_path / "log", "--repository", tmp_path / "repository")
+    assert server.wait() == 1
+    assert "repository holds no model folder (MODEL/1/model.onnx); publish a model in it" in server.log
+    for mode in ("poll", "explicit"):
+        with serving(tmp_path / "log", tmp_path / "repository", "--model-control-mode", mode) as server:
+            assert "models: none" in server.log
+            assert "holds no model folder" in server.log
+
+
+@pytest.mark.parametrize(("given", "said"), [("tiny", "folder of a model"), ("tiny/1", "folder of a version")])
+def test_a_repository_given_too_low_is_named(tiny_repository: Path, tmp_path: Path, given: str, said: str) -> None:
+    server = spawn(tmp_path / "log", "--repository", tiny_repository / given)
+    assert server.wait() == 1
+    assert f"{said}, no model repository; the model repository is probably {tiny_repository}" in server.log
+
+
+def test_a_repository_given_too_high_is_named(tmp_path: Path) -> None:
+    write_version(tmp_path / "above" / "models" / "tiny" / "1")
+    server = spawn(tmp_path / "log", "--repository", tmp_path / "above")
+    assert server.wait() == 1
+    assert f"but models does; the model repository is probably {tmp_path / 'above' / 'models'}" in server.log
+
+
+def test_models_that_failed_leave_the_server_up(tmp_path: Path) -> None:
+    (tmp_path / "repository" / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "repository" / "broken" / "1" / "model.onnx").write_text("no model")
     with serving(tmp_path / "log", tmp_path / "repository") as server:
         assert "NOT ready; models: none" in server.log
+
+
+@pytest.mark.parametrize("what", ["version", "file of a version", "file", "folder with a file", "model"])
+def test_a_model_without_a_repository(tmp_path: Path, what: str) -> None:
+    version = write_version(tmp_path / "tiny" / "3")
+    (tmp_path / "plain").mkdir()
+    for name in ("other.onnx", "model.onnx"):
+        (tmp_path / "plain" / name).write_bytes(tiny_onnx())
+    path, number = {
+        "version": (version, 3),
+        "file of a version": (version / "model.onnx", 3),
+        "file": (tmp_path / "plain" / "other.onnx", 1),
+        "folder with a file": (tmp_path / "plain", 1),
+        "model": (tmp_path / "tiny", 3),
+    }[what]
+    # The manifests of a model's versions name the model. A version alone may have another name.
+    name = "tiny" if what == "model" else "digits"
+    server = spawn(tmp_path / "log", "--model", f"{name}={path}")
+    try:
+        server.wait_for(f"model {name} version {number} READY")
+    finally:
+        assert server.terminate() == 0
+
+
+def test_several_models_without_a_repository_are_polled(tmp_path: Path) -> None:
+    version = write_version(tmp_path / "tiny" / "1")
+    models = ["--model", f"tiny={version.parent}", "--model", f"b={version}"]
+    flags = [*models, "--model-control-mode", "poll", "--poll-interval-s", "0.1"]
+    server = spawn(tmp_path / "log", *flags)
+    try:
+        server.wait_for("model tiny version 1 READY")
+        server.wait_for("model b version 1 READY")
+        write_version(tmp_path / "tiny" / "2")
+        server.wait_for("model tiny version 2 READY")
+    finally:
+        assert server.terminate() == 0
 
 
 class Callers:

@@ -78,7 +78,7 @@ def _settings(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
     values = {name: setting.value for name, setting in gathered.items()}
     given = {name: setting.source for name, setting in gathered.items() if setting.source != DEFAULT}
     try:
-        if "repository" in gathered:
+        if gathered["repository"].value is not None or gathered["model"].value:
             config_sources.build(gathered)
     except ConfigError as error:
         return values, [_bad(error)]

@@ -1,7 +1,6 @@
 """Loads and unloads models for clients if the server's settings allow it, and lists the model repository."""
 
 from functools import partial
-from pathlib import Path
 
 from cnnserve.errors import ModelControlOff, PermissionDenied
 from cnnserve.process.threads import on_thread
@@ -17,7 +16,7 @@ EXPLICIT, POLL = "explicit", "poll"
 class ModelControl:
     """Changes the registry for clients, but only if `allowed` is True and `mode` is "explicit"."""
 
-    def __init__(self, registry: Registry, root: Path, *, mode: str, allowed: bool) -> None:
+    def __init__(self, registry: Registry, root: folders.Models, *, mode: str, allowed: bool) -> None:
         self._registry = registry
         self._root = root
         self._mode = mode

@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.process.threads import on_thread
@@ -80,7 +79,7 @@ class ModelSight:
 
 
 def look(
-    root: Path, before: Mapping[str, ModelSight], config_name: str = "", trust: Trust | None = None
+    root: folders.Models, before: Mapping[str, ModelSight], config_name: str = "", trust: Trust | None = None
 ) -> dict[str, ModelSight]:
     """Returns the models found now, compared with those found before. Blocks.
 
@@ -142,7 +141,7 @@ class Poller:
     def __init__(
         self,
         registry: Registry,
-        root: Path,
+        root: folders.Models,
         interval_s: float,
         config_name: str = "",
         clock: Callable[[], float] = time.monotonic,

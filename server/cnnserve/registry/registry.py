@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -59,7 +58,9 @@ class Registry:
     must have signed all files; None: signatures do not matter.
     """
 
-    def __init__(self, root: Path, opener: VersionOpener, config_name: str = "", trust: Trust | None = None) -> None:
+    def __init__(
+        self, root: folders.Models, opener: VersionOpener, config_name: str = "", trust: Trust | None = None
+    ) -> None:
         self._root = root
         self.trust = trust
         self._config_name = config_name
@@ -207,7 +208,7 @@ class Registry:
         def read() -> list[VersionLabels]:
             return [
                 version_labels.read_labels(
-                    ModelFolder(entry.name, self._root / entry.name, {}, trust=self.trust), labels
+                    ModelFolder(entry.name, folders.place(self._root, entry.name), {}, trust=self.trust), labels
                 )
                 for entry, labels in models
             ]

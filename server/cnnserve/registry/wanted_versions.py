@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config import pbtxt
@@ -28,7 +27,7 @@ class Plan:
 
 
 def read(
-    root: Path,
+    root: folders.Models,
     name: str,
     labels: VersionLabels,
     available: Collection[int] | None = None,

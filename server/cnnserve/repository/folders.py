@@ -2,11 +2,12 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import stat
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnnserve import json_text
@@ -81,12 +82,54 @@ class Fingerprint:
     config: str = ""
 
 
-def scan(root: Path, config_name: str = "", trust: Trust | None = None) -> list[ModelFolder]:
+class NamedModels:
+    """Single models by name, in place of a model repository.
+
+    A path is an ONNX file, or the folder of a version or of a model.
+    """
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = {name: path.absolute() for name, path in sorted(paths.items())}
+
+    def names(self) -> list[str]:
+        """Returns the names, sorted."""
+        return list(self._paths)
+
+    def place(self, name: str) -> Path:
+        """Returns the folder of a model. Raises `ModelNotFound`."""
+        if name not in self._paths:
+            raise ModelNotFound(f"model {name!r} is not served by this server")
+        path = self._paths[name]
+        return path if _is_folder(path) else path.parent
+
+    def folder(self, name: str, config_name: str = "", trust: Trust | None = None) -> ModelFolder:
+        """Returns a model's folder under its name. Raises `ModelNotFound`."""
+        place = self.place(name)
+        folder = model_folder(place, config_name, name, trust)
+        path = self._paths[name]
+        if path == place:
+            path = place / MODEL_FILE
+        elif not (place / MANIFEST_FILE).exists():
+            # A file beside others, which are no versions of it.
+            folder = replace(folder, versions={})
+        if folder.versions or not path.is_file():
+            return folder
+        config = "" if path.name == MODEL_FILE else json.dumps({"default_model_filename": path.name})
+        return replace(folder, versions={version_number(place.name) or 1: place}, config=config)
+
+
+# Where models are found.
+Models = Path | NamedModels
+
+
+def scan(root: Models, config_name: str = "", trust: Trust | None = None) -> list[ModelFolder]:
     """Returns every model of the model repository, sorted by name: each folder whose name is a model name.
 
     `config_name` chooses the config file of each model, `trust` has the keys that must have signed its files. Hidden
     folders are no models. Raises `ModelLoadFailed` if the model repository cannot be read.
     """
+    if isinstance(root, NamedModels):
+        return [root.folder(name, config_name, trust) for name in root.names()]
     try:
         folders = sorted(path for path in root.iterdir() if _is_folder(path))
     except OSError as error:
@@ -94,22 +137,31 @@ def scan(root: Path, config_name: str = "", trust: Trust | None = None) -> list[
     return [model_folder(path, config_name, trust=trust) for path in folders if MODEL_NAME.fullmatch(path.name)]
 
 
-def misnamed(root: Path) -> list[str]:
+def misnamed(root: Models) -> list[str]:
     """Returns the names of folders that are ignored only because of their names, sorted.
 
     Hidden folders are not among them, because they are hidden on purpose.
     """
+    if isinstance(root, NamedModels):
+        return []
     with contextlib.suppress(OSError):
         folders = [path.name for path in root.iterdir() if _is_folder(path) and not path.name.startswith(".")]
         return sorted(name for name in folders if not MODEL_NAME.fullmatch(name))
     return []
 
 
-def find(root: Path, name: str, config_name: str = "", trust: Trust | None = None) -> ModelFolder:
+def place(root: Models, name: str) -> Path:
+    """Returns where the folder of a model is, or would be."""
+    return root.place(name) if isinstance(root, NamedModels) else root / name
+
+
+def find(root: Models, name: str, config_name: str = "", trust: Trust | None = None) -> ModelFolder:
     """Returns one model's folder by its name, as `scan` does.
 
     Raises `ModelNotFound` if there is no such folder, or if `name` is no model name.
     """
+    if isinstance(root, NamedModels):
+        return root.folder(name, config_name, trust)
     if not MODEL_NAME.fullmatch(name) or not _is_folder(root / name):
         raise ModelNotFound(f"model {name!r} is not in the model repository")
     return model_folder(root / name, config_name, trust=trust)
