@@ -10,7 +10,7 @@ from typing import Any
 
 from cnnserve import config_sources, spelling
 from cnnserve.config import DEFAULT, ConfigError
-from cnnserve.doctor import devices, machine, report, software, versions
+from cnnserve.doctor import devices, machine, report, security, software, versions
 from cnnserve.doctor.findings import Check, Context, Finding, Status
 
 # Each section is checked on its own, in this order.
@@ -21,6 +21,7 @@ SECTIONS: Mapping[str, Check] = {
     "cpu": machine.cpus,
     "memory": machine.memory,
     "ports": machine.ports,
+    "security": security.check,
     "model repository": versions.check,
 }
 

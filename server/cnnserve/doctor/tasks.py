@@ -1,6 +1,7 @@
 """The checks that load native libraries. Only the child process of `child.py` imports this module."""
 
 import ctypes
+import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,12 +50,21 @@ def _missing_option() -> str:
 
 
 def load(
-    tell: Tell, repository: str, versions: Sequence[tuple[str, int]], config_name: str, options: Mapping[str, Any]
+    tell: Tell,
+    *,
+    repository: str,
+    versions: Sequence[tuple[str, int]],
+    config_name: str,
+    trusted_keys: str | None,
+    options: Mapping[str, Any],
 ) -> None:
     """Loads and self-tests versions, one after the other, and tells the outcome of each: `text` or `failure`."""
+    trust = None
+    if trusted_keys is not None:
+        trust = importlib.import_module("cnnserve.trust.keys").read(Path(trusted_keys))
     for number, (name, version) in enumerate(versions):
         started = time.monotonic()
-        folder = folders.find(Path(repository), name, config_name)
+        folder = folders.find(Path(repository), name, config_name, trust)
         tell({"version": number})
         paths = {"engine_cache": Path(options["engine_cache"])}
         try:

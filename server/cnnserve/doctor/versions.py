@@ -206,6 +206,7 @@ def _arguments(context: Context, versions: Sequence[_Version]) -> dict[str, Any]
         "repository": str(context.repository),
         "versions": [(version.folder.name, version.number) for version in versions],
         "config_name": settings.get("model_config_name", ""),
+        "trusted_keys": None if settings.get("trusted_keys") is None else str(settings["trusted_keys"]),
         "options": {
             "cpu_threads": settings.get("cpu_threads") or cpu_budget(),
             "device": settings.get("device", "cpu"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from signing import new_key, public_key
 from support import HANG_S, as_schema_1, rewrite_manifest, tiny_onnx, write_version
 
 Found = dict[str, Any]
@@ -148,6 +149,23 @@ def test_bad_settings_are_a_problem_and_all_else_is_checked(
     assert status == 1
     assert said in sections["settings"]["settings"]["text"]
     assert sections["cpu"]["CPU"]["threads"] >= 1
+
+
+def test_an_unsigned_version_is_a_problem_if_there_are_trusted_keys(tmp_path: Path) -> None:
+    write_version(tmp_path / "models" / "tiny" / "1")
+    trusted = public_key(new_key(tmp_path / "key.pem"))
+    status, sections = found("--repository", tmp_path / "models", "--trusted-keys", trusted)
+    assert status == 1
+    assert sections["security"]["trusted keys"]["status"] == "ok"
+    assert trusted.name in sections["security"]["trusted keys"]["text"]
+    assert "model.sig" in sections["model repository"]["tiny version 1"]["text"]
+
+
+def test_trusted_keys_that_cannot_be_read_are_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "key.pub").write_text("no key")
+    status, sections = found("--trusted-keys", tmp_path / "key.pub")
+    assert status == 1
+    assert "key.pub" in sections["security"]["trusted keys"]["text"]
 
 
 def test_a_port_in_use_is_named_with_the_flag() -> None:
