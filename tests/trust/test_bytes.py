@@ -269,6 +269,20 @@ def test_files_that_change_at_once_are_never_mixed(tmp_path: Path, loaded: list[
     assert labels == loaded[-LOADS:]
 
 
+def test_a_config_map_may_hold_the_whole_model(tmp_path: Path, version: Path, loaded: list[str]) -> None:
+    (version.parent / "config.pbtxt").write_text("max_batch_size: 3")
+    mounted = tmp_path / "mounted"
+    (mounted / "..first").mkdir(parents=True)
+    for path in (version, version.parent / "config.pbtxt"):
+        path.rename(mounted / "..first" / path.name)
+        (mounted / path.name).symlink_to(f"..data/{path.name}")
+    (mounted / "..data").symlink_to("..first")
+    rewrite_manifest(mounted / "1", model="mounted")
+    info = open_version(folders.find(tmp_path, "mounted"), 1).info
+    assert info.settings.max_batch_size == 3
+    assert loaded == ["good"]
+
+
 def test_a_mount_that_cannot_be_written_is_enough(version: Path) -> None:
     with contextlib.ExitStack() as stack:
         for options in ("--bind", "-o remount,bind,ro"):

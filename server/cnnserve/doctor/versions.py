@@ -10,10 +10,13 @@ from cnnserve.doctor import child
 from cnnserve.doctor.child import ChildFailed, Event
 from cnnserve.doctor.findings import Context, Finding, Status, parted
 from cnnserve.errors import ServingError
+from cnnserve.model_config import pbtxt
+from cnnserve.model_config.parameters import ALLOW_UNVERIFIED
 from cnnserve.process.cpu import cpu_budget
 from cnnserve.registry import version_labels, wanted_versions
 from cnnserve.registry.lifecycle import VersionLabels
 from cnnserve.repository import folders, show
+from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import LABELS_FILE, ModelFolder
 from cnnserve.repository.show_text import Entry
 
@@ -144,15 +147,32 @@ def _judged(version: _Version, entry: Entry, require_manifest: bool) -> tuple[St
         text = f"{entry['state']}: {'; '.join(problem for problem, _ in parts)}"
         return Status.PROBLEM, text, next((fix for _, fix in parts if fix), _AGAIN)
     if entry["manifest"] is None:
-        if require_manifest:
-            return Status.PROBLEM, "no manifest, which require_manifest demands", _NO_MANIFEST
-        return Status.NOTE, "no manifest, so it is unverified", _NO_MANIFEST
+        return _unverified(version, require_manifest)
     if entry["warnings"]:
         return Status.WARNING, "; ".join(entry["warnings"]), "publish a corrected version"
     if entry["manifest"]["schema"] == 1:
         fix = f"cnnserve upgrade {version.folder.versions[version.number]}"
         return Status.NOTE, "files match the digests; contract 1 proves less", fix
     return Status.OK, "files match the digests in the manifest", ""
+
+
+def _unverified(version: _Version, require_manifest: bool) -> tuple[Status, str, str]:
+    if require_manifest:
+        return Status.PROBLEM, "no manifest, which require_manifest demands", _NO_MANIFEST
+    if _follows_verified(version.folder):
+        text = "no manifest, but the model has a version with one, so the server refuses it"
+        return Status.PROBLEM, text, f"{_NO_MANIFEST}; or set {ALLOW_UNVERIFIED} in the model's config file"
+    return Status.NOTE, "no manifest, so it is unverified", _NO_MANIFEST
+
+
+def _follows_verified(folder: ModelFolder) -> bool:
+    if not manifests.any_manifest(folder):
+        return False
+    try:
+        with folder.open() as tree:
+            return not pbtxt.allows_unverified(folder, tree)
+    except (OSError, ServingError):
+        return True
 
 
 def _load(context: Context, versions: Sequence[_Version]) -> Mapping[str, Finding]:

@@ -86,6 +86,9 @@ class PrivateCopy:
 
 
 def _new_memory() -> int | None:
+    if not os.path.isdir("/proc/self/fd"):  # noqa: PTH112
+        # Without a path, nothing could load it.
+        return None
     with contextlib.suppress(OSError):
         # A container may forbid the call.
         return os.memfd_create("cnnserve", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

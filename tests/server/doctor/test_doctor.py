@@ -124,6 +124,21 @@ def test_an_unverified_version_is_a_problem_if_a_manifest_is_required(tmp_path: 
     assert "require_manifest" in sections["model repository"]["plain version 1"]["text"]
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_an_unverified_version_beside_a_verified_one_is_a_problem_unless_it_is_allowed(
+    tmp_path: Path, allowed: bool
+) -> None:
+    write_version(tmp_path / "m" / "1")
+    (tmp_path / "m" / "2").mkdir()
+    (tmp_path / "m" / "2" / "model.onnx").write_bytes(tiny_onnx())
+    if allowed:
+        text = 'parameters { key: "cnnserve.allow_unverified" value { string_value: "true" } }'
+        (tmp_path / "m" / "config.pbtxt").write_text(text)
+    finding = found("--model-repository", tmp_path, "--no-load")[1]["model repository"]["m version 2"]
+    assert (finding["status"] == "problem") != allowed
+    assert ("so the server refuses it" in finding["text"]) != allowed
+
+
 def test_no_repository_is_no_problem(tmp_path: Path) -> None:
     status, sections = found()
     assert status == 0
