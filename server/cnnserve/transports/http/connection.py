@@ -204,6 +204,12 @@ class Connection(HttpToolsProtocol):
         """Whether there is no request to answer and no response on its way."""
         return self._has_answered and not self._unsent
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its client hardly sends the body, or hardly reads the response, of its request."""
+        since = self._stuck_since
+        return self._has_work and since is not None and self.loop.time() - since > self._limits.unread_if_full_s
+
     def look(self, now: float, *, memory_is_full: bool) -> None:
         """Ends whatever takes longer than its limit."""
         seen = (self._received, self._unsent)

@@ -23,7 +23,7 @@ class ConnectionLimits:
     idle_s: float = 75.0
     # Without progress of a response that the client does not read.
     unread_s: float = 30.0
-    # The same, and that of a request's body, while others are refused because memory is used up.
+    # The same, and that of a request's body, while others are refused because memory or connections are used up.
     unread_if_full_s: float = 1.0
     # For a client that still sends when its response is complete. If the server closed at once, the client's system
     # would drop the response.
@@ -36,6 +36,10 @@ class Member(Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether there is no request to answer and no response on its way."""
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its client hardly sends the body, or hardly reads the response, of its request."""
 
     def look(self, now: float, *, memory_is_full: bool) -> None:
         """Ends whatever takes longer than its limit."""
@@ -63,12 +67,13 @@ class Connections:
         return len(self._open) > self.limits.most
 
     def opened(self, member: Member) -> None:
-        """Adds a connection. If there are too many, closes the newest one that only waits."""
+        """Adds a connection. If there are too many, closes the newest one that only waits, or one that is stuck."""
         if len(self._open) >= self.limits.most:
-            idle = next((other for other in reversed(self._open) if other.is_idle), None)
-            if idle is not None:
-                self.closed(idle)
-                idle.drop()
+            other = next((one for one in reversed(self._open) if one.is_idle), None)
+            other = other or next((one for one in self._open if one.is_stuck), None)
+            if other is not None:
+                self.closed(other)
+                other.drop()
             elif len(self._open) >= self.limits.most + _SPARE:
                 member.drop()
                 return

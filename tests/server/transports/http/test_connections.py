@@ -278,6 +278,24 @@ async def test_if_all_connections_work_only_liveness_is_answered() -> None:
         assert [(await client.answer())[0] for client in clients] == [200] * 4
 
 
+async def test_clients_that_hardly_send_make_room() -> None:
+    """Before, as many as there may be connections locked everybody else out, each with one byte every 29 s."""
+    async with serving_port(most=4, unread_if_full_s=0.5) as port, contextlib.AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(port.client()) for _ in range(4)]
+        for client in slow:
+            await client.send(post(RUN)[:-10])
+
+        async def served() -> bool:
+            async with port.client() as another:
+                return (await another.ask(post(RUN)))[0] == 200
+
+        async with asyncio.timeout(HANG_S):
+            while not await served():
+                await asyncio.sleep(0.1)  # noqa: ASYNC110 - there is no event for it
+        # Only as many as necessary have left.
+        assert sum(not client.reader.at_eof() for client in slow) >= 2
+
+
 async def test_a_client_that_closes_its_half_gets_its_answer() -> None:
     async with serving_port() as port, port.client() as client:
         port.go.clear()
