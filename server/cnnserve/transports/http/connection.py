@@ -85,8 +85,6 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins."""
         self._raw = cast("asyncio.Transport", transport)
-        # So `pause_writing` and `resume_writing` say whether everything was sent.
-        self._raw.set_write_buffer_limits(0)
         self._quiet_since = self.loop.time()
         super().connection_made(cast("asyncio.Transport", _Transport(self._raw, self)))
         self._connections.opened(self)

@@ -36,6 +36,8 @@ from cnnserve.transports.http.routes import Operation, description, operations, 
 from cnnserve.transports.http.scraping import Scraping
 from cnnserve.transports.http.settings import HttpSettings
 
+# The event loop keeps so much for a client before it says that the client does not read.
+_SMALL_BYTES = 2**16
 # Limited, because a client that never reads its responses must not keep the process from exiting.
 _SHUTDOWN_S = 1
 
@@ -179,7 +181,8 @@ class _Endpoint:
                 if method is not None and not method.while_draining:
                     inside.enter_context(self._in_flight.enter())
                 response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits))
-                inside.enter_context(self._limits.budget.hold(len(response.body)))
+                if len(response.body) > _SMALL_BYTES:
+                    inside.enter_context(self._limits.budget.hold(len(response.body)))
             except ClientDisconnect:
                 return
             except Exception as error:
@@ -188,7 +191,7 @@ class _Endpoint:
             if self._in_flight.draining:
                 response.headers["Connection"] = "close"
             await response(scope, receive, send)
-            # The response counts in the memory budget until its client has taken it.
+            # A large response counts in the memory budget until its client has taken it.
             await scope["extensions"][SENT]()
 
 

@@ -290,8 +290,8 @@ async def test_clients_that_hardly_send_make_room() -> None:
                 return (await another.ask(post(RUN)))[0] == 200
 
         async with asyncio.timeout(HANG_S):
-            while not await served():
-                await asyncio.sleep(0.1)  # noqa: ASYNC110 - there is no event for it
+            while not await served():  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.1)
         # Only as many as necessary have left.
         assert sum(not client.reader.at_eof() for client in slow) >= 2
 
