@@ -149,13 +149,13 @@ class Extra:
 
 
 @dataclass(frozen=True)
-class _Alone:
-    """A row that was run alone: its answer, and the golden probabilities if it belongs to a golden image."""
+class _Row:
+    """A row of a batch. `alone`: what it gives alone; None if not run. `expected`: its golden probabilities."""
 
     name: str
     row: Rows
-    answer: NDArray[np.float64]
-    expected: NDArray[np.float64] | None
+    alone: NDArray[np.float64] | None = None
+    expected: NDArray[np.float64] | None = None
 
 
 class _Golden:
@@ -167,7 +167,7 @@ class _Golden:
         self._exact = preprocessor.exact()
         self._read = read
         self._expected = golden_probabilities(manifest, read).astype(np.float64)
-        self._alone: list[_Alone] = []
+        self._rows: list[_Row] = []
         # Time of the quickest run of one row; the first run of a session takes longer.
         self.row_s = math.inf
         # The same with the decoding of its image.
@@ -178,55 +178,70 @@ class _Golden:
         """The file names of the images."""
         return self._manifest.golden.images
 
+    @property
+    def is_single(self) -> bool:
+        """Whether only one image was run."""
+        return len(self._rows) == 1
+
     def image(self, index: int) -> bytes:
         """Returns an image file."""
         return self._read(self.names[index])
 
     def inputs(self) -> Moments:
         """Returns mean and standard deviation of the images that were run alone."""
-        return moments(np.stack([one.row for one in self._alone if one.expected is not None]))
+        return moments(np.stack([one.row for one in self._rows if one.expected is not None]))
 
     def run_alone(self, index: int, allowed: Tolerance) -> float:
         """Runs the next image alone and returns the largest difference from its golden probabilities."""
         name, expected = self.names[index], self._expected[index]
         started = time.perf_counter()
-        alone = self._run_row(name, self._exact.encoded(self.image(index)), expected)
+        row = self._exact.encoded(self.image(index))
+        alone = self._run_row(row)
         self.image_s = min(self.image_s, time.perf_counter() - started)
+        self._rows.append(_Row(name, row, alone, expected))
         return compare(alone, expected, allowed, f"{name} alone", "the manifest says")
 
-    def run_variants(self, extra: "Extra") -> None:
-        """Runs variants of the first image alone, so that batches have other rows if there is no other image."""
-        name, row = f"a variant of {self.names[0]}", self._alone[0].row
-        # One is darker, because a row may depend on the brightest one of its batch.
-        for variant in (row // 2 if row.dtype.kind == "u" else row / 2, row[::-1]):
-            if not extra.allows(self.row_s):
-                return
-            # A network that standardises each image has no answer to a variant that is all one value.
-            with extra.counting(), contextlib.suppress(_NotFinite):
-                self._run_row(name, np.ascontiguousarray(variant, row.dtype), None)
+    def add_variants(self, extra: "Extra") -> None:
+        """Adds variants of the first image, for batches that would have no other row. They run alone if time allows.
+
+        One is darker, because a row may depend on the brightest one of its batch.
+        """
+        name, row = f"a variant of {self.names[0]}", self._rows[0].row
+        darker = (row // 2 if row.dtype.kind == "u" else row / 2).astype(row.dtype)
+        # A network that standardises each image has no answer to a variant that is all one value.
+        with contextlib.suppress(_NotFinite):
+            if extra.allows(self.row_s):
+                with extra.counting():
+                    self._rows.append(_Row(name, darker, self._run_row(darker)))
+        turned = np.ascontiguousarray(row[::-1])
+        alone = None
+        if extra.allows(self.row_s):
+            with extra.counting():
+                alone = self._run_row(turned)
+        self._rows.append(_Row(name, turned, alone))
 
     def run_batch(self, size: int, allowed: Tolerance) -> float:
-        """Runs a batch of the images that were run alone. The first image is also its last row.
+        """Runs a batch of these rows. The first image is also its last row.
 
-        Returns the largest difference from the golden probabilities. Each row must also be what its image is alone.
+        Returns the largest difference from the golden probabilities. Each row must also be what it is alone.
         """
-        placed = [self._alone[number % len(self._alone)] for number in range(size - 1)] + self._alone[:1]
+        placed = [self._rows[number % len(self._rows)] for number in range(size - 1)] + self._rows[:1]
         answers = _probabilities(self._run, self._manifest, np.stack([one.row for one in placed]))
         worst = 0.0
         for one, answer in zip(placed, answers, strict=True):
             where = f"{one.name} in a batch of {size}"
-            compare(answer, one.answer, allowed, where, "alone it is")
+            if one.alone is not None:
+                compare(answer, one.alone, allowed, where, "alone it is")
             if one.expected is not None:
                 worst = max(worst, compare(answer, one.expected, allowed, where, "the manifest says"))
         return worst
 
-    def _run_row(self, name: str, row: Rows, expected: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        answer: NDArray[np.float64]
+    def _run_row(self, row: Rows) -> NDArray[np.float64]:
         started = time.perf_counter()
-        answer = _probabilities(self._run, self._manifest, row[np.newaxis])[0]
+        answers = _probabilities(self._run, self._manifest, row[np.newaxis])
         self.row_s = min(self.row_s, time.perf_counter() - started)
-        self._alone.append(_Alone(name, row, answer, expected))
-        return answer
+        alone: NDArray[np.float64] = answers[0]
+        return alone
 
 
 def run_golden(
@@ -256,8 +271,8 @@ def run_golden(
             break
         with extra.counting():
             difference = max(difference, golden.run_alone(index, allowed))
-    if len(golden.names) == 1 and max(largest, *sizes) > 1:
-        golden.run_variants(extra)
+    if golden.is_single and max(largest, *sizes) > 1:
+        golden.add_variants(extra)
     batches = {size: golden.run_batch(size, allowed) if size > 1 else difference for size in sizes}
     if largest and largest not in batches and extra.allows(largest * golden.row_s):
         batches[largest] = golden.run_batch(largest, allowed)
