@@ -34,7 +34,8 @@ class Duration:
         """Counts one event."""
         self.count += 1
         # A clock that is read on two threads may seem to run backwards by a little.
-        self.ns += max(0, ns)
+        if ns > 0:
+            self.ns += ns
 
 
 @dataclass(slots=True)

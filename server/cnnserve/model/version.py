@@ -181,8 +181,11 @@ class Model:
                 self._count(outcome, count, started_ns)
                 on_done(self._in_wire_shape(outcome))
 
-        with self.statistics.counting_failure(started_ns):
+        try:
             entry = self._batcher.enqueue(rows, self._batcher.reserve(count), done, deadline_ns)
+        except ServingError as error:
+            self.statistics.failed(error, started_ns)
+            raise
 
         def withdraw() -> bool:
             if entry.on_done is None:

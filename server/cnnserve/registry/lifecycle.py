@@ -109,6 +109,17 @@ class ModelEntry:
         """The READY versions, ascending."""
         return [entry for entry in self.versions.values() if entry.state is State.READY]
 
+    @property
+    def newest(self) -> VersionEntry | None:
+        """The newest READY version, or the newest one if none is READY."""
+        newest = None
+        # Every request comes here, so no list is made.
+        for entry in reversed(self.versions.values()):
+            if entry.state is State.READY:
+                return entry
+            newest = newest or entry
+        return newest
+
     def put(self, entry: VersionEntry) -> None:
         """Adds or replaces a version's entry and keeps the versions in order."""
         self.versions[entry.version] = entry

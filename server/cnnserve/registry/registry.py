@@ -99,7 +99,7 @@ class Registry:
         if version:
             chosen: VersionEntry | None = entry.versions[version_labels.resolve(entry, version)]
         else:
-            chosen = next(iter(reversed(entry.ready)), None) or next(iter(reversed(entry.versions.values())), None)
+            chosen = entry.newest
         if chosen is None:
             raise ModelNotReady(f"model '{name}' has no version to serve: {entry.reason}")
         if chosen.state is not State.READY or chosen.model is None:

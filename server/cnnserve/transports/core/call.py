@@ -7,7 +7,7 @@ its last message, has left, or has sent one that is too large; the event's `succ
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +17,7 @@ from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.api.status import INTERNAL_TEXT, Code, Status
 from cnnserve.transports.calls import parse, request_id_in, serialized
-from cnnserve.transports.core.receiving import Turn
+from cnnserve.transports.core.receiving import SMALL_BYTES, Turn
 
 if TYPE_CHECKING:
     from cnnserve.transports.core.server import CoreTransport
@@ -27,7 +27,9 @@ _NO_FLAGS = 0
 _RETRY_MS = 100
 # Seconds since 1970; the core says "none" by a time that is centuries away.
 _NO_DEADLINE = 1e11
+# Operations without content may be shared by all calls.
 _INITIAL_METADATA = cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)
+_STATUS_OK = cygrpc.SendStatusFromServerOperation((), Code.OK.value, b"", _NO_FLAGS)
 _OK = Status(Code.OK, "")
 _NO_METADATA: Mapping[str, str] = {}
 _CANCELLED_ITSELF = Status(Code.INTERNAL, INTERNAL_TEXT)
@@ -143,25 +145,30 @@ class Call:
     def _say(self, told: Status, message: bytes | None = None) -> None:
         """Sends the status and with it, for a unary call, the response."""
         self._said = True
+        if told is _OK and message is not None:
+            self._send((cygrpc.SendMessageOperation(message, _NO_FLAGS), _STATUS_OK), len(message))
+            return
         operations = [] if message is None else [cygrpc.SendMessageOperation(message, _NO_FLAGS)]
         details = told.message.encode(errors="replace")
         trailers = tuple(told.trailers.items())
         operations.append(cygrpc.SendStatusFromServerOperation(trailers, told.code.value, details, _NO_FLAGS))
         self._send(operations, 0 if message is None else len(message))
 
-    def _send(self, operations: list[Any], size: int) -> None:
+    def _send(self, operations: Sequence[Any], size: int) -> None:
         self._start((_INITIAL_METADATA, *operations), self._on_sent)
         self._hand_over(size)
 
     def _hand_over(self, size: int) -> None:
         """A response is in memory until the client has taken it."""
         self._sending = True
-        self.sending_bytes = size
-        self._transport.sending(self)
+        if size > SMALL_BYTES:
+            self.sending_bytes = size
+            self._transport.sending(self)
 
     def _on_sent(self, _: Any) -> None:
         self._sending = False
-        self._transport.sent(self)
+        if self.sending_bytes:
+            self._transport.sent(self)
         self._check_over()
 
     def _check_over(self) -> None:
@@ -375,7 +382,7 @@ class StreamCall(Call):
         self._send([cygrpc.SendMessageOperation(data, _NO_FLAGS)], len(data))
         return await asyncio.shield(self._sent)
 
-    def _send(self, operations: list[Any], size: int) -> None:
+    def _send(self, operations: Sequence[Any], size: int) -> None:
         first = () if self._metadata_sent else (_INITIAL_METADATA,)
         self._metadata_sent = True
         self._start((*first, *operations), self._on_sent)

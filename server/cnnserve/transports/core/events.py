@@ -25,7 +25,9 @@ class EventPump:
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
-        self._resume = threading.Semaphore(0)
+        # Released by the loop and taken by the helper thread, in turns. A semaphore costs more than the rest of a turn.
+        self._resume = threading.Lock()
+        self._resume.acquire()
         self._thread = threading.Thread(target=self._watch, name="grpc-events", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()

@@ -47,8 +47,10 @@ _PATIENT_LOOKS = 25
 _QUIET_LOOKS = 60
 # Connections whose sizes are remembered.
 _MOST_PEERS = 4096
-# What a call takes besides its messages: objects here and in the core.
+# What a call takes besides its messages: objects here and in the core, and messages up to this size, which are not
+# counted by themselves, because counting each costs more than they take.
 CALL_BYTES = 16 * 2**10
+SMALL_BYTES = 4096
 
 
 def memory_of(message_bytes: int) -> int:

@@ -19,7 +19,7 @@ from cnnserve.transports import addresses
 from cnnserve.transports.calls import Gate, PeerLimits, admit, channel_arguments
 from cnnserve.transports.core.call import Call, RefusedCall, StreamCall, UnaryCall
 from cnnserve.transports.core.events import EventPump
-from cnnserve.transports.core.receiving import CALL_BYTES, Receiving, memory_of
+from cnnserve.transports.core.receiving import CALL_BYTES, SMALL_BYTES, Receiving, memory_of
 from cnnserve.transports.lull import lull
 from cnnserve.transports.reflection import described
 
@@ -149,6 +149,8 @@ class CoreTransport:
 
     def hold_message(self, call: Call, size: int) -> None:
         """Counts a message that has come, until a handler counts what it holds."""
+        if size <= SMALL_BYTES:
+            return
         call.message_bytes = memory_of(size)
         self._budget.add(call.message_bytes)
 
@@ -160,17 +162,15 @@ class CoreTransport:
 
     def sending(self, call: Call) -> None:
         """Counts a response until `sent`."""
-        if call.sending_bytes:
-            self._budget.add(call.sending_bytes)
-            self._unsent[call] = self.loop.time()
-            self.receiving.watch()
+        self._budget.add(call.sending_bytes)
+        self._unsent[call] = self.loop.time()
+        self.receiving.watch()
 
     def sent(self, call: Call) -> None:
         """Gives back the memory of a response that the client has taken."""
-        if call.sending_bytes:
-            self._budget.give(call.sending_bytes)
-            call.sending_bytes = 0
-            del self._unsent[call]
+        self._budget.give(call.sending_bytes)
+        call.sending_bytes = 0
+        del self._unsent[call]
 
     def _relieve(self) -> None:
         """Gives up the oldest responses that their clients do not read, until the rest fits into the budget."""
@@ -182,8 +182,8 @@ class CoreTransport:
             too_many -= call.sending_bytes
             call.abandon()
 
-    def _most_calls(self) -> int:
-        return max(_LEAST_CALLS, self._budget.limit_bytes // 2 // CALL_BYTES)
+    def _is_full(self) -> bool:
+        return len(self._calls) >= self._budget.limit_bytes // 2 // CALL_BYTES
 
     def _add(self, address: str) -> int:
         return int(self._server.add_http2_port(address.encode()))
@@ -206,12 +206,12 @@ class CoreTransport:
             self._accept_next()
         method = self._methods.get(event.call_details.method)
         call: Call
-        if len(self._calls) >= self._most_calls() and (method is None or not method.while_draining):
+        if len(self._calls) >= _LEAST_CALLS and self._is_full() and (method is None or not method.while_draining):
             self._budget.refused += 1
             call = RefusedCall(self, event, _TOO_MANY)
         elif method is None:
             call = RefusedCall(self, event, _unknown(event))
-        elif refusal := self._refusal(method, event):
+        elif self._guard is not None and (refusal := self._refusal(method, event)):
             call = RefusedCall(self, event, refusal)
         elif method.kind is Kind.UNARY:
             call = UnaryCall(self, event, method)
