@@ -41,12 +41,18 @@ def random_origin(seed: int = SEED) -> dict[str, str]:
 
 
 def load(
-    network: nn.Module, path: Path, training_only: Sequence[str] = (), *, sha256_prefix: str = ""
+    network: nn.Module,
+    path: Path,
+    training_only: Sequence[str] = (),
+    *,
+    sha256_prefix: str = "",
+    key: str | None = None,
 ) -> dict[str, str]:
     """Fills `network` from a checkpoint and returns the manifest's entry: file, SHA-256 and what was unwrapped.
 
     The checkpoint is a PyTorch file (`.pth`, `.pt`) or a `.safetensors` file; `state_dicts.unwrap` says in which forms.
-    Keys that begin with one of `training_only` are dropped.
+    `key` names the entry with the weights, or the prefix of their names. Keys that begin with one of `training_only`
+    are dropped.
     Raises `ExportError` if the file cannot be read, has another SHA-256 than `sha256_prefix`, holds more than tensors,
     or does not fit. The network is then unchanged.
     """
@@ -59,7 +65,7 @@ def load(
             f"{sha256_prefix}; delete the file, and the next export downloads it again"
         )
     own = network.state_dict()
-    state, unwrapped = state_dicts.unwrap(state_dicts.parse(data, path.name), own, path.name)
+    state, unwrapped = state_dicts.unwrap(state_dicts.parse(data, path.name), own, path.name, key)
     account = {"source": "file", "file": path.name, "sha256": sha256, **unwrapped}
     if dropped := [prefix for prefix in training_only if any(key.startswith(prefix) for key in state)]:
         state = {key: value for key, value in state.items() if not key.startswith(tuple(dropped))}

@@ -138,7 +138,7 @@ def _export(arguments: argparse.Namespace) -> Path:
     wanted = arguments.num_classes or architecture.class_count
     network = _build(architecture, wanted, progress)
     with progress.stage("weights") as stage:
-        loaded = weights.load(network, architecture, arguments.weights, stage)
+        loaded = weights.load(network, architecture, arguments.weights, stage, arguments.weights_key)
     account = weights.transform_input(network, loaded.account) if arguments.transform_input else loaded.account
     # Flags win over the file of --preprocessing, and this file over the preprocessing that published weights bring.
     preprocessing = preparation.changed(flags.given(arguments), stated or loaded.preprocessing)

@@ -49,6 +49,13 @@ def export_parser() -> argparse.ArgumentParser:
         "that your own network comes with)",
     )
     parser.add_argument(
+        "--weights-key",
+        type=flag_types.utf8_text,
+        metavar="KEY",
+        help="which weights to take from a checkpoint that holds several, such as model_ema: a key of the checkpoint, "
+        "or the first part of the names (default: what training scripts usually call them)",
+    )
+    parser.add_argument(
         "--transform-input",
         action="store_true",
         help="expect weights for values from -1 to 1, as those ported from TensorFlow are; googlenet only (not needed "

@@ -1,5 +1,6 @@
 """Parses the bytes of a checkpoint without running its code, and takes the state dict out of its wrappers."""
 
+import argparse
 import io
 import warnings
 from collections.abc import Collection, Sequence
@@ -16,8 +17,12 @@ StateDict = dict[str, Tensor]
 
 # Keys under which training scripts store the network's state dict, beside the optimizer's and others.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-# Prefixes that DataParallel and torch.compile give to every name.
-_PREFIXES = ("module.", "_orig_mod.")
+# Prefixes that DataParallel and torch.compile give to every name, and modules of Lightning to those of their network.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+# Counters, which only training reads; old files lack them.
+_COUNTER = ".num_batches_tracked"
+# Where a tar archive says that it is one.
+_TAR_MAGIC = slice(257, 262)
 _LISTED = 10
 
 
@@ -38,35 +43,51 @@ def parse(data: bytes, name: str) -> Any:
         with warnings.catch_warnings():
             # Warnings about old pickles and TorchScript archives; the errors below say what to do about them.
             warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            # The flags of a training script, which many scripts save beside the weights, run no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         # zipfile, pickle and torch raise errors of their own, and torch's text advises to run the file's code.
         raise ExportError(_refusal(data, name, error)) from error
 
 
-def unwrap(content: object, own: Collection[str], name: str) -> tuple[StateDict, dict[str, str]]:
+def unwrap(
+    content: object, own: Collection[str], name: str, wanted: str | None = None
+) -> tuple[StateDict, dict[str, str]]:
     """Returns the state dict in the content of a checkpoint, and what was unwrapped, for the manifest.
 
-    The state dict may be nested under `state_dict`, `model` or `model_state_dict`. Prefixes of DataParallel and
-    torch.compile are removed if no name is one of `own`, the names in the network.
+    The state dict may be nested under `state_dict`, `model` or `model_state_dict`, or under the only key that holds a
+    state dict. `wanted` names another key, or the prefix of the names to take. If no name is one of `own`, the names in
+    the network, a prefix of all names is removed, or the only one under which the network is complete.
     Raises `ExportError` if there is no state dict, or more than one.
     """
     keys: list[str] = []
     beside: list[str] = []
     # A pickle may contain itself, so the depth is limited to the number of wrappers.
     for _ in _WRAPPERS:
-        if not isinstance(content, dict) or (key := _wrapper(content, name)) is None:
+        if not isinstance(content, dict):
             break
-        keys.append(key)
-        beside += [str(other) for other in content if other != key]
-        content = content[key]
-    account = {"taken_from": ".".join(keys)} if keys else {}
-    if beside:
-        account["left_out"] = listed(beside)
+        if wanted is not None and (found := _under(content, wanted)) is not None:
+            keys.append(wanted)
+            beside += sorted({_head(str(other), wanted) for other in content} - {wanted})
+            content, wanted = found, None
+        elif (key := _wrapper(content, name, wanted)) is not None:
+            keys.append(key)
+            beside += [str(other) for other in content if other != key]
+            content = content[key]
+        else:
+            break
+    if wanted is not None:
+        there = listed([str(key) for key in content]) if isinstance(content, dict) else "no names"
+        raise ExportError(f"{name} has nothing under {wanted!r}, which --weights-key names; it has {there}")
     state, removed = _without_prefixes(_flat(content, name), own)
-    if removed:
-        account["removed_prefix"] = removed
-    return state, account
+    state, prefix, outside = _complete(state, own, name)
+    account = {
+        "taken_from": ".".join(keys),
+        "left_out": listed([*beside, *outside]),
+        "removed_prefix": removed + prefix,
+    }
+    return state, {field: text for field, text in account.items() if text}
 
 
 def listed(names: Sequence[str]) -> str:
@@ -77,7 +98,9 @@ def listed(names: Sequence[str]) -> str:
 
 def _refusal(data: bytes, name: str, error: Exception) -> str:
     try:
-        objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
+        objects = sorted(
+            {*torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))} - {"argparse.Namespace"}
+        )
     except Exception:
         objects = []
     if objects:
@@ -85,16 +108,43 @@ def _refusal(data: bytes, name: str, error: Exception) -> str:
             f"{name} holds more than tensors ({listed(objects)}), and loading them could run code; if you trust the "
             "file, load it where it was made and save the state dict with torch.save(network.state_dict(), FILE)"
         )
+    if data[_TAR_MAGIC] == b"ustar":
+        return (
+            f"{name} is a checkpoint in the .tar format of PyTorch before 0.2, which only a load that may run code can "
+            "read; if you trust the file, load it where it was made and save the state dict with "
+            "torch.save(network.state_dict(), FILE)"
+        )
     kind = "a TorchScript archive" if "TorchScript" in str(error) else "not a PyTorch file, or damaged"
     return f"{name} is {kind}; save a state dict with torch.save(network.state_dict(), FILE)"
 
 
-def _wrapper(content: dict[Any, Any], name: str) -> str | None:
+def _under(content: dict[Any, Any], wanted: str) -> dict[Any, Any] | None:
+    """Returns the entry `wanted` if it is a dictionary, or else all entries with this prefix without it, if any."""
+    if isinstance(found := content.get(wanted), dict):
+        return found
+    prefix = wanted.removesuffix(".") + "."
+    below = {key.removeprefix(prefix): value for key, value in content.items() if str(key).startswith(prefix)}
+    return below or None
+
+
+def _head(key: str, wanted: str) -> str:
+    """Returns `wanted` for what it names, and the first part of any other name."""
+    prefix = wanted.removesuffix(".") + "."
+    return wanted if key == wanted or key.startswith(prefix) else key.partition(".")[0]
+
+
+def _wrapper(content: dict[Any, Any], name: str, wanted: str | None) -> str | None:
     """Returns the key under which the state dict is nested, or None if it is not nested."""
     found = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
-    if len(found) > 1:
-        raise ExportError(f"{name} holds several state dicts ({', '.join(found)}); save the one to export alone")
+    if not found:
+        found = [key for key, value in content.items() if isinstance(key, str) and _is_state_dict(value)]
+    if len(found) > 1 and wanted is None:
+        raise ExportError(f"{name} holds several state dicts ({', '.join(found)}); choose one with --weights-key")
     return found[0] if found else None
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
 def _flat(content: object, name: str) -> StateDict:
@@ -107,7 +157,7 @@ def _flat(content: object, name: str) -> StateDict:
     ]:
         raise ExportError(
             f"{name} is not a state dict: {listed(others)} are no tensors; save the network's state_dict() alone, "
-            f"or under one of {', '.join(_WRAPPERS)}"
+            f"or under one of {', '.join(_WRAPPERS)}; or name its key with --weights-key"
         )
     return content
 
@@ -122,3 +172,21 @@ def _without_prefixes(state: StateDict, own: Collection[str]) -> tuple[StateDict
         state = {key.removeprefix(prefix): value for key, value in state.items()}
         removed += prefix
     return state, removed
+
+
+def _complete(state: StateDict, own: Collection[str], name: str) -> tuple[StateDict, str, list[str]]:
+    """Returns the entries of the only prefix with all names of the network, the prefix, and what is outside of it."""
+    needed = [key for key in own if not key.endswith(_COUNTER)]
+    if not needed or any(key in own for key in state):
+        return state, "", []
+    prefixes = {key.removesuffix(needed[0]) for key in state if key.endswith(f".{needed[0]}")}
+    complete = sorted(prefix for prefix in prefixes if all(prefix + key in state for key in needed))
+    if len(complete) > 1:
+        raise ExportError(
+            f"{name} holds the network several times, under {', '.join(complete)}; choose one with --weights-key"
+        )
+    if not complete:
+        return state, "", []
+    (prefix,) = complete
+    outside = sorted({key.partition(".")[0] for key in state if not key.startswith(prefix)})
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, prefix, outside

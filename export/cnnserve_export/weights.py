@@ -23,13 +23,18 @@ class Weights:
     labels: tuple[str, ...] | None = None
 
 
-def load(network: nn.Module, architecture: Architecture, source: str | None, stage: Stage) -> Weights:
+def load(
+    network: nn.Module, architecture: Architecture, source: str | None, stage: Stage, key: str | None = None
+) -> Weights:
     """Fills `network` from `source`, a file or one of `hub.WORDS`, and returns what belongs to the weights.
 
     If `source` is None, the network keeps its weights: random ones, or those that the user's own network came with.
-    Published ImageNet weights bring their own preprocessing and labels, even if they are given as a file.
+    `key` chooses among several weights in a file. Published ImageNet weights bring their own preprocessing and labels,
+    even if they are given as a file.
     Raises `ExportError` if the weights cannot be found, downloaded or read, or if they do not fit.
     """
+    if key is not None and (source is None or source in hub.WORDS):
+        raise ExportError("--weights-key has no effect without a file; give the file with --weights")
     if source is None and networks.is_reference(architecture.name):
         stage.finding = f"those that came with {architecture.name} (--weights FILE loads others)"
         return Weights(networks.origin(architecture.name), architecture.preprocessing)
@@ -41,7 +46,7 @@ def load(network: nn.Module, architecture: Architecture, source: str | None, sta
         path = hub.fetch(wanted, hub.cache(), lambda done, size: stage.update(_downloading(wanted.file, done, size)))
         account = checkpoints.load(network, path, architecture.training_only, sha256_prefix=wanted.sha256_prefix)
     else:
-        account = checkpoints.load(network, Path(source), architecture.training_only)
+        account = checkpoints.load(network, Path(source), architecture.training_only, key=key)
     stage.finding = checkpoints.describe(account)
     if (published := hub.recognise(architecture.name, account["sha256"])) is None:
         return Weights(account, architecture.preprocessing)

@@ -1,6 +1,8 @@
 import argparse
 import hashlib
+import io
 import pickle
+import tarfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import nn
 from cnnserve_export import checkpoints
 from cnnserve_export.architectures import ARCHITECTURES
 from cnnserve_export.architectures.googlenet import GoogLeNet
+from cnnserve_export.cli import export
 from cnnserve_export.errors import ExportError
 
 
@@ -98,7 +101,66 @@ WRAPPED: list[tuple[Callable[[dict[str, Any]], Any], dict[str, str]]] = [
         lambda state: {"model": {f"module._orig_mod.{key}": value for key, value in state.items()}},
         {"taken_from": "model", "removed_prefix": "module._orig_mod."},
     ),
+    # timm's and torchvision's own training scripts.
+    (
+        lambda state: {"state_dict": state, "args": argparse.Namespace(lr=0.1), "state_dict_ema": state},
+        {"taken_from": "state_dict", "left_out": "args, state_dict_ema"},
+    ),
+    # Lightning.
+    (
+        lambda state: {"state_dict": prefixed(state, "net."), "hyper_parameters": {"lr": 0.1}},
+        {"taken_from": "state_dict", "left_out": "hyper_parameters", "removed_prefix": "net."},
+    ),
+    (
+        lambda state: {"state_dict": {**prefixed(state, "classifier.inner."), "loss.weight": torch.ones(3)}},
+        {"taken_from": "state_dict", "left_out": "loss", "removed_prefix": "classifier.inner."},
+    ),
+    # torch.optim.swa_utils.AveragedModel
+    (
+        lambda state: {**prefixed(state, "module."), "n_averaged": torch.tensor(3)},
+        {"left_out": "n_averaged", "removed_prefix": "module."},
+    ),
+    (lambda state: {"ema": state, "accuracy": 90.1}, {"taken_from": "ema", "left_out": "accuracy"}),
 ]
+
+
+def prefixed(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "key"),
+    [
+        (lambda state, other: {"model": other, "model_ema": state}, "model_ema"),
+        (lambda state, other: {"state_dict": other, "state_dict_ema": prefixed(state, "module.")}, "state_dict_ema"),
+        (lambda state, other: {**prefixed(other, "model."), **prefixed(state, "model_ema.")}, "model_ema"),
+        (lambda state, other: {"state_dict": {**prefixed(other, "a."), **prefixed(state, "b.")}}, "b."),
+    ],
+)
+def test_a_key_chooses_among_several_weights(wrap: Callable[[Any, Any], Any], key: str, tmp_path: Path) -> None:
+    source, loaded = tiny(1), tiny()
+    torch.save(wrap(source.state_dict(), tiny(2).state_dict()), tmp_path / "w.pt")
+    origin = checkpoints.load(loaded, tmp_path / "w.pt", key=key)
+    assert torch.equal(loaded.get_parameter("0.weight"), source.get_parameter("0.weight"))
+    assert origin["taken_from"].endswith(key)
+    with pytest.raises(ExportError, match=r"w\.pt has nothing under 'none', which --weights-key names; it has "):
+        checkpoints.load(loaded, tmp_path / "w.pt", key="none")
+
+
+def test_a_key_without_a_file_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert export(["lenet5", "--weights-key", "x", "--repository", str(tmp_path)]) == 1
+    assert "--weights-key has no effect without a file" in capsys.readouterr().err
+
+
+def test_the_tar_format_of_early_versions_is_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "old.pth", "w") as archive:
+        for member in ("sys_info", "pickle", "tensors"):
+            data = pickle.dumps({}, 2)
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(ExportError, match=r"old\.pth is a checkpoint in the \.tar format of PyTorch before 0\.2"):
+        checkpoints.load(tiny(), tmp_path / "old.pth")
 
 
 @pytest.mark.parametrize(("wrap", "account"), WRAPPED)
@@ -172,6 +234,8 @@ class Trap:
         return Path.touch, (Path("sprung"),)  # type: ignore[return-value]
 
 
+ONE = {"x": torch.zeros(1)}
+NAMES = [*checkpoints.build(ARCHITECTURES["resnet18"], 10).state_dict()]
 NESTED: dict[str, Any] = {}
 NESTED["model"] = NESTED
 
@@ -181,10 +245,15 @@ NESTED["model"] = NESTED
     [
         (Trap(), r"more than tensors \(.*pathlib\.Path.*could run code"),
         (nn.Linear(1, 1), r"more than tensors \(torch\.nn\.modules\.linear\.Linear\)"),
-        ({"model": {}, "args": argparse.Namespace(lr=1)}, r"more than tensors \(argparse\.Namespace\)"),
+        ({"model": {}, "args": argparse.Namespace(path=Path("x"))}, r"more than tensors \(pathlib\.\S*Path\)"),
         ({"model": {}, "best": np.float64(1)}, r"more than tensors \(numpy\._core\.multiarray\.scalar"),
         ([torch.zeros(1)], "holds a list"),
-        ({"net": {"fc.bias": torch.zeros(1)}, "epoch": 3}, "net, epoch are no tensors; .* or under one of state_dict"),
+        ({"net": {"a": 3}, "epoch": 3}, "net, epoch are no tensors; .* one of state_dict.* with --weights-key"),
+        ({"a": ONE, "b": ONE}, r"holds several state dicts \(a, b\); choose one with --weights-key"),
+        (
+            {f"{one}.{key}": ONE["x"] for one in "ab" for key in NAMES},
+            r"several times, under a\., b\.; choose one with",
+        ),
         ({"model": {}, "state_dict": {}}, r"several state dicts \(state_dict, model\)"),
         (NESTED, "not a state dict: model are no tensors"),
     ],
