@@ -1,18 +1,21 @@
 """The trusted keys: what a folder of them may hold, and which signatures they accept. All keys are real."""
 
 import base64
+import contextlib
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cnnserve.config import ConfigError
 from cnnserve.errors import ModelLoadFailed
-from cnnserve.repository.signature import Signed
+from cnnserve.repository.signature import Signed, Trust
 from cnnserve.trust import keys
 from signing import Authority, model_signing, new_key, public_key
 
@@ -285,3 +288,78 @@ def test_no_trusted_keys(tmp_path: Path) -> None:
         keys.read(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"is empty; put public keys \(openssl pkey -in KEY -pubout\) or cert"):
         keys.read(tmp_path)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just("A" * 400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def paths(value: Any, *above: str | int) -> Iterator[tuple[str | int, ...]]:
+    """Every place in a JSON document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*above, key)
+        yield from paths(item, *above, key)
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[bytes, Trust, Signed]]:
+    """A signature with a key and one with a certificate, with the trust in them and what they say."""
+    root = tmp_path_factory.mktemp("valid")
+    (root / "thing").mkdir()
+    (root / "thing" / "a").write_bytes(b"a")
+    key, authority = new_key(root / "key.pem"), Authority(root)
+    bundles = [
+        (signed_with_key(root / "thing", key), keys.read(public_key(key))),
+        (signed_with_certificate(root / "thing", *authority.issue("release")), keys.read(authority.file)),
+    ]
+    return [(bundle, trust, trust.verify(bundle)) for bundle, trust in bundles]
+
+
+def held(data: bytes, trust: Trust, says: Signed) -> None:
+    """A changed signature says the same, or is refused in one way."""
+    with contextlib.suppress(ModelLoadFailed):
+        assert trust.verify(data) == says
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_whatever_a_bundle_holds_it_is_read_or_refused(
+    valid: list[tuple[bytes, Trust, Signed]], data: st.DataObject
+) -> None:
+    bundle, trust, says = data.draw(st.sampled_from(valid))
+    raw = json.loads(bundle)
+    *above, last = data.draw(st.sampled_from(list(paths(raw))))
+    target = raw
+    for name in above:
+        target = target[name]
+    target[last] = data.draw(ANY_JSON)
+    held(json.dumps(raw).encode(), trust, says)
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_no_bit_of_a_certificate_or_a_signature_can_change(
+    valid: list[tuple[bytes, Trust, Signed]], data: st.DataObject
+) -> None:
+    bundle, trust, _ = valid[1]
+    raw = json.loads(bundle)
+    chain = raw["verificationMaterial"]["x509CertificateChain"]["certificates"]
+    holder, name = data.draw(
+        st.sampled_from([(chain[0], "rawBytes"), (raw["dsseEnvelope"], "payload")])
+        | st.just((raw["dsseEnvelope"]["signatures"][0], "sig"))
+    )
+    content = bytearray(base64.b64decode(holder[name]))
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    holder[name] = base64.b64encode(content).decode()
+    with pytest.raises(ModelLoadFailed):
+        trust.verify(json.dumps(raw).encode())
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_what_is_no_bundle_is_refused(valid: list[tuple[bytes, Trust, Signed]], data: bytes) -> None:
+    with pytest.raises(ModelLoadFailed):
+        valid[0][1].verify(data)

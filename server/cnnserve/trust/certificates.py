@@ -32,7 +32,10 @@ def signing_key(
     try:
         leaf, *others = [x509.load_der_x509_certificate(certificate) for certificate in chain]
         check_leaf(leaf)
-    except (ValueError, x509.DuplicateExtension) as error:
+    except Untrusted:
+        raise
+    except Exception as error:
+        # For a damaged certificate, cryptography raises errors of many classes without a common one.
         raise Untrusted(f"its certificate cannot be read: {error}; sign the folder again") from error
     trusted = {certificate: file for file, certificates in authorities.items() for certificate in certificates}
     if not trusted:
