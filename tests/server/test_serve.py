@@ -223,8 +223,9 @@ def test_models_that_failed_leave_the_server_up(tmp_path: Path) -> None:
 def test_a_model_without_a_repository(tmp_path: Path, what: str) -> None:
     version = write_version(tmp_path / "tiny" / "3")
     (tmp_path / "plain").mkdir()
-    for name in ("other.onnx", "model.onnx"):
-        (tmp_path / "plain" / name).write_bytes(tiny_onnx())
+    (tmp_path / "plain" / ("model.onnx" if what == "folder with a file" else "other.onnx")).write_bytes(tiny_onnx())
+    if what == "file":
+        (tmp_path / "plain" / "model.onnx").write_text("another one, which is damaged")
     path, number = {
         "version": (version, 3),
         "file of a version": (version / "model.onnx", 3),

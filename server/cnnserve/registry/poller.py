@@ -191,14 +191,16 @@ class Poller:
             self._readable = False
             return
         self._readable = True
-        known = {model.name for model in self._registry.models}
+        known = {model.name: model for model in self._registry.models}
         for name, sight in self._seen.items():
-            news = name not in known or self._asked.get(name) != sight.request
+            # A version that a label names is served, too. `watch_labels` reads the labels.
+            wanted = (sight.request, {*known[name].labels.versions.values()} if name in known else set())
+            news = name not in known or self._asked.get(name) != wanted
             again = self._is_due(name)
             if (news or again) and name not in self._jobs and not sight.missing:
-                self._asked[name] = sight.request
+                self._asked[name] = wanted
                 self._start(name, self._registry.sync(name, sight.loadable, again=again))
-        for name in known - self._seen.keys() - self._jobs.keys():
+        for name in known.keys() - self._seen.keys() - self._jobs.keys():
             self._start(name, self._remove(name))
 
     async def settle(self) -> None:

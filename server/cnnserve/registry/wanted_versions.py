@@ -16,8 +16,8 @@ from cnnserve.repository.signature import Trust
 class Plan:
     """The versions of a model that are to be served.
 
-    `chosen`: versions that the version policy chose, ascending, with the fingerprints of their files. `reason` says why
-    there are none.
+    `chosen`: versions that the version policy chose, and those that a version label names, ascending, with the
+    fingerprints of their files. `reason` says why there are none.
     """
 
     folder: ModelFolder
@@ -41,14 +41,19 @@ def read(
     `labels` were read before; `config` is JSON that replaces the config file that `config_name` chooses. `trust` has
     the keys that must have signed the model's files.
     """
-    folder = replace(folders.find(root, name, config_name, trust), config=config)
+    folder = folders.find(root, name, config_name, trust)
+    folder = replace(folder, config=config or folder.config)
     if folder.unreadable:
         return Plan(folder, labels, {}, f"its folder cannot be read: {folder.unreadable}")
     present = [version for version in folder.versions if available is None or version in available]
     chosen, reason = _choose(folder, present)
+    labels = version_labels.read_labels(folder, labels)
+    # A label says that clients ask for this version.
+    chosen = sorted({*chosen, *(version for version in labels.versions.values() if version in present)})
+    reason = "" if chosen else reason
     # Taken before the files are read, so that a change during the load shows as a difference the next time.
     files = {version: folders.fingerprint(folder, version) for version in chosen}
-    return Plan(folder, version_labels.read_labels(folder, labels), files, reason)
+    return Plan(folder, labels, files, reason)
 
 
 def _choose(folder: ModelFolder, present: list[int]) -> tuple[list[int], str]:

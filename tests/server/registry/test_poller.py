@@ -252,6 +252,31 @@ async def test_the_policy_is_followed(tmp_path: Path, registry: Registry, polls:
     assert states(registry) == {2: "READY"}
 
 
+async def test_versions_that_a_label_names_are_served_beside_those_of_the_policy(
+    tmp_path: Path, registry: Registry, polls: Polls
+) -> None:
+    for number in (1, 2, 3):
+        write_version(tmp_path / "m" / str(number))
+    labels = tmp_path / "m" / "version_labels.json"
+    labels.write_text('{"stable": 1, "canary": 3, "gone": 9}')
+    await registry.load_all()
+    assert states(registry) == {1: "READY", 3: "READY"}
+    assert registry.get("m").info.version == 3
+    assert registry.get("m", "stable").info.version == 1
+    await polls(2)
+    stable = registry.get("m", "stable")
+    await polls(2)
+    assert registry.get("m", "stable") is stable
+    labels.write_text('{"stable": 2}')
+    await registry.refresh_labels()
+    await polls()
+    assert states(registry) == {2: "READY", 3: "READY"}
+    labels.unlink()
+    await registry.refresh_labels()
+    await polls()
+    assert states(registry) == {3: "READY"}
+
+
 async def test_an_unreadable_repository_unloads_nothing(
     tmp_path: Path, registry: Registry, polls: Polls, caplog: pytest.LogCaptureFixture
 ) -> None:
