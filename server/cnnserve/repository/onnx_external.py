@@ -40,7 +40,7 @@ class Reference:
 
 
 def references(file: BinaryIO) -> list[Reference]:
-    """Returns the files to which an ONNX file refers, sorted. Raises `ValueError` if the file is not protobuf."""
+    """Returns the files to which an ONNX file refers, sorted. Raises `ValueError` if it is no protobuf."""
     found: dict[str, bool] = {}
     # Not by recursion: graphs may be nested as deep as a file allows.
     messages: list[tuple[str, Span | None]] = [("model", None)]
@@ -63,5 +63,5 @@ def _location(file: BinaryIO, entry: Span) -> str | None:
     texts = {_KEY: "", _VALUE: ""}
     for number, value in onnx_wire.fields(file, entry):
         if number in texts and isinstance(value, Span):
-            texts[number] = onnx_wire.content(file, value, _LONGEST).decode(errors="surrogateescape")
+            texts[number] = onnx_wire.content(file, value, _LONGEST).decode()
     return texts[_VALUE] if texts[_KEY] == "location" else None

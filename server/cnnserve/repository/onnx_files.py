@@ -41,7 +41,7 @@ class OnnxFiles:
     def digest(self) -> str:
         """A digest of all files, in hexadecimal digits."""
         digests = [self.model.sha256, *(f"{path} {copy.sha256}" for path, copy in sorted(self.external.items()))]
-        return hashlib.sha256("\n".join(digests).encode(errors="surrogateescape")).hexdigest()
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def close(self) -> None:
         """Frees the memory."""

@@ -141,6 +141,12 @@ def external(location: str, **fields: Any) -> TensorProto:
     return tensor
 
 
+def test_a_path_that_is_no_text_is_refused() -> None:
+    data = ModelProto(graph=GraphProto(initializer=[external("weights")])).SerializeToString()
+    with pytest.raises(ValueError, match="utf-8"):
+        references(io.BytesIO(data.replace(b"weights", b"we\xffghts")))
+
+
 def test_a_path_that_is_too_long_is_refused() -> None:
     data = ModelProto(graph=GraphProto(initializer=[external("a" * 5000)])).SerializeToString()
     with pytest.raises(ValueError, match="a field has 5000 bytes"):
