@@ -16,10 +16,11 @@ import pytest
 
 from cnnserve.errors import ModelLoadFailed, PermissionDenied
 from cnnserve.registry.control import ModelControl
-from cnnserve.registry.lifecycle import State
+from cnnserve.registry.lifecycle import State, VersionLabels
 from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.poller import Poller
 from cnnserve.registry.registry import Registry
+from cnnserve.registry.version_labels import read_labels
 from cnnserve.repository import folders
 from cnnserve.repository.signature import Trust
 from cnnserve.repository.signed_tree import SignedTree
@@ -430,6 +431,9 @@ def test_a_version_that_is_mounted_as_a_model(
     assert open_version(folder, 1).info.self_test is not None
     assert verify([str(mounted), "--trusted-keys", str(trusted)]) == 0
     assert capsys.readouterr().out == f"{mounted}: 5 files signed by key.pub\n"
+    (mounted / "version_labels.json").write_text('{"stable": 1}')
+    sign(mounted, Signer(trusted.parent / "key.pem"))
+    assert read_labels(folder, VersionLabels()).versions == {"stable": 1}
     (mounted / "config.pbtxt").write_text("max_batch_size: 4")
     with pytest.raises(ModelLoadFailed, match=ADDED.format(r"config\.pbtxt")):
         open_version(folder, 1)

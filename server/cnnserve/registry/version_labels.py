@@ -13,7 +13,7 @@ from stat import S_ISREG
 from cnnserve import json_text
 from cnnserve.errors import ModelLoadFailed, VersionNotFound
 from cnnserve.registry.lifecycle import ModelEntry, VersionLabels
-from cnnserve.repository.folders import LABELS_FILE, ModelFolder, version_number
+from cnnserve.repository.folders import LABELS_FILE, ModelFolder, model_folder, version_number
 from cnnserve.repository.signature import SIGNATURE_FILE
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ def read_labels(folder: ModelFolder, before: VersionLabels) -> VersionLabels:
     except OSError:
         return before
     try:
-        with folder.open() as tree:
+        # Listed only now, because the file rarely changes: a version that is mounted as a model is signed otherwise.
+        with model_folder(folder.path, name=folder.name, trust=folder.trust).open() as tree:
             labels = parse_labels(tree.read(LABELS_FILE).decode()) if tree.has(LABELS_FILE) else {}
         return VersionLabels(labels, signature)
     except (OSError, ValueError, ModelLoadFailed) as error:

@@ -82,7 +82,8 @@ def _report(folder: ModelFolder, version: int, *, absolute: bool) -> bool:
     except ModelLoadFailed as error:
         print(f"error: {printable(f'{where}: {error}')}", file=sys.stderr)
         return False
-    print(printable(f"{where}: {len(signed.files)} files signed by {signed.signer}"))
+    count = len(signed.files)
+    print(printable(f"{where}: {count} {'file' if count == 1 else 'files'} signed by {signed.signer}"))
     return True
 
 
