@@ -40,7 +40,7 @@ def _one_of_everything() -> Snapshot:
     drift = Drift()
     drift.add(np.zeros((1, 1), np.uint8), np.ones((1, 2), np.float32))
     version = Version("model", "1", State.READY, 0.0, {"CPUExecutionProvider": 1}, work, test, drift)
-    return Snapshot((version,), 0, 0, 0, 0, 0, "", "", {"queue_full": 0})
+    return Snapshot((version,), 0, 0, 0, 0, 0, "", "", {"queue_full": 0}, 0, 0.0)
 
 
 def _labels(samples: str) -> str:

@@ -18,9 +18,8 @@ import uvloop
 
 import cnnserve
 from cnnserve.access.control import AccessControl
-from cnnserve.access.following import follow
-from cnnserve.access.guard import Guard
 from cnnserve.access.lists import AccessError
+from cnnserve.access.tls import Tls, TlsFiles
 from cnnserve.api.classifier import ClassifierService
 from cnnserve.api.health import HealthService
 from cnnserve.api.inspection import InspectionService
@@ -53,6 +52,7 @@ from cnnserve.repository.signature import Trust
 from cnnserve.transports import addresses
 from cnnserve.transports.calls import PeerLimits
 from cnnserve.transports.choice import GrpcTransport, grpc_transport
+from cnnserve.transports.health_ports import health_ports
 from cnnserve.transports.http.connections import ConnectionLimits
 from cnnserve.transports.http.in_flight import InFlight, Limits
 from cnnserve.transports.http.settings import HttpSettings
@@ -117,7 +117,7 @@ def _look(config: ServerConfig, look: asyncio.Event, reread: asyncio.Event) -> N
     reread.set()
     if config.model_control_mode == POLL:
         look.set()
-    elif not (config.tokens_file or config.certificate_scopes_file):
+    elif not (config.tokens_file or config.certificate_scopes_file or config.tls_certificate):
         _log.info("SIGHUP: nothing to do, because model_control_mode is %s, not poll", config.model_control_mode)
 
 
@@ -136,16 +136,15 @@ async def serve(
     """
     files = open_files.raise_limit()
     # First, because the server must not start with a file that says who may do what and cannot be read.
-    access = AccessControl(config.tokens_file, config.certificate_scopes_file, config.trusted_proxy)
+    access = _access(config)
     threads = cpu_threads(config)
     decoders = DecodingPool(config.decode_threads or decoding_threads(threads))
     budget = memory_budget(config)
     registry = make_registry(config, threads, decoders, budget)
-    explicit = config.model_control_mode == EXPLICIT
     control = ModelControl(
         registry, models_of(config), mode=config.model_control_mode, allowed=config.allow_model_control
     )
-    health = Health(registry, strict=config.strict_readiness, may_be_empty=explicit)
+    health = Health(registry, strict=config.strict_readiness, may_be_empty=config.model_control_mode == EXPLICIT)
     max_message_bytes = _largest_message(config, budget)
     observer = Observer(config.access_log_sample if config.access_log else 0.0)
     classifier = ClassifierService(registry, budget, max_message_bytes, observer)
@@ -181,21 +180,14 @@ async def serve(
         guard=access.guard,
         reflection=not config.no_reflection,
     )
-    grpc_port = _bind(grpc, config)
+    grpc_port = _bind(grpc, config, access.tls)
     http_socket = addresses.listen(config.host, config.http_port, "http_port")
     ports = Ports(grpc_port, http_socket.getsockname()[1])
     await grpc.start()
-    _log.info(
-        "cnnserve %s listening on %s: gRPC port %d, HTTP port %d; %d CPU threads per model",
-        cnnserve.__version__,
-        config.host,
-        ports.grpc,
-        ports.http,
-        threads,
-    )
+    _announce(config, ports, threads)
     if on_bound is not None:
         on_bound(ports)
-    kept = (_load(config, registry, health, look), watch_labels(registry), follow(access.files, reread))
+    kept = (_load(config, registry, health, look), watch_labels(registry), access.follow(reread))
     keeping = [asyncio.create_task(work) for work in kept]
     http_end, in_flight = asyncio.Event(), InFlight()
     http_task = asyncio.create_task(
@@ -203,15 +195,19 @@ async def serve(
             methods,
             Limits(budget, max_message_bytes),
             in_flight,
-            partial(snapshot.snapshot, registry, budget),
-            access.guard,
+            lambda: snapshot.snapshot(registry, budget, access.certificate_end),
+            access,
             settings=_http_settings(config),
             most=open_files.connections(files, _MAX_HTTP_CONNECTIONS),
             listening=http_socket,
             end=http_end,
         )
     )
+    probes = contextlib.AsyncExitStack()
     try:
+        await probes.enter_async_context(
+            health_ports(methods, config.host, config.health_grpc_port, config.health_http_port)
+        )
         await _until(shutdown, http_task, keeping[0])
     finally:
         deadline = asyncio.get_running_loop().time() + config.drain_grace_s
@@ -224,12 +220,23 @@ async def serve(
         await _drain(config.drain_grace_s, health, (classifier, inference), grpc, in_flight)
         shedding.cancel()
         http_end.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline + _CLOSE_S):
-                await registry.close()
+        await _close(registry, deadline + _CLOSE_S)
         await _end_http(http_task, http_socket)
+        await probes.aclose()
         decoders.close()
         _log.info("stopped")
+
+
+def _announce(config: ServerConfig, ports: Ports, threads: int) -> None:
+    _log.info(
+        "cnnserve %s listening on %s: gRPC port %d, HTTP port %d%s; %d CPU threads per model",
+        cnnserve.__version__,
+        config.host,
+        ports.grpc,
+        ports.http,
+        ", both with TLS" if config.tls_certificate else "",
+        threads,
+    )
 
 
 def cpu_threads(config: ServerConfig) -> int:
@@ -237,12 +244,19 @@ def cpu_threads(config: ServerConfig) -> int:
     return config.cpu_threads or cpu_budget()
 
 
-def _bind(grpc: GrpcTransport, config: ServerConfig) -> int:
+def _access(config: ServerConfig) -> AccessControl:
+    files = None
+    if config.tls_certificate and config.tls_key:
+        files = TlsFiles(config.tls_certificate, config.tls_key, config.tls_client_ca)
+    return AccessControl(config.tokens_file, config.certificate_scopes_file, config.trusted_proxy, files)
+
+
+def _bind(grpc: GrpcTransport, config: ServerConfig, tls: Tls | None) -> int:
     addresses.check_free(config.host, config.grpc_port, "grpc_port")
     if config.grpc_socket:
         grpc.bind_unix(Path(config.grpc_socket).absolute())
         _log.info("gRPC also on the Unix socket %s", config.grpc_socket)
-    return grpc.bind(config.host, config.grpc_port)
+    return grpc.bind(config.host, config.grpc_port, tls)
 
 
 def _http_settings(config: ServerConfig) -> HttpSettings:
@@ -368,7 +382,7 @@ async def _serve_http(
     limits: Limits,
     in_flight: InFlight,
     snapshot: Callable[[], snapshot.Snapshot],
-    guard: Guard | None,
+    access: AccessControl,
     *,
     settings: HttpSettings,
     most: int,
@@ -378,8 +392,8 @@ async def _serve_http(
     """Serves HTTP until `end` is set."""
     # Imported on a thread while models load: a start that waited for this import took 5 % longer.
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
-    application = http.application(methods, limits, in_flight, snapshot, settings, guard=guard)
-    server = http.HttpServer(application, listening, limits.budget, ConnectionLimits(most))
+    application = http.application(methods, limits, in_flight, snapshot, settings, guard=access.guard)
+    server = http.HttpServer(application, listening, limits.budget, ConnectionLimits(most), access.tls)
     serving, ending = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
     await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
     ending.cancel()
@@ -399,6 +413,12 @@ async def _until(shutdown: asyncio.Event, http: "asyncio.Task[None]", loading: "
     if http.done() and not shutdown.is_set():
         error = http.exception()
         raise OSError(f"the HTTP port has failed, so the server stops: {error!r}") from error
+
+
+async def _close(registry: Registry, deadline: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await registry.close()
 
 
 async def _end_http(http: "asyncio.Task[None]", listening: socket.socket) -> None:

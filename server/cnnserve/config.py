@@ -18,6 +18,7 @@ _MAX_MESSAGE_MIB = 2047
 # A setting of this type holds names with commas between them, and its flag may be repeated.
 NAMES = tuple[str, ...]
 FILE = Path | None
+PORT = int | None
 # The name becomes part of a path below each model's folder.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -184,6 +185,27 @@ class ServerConfig:
             "(default: every certificate that --tls-client-ca trusts may do everything)"
         },
     )
+    tls_certificate: Path | None = dataclasses.field(
+        default=None,
+        metadata={"help": "PEM file with the server's certificate chain for both ports (default: plain text)"},
+    )
+    tls_key: Path | None = dataclasses.field(
+        default=None, metadata={"help": "PEM file with the private key of --tls-certificate (default: none)"}
+    )
+    tls_client_ca: Path | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "PEM file with the certificates of the authorities that issue client certificates; clients then "
+            "need one (default: no client certificates)"
+        },
+    )
+    health_grpc_port: int | None = _setting(
+        None, "port for grpc.health.v1 alone, without TLS and tokens, for probes (default: none)"
+    )
+    health_http_port: int | None = _setting(
+        None,
+        "port for /v2/health/live and /v2/health/ready alone, without TLS and tokens, for probes (default: none)",
+    )
     no_reflection: bool = _setting(False, "switch gRPC's server reflection off (default: on, with scope read)")
     trusted_proxy: tuple[str, ...] = _setting(
         (),
@@ -197,8 +219,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         self._check_models()
-        for name in ("grpc_port", "http_port"):
-            _check_range(name, getattr(self, name), 0, 65535)
+        for name in ("grpc_port", "http_port", "health_grpc_port", "health_http_port"):
+            _check_range(name, getattr(self, name) or 0, 0, 65535)
         if self.grpc_port == self.http_port != 0:
             raise ConfigError(f"grpc_port and http_port are both {self.grpc_port}; they must differ")
         self._check_grpc()
@@ -293,6 +315,13 @@ class ServerConfig:
         _check_range("poll_interval_s", self.poll_interval_s, 0.1, 86400)
 
     def _check_access(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_certificate"
+            raise ConfigError(f"{missing} is missing; set tls_certificate and tls_key together, or none of them")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ConfigError("tls_client_ca has no effect without tls_certificate and tls_key; set them too")
+        if self.certificate_scopes_file and not self.tls_client_ca:
+            raise ConfigError("certificate_scopes_file has no effect without tls_client_ca; set it too")
         for network in self.trusted_proxy:
             try:
                 ipaddress.ip_network(network)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnserve import spelling
-from cnnserve.config import DEFAULT, FILE, NAMES, ConfigError, ServerConfig, Setting, flag, keys, variable
+from cnnserve.config import DEFAULT, FILE, NAMES, PORT, ConfigError, ServerConfig, Setting, flag, keys, variable
 
 
 def from_sources(
@@ -176,6 +176,8 @@ def _convert(name: str, value: object, source: str) -> object:
     kind = next(field.type for field in dataclasses.fields(ServerConfig) if field.name == name)
     if kind == NAMES:
         return _names(value, source)
+    if kind == PORT:
+        kind = int
     if kind == FILE:
         kind = Path
     text = str(value).strip() if not isinstance(value, bool) else str(value).lower()
@@ -200,4 +202,4 @@ def _names(value: object, source: str) -> tuple[str, ...]:
 
 def _metavar(kind: object) -> str:
     names: dict[object, str] = {bool: "true or false", int: "INTEGER", float: "NUMBER", Path: "DIR"}
-    return (names | {FILE: "FILE", NAMES: "NAME"}).get(kind, "TEXT")
+    return (names | {FILE: "FILE", PORT: "INTEGER", NAMES: "NAME"}).get(kind, "TEXT")

@@ -23,6 +23,8 @@ from typing import Any
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_IN_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _STDERR = 2
+# The logger of audit lines: who did what, from where, and what came of it.
+AUDIT = "cnnserve.audit"
 # Lines that wait to be written. A server that logs a line for each failed request fills it in seconds.
 _LIMIT_BYTES = 2**20
 # At the end, lines get at least this long to be written, in seconds.
@@ -90,6 +92,8 @@ class BackgroundHandler(logging.Handler):
         super().__init__()
         # The number of messages that were dropped.
         self.dropped = 0
+        # Of them, those of the audit log.
+        self.dropped_audits = 0
         self._reported = 0
         self._descriptor = descriptor
         self._limit_bytes = limit_bytes
@@ -110,6 +114,7 @@ class BackgroundHandler(logging.Handler):
         with self._changed:
             if self._held_bytes + len(line) > self._limit_bytes:
                 self.dropped += 1
+                self.dropped_audits += record.name == AUDIT
                 return
             if count := self.dropped - self._reported:
                 line = self._notice(count) + line
@@ -188,7 +193,16 @@ def configure(level: str, style: str = "text") -> None:
 
 def dropped() -> int:
     """Returns the number of log messages that were dropped since the start."""
-    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, BackgroundHandler))
+    return sum(handler.dropped for handler in _handlers())
+
+
+def dropped_audits() -> int:
+    """Returns the number of audit lines that were dropped since the start."""
+    return sum(handler.dropped_audits for handler in _handlers())
+
+
+def _handlers() -> list[BackgroundHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, BackgroundHandler)]
 
 
 def _unblock(descriptor: int) -> None:

@@ -39,6 +39,8 @@ _LIMIT_S = 600.0
 _SERVE = re.compile(r"(?:\w+=\S+ )*cnnserve serve\b(?!.* --(?:dry-run|print-config|help)\b)")
 _EXPORT = re.compile(r"cnnserve (?:export|train-lenet)\b")
 _PORT = re.compile(r"--http-port[ =](\d+)")
+# A port that answers without TLS.
+_HEALTH_PORT = re.compile(r"--health-http-port[ =](\d+)")
 _LOADING = ("LOADING", "BUILDING")
 _START = ROOT / "docs" / "start.md"
 _GOES_ON = "This page goes on where [Start](start.md) ends."
@@ -197,7 +199,8 @@ class Reader:
                 start_new_session=True,
             )
         server = Server(process, log, port)
-        self.last_code = _wait_until_settled(server)
+        health = _HEALTH_PORT.search(command)
+        self.last_code = _wait_until_settled(server, int(health[1]) if health else port)
         self.last_output = log.read_text()
         if self.last_code == 0:
             self.servers[port] = server
@@ -222,14 +225,14 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _wait_until_settled(server: Server) -> int:
+def _wait_until_settled(server: Server, port: int) -> int:
     """Until a model serves, or each has said why it does not; the exit code of a server that does not even start."""
     end = time.monotonic() + _LIMIT_S
     while time.monotonic() < end and (code := server.process.poll()) is None:
         with contextlib.suppress(OSError):
-            if _get(f"http://127.0.0.1:{server.port}/v2/health/ready") is not None:
+            if _get(f"http://127.0.0.1:{port}/v2/health/ready") is not None:
                 return 0
-            index = _get(f"http://127.0.0.1:{server.port}/v2/repository/index", b"{}")
+            index = _get(f"http://127.0.0.1:{port}/v2/repository/index", b"{}")
             if index and not any(version["state"] in _LOADING for version in index):
                 return 0
         time.sleep(0.05)

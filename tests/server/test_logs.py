@@ -1,3 +1,4 @@
+import contextlib
 import fcntl
 import logging
 import os
@@ -6,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cnnserve.logs import BackgroundHandler, Formatter
+from cnnserve.logs import AUDIT, BackgroundHandler, Formatter
 
 
 def record(message: str, *, failed: Exception | None = None) -> logging.LogRecord:
@@ -38,10 +39,24 @@ def log_to(descriptor: int, limit_bytes: int = 2**20) -> tuple[logging.Logger, B
     return logger, handler
 
 
+def test_audit_lines_that_are_dropped_are_counted() -> None:
+    reader, writer = os.pipe()
+    # No line fits.
+    handler = BackgroundHandler(writer, limit_bytes=1)
+    for name in ("cnnserve", AUDIT, AUDIT):
+        handler.emit(logging.LogRecord(name, logging.INFO, "", 0, "line", (), None))
+    assert (handler.dropped, handler.dropped_audits) == (3, 2)
+    handler.close()
+    os.close(reader)
+    os.close(writer)
+
+
 def test_messages_that_nobody_reads_are_dropped_counted_and_never_waited_for() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    # The pipe is full before the first line, so none leaves the queue while others are dropped.
+    os.write(writer, b"\n" * 4096)
     logger, handler = log_to(writer, 2**14)
     for number in range(1000):
         logger.info("%0100d", number)
@@ -49,14 +64,17 @@ def test_messages_that_nobody_reads_are_dropped_counted_and_never_waited_for() -
     assert 700 < dropped < 1000
     with os.fdopen(reader, "rb") as pipe:
         read = b""
+        os.set_blocking(reader, False)
         while handler._held_bytes:
-            read += os.read(pipe.fileno(), 4096)
+            with contextlib.suppress(BlockingIOError):
+                read += os.read(reader, 4096)
+        os.set_blocking(reader, True)
         logger.info("again")
         handler.flush()
         os.close(writer)
         read += pipe.read()
         handler.close()
-    lines = read.decode().splitlines()
+    lines = read.decode().lstrip("\n").splitlines()
     # Those that were kept are whole and in order, and the gap is told.
     kept = 1000 - dropped
     assert lines[:kept] == [f"INFO {number:0100d}" for number in range(kept)]

@@ -133,6 +133,6 @@ def test_a_server_with_a_bad_tokens_file_does_not_start(tmp_path: Path, text: st
     path = tmp_path / "tokens"
     path.write_text(text)
     (tmp_path / "models").mkdir()
-    server = spawn(tmp_path / "log", "--model-repository", tmp_path / "models", "--tokens-file", path)
+    server = spawn(tmp_path / "log", "--repository", tmp_path / "models", "--tokens-file", path)
     assert server.wait() == 1
     assert f"{path}, {said}" in server.log

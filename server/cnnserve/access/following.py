@@ -47,8 +47,14 @@ class Followed:
         return tuple(_stat(path) for path in self._paths)
 
 
-async def follow(files: Sequence[Followed], reread: asyncio.Event | None = None, interval_s: float = _LOOK_S) -> None:
-    """Looks at the files until it is cancelled. If `reread` is set, reads them again at once."""
+async def follow(
+    files: Sequence[Followed],
+    reread: asyncio.Event | None = None,
+    *,
+    also: Callable[[], object] | None = None,
+    interval_s: float = _LOOK_S,
+) -> None:
+    """Looks at the files, and calls `also`, until it is cancelled. If `reread` is set, reads the files at once."""
     reread = reread or asyncio.Event()
     while files:
         with contextlib.suppress(TimeoutError):
@@ -59,6 +65,8 @@ async def follow(files: Sequence[Followed], reread: asyncio.Event | None = None,
             else:
                 followed.look()
         reread.clear()
+        if also is not None:
+            also()
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

@@ -8,7 +8,7 @@ from cnnserve.access.scopes import Scope
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.registry.health import Health
 
-_SERVICE = "grpc.health.v1.Health"
+SERVICE = "grpc.health.v1.Health"
 
 
 class HealthService:
@@ -21,9 +21,9 @@ class HealthService:
         """Returns the service's rows of the method table."""
         request, response = pb.HealthCheckRequest, pb.HealthCheckResponse
         return [
-            Method(f"{_SERVICE}/Check", request, response, self.check, Scope.OPEN, while_draining=True),
+            Method(f"{SERVICE}/Check", request, response, self.check, Scope.OPEN, while_draining=True),
             Method(
-                f"{_SERVICE}/Watch", request, response, self.watch, Scope.OPEN, Kind.SERVER_STREAM, while_draining=True
+                f"{SERVICE}/Watch", request, response, self.watch, Scope.OPEN, Kind.SERVER_STREAM, while_draining=True
             ),
         ]
 

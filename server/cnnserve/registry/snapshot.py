@@ -80,7 +80,8 @@ class Snapshot:
     """Measurements of the whole server.
 
     Bytes are those of the memory budget; `refused`: requests that it refused; `unlogged`: dropped log messages;
-    `refusals`: requests that ended with an error, by reason.
+    `refusals`: requests that ended with an error, by reason; `unaudited`: audit lines among the dropped messages;
+    `certificate_end`: of the TLS certificate, in seconds since 1970, None for plain text.
     """
 
     versions: tuple[Version, ...]
@@ -92,9 +93,11 @@ class Snapshot:
     server_version: str
     runtime_version: str
     refusals: Mapping[str, int] = field(default_factory=dict)
+    unaudited: int = 0
+    certificate_end: float | None = None
 
 
-def snapshot(registry: Registry, budget: MemoryBudget) -> Snapshot:
+def snapshot(registry: Registry, budget: MemoryBudget, certificate_end: float | None = None) -> Snapshot:
     """Returns the measurements of the server now. Takes a few microseconds per version. Call it on the event loop."""
     return Snapshot(
         tuple(version for model in registry.models for version in _versions(model)),
@@ -106,6 +109,8 @@ def snapshot(registry: Registry, budget: MemoryBudget) -> Snapshot:
         cnnserve.__version__,
         runtime_version(),
         dict(refusals.counts),
+        logs.dropped_audits(),
+        certificate_end,
     )
 
 

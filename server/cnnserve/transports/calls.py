@@ -1,7 +1,7 @@
 """What both gRPC transports share: reading a message, writing a response, and the gate that holds calls at the end."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from cnnserve.api import answer_size
 from cnnserve.api.field_count import check_fields
 from cnnserve.api.methods import Method
 from cnnserve.errors import InvalidInput
+from cnnserve.transports.credentials import client_names
 
 _REQUEST_ID = "x-request-id"
 # Calls that arrive faster than the server accepts them. Beyond its own limits of 1,000 and 3,000, grpc's core would end
@@ -84,14 +85,24 @@ def serialized(response: Message | bytes, max_bytes: int) -> bytes:
     return data
 
 
-def admit(guard: Guard | None, method: Method, peer: Callable[[], str], metadata: Iterable[tuple[Any, Any]]) -> None:
-    """Raises a `ServingError` if the client may not call the method. Call it before the request is read."""
+def admit(
+    guard: Guard | None,
+    method: Method,
+    metadata: Iterable[tuple[Any, Any]],
+    peer: Callable[[], str],
+    properties: Callable[[], Mapping[str, Iterable[bytes]]],
+) -> None:
+    """Raises a `ServingError` if the client may not call the method. Call it before the request is read.
+
+    `peer` and `properties` of the connection are called if they are needed only.
+    """
     if guard is None or method.scope is Scope.OPEN:
         return
     metadata = [*metadata]
     authorization = tuple(value for key, value in metadata if key == "authorization")
     forwarded = ",".join(value for key, value in metadata if key == "x-forwarded-for")
-    guard.admit(method.name, method.scope, Caller(peer(), authorization, forwarded=forwarded))
+    names = client_names(properties()) if guard.wants_names else ()
+    guard.admit(method.name, method.scope, Caller(peer(), authorization, names, forwarded))
 
 
 def request_id_in(metadata: Iterable[tuple[Any, Any]]) -> str:

@@ -10,6 +10,7 @@ from typing import Protocol
 import grpc
 
 from cnnserve.access.guard import Guard
+from cnnserve.access.tls import Tls
 from cnnserve.api.methods import Method
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
@@ -25,7 +26,7 @@ _TESTED = ((1, 75), (1, 85))
 class GrpcTransport(Protocol):
     """A gRPC server for a method table."""
 
-    def bind(self, host: str, port: int) -> int:
+    def bind(self, host: str, port: int, tls: Tls | None = None) -> int:
         """Takes the port (0: a free one) and returns it. Raises `OSError` if it is taken."""
 
     def bind_unix(self, path: Path) -> None:

@@ -6,17 +6,20 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
 
 from cnnserve.access.guard import Guard
+from cnnserve.access.tls import Tls
 from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.errors import InferenceFailed
 from cnnserve.transports import addresses
 from cnnserve.transports.calls import Gate, PeerLimits, admit, channel_arguments, parse, request_id_in, serialized
+from cnnserve.transports.credentials import server_credentials
 from cnnserve.transports.lull import lull
 from cnnserve.transports.reflection import described
 
@@ -58,9 +61,12 @@ class GrpcioTransport:
         for service, handlers in services.items():
             self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
 
-    def bind(self, host: str, port: int) -> int:
+    def bind(self, host: str, port: int, tls: Tls | None = None) -> int:
         """Takes the port (0: a free one) and returns it. Raises `OSError` if it is taken."""
-        return addresses.bind(self._server.add_insecure_port, addresses.joined(host, port))
+        add = self._server.add_insecure_port
+        if tls is not None:
+            add = partial(self._server.add_secure_port, server_credentials=server_credentials(tls))
+        return addresses.bind(add, addresses.joined(host, port))
 
     def bind_unix(self, path: Path) -> None:
         """Listens on a Unix socket as well. Raises `OSError` if another server does."""
@@ -111,7 +117,7 @@ def _unary(method: Method, gate: Gate, max_bytes: int, guard: Guard | None) -> C
 
     async def behavior(messages: AsyncIterator[bytes], context: Any) -> Any:
         try:
-            admit(guard, method, context.peer, context.invocation_metadata() or ())
+            admit(guard, method, context.invocation_metadata() or (), context.peer, context.auth_context)
             data = await anext(aiter(messages), None)
             if not method.while_draining:
                 await gate.arrived()
@@ -138,7 +144,7 @@ def _streaming(
 
     async def behavior(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         try:
-            admit(guard, method, context.peer, context.invocation_metadata() or ())
+            admit(guard, method, context.invocation_metadata() or (), context.peer, context.auth_context)
             if not method.while_draining:
                 await gate.arrived()
             if method.kind is Kind.STREAM:

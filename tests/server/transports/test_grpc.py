@@ -15,8 +15,10 @@ from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BytesValue, Int64Value, StringValue
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
+from certificates import Authority
 from cnnserve import errors
 from cnnserve.access.scopes import Scope
+from cnnserve.access.tls import Tls
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
@@ -138,8 +140,9 @@ class Service:
 class Server:
     """A transport that listens, and a channel to it."""
 
-    def __init__(self, kind: Any, transport: Any, service: Service, port: int) -> None:
+    def __init__(self, kind: Any, transport: Any, service: Service, port: int, root: Path | None = None) -> None:
         self.kind = kind
+        self.root = root
         self.transport = transport
         self.service = service
         self.address = f"127.0.0.1:{port}"
@@ -147,22 +150,41 @@ class Server:
     def channel(self, **options: Any) -> grpc.aio.Channel:
         """A connection of its own; grpc shares one among channels that are equal."""
         pairs = [("grpc.use_local_subchannel_pool", 1), *((key.replace("__", "."), options[key]) for key in options)]
-        return grpc.aio.insecure_channel(self.address, options=pairs)
+        if self.root is None:
+            return grpc.aio.insecure_channel(self.address, options=pairs)
+        return grpc.aio.secure_channel(self.address, self.credentials(), options=pairs)
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a server with TLS."""
+        assert self.root is not None
+        return grpc.ssl_channel_credentials(self.root.read_bytes())
+
+    def blocking_channel(self) -> grpc.Channel:
+        """A channel for threads."""
+        if self.root is None:
+            return grpc.insecure_channel(self.address)
+        return grpc.secure_channel(self.address, self.credentials())
 
 
-@pytest.fixture(params=sorted(TRANSPORTS))
-async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
-    async with listening(TRANSPORTS[request.param]) as server:
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(params=[*sorted(TRANSPORTS), *(f"{name} over TLS" for name in sorted(TRANSPORTS))])
+async def server(request: pytest.FixtureRequest, authority: Authority) -> AsyncIterator[Server]:
+    name, _, secure = request.param.partition(" over ")
+    async with listening(TRANSPORTS[name], authority if secure else None) as server:
         yield server
 
 
 @contextlib.asynccontextmanager
-async def listening(kind: Any, **options: Any) -> AsyncIterator[Server]:
+async def listening(kind: Any, authority: Authority | None = None, **options: Any) -> AsyncIterator[Server]:
     service = Service()
     transport = kind(service.methods(), LIMIT, **options)
-    port = transport.bind("127.0.0.1", 0)
+    port = transport.bind("127.0.0.1", 0, Tls(authority.issue("server")) if authority else None)
     await transport.start()
-    server = Server(kind, transport, service, port)
+    server = Server(kind, transport, service, port, authority.root if authority else None)
     try:
         yield server
     finally:
@@ -542,7 +564,7 @@ async def test_a_loop_that_is_blocked_for_a_while_loses_no_call(server: Server) 
     answers: list[bytes] = []
 
     def calls() -> None:
-        with grpc.insecure_channel(server.address) as channel:
+        with server.blocking_channel() as channel:
             call = channel.unary_unary("/t.Test/Echo", BytesValue.SerializeToString, BytesValue.FromString)
             answers.extend(call(BytesValue(value=b"x"), timeout=HANG_S).value for _ in range(20))
 

@@ -3,12 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from cnnserve.access.guard import Guard
+from cnnserve.access.tls import Tls
 from cnnserve.api import status
 from cnnserve.api.methods import Kind, Method
 from cnnserve.api.status import Code, Status
@@ -20,6 +23,7 @@ from cnnserve.transports.calls import Gate, PeerLimits, admit, channel_arguments
 from cnnserve.transports.core.call import Call, RefusedCall, StreamCall, UnaryCall
 from cnnserve.transports.core.events import EventPump
 from cnnserve.transports.core.receiving import CALL_BYTES, SMALL_BYTES, Receiving, memory_of
+from cnnserve.transports.credentials import server_credentials
 from cnnserve.transports.lull import lull
 from cnnserve.transports.reflection import described
 
@@ -78,9 +82,10 @@ class CoreTransport:
         self._stopping = False
         self._started = False
 
-    def bind(self, host: str, port: int) -> int:
+    def bind(self, host: str, port: int, tls: Tls | None = None) -> int:
         """Takes the port (0: a free one) and returns it. Raises `OSError` if it is taken."""
-        return addresses.bind(self._add, addresses.joined(host, port))
+        add = self._add if tls is None else partial(self._add_secure, server_credentials(tls))
+        return addresses.bind(add, addresses.joined(host, port))
 
     def bind_unix(self, path: Path) -> None:
         """Listens on a Unix socket as well. Raises `OSError` if another server does."""
@@ -188,6 +193,9 @@ class CoreTransport:
     def _add(self, address: str) -> int:
         return int(self._server.add_http2_port(address.encode()))
 
+    def _add_secure(self, credentials: grpc.ServerCredentials, address: str) -> int:
+        return int(self._server.add_http2_port(address.encode(), _core(credentials)))
+
     async def _until_idle(self, seconds: float) -> None:
         try:
             await asyncio.wait_for(self._idle.wait(), max(0.0, seconds))
@@ -229,10 +237,21 @@ class CoreTransport:
     def _refusal(self, method: Method, event: Any) -> Status | None:
         """Returns the status of a call whose client may not make it."""
         try:
-            admit(self._guard, method, lambda: event.call.peer().decode(errors="replace"), event.invocation_metadata)
+            admit(
+                self._guard,
+                method,
+                event.invocation_metadata,
+                lambda: event.call.peer().decode(errors="replace"),
+                lambda: {key.decode(): values for key, values in cygrpc.auth_context(event.call).items()},
+            )
         except ServingError as error:
             return status.of(error, method.name, method.statuses)
         return None
+
+
+def _core(credentials: grpc.ServerCredentials) -> Any:
+    """Returns the core's own object: `grpc` has no other way to it."""
+    return credentials._credentials  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _unknown(event: Any) -> Status:

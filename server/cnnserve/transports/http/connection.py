@@ -13,10 +13,12 @@ import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from cnnserve.access.tls import names_of
 from cnnserve.transports.http.answers import answer, encode
 from cnnserve.transports.http.connections import Connections
 
 SENT = "cnnserve.sent"
+NAMES = "cnnserve.names"
 LIVE = "/v2/health/live"
 # Of one request: its first line, headers and trailers; all bytes between two parts; requests sent in advance.
 _MAX_HEAD_BYTES = 64 * 2**10
@@ -79,14 +81,22 @@ class Connection(HttpToolsProtocol):
         self._stuck_since: float | None = None
         self._received = 0
         self._half_closed = False
+        self._is_tls = False
+        self._names: tuple[str, ...] = ()
 
     # What the event loop tells.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins."""
         self._raw = cast("asyncio.Transport", transport)
+        secured = transport.get_extra_info("ssl_object")
+        self._is_tls = secured is not None
+        self._names = names_of(secured.getpeercert()) if secured is not None else ()
         self._quiet_since = self.loop.time()
         super().connection_made(cast("asyncio.Transport", _Transport(self._raw, self)))
+        # So `pause_writing` and `resume_writing` say whether everything was sent. Over TLS, uvloop pauses at the limit
+        # itself, so with the limit 0 it would pause for ever.
+        self._raw.set_write_buffer_limits(1 if self._is_tls else 0, 0)
         self._connections.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -119,7 +129,8 @@ class Connection(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more. If it has sent whole requests, they are answered, unless the client has left."""
-        if self._has_answered or self.cycle.more_body or self._in_head:
+        if self._has_answered or self.cycle.more_body or self._in_head or self._is_tls:
+            # TLS has no half-closed connections.
             return False
         self._half_closed = True
         self.cycle.keep_alive = False
@@ -167,7 +178,7 @@ class Connection(HttpToolsProtocol):
         self.app = self.config.loaded_app
         if self._connections.is_full and self.url.partition(b"?")[0] != LIVE.encode():
             self.app = _busy(self._limits.most)
-        extensions = {SENT: self.flow.drain}
+        extensions = {SENT: self.flow.drain, NAMES: self._names}
         self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
         super().on_headers_complete()
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
@@ -255,7 +266,8 @@ class Connection(HttpToolsProtocol):
             self._raw.close()
             return
         self.flow.resume_reading()
-        self._raw.write_eof()
+        if self._raw.can_write_eof():
+            self._raw.write_eof()
 
     # Inside.
 

@@ -14,6 +14,7 @@ from cnnserve.access.guard import Caller
 from cnnserve.api.methods import CallContext, Method
 from cnnserve.errors import DeadlineExceeded, InvalidInput
 from cnnserve.transports.http.body import MAX_JSON_BYTES, BodyReader, read_object
+from cnnserve.transports.http.connection import NAMES
 from cnnserve.transports.http.in_flight import Limits
 
 TIMEOUT = "Grpc-Timeout"
@@ -37,7 +38,8 @@ def caller_of(request: Request) -> Caller:
     """Returns what is known of the client."""
     headers = request.headers
     forwarded = ",".join(headers.getlist("x-forwarded-for"))
-    return Caller(client_of(request), tuple(headers.getlist("authorization")), forwarded=forwarded)
+    names = request.scope["extensions"][NAMES]
+    return Caller(client_of(request), tuple(headers.getlist("authorization")), names, forwarded)
 
 
 class Exchange:

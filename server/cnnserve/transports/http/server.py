@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from cnnserve.access.guard import Guard
 from cnnserve.access.scopes import Scope as Needed
+from cnnserve.access.tls import Tls
 from cnnserve.api.methods import Method
 from cnnserve.api.status import STATUS
 from cnnserve.process.admission import MemoryBudget
@@ -40,6 +41,7 @@ from cnnserve.transports.http.settings import HttpSettings
 _SMALL_BYTES = 2**16
 # Limited, because a client that never reads its responses must not keep the process from exiting.
 _SHUTDOWN_S = 1
+_HANDSHAKE_S = 10.0
 
 
 def application(
@@ -52,19 +54,32 @@ def application(
     guard: Guard | None = None,
 ) -> Starlette:
     """Returns the application: the routes whose RPC is in the method table, and the metrics of `snapshot`."""
-    hosts = None if settings.allowed_hosts is None else HostCheck(settings.allowed_hosts)
-    table = {method.name: method for method in methods}
-    served = [operation for operation in operations() if operation.rpc in table]
-    served.append(scraping(Scraping(snapshot).scrape))
-    document = openapi.document(served, limits.max_body_bytes)
+    rows = [*methods]
+    metrics = scraping(Scraping(snapshot).scrape)
+    document = openapi.document([*_served(rows), metrics], limits.max_body_bytes)
 
     async def describe(_: Exchange) -> Response:
         return answer(document)
 
-    by_path: defaultdict[str, dict[str, Operation]] = defaultdict(dict)
-    for operation in (description(describe), *served):
-        by_path[operation.path][operation.method] = operation
+    own = (description(describe), metrics)
+    return routed(rows, limits, in_flight, settings, own=own, guard=guard)
 
+
+def routed(
+    methods: Iterable[Method],
+    limits: Limits,
+    in_flight: InFlight,
+    settings: HttpSettings = HttpSettings(),  # noqa: B008 - it is frozen
+    *,
+    own: Sequence[Operation] = (),
+    guard: Guard | None = None,
+) -> Starlette:
+    """Returns an application with the routes whose RPC is among the methods, and with routes of its `own`."""
+    hosts = None if settings.allowed_hosts is None else HostCheck(settings.allowed_hosts)
+    table = {method.name: method for method in methods}
+    by_path: defaultdict[str, dict[str, Operation]] = defaultdict(dict)
+    for operation in (*_served(table.values()), *own):
+        by_path[operation.path][operation.method] = operation
     app = Starlette(
         routes=[
             Route(
@@ -79,6 +94,11 @@ def application(
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _served(methods: Iterable[Method]) -> list[Operation]:
+    names = {method.name for method in methods}
+    return [operation for operation in operations() if operation.rpc in names]
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:
@@ -104,10 +124,12 @@ class HttpServer:
         listening: socket.socket,
         budget: MemoryBudget,
         limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - it is frozen
+        tls: Tls | None = None,
     ) -> None:
         self._socket = listening
         protocol = partial(Connection, Connections(limits, budget))
         self._server = _Uvicorn(
+            tls,
             uvicorn.Config(
                 app,
                 # uvicorn calls it, and needs no class for that.
@@ -122,7 +144,7 @@ class HttpServer:
                 lifespan="off",
                 timeout_keep_alive=int(limits.idle_s),
                 timeout_graceful_shutdown=_SHUTDOWN_S,
-            )
+            ),
         )
 
     async def serve(self) -> None:
@@ -135,6 +157,30 @@ class HttpServer:
 
 
 class _Uvicorn(uvicorn.Server):
+    def __init__(self, tls: Tls | None, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._tls = tls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._tls is None:
+            await super().startup(sockets)
+            return
+        # uvicorn gives clients 60 s for the handshake, and takes files, which it reads only once.
+        make = partial(
+            cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class),
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        loop, context = asyncio.get_running_loop(), self._tls.http_context()
+        self.servers = [
+            await loop.create_server(
+                make, sock=one, ssl=context, ssl_handshake_timeout=_HANDSHAKE_S, backlog=self.config.backlog
+            )
+            for one in sockets or ()
+        ]
+        self.started = True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # `app` handles the signals of the whole process.
