@@ -32,6 +32,7 @@ FORBIDDEN = [
     ("grpc", "cnnserve.api.status", "import grpc"),
     ("prometheus", "cnnserve.registry.snapshot", "import prometheus_client"),
     ("nvml", "cnnserve.transports.http.exposition", "import pynvml"),
+    ("opentelemetry", "cnnserve.api.observing", "import opentelemetry"),
     ("onnxruntime", "cnnserve.runtime.workers", "import onnxruntime"),
     ("pillow", "cnnserve.model.loader", "import PIL"),
     ("opencv", "cnnserve.images.geometry", "import cv2"),

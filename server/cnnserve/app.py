@@ -146,7 +146,7 @@ async def serve(
     )
     health = Health(registry, strict=config.strict_readiness, may_be_empty=config.model_control_mode == EXPLICIT)
     max_message_bytes = _largest_message(config, budget)
-    observer = Observer(config.access_log_sample if config.access_log else 0.0)
+    observer = _observer(config)
     classifier = ClassifierService(registry, budget, max_message_bytes, observer)
     repository, regions = RepositoryService(control), SharedMemory(config.shared_memory_prefix)
     shared_memory, inspection = SharedMemoryService(regions), InspectionService(registry)
@@ -221,7 +221,7 @@ async def serve(
         shedding.cancel()
         http_end.set()
         await _close(registry, deadline + _CLOSE_S)
-        await _end_http(http_task, http_socket)
+        await asyncio.gather(_end_http(http_task, http_socket), observer.close())
         await probes.aclose()
         decoders.close()
         _log.info("stopped")
@@ -263,6 +263,20 @@ def _http_settings(config: ServerConfig) -> HttpSettings:
     """A client that may change models must not be a page that happens to run in the browser of somebody near."""
     names = (config.host, *config.allowed_host)
     return HttpSettings(names if config.allow_model_control else None, config.cors_origin)
+
+
+def _observer(config: ServerConfig) -> Observer:
+    """Returns what logs and traces requests. Raises `ConfigError` if OpenTelemetry is wanted and not installed."""
+    share = config.access_log_sample if config.access_log else 0.0
+    if not config.tracing:
+        return Observer(share)
+    try:
+        # By name: a server that does not trace must not pay for OpenTelemetry.
+        return Observer(share, tracing=importlib.import_module("cnnserve.api.tracing").start())
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'tracing needs {error.name}, which is not installed: pip install "cnnserve[otel]"'
+        ) from error
 
 
 def memory_budget(config: ServerConfig) -> MemoryBudget:

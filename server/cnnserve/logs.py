@@ -35,8 +35,8 @@ _LOOK_S = 0.2
 ACCESS = "cnnserve.access"
 # Lines about what administrators did and who was refused.
 AUDIT = "cnnserve.audit"
-# The attribute of a record that concerns a request.
-REQUEST_ID = "request_id"
+# The attribute of a record that concerns a request: the ids of the request by name.
+REQUEST = "request_ids"
 _PLAIN = re.compile(r"[\w.:/%\[\]@+-]+")
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -57,8 +57,8 @@ class Formatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """Returns the line of one record."""
         text = super().formatMessage(record)
-        if (request_id := getattr(record, REQUEST_ID, None)) is not None:
-            text += f" request_id={_quoted(request_id)}"
+        if ids := getattr(record, REQUEST, None):
+            text += f" {Fields(ids)}"
         return _CONTROL.sub(_escape, text)
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802
@@ -77,8 +77,7 @@ class JsonFormatter(logging.Formatter):
             document |= {name.rstrip("_"): value for name, value in record.msg.items()}
         else:
             document["message"] = record.getMessage()
-        if (request_id := getattr(record, REQUEST_ID, None)) is not None:
-            document[REQUEST_ID] = request_id
+        document |= getattr(record, REQUEST, {})
         if record.exc_info and record.exc_info[0]:
             document["exception"] = self.formatException(record.exc_info)
         # JSON escapes C0 itself. The others may only be in texts, where an escape stands for them.

@@ -36,6 +36,7 @@ BENCHMARKS = {
     "load_memory": ["--model", "lenet5", *KEPT],
     "memory": ["--model", "lenet5", *KEPT, "--reloads", "10", "--failures", "10", "--minutes", "0.02"],
     "metrics": ["--rounds", "1", *KEPT, "--seconds", "0.2"],
+    "observing": ["--rounds", "1"],
     "preprocessing": ["--rounds", "1"],
     "reduced_precision": ["--models", "lenet5"],
     "row_checks": [*ONE, *KEPT],

@@ -13,7 +13,7 @@ import pytest
 from cnnserve.api import status
 from cnnserve.api.methods import CallContext
 from cnnserve.api.observing import Observer
-from cnnserve.logs import Fields, Formatter, JsonFormatter
+from cnnserve.logs import REQUEST, Fields, Formatter, JsonFormatter
 from cnnserve.wire import open_inference_pb2 as o
 from cnnserve_client import Client, CnnserveError
 from oip import Oip, rows, tensor
@@ -157,7 +157,7 @@ def test_a_sample_has_about_its_share(tmp_path: Path) -> None:
 
 
 def test_a_registration_of_shared_memory_leaves_an_audit_line(tmp_path: Path) -> None:
-    (tmp_path / "repository").mkdir()
+    write_version(tmp_path / "repository" / "tiny" / "1")
     with serving(tmp_path / "log", tmp_path / "repository", "--shared-memory-prefix", "cnnserve-test") as server:
         with Oip(server.address) as oip:
             oip.fails("SystemSharedMemoryRegister", o.SystemSharedMemoryRegisterRequest(name="r", key="cnnserve-test"))
@@ -178,7 +178,7 @@ async def test_an_error_has_the_id_of_its_request(
     with pytest.raises(ValueError, match="stray") as failed:
         await handler(o.ModelInferRequest(id=message_id), CallContext(request_id=header))
     status.of(failed.value, "S/M")
-    assert re.fullmatch(expected, vars(caplog.records[-1])["request_id"])
+    assert re.fullmatch(expected, vars(caplog.records[-1])[REQUEST]["request_id"])
 
 
 def record(message: object, **extra: object) -> logging.LogRecord:
@@ -201,7 +201,7 @@ def test_json_lines_have_their_request_and_their_exception() -> None:
     try:
         raise ValueError("\u2028\x9b")
     except ValueError as error:
-        made = record("failed", request_id="a b")
+        made = record("failed", request_ids={"request_id": "a b"})
         made.exc_info = (ValueError, error, error.__traceback__)
     line = JsonFormatter().format(made)
     assert len(line.splitlines()) == 1
@@ -209,7 +209,10 @@ def test_json_lines_have_their_request_and_their_exception() -> None:
     assert (document["message"], document["request_id"], document["level"]) == ("failed", "a b", "INFO")
     assert document["exception"].endswith("ValueError: \u2028\x9b")
     assert document["time"].endswith("+00:00")
-    assert Formatter("%(message)s").format(record("failed", request_id="a b")) == 'failed request_id="a b"'
+    assert (
+        Formatter("%(message)s").format(record("failed", request_ids={"request_id": "a b"}))
+        == 'failed request_id="a b"'
+    )
 
 
 def test_a_message_that_is_no_request_has_no_request_id() -> None:

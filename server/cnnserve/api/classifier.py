@@ -87,6 +87,7 @@ class ClassifierService:
                 timings.preprocess,
                 timings.compute,
             )
+            record.run_ns, record.batch_size = timings.run_started, timings.batch_size
         response.timings.queue_us = timings.queue // 1000
         response.timings.preprocess_us = timings.preprocess // 1000
         response.timings.compute_us = timings.compute // 1000

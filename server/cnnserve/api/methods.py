@@ -26,6 +26,10 @@ class Kind(enum.Enum):
     STREAM = "stream"
 
 
+# Headers of a request, and the fields of `CallContext` that have them.
+HEADERS = {"x-request-id": "request_id", "traceparent": "traceparent", "tracestate": "tracestate"}
+
+
 @dataclass
 class Record:
     """What a handler did for a request, for its access line. Times in ns."""
@@ -36,6 +40,9 @@ class Record:
     queue_ns: int = 0
     preprocess_ns: int = 0
     compute_ns: int = 0
+    # When the run began, on the monotonic clock (0: there was none), and the number of rows in it.
+    run_ns: int = 0
+    batch_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,16 @@ class CallContext:
     """What a handler may know of a call: its deadline in ns on the monotonic clock (None: it has none), its client.
 
     `client` names the connection, such as "ipv4:127.0.0.1:4711". `metadata` is what the client sent beside its
-    messages. gRPC's streams fill it, nothing else does. `request_id`: the client's x-request-id. `record` is to be
-    filled, if it is set.
+    messages. gRPC's streams fill it, nothing else does. `request_id`, `traceparent` and
+    `tracestate` are the client's headers of these names. `record` is to be filled, if it is set.
     """
 
     deadline_ns: int | None = None
     client: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
+    traceparent: str = ""
+    tracestate: str = ""
     record: Record | None = None
 
 

@@ -75,6 +75,7 @@ class Inference:
         result = await self._infer(request, model, checked, context.deadline_ns, context.client)
         if record is not None:
             record.queue_ns, record.compute_ns = result.queue_ns, result.compute_ns
+            record.run_ns, record.batch_size = result.started_ns, result.batch_size
         outputs = [result.outputs[item.index] for item in wanted]
         self._check_size(sum(output.nbytes for item, output in zip(wanted, outputs, strict=True) if item.sends_values))
         response = pb.ModelInferResponse(model_name=info.name, model_version=str(info.version), id=request.id)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cnnserve import errors
-from cnnserve.logs import REQUEST_ID
+from cnnserve.logs import REQUEST
 from cnnserve.process import refusals
 
 _log = logging.getLogger(__name__)
@@ -79,10 +79,11 @@ class Status:
         return {} if self.retry_after_ms is None else {"grpc-retry-pushback-ms": str(self.retry_after_ms)}
 
 
-def mark(error: Exception, request_id: str) -> Exception:
-    """Gives an error the id of its request, unless it has one, and returns it."""
-    if not hasattr(error, REQUEST_ID):
-        setattr(error, REQUEST_ID, request_id)
+def mark(error: Exception, request_id: str, trace_id: str = "") -> Exception:
+    """Gives an error the ids of its request, unless it has some, and returns it. The line about it has them."""
+    if not hasattr(error, REQUEST):
+        ids = {"request_id": request_id} | ({"trace_id": trace_id} if trace_id else {})
+        setattr(error, REQUEST, ids)
     return error
 
 
@@ -95,7 +96,7 @@ def of(error: Exception, request: str, table: Mapping[type[Exception], Code] = S
     code = table.get(type(error), Code.INTERNAL)
     refusals.count(error)
     if code is Code.INTERNAL and not isinstance(error, _TOLD):
-        _log.error("%s failed", request, exc_info=error, extra={REQUEST_ID: getattr(error, REQUEST_ID, "-")})
+        _log.error("%s failed", request, exc_info=error, extra={REQUEST: getattr(error, REQUEST, {"request_id": "-"})})
         return Status(code, INTERNAL_TEXT)
     retry_after_ms = error.retry_after_ms if isinstance(error, errors.QueueFull) else None
     return Status(code, _short(str(error)), retry_after_ms)

@@ -46,7 +46,7 @@ class BatchResult:
 
     `queue_ns`: from arrival to dispatch. `compute_ns`: to assemble and run the batch; its first `input_ns` assembled
     the batch. `output_ns`: from the end of the run until the rows are handed to the caller. `bad_rows`: what is wrong
-    with each of the request's rows that must not leave the server, by its index.
+    with each of the request's rows that must not leave the server, by its index. `started_ns`: when the run began.
     """
 
     outputs: list[Rows]
@@ -56,6 +56,7 @@ class BatchResult:
     input_ns: int
     output_ns: int
     bad_rows: Mapping[int, str] = field(default_factory=dict)
+    started_ns: int = 0
 
 
 # Receives the result of one request, or the error it failed with, on the event loop.
@@ -498,7 +499,9 @@ class DynamicBatcher:
                 rows = [output[start:stop] for output in outcome.outputs]
                 queue_ns = batch.dispatched_ns - entry.arrived_ns
                 bad = {row - start: why for row, why in all_bad.items() if start <= row < stop} if all_bad else all_bad
-                entry.settle(BatchResult(rows, queue_ns, compute_ns, size, input_ns, output_ns, bad))
+                entry.settle(
+                    BatchResult(rows, queue_ns, compute_ns, size, input_ns, output_ns, bad, outcome.started_ns)
+                )
             start = stop
 
     def _expire(self, entry: Entry) -> None:

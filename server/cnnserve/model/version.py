@@ -73,11 +73,13 @@ class Class:
 
 @dataclass(frozen=True)
 class Timings:
-    """Times of one request in ns."""
+    """Times of one request in ns, when its run began on the monotonic clock, and the number of rows in the run."""
 
     queue: int = 0
     preprocess: int = 0
     compute: int = 0
+    run_started: int = 0
+    batch_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,9 @@ class Model:
             work.fail_rows({row: _bad_row(f"row {row}", why) for row, why in result.bad_rows.items()})
         classes = iter(await self._classes(rows, top_k, share) if len(rows) else [])
         outcomes = [work.errors.get(index) or next(classes) for index in range(len(images))]
-        return Classification(outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns))
+        return Classification(
+            outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns, result.started_ns, result.batch_size)
+        )
 
     async def close(self) -> None:
         """Waits until all accepted requests have their results, then ends the instances."""

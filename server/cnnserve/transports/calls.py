@@ -12,11 +12,10 @@ from cnnserve.access.guard import Caller, Guard
 from cnnserve.access.scopes import Scope
 from cnnserve.api import answer_size
 from cnnserve.api.field_count import check_fields
-from cnnserve.api.methods import Method
+from cnnserve.api.methods import HEADERS, Method
 from cnnserve.errors import InvalidInput
 from cnnserve.transports.credentials import client_names
 
-_REQUEST_ID = "x-request-id"
 # Calls that arrive faster than the server accepts them. Beyond its own limits of 1,000 and 3,000, grpc's core would end
 # them as CANCELLED, which no client tries again.
 _PENDING = 100_000
@@ -105,9 +104,9 @@ def admit(
     guard.admit(method.name, method.scope, Caller(peer(), authorization, names, forwarded))
 
 
-def request_id_in(metadata: Iterable[tuple[Any, Any]]) -> str:
-    """Returns the client's own id of its request, "" if it sent none."""
-    return next((value for key, value in metadata if key == _REQUEST_ID), "")
+def headers_in(metadata: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """Returns the headers that `CallContext` has, by its fields."""
+    return {HEADERS[key]: value for key, value in metadata if key in HEADERS}
 
 
 class Gate:

@@ -18,7 +18,7 @@ from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.errors import InferenceFailed
 from cnnserve.transports import addresses
-from cnnserve.transports.calls import Gate, PeerLimits, admit, channel_arguments, parse, request_id_in, serialized
+from cnnserve.transports.calls import Gate, PeerLimits, admit, channel_arguments, headers_in, parse, serialized
 from cnnserve.transports.credentials import server_credentials
 from cnnserve.transports.lull import lull
 from cnnserve.transports.reflection import described
@@ -199,8 +199,7 @@ async def _parse_all(method: Method, messages: AsyncIterator[bytes], max_bytes: 
 def _call_context(context: Any) -> CallContext:
     remaining = context.time_remaining()
     deadline_ns = None if remaining is None else time.monotonic_ns() + int(remaining * 1e9)
-    request_id = request_id_in(context.invocation_metadata() or ())
-    return CallContext(deadline_ns, context.peer(), request_id=request_id)
+    return CallContext(deadline_ns, context.peer(), **headers_in(context.invocation_metadata() or ()))
 
 
 def _metadata(context: Any) -> dict[str, str]:

@@ -16,7 +16,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.api.status import INTERNAL_TEXT, Code, Status
-from cnnserve.transports.calls import parse, request_id_in, serialized
+from cnnserve.transports.calls import headers_in, parse, serialized
 from cnnserve.transports.core.receiving import SMALL_BYTES, Turn
 
 if TYPE_CHECKING:
@@ -189,8 +189,8 @@ class Call:
 
     def context(self, deadline_ns: int | None, metadata: Mapping[str, str] = _NO_METADATA) -> CallContext:
         """Returns what a handler may know of the call."""
-        request_id = request_id_in(self._event.invocation_metadata)
-        return CallContext(deadline_ns, self._call.peer().decode(errors="replace"), metadata, request_id)
+        headers = headers_in(self._event.invocation_metadata)
+        return CallContext(deadline_ns, self._call.peer().decode(errors="replace"), metadata, **headers)
 
 
 class RefusedCall(Call):

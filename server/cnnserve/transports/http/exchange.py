@@ -11,14 +11,13 @@ from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
 
 from cnnserve.access.guard import Caller
-from cnnserve.api.methods import CallContext, Method
+from cnnserve.api.methods import HEADERS, CallContext, Method
 from cnnserve.errors import DeadlineExceeded, InvalidInput
 from cnnserve.transports.http.body import MAX_JSON_BYTES, BodyReader, read_object
 from cnnserve.transports.http.connection import NAMES
 from cnnserve.transports.http.in_flight import Limits
 
 TIMEOUT = "Grpc-Timeout"
-REQUEST_ID = "X-Request-Id"
 # gRPC's format of a timeout: at most eight digits and a unit.
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])", re.ASCII)
 _UNIT_NS = {"H": 3600 * 10**9, "M": 60 * 10**9, "S": 10**9, "m": 10**6, "u": 10**3, "n": 1}
@@ -101,8 +100,8 @@ class Exchange:
             del answer
 
     def _context(self) -> CallContext:
-        request_id = self.request.headers.get(REQUEST_ID, "")
-        return CallContext(self._deadline_ns, client_of(self.request), request_id=request_id)
+        headers: dict[str, Any] = {field: self.request.headers.get(name, "") for name, field in HEADERS.items()}
+        return CallContext(self._deadline_ns, client_of(self.request), **headers)
 
     async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
