@@ -11,7 +11,7 @@ from typing import Literal
 import onnx
 from google.protobuf.message import DecodeError
 
-from cnnserve.repository import onnx_precision
+from cnnserve.repository import onnx_precision, other_files
 from cnnserve.repository.manifest import TensorInfo
 from cnnserve.repository.onnx_precision import Precision
 from cnnserve_export import external_data, files, repairs
@@ -120,6 +120,8 @@ def _bytes(path: Path) -> bytes:
 
 
 def _parse(data: bytes, path: Path) -> onnx.ModelProto:
+    if other := other_files.named(data[: other_files.HEAD_BYTES]):
+        raise ExportError(f"{path.name} is {other}")
     if data.startswith(b"PK\x03\x04"):
         raise ExportError(
             f"{path.name} is a zip archive, like PyTorch's checkpoints; pass checkpoints to cnnserve export"

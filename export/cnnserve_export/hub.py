@@ -94,8 +94,15 @@ def recognise(architecture: str, sha256: str) -> Published | None:
 
 
 def cache() -> Path:
-    """Returns the folder of torch's downloaded weights: below `TORCH_HOME`, by default in ~/.cache/torch."""
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    """Returns the folder of torch's downloaded weights: below `TORCH_HOME`, by default in ~/.cache/torch.
+
+    Raises `ExportError` if this user has no home folder.
+    """
+    folder = Path(torch.hub.get_dir())
+    if folder.parts[:1] == ("~",):
+        # Python leaves it as it is, and it would become a folder of this name.
+        raise ExportError("this user has no home folder for downloaded weights; set TORCH_HOME to a folder")
+    return folder / "checkpoints"
 
 
 def fetch(published: Published, folder: Path, tell: Callable[[int, int], None]) -> Path:

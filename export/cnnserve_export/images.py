@@ -14,7 +14,10 @@ from cnnserve.images.preprocessing import Preprocessor
 from cnnserve_export import files, golden
 from cnnserve_export.errors import ExportError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp"),
+    *(".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
+)
 _BATCH = 8
 _LISTED = 10
 _BUILT_IN = 100

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cnnserve.repository import other_files
 from cnnserve_export.errors import ExportError
 
 StateDict = dict[str, Tensor]
@@ -36,6 +37,8 @@ def parse(data: bytes, name: str) -> Any:
         try:
             return safetensors.torch.load(data)
         except (SafetensorError, ValueError, KeyError) as error:
+            if other := other_files.named(data[: other_files.HEAD_BYTES]):
+                raise ExportError(f"{name} is {other}") from error
             raise ExportError(
                 f"{name} is not a safetensors file, or is damaged ({error}); save the state dict again"
             ) from error
@@ -97,6 +100,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _refusal(data: bytes, name: str, error: Exception) -> str:
+    if other := other_files.named(data[: other_files.HEAD_BYTES]):
+        return f"{name} is {other}"
     try:
         objects = sorted(
             {*torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))} - {"argparse.Namespace"}

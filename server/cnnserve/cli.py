@@ -78,6 +78,7 @@ _COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status."""
+    _open_standard_streams()
     if "_ARGCOMPLETE" in os.environ:  # a shell requests completions
         completion = importlib.import_module(_COMMANDS["completion"].module)
         completion.complete({name: command.help for name, command in _COMMANDS.items()})
@@ -144,6 +145,18 @@ def serve(arguments: Sequence[str]) -> int:
     if flags["dry_run"]:
         return int(importlib.import_module("cnnserve.dry_run").run(config))
     return app.run(config)
+
+
+def _open_standard_streams() -> None:
+    """Opens standard streams that are closed. Otherwise the next file or connection would take their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _end_at_signals() -> None:

@@ -157,7 +157,7 @@ def _setting_of(name: str, value: object, source: str) -> Setting:
 
 def _read_file(path: Path) -> dict[str, Setting]:
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
     known = {key: field.name for field in dataclasses.fields(ServerConfig) for key in keys(field.name)}

@@ -275,6 +275,17 @@ def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
         checkpoints.load(network(), tmp_path / "weights.pth")
 
 
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [(b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"), (b"<!DOCTYPE html>", "an HTML page")],
+)
+def test_what_stands_in_place_of_weights_is_named(name: str, data: bytes, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ExportError, match=f"{name} is {kind}"):
+        checkpoints.load(network(), tmp_path / name)
+
+
 def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(network().state_dict(), path)

@@ -2,6 +2,8 @@ import dataclasses
 import hashlib
 import io
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -221,3 +223,13 @@ def test_published_weights_that_do_not_do_leave_nothing(
     assert export(["resnet18", "--weights", "imagenet", *flags.split(), "--repository", str(tmp_path / "models")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without an entry")
+def test_without_a_home_folder_there_is_no_folder_called_tilde(tmp_path: Path) -> None:
+    # Neither HOME nor an entry in the user database, as in many containers.
+    environment = {key: text for key, text in os.environ.items() if key not in ("HOME", "TORCH_HOME", "XDG_CACHE_HOME")}
+    command = [sys.executable, "-c", "import os; from cnnserve_export import hub; os.setuid(54321); hub.cache()"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "this user has no home folder for downloaded weights; set TORCH_HOME" in ended.stderr
+    assert not list(tmp_path.iterdir())

@@ -92,6 +92,12 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
         from_sources(["--config", str(tmp_path / "c.toml")], {})
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbfgrpc_port = 7")
+    arguments = ["--repository", str(tmp_path), "--config", str(tmp_path / "c.toml")]
+    assert from_sources(arguments, {}).grpc_port == 7
+
+
 def test_help_names_each_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         from_sources(["--help"], {})

@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cnnserve_client import Client, FailedPreconditionError
-from support import HANG_S, picture
+from support import HANG_S, REPOSITORY, picture
 
 
 @contextlib.contextmanager
@@ -55,3 +56,27 @@ def test_standard_error_that_nobody_reads_stops_neither_calls_nor_the_end(tiny_r
         server.send_signal(signal.SIGTERM)
         assert server.wait(HANG_S) == 0
     os.close(reader)
+
+
+def test_a_server_with_closed_streams_serves(tiny_repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "cnnserve", "serve", "--repository", str(tiny_repository)]
+    command += ["--grpc-port", str(port), "--http-port", "0"]
+    with subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]) as server:
+        try:
+            with Client(f"127.0.0.1:{port}", timeout_s=HANG_S) as client:
+                assert client.classify(picture("left"), model="tiny").results[0].ok
+            # No file and no connection of the server has the number of a standard stream.
+            assert {Path(f"/proc/{server.pid}/fd/{number}").readlink() for number in range(3)} == {Path(os.devnull)}
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(HANG_S) == 0
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_commands_with_closed_streams_end_well(closed: str) -> None:
+    command = [sys.executable, "-m", "cnnserve", "show", str(REPOSITORY)]
+    ended = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")

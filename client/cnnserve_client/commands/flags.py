@@ -97,7 +97,7 @@ def _token(args: argparse.Namespace) -> str:
     if args.token_file is None:
         return os.environ.get(_TOKEN_VARIABLE, "")
     try:
-        return Path(args.token_file).read_text().strip()
+        return Path(args.token_file).read_text(encoding="utf-8-sig").strip()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise InvalidInputError(f"--token-file: cannot read {args.token_file!r}: {reason}") from error

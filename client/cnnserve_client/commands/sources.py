@@ -1,5 +1,6 @@
 """Finds and reads the images that paths, folders, patterns and lists of paths name, one at a time."""
 
+import codecs
 import os
 import stat
 import sys
@@ -11,7 +12,10 @@ from typing import Final
 from cnnserve_client.errors import InvalidInputError
 
 STANDARD_INPUT: Final = "-"
-SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+SUFFIXES: Final = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp"),
+    *(".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
+)
 
 _NOT_REGULAR: Final = "not a regular file; to read an image from a pipe, use -, and to read a list, use --files-from -"
 _MAGIC: Final = frozenset("*?[")
@@ -51,8 +55,10 @@ def listed(file: str) -> Iterator[Entry]:
     """
     try:
         with open(0 if file == STANDARD_INPUT else file, "rb", closefd=file != STANDARD_INPUT) as lines:
-            for line in lines:
-                if path := os.fsdecode(line.rstrip(b"\r\n")):
+            for number, line in enumerate(lines):
+                # Editors of Windows begin a text with a byte-order mark.
+                bare = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+                if path := os.fsdecode(bare.rstrip(b"\r\n")):
                     yield from _at(path)
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{file}: cannot read the list of images: {_reason(error)}") from error

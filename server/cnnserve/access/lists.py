@@ -107,7 +107,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise AccessError(f"{path} has more than {_MAX_BYTES} bytes; name a file with one client a line")
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise AccessError(f"{path} cannot be read: {reason(error)}; name a readable text file") from error
     for number, line in enumerate(text.splitlines(), 1):

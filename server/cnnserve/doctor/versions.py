@@ -96,7 +96,7 @@ def _read(root: Path, name: str, config_name: str) -> tuple[list[_Version], list
     if plan.reason:
         problems.append(Finding(name, Status.PROBLEM, *parted(f"is not served: {plan.reason}")))
     try:
-        labels = version_labels.parse_labels((root / name / LABELS_FILE).read_text(encoding="utf-8"))
+        labels = version_labels.parse_labels((root / name / LABELS_FILE).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         labels = {}
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ BITMAPINFOHEADER (BMP).
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cnnserve.errors import InvalidInput
 
@@ -22,6 +22,7 @@ _JPEG_SCANS = 1000
 _GIF_BLOCKS = 4096
 _PNG_CHUNKS = 2**16
 _PNG_TEXTS = 128
+_BMP_HEADER = 14
 
 # How base64 of PNG, JPEG, WebP and GIF begins, and what browsers put before it.
 _BASE64 = re.compile(rb"data:image/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|UklGR|R0lGOD")
@@ -35,7 +36,8 @@ _REFUSED = (
     (re.compile(rb"\0\0\x01\0"), "ICO"),
     (re.compile(rb"%PDF"), "PDF"),
     (re.compile(rb"P[1-7]\s"), "PNM"),
-    (re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE)", re.IGNORECASE), "SVG, XML or HTML"),
+    (re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE|html)", re.IGNORECASE), "SVG, XML or HTML"),
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer"),
 )
 _JPEG_SIZED = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
@@ -207,6 +209,11 @@ def _bmp(data: bytes) -> ImageHeader:
     return ImageHeader("BMP", width, abs(height))
 
 
+def _dib(data: bytes) -> ImageHeader:
+    """A BMP without the header of the file, as clipboards hold it."""
+    return replace(_bmp(bytes(_BMP_HEADER) + data[:64]), format="DIB")
+
+
 def _gif(data: bytes) -> ImageHeader:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
@@ -236,4 +243,5 @@ _READERS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], ImageHeader]], ...] =
     (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
     (re.compile(rb"BM"), _bmp),
     (re.compile(rb"GIF8[79]a"), _gif),
+    (re.compile(rb"[\x28\x6c\x7c]\0\0\0"), _dib),
 )

@@ -76,7 +76,7 @@ def _decoding_bytes(header: ImageHeader, scale: int) -> float:
         if header.channels > 3:
             return pixels * _WEBP_ALPHA
         return pixels * (_WEBP_LOSSLESS if header.is_lossless else _WEBP_LOSSY)
-    return pixels * (_BMP if header.format == "BMP" else _GIF)
+    return pixels * (_BMP if header.format in ("BMP", "DIB") else _GIF)
 
 
 def _row_bytes(size: Size, spec: Preprocessing, tensor: TensorInfo, *, fast: bool) -> float:

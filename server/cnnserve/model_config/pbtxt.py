@@ -119,7 +119,7 @@ def _read(tree: Tree, model: str, instead: str) -> pb.ModelConfig | None:
     for name in filter(None, (instead, CONFIG_FILE)):
         if tree.has(name):
             try:
-                return parse(tree.read(name).decode(), model)
+                return parse(tree.read(name).decode("utf-8-sig"), model)
             except (OSError, UnicodeDecodeError) as error:
                 raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {reason(error)}") from error
     return None

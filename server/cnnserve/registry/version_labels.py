@@ -55,7 +55,7 @@ def read_labels(folder: ModelFolder, before: VersionLabels) -> VersionLabels:
     try:
         # Listed only now, because the file rarely changes: a version that is mounted as a model is signed otherwise.
         with model_folder(folder.path, name=folder.name, trust=folder.trust).open() as tree:
-            labels = parse_labels(tree.read(LABELS_FILE).decode()) if tree.has(LABELS_FILE) else {}
+            labels = parse_labels(tree.read(LABELS_FILE).decode("utf-8-sig")) if tree.has(LABELS_FILE) else {}
         return VersionLabels(labels, signature)
     except (OSError, ValueError, ModelLoadFailed) as error:
         # A model without labels may lack a signature, too. Its loads say so.

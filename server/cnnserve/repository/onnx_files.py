@@ -1,5 +1,6 @@
 """The private copies of an ONNX file and of the files with its tensors, from which sessions are made."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import BinaryIO
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository import onnx_external
+from cnnserve.repository import onnx_external, other_files
 from cnnserve.repository.folders import MODEL_LEVEL
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
 from cnnserve.repository.onnx_external import Reference
@@ -54,8 +55,9 @@ def load(files: VersionFiles, name: str, manifest: Manifest | None) -> OnnxFiles
     If there is a manifest, it must name each of these files, and the digests of all its files are compared before
     anything is read from one of them.
     """
-    copies = manifests.verify(manifest, files) if manifest is not None else {}
+    copies: dict[str, PrivateCopy] = {}
     try:
+        copies = manifests.verify(manifest, files) if manifest is not None else {}
         model = copies[name] = copies.get(name) or _copy(files, name)
         external = {}
         with model.open() as file:
@@ -63,8 +65,10 @@ def load(files: VersionFiles, name: str, manifest: Manifest | None) -> OnnxFiles
         for reference in references:
             place = _place(name, reference, manifest)
             external[reference.location] = copies[place] = copies.get(place) or _copy(files, place)
-    except BaseException:
+    except BaseException as error:
         _close(copies.values())
+        if isinstance(error, ModelLoadFailed):
+            _check_kind(files, name)
         raise
     result = OnnxFiles(model, external)
     _close({*copies.values()} - {model, *external.values()})
@@ -86,6 +90,15 @@ def unnamed(files: VersionFiles, manifest: Manifest) -> str:
         return ""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"the manifest does not name {', '.join(names[:_LISTED])}{more}, so nothing reads them; remove them"
+
+
+def _check_kind(files: VersionFiles, name: str) -> None:
+    """Raises `ModelLoadFailed` if a file that cannot be loaded is a well-known one of another kind."""
+    kind = ""
+    with contextlib.suppress(OSError, ModelLoadFailed), files.open(name) as file:
+        kind = other_files.named(file.read(other_files.HEAD_BYTES))
+    if kind:
+        raise ModelLoadFailed(f"{PurePosixPath(name).name} is {kind}") from None
 
 
 def _references(file: BinaryIO, name: str) -> list[Reference]:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cnnserve_client.commands.sources import Entry, find, listed, read
+from cnnserve_client.commands.sources import SUFFIXES, Entry, find, listed, read
 from cnnserve_client.errors import InvalidInputError
 from cnnserve_client.images import read_file
 
@@ -47,7 +47,10 @@ ALL = ["photos/a.jpg", "photos/b.PNG", "photos/deep/c.webp"]
         ("-", ["-"]),
         ("gone.png", ["gone.png: No such file or directory"]),
         ("*.tiff", ["*.tiff: no file matches this pattern"]),
-        ("empty", ["empty: the folder has no images (jpg, jpeg, png, webp, bmp, gif)"]),
+        (
+            "empty",
+            ["empty: the folder has no images (jpg, jpeg, jfif, jpe, pjpeg, pjp, png, apng, webp, bmp, dib, gif)"],
+        ),
         ("", [": No such file or directory"]),
     ],
 )
@@ -131,3 +134,15 @@ def test_reading_stops_at_the_limit():
     assert read(Entry("photos/a.jpg"), 1, read_file) == b"x"
     with pytest.raises(InvalidInputError, match="larger than the 1000 bytes"):
         read(Entry("/dev/zero"), 1000, read_file)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_ending_of_an_image_is_one(tmp_path, suffix):
+    (tmp_path / f"A{suffix.upper()}").write_bytes(b"x")
+    assert [entry.name for entry in find([str(tmp_path)])] == [f"{tmp_path}/A{suffix.upper()}"]
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbf" + f"{tmp_path}/a.png\n".encode())
+    assert [entry.name for entry in listed(str(tmp_path / "list"))] == [f"{tmp_path}/a.png"]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cnnserve.errors import InvalidInput
+from cnnserve.images.decoding import decode
 from cnnserve.images.header import read_header
 from cnnserve.images.preprocessing import ImageOptions, Preprocessor
 from cnnserve.repository.manifest import Preprocessing, Resize, TensorInfo
@@ -222,3 +223,21 @@ def test_the_first_frame_of_an_animation_is_the_picture() -> None:
     still = read(saved(frames[0].convert("RGB"), "PNG"))
     for kind in ("GIF", "PNG"):
         assert (read(saved(frames[0], kind, save_all=True, append_images=frames[1:])) == still).all()
+
+
+def test_a_bitmap_without_the_header_of_a_file_is_read() -> None:
+    image = Image.effect_noise((31, 17), 90).convert("RGB")
+    file = io.BytesIO()
+    image.save(file, "DIB")
+    header = read_header(file.getvalue())
+    assert (header.format, header.width, header.height) == ("DIB", 31, 17)
+    decoded = decode(file.getvalue(), header, "RGB", upright=True)
+    assert decoded.image.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"), [(b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"), (b"<html>", "HTML")]
+)
+def test_what_stands_in_place_of_an_image_is_named(data: bytes, kind: str) -> None:
+    with pytest.raises(InvalidInput, match=kind):
+        read_header(data)

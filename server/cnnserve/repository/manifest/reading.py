@@ -58,7 +58,7 @@ def parse(data: bytes | str) -> Manifest:
             "probabilities belong into a file of their own"
         )
     try:
-        raw = json_text.loads_strictly(data.decode() if isinstance(data, bytes) else data)
+        raw = json_text.loads_strictly(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
     except UnicodeDecodeError as error:
         raise ModelLoadFailed(f"{MANIFEST_FILE} cannot be read: {reason(error)}") from error
     except ValueError as error:
