@@ -138,8 +138,10 @@ def test_reading_stops_at_the_limit():
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_ending_of_an_image_is_one(tmp_path, suffix):
-    (tmp_path / f"A{suffix.upper()}").write_bytes(b"x")
-    assert [entry.name for entry in find([str(tmp_path)])] == [f"{tmp_path}/A{suffix.upper()}"]
+    image = tmp_path / "alone" / f"A{suffix.upper()}"
+    image.parent.mkdir()
+    image.write_bytes(b"x")
+    assert found(str(image.parent)) == [str(image)]
 
 
 def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
