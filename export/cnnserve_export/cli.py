@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cnnserve_export.architectures import Architecture
     from cnnserve_export.behaviour import Behaviour
     from cnnserve_export.golden import GoldenImages
+    from cnnserve_export.previous import Settled
     from cnnserve_export.progress import Progress
     from cnnserve_export.signing import Signer
 
@@ -123,13 +124,15 @@ def _guarded(command: Callable[[argparse.Namespace], Path], arguments: argparse.
 
 
 def _export(arguments: argparse.Namespace) -> Path:
-    from cnnserve_export import golden_choice, networks, pipeline, precision, preparation, weights
+    from cnnserve_export import golden_choice, networks, pipeline, precision, preparation, previous, weights
     from cnnserve_export.progress import Progress
 
     signer = _signer(arguments)
     _limit_threads()
     stated = _stated(arguments)
-    architecture = _architecture(arguments, stated)
+    name = arguments.name or networks.short_name(arguments.architecture)
+    earlier = previous.newest(arguments.repository, name, arguments.architecture)
+    architecture = _architecture(arguments, stated or (earlier.preprocessing if earlier else None))
     lowering = precision.request(
         arguments.precision, arguments.calibration, arguments.evaluation, arguments.min_agreement
     )
@@ -140,13 +143,20 @@ def _export(arguments: argparse.Namespace) -> Path:
     with progress.stage("weights") as stage:
         loaded = weights.load(network, architecture, arguments.weights, stage, arguments.weights_key)
     account = weights.transform_input(network, loaded.account) if arguments.transform_input else loaded.account
-    # Flags win over the file of --preprocessing, and this file over the preprocessing that published weights bring.
-    preprocessing = preparation.changed(flags.given(arguments), stated or loaded.preprocessing)
-    behaviour = _check(network, preprocessing, arguments, golden_images, progress)
+    # Flags win over the file of --preprocessing, this file over what published weights bring, and these over the newest
+    # version of the model.
+    settled = previous.settle(
+        earlier,
+        brought=stated or (loaded.preprocessing if loaded.brought else None),
+        needs_labels=not arguments.labels and loaded.labels is None,
+        activation=arguments.activation,
+    )
+    preprocessing = preparation.changed(flags.given(arguments), settled.preprocessing or loaded.preprocessing)
+    behaviour = _check(network, preprocessing, settled, golden_images, progress)
     networks.check_class_count(behaviour.class_count, wanted)
     # Without --num-classes the factory got no number and may not take one, so the error must not propose the flag.
     fix = "correct the file" if networks.is_reference(architecture.name) and arguments.num_classes is None else ""
-    names = _labels(arguments, behaviour.class_count, fix) if arguments.labels else loaded.labels
+    names = _labels(arguments, behaviour.class_count, fix) if arguments.labels else loaded.labels or settled.labels
     job = pipeline.Export(
         network=network,
         architecture=architecture.name,
@@ -155,7 +165,7 @@ def _export(arguments: argparse.Namespace) -> Path:
         weights=account,
         golden_images=golden_images,
         repository=arguments.repository,
-        name=arguments.name or networks.short_name(architecture.name),
+        name=name,
         version=arguments.version,
         labels=names,
         input_form=arguments.input,
@@ -222,7 +232,7 @@ def _build(architecture: "Architecture", class_count: int, progress: "Progress")
 def _check(
     network: "nn.Module",
     preprocessing: "Preprocessing",
-    arguments: argparse.Namespace,
+    settled: "Settled",
     golden_images: "GoldenImages",
     progress: "Progress",
 ) -> "Behaviour":
@@ -232,8 +242,8 @@ def _check(
     with progress.stage("check") as stage:
         spec, tensor = contract.image_input(preprocessing, "float32")
         rows = proof.rows(spec, tensor, golden_images, behaviour.ROWS)
-        found = behaviour.examine(network, rows, arguments.activation)
-        stage.finding = f"{found.class_count} classes, returns {found.returned.described()}"
+        found = behaviour.examine(network, rows, settled.activation)
+        stage.finding = f"{found.class_count} classes, returns {found.returned.described()}{settled.told}"
         return found
 
 

@@ -68,7 +68,7 @@ def export_parser() -> argparse.ArgumentParser:
         help="number of classes (default: 1000, lenet5: 10); the only argument of your own factory, which is called "
         "without arguments by default",
     )
-    _add_labels(parser, default="those of published weights, else none")
+    _add_labels(parser, default="those of published weights, else those of the newest version, else none")
     _add_target(parser, default_name="ARCH, or the name of the factory")
     image_flags.add(parser, "needed for your own network; for a built-in architecture they change its preprocessing")
     parser.add_argument(
@@ -115,7 +115,7 @@ returns, in all batch sizes that are compared, what the file returns for one ima
     parser.add_argument(
         "file", type=flag_types.path, metavar="FILE", help="ONNX file; external data must be in the same folder"
     )
-    _add_labels(parser, default="none")
+    _add_labels(parser, default="those of the newest version, else none")
     _add_target(parser, default_name="the name of the file")
     image_flags.add(
         parser, "how images become the input of the file; --mean and --std are needed if the input is float32"
@@ -278,8 +278,8 @@ def _add_labels(parser: argparse.ArgumentParser, default: str) -> None:
         "--labels",
         type=flag_types.label_file,
         metavar="FILE",
-        help=f"UTF-8 text file with one label a line; {IMAGENET}: the built-in list of the 1,000 ImageNet labels "
-        f"(./{IMAGENET} means a file); default: {default}",
+        help="UTF-8 text file with one label a line, or index_to_name.json of TorchServe, or config.json of Hugging "
+        f"Face; {IMAGENET}: the built-in list of the 1,000 ImageNet labels (./{IMAGENET} means a file); default: {default}",
     )
     parser.add_argument(
         "--allow-empty-labels",

@@ -6,7 +6,7 @@ probabilities in all batch sizes that are compared.
 
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from cnnserve_export import (
     images,
     labels,
     preparation,
+    previous,
     proof,
     publish,
     surgery,
@@ -44,6 +45,8 @@ from cnnserve_export.outputs import Output
 from cnnserve_export.progress import Progress, Stage
 
 MODEL_FILE = "model.onnx"
+# What the manifest of every imported version says.
+ARCHITECTURE = "imported"
 _ORIGINAL = "original"
 
 
@@ -99,9 +102,15 @@ def run(job: Import, progress: Progress) -> Path:
     """
     target = publish.plan(job.repository, job.name, job.version)
     labelled = images.folder(job.evaluation) if job.evaluation is not None else None
+    settled = previous.settle(
+        previous.newest(job.repository, job.name, ARCHITECTURE),
+        brought=job.stated,
+        needs_labels=job.labels is None,
+        activation=job.activation,
+    )
     with progress.stage("read") as stage:
         source = foreign.read(job.file, job.output)
-        spec, tensor = preparation.of_tensor(job.given, source.input, job.stated)
+        spec, tensor = preparation.of_tensor(job.given, source.input, settled.preprocessing)
         stage.finding = (
             f"{job.file.name}: opset {source.opset}, IR {source.model.ir_version}, {source.parameters:,} parameters, "
             f"input {tensor.name!r} {tensor.datatype} {tensor.layout}"
@@ -111,9 +120,9 @@ def run(job: Import, progress: Progress) -> Path:
             stage.finding += "; mean and std of --preprocessing left out, because the file takes pixels"
     with publish.staging(target) as folder:
         with progress.stage("check") as stage:
-            reference = _ask(job, source, spec, tensor, folder, stage=stage)
+            reference = _ask(job, source, spec, tensor, folder, asked=settled.activation, stage=stage)
             class_count = reference.expected.shape[1]
-            names = None
+            names = settled.labels
             if job.labels:
                 allow_empty = job.allow_empty_labels
                 names = labels.read(job.labels, class_count, "correct the file", allow_empty=allow_empty)
@@ -121,7 +130,7 @@ def run(job: Import, progress: Progress) -> Path:
             contract = Contract(tensor, TensorInfo(model.graph.output[0].name, "FP32", (class_count,)), spec)
             # `commit` checks it again, but users should not have to wait for this error.
             publish.check_compatible(target, contract, job.max_batch_size)
-            stage.finding = f"{class_count} classes, returns {reference.output.described()}"
+            stage.finding = f"{class_count} classes, returns {reference.output.described()}{settled.told}"
         with progress.stage("verify") as stage:
             tolerance = _tolerance(source)
             proved = _prove(job, source, model, reference, folder)
@@ -142,7 +151,9 @@ def run(job: Import, progress: Progress) -> Path:
         with progress.stage("publish") as stage:
             probabilities = reference.expected[: len(job.golden_images)]
             companions.write(folder, job.golden_images, probabilities, names)
-            manifest = _manifest(job, target, source=source, contract=contract, reference=reference, proved=proved)
+            manifest = _manifest(
+                job, target, names, source=source, contract=contract, reference=reference, proved=proved
+            )
             doubt = proof.served(folder, manifest)
             published = publish.commit(folder, manifest, target, job.signer)
             stage.finding = f"{target.model} version {published.name}{doubt}"
@@ -169,9 +180,19 @@ def _evaluate(
 
 
 def _ask(
-    job: Import, source: Foreign, spec: Preprocessing, tensor: TensorInfo, folder: Path, *, stage: Stage
+    job: Import,
+    source: Foreign,
+    spec: Preprocessing,
+    tensor: TensorInfo,
+    folder: Path,
+    *,
+    asked: Activation,
+    stage: Stage,
 ) -> _Reference:
-    """Runs the imported file, one image at a time, and returns its rows and probabilities."""
+    """Runs the imported file, one image at a time, and returns its rows and probabilities.
+
+    `asked` is what --activation says of the file's output.
+    """
     # The copy has the name of the file, because errors contain it. It includes the external data that was checked.
     path = folder / _ORIGINAL / job.file.name
     path.parent.mkdir()
@@ -192,7 +213,7 @@ def _ask(
             "after network.eval()"
         )
     flat = answers.reshape(len(rows), -1)
-    output = activation.decide(flat, _ending(source), job.activation)
+    output = activation.decide(flat, _ending(source), asked)
     return _Reference(rows, activation.probabilities(flat, output), output, answers.ndim != 2)
 
 
@@ -300,6 +321,7 @@ def _compare(path: Path, reference: _Reference, sizes: list[int], tolerance: flo
 def _manifest(
     job: Import,
     target: publish.Target,
+    names: Sequence[str] | None,
     *,
     source: Foreign,
     contract: Contract,
@@ -309,14 +331,14 @@ def _manifest(
     return Manifest(
         model=target.model,
         version=target.version,
-        architecture="imported",
+        architecture=ARCHITECTURE,
         parameters=source.parameters,
         onnx=OnnxInfo(MODEL_FILE, source.opset, proved.model.ir_version, source.precision),
         input=contract.input,
         output=contract.output,
         activation=reference.output.activation,
         class_count=contract.class_count,
-        labels=labels.LABELS_FILE if job.labels else None,
+        labels=labels.LABELS_FILE if names is not None else None,
         max_batch_size=proved.fixed_batch or job.max_batch_size,
         preprocessing=contract.preprocessing,
         golden=golden.record(job.golden_images, source.precision),

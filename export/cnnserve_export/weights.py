@@ -16,11 +16,15 @@ from cnnserve_export.progress import Stage
 
 @dataclass(frozen=True)
 class Weights:
-    """What belongs to weights: their entry in the manifest (`account`), preprocessing, and labels or None."""
+    """What belongs to weights: their entry in the manifest (`account`), preprocessing, and labels or None.
+
+    `brought`: whether the weights themselves brought preprocessing and labels.
+    """
 
     account: dict[str, str]
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None = None
+    brought: bool = False
 
 
 def load(
@@ -74,7 +78,7 @@ def _published(
     if published.transform_input:
         account = transform_input(network, account)
     preprocessing = dataclasses.replace(architecture.preprocessing, resize=Resize("shorter", (published.resize,)))
-    return Weights(account, preprocessing, labels.read(labels.IMAGENET_FILE, architecture.class_count))
+    return Weights(account, preprocessing, labels.read(labels.IMAGENET_FILE, architecture.class_count), True)
 
 
 def _downloading(file: str, done: int, size: int) -> str:

@@ -221,7 +221,7 @@ class Random(nn.Module):
         (Random(), "two runs of the file on the same image differ, because it draws random numbers"),
         (nn.Sequential(foreign_networks.network("densenet"), nn.Hardsigmoid()), "as if each class had its own sigmoid"),
         (nn.Conv2d(3, 4, 3), r"returns shape \[1, 4, 14, 14\] for a batch of 1, expected \[1, classes\]"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(768, 1)), "one value for an image, .* pass --activation sigmoid"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 1)), "one value for an image .* pass --activation sigmoid"),
     ],
 )
 def test_what_is_no_classifier_leaves_nothing(

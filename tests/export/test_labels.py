@@ -136,3 +136,37 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
     names = ("Kätzchen", "犬", "bird, big")
     assert read(tmp_path, labels.render(names).encode(), 3) == names
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"0": "cat", "1": "dog"}',
+        b'\xef\xbb\xbf{"1": "dog", "0": "cat"}',
+        b'{"0": ["n02123045", "cat"], "1": ["n02084071", " dog "]}',
+        b'{"architectures": ["ResNet"], "id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0}}',
+        b'["cat", "dog"]',
+    ],
+)
+def test_labels_of_other_servers_and_libraries(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "index_to_name.json").write_bytes(data)
+    assert labels.read(tmp_path / "index_to_name.json", 2) == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{", r"names\.json is not JSON"),
+        (b'{"0": "cat", "2": "dog"}', r"names\.json does not have a label for each class from 0 on; give TorchServe"),
+        (b'{"id2label": {"a": "b"}}', "does not have a label for each class"),
+        (b'{"0": 1, "1": "dog"}', r"names\.json holds labels that are no texts"),
+        (b'{"0": "cat", "1": ""}', r"names\.json has 1 label|line 2 is empty"),
+        (b'["a", "b", "c"]', "has 3 labels, the network has 2 classes"),
+        (b"3", "holds labels that are no texts"),
+        (b"{}", r"names\.json is empty"),
+    ],
+)
+def test_wrong_json_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_bytes(data)
+    with pytest.raises(ExportError, match=message):
+        labels.read(tmp_path / "names.json", 2)
