@@ -279,7 +279,8 @@ def _add_labels(parser: argparse.ArgumentParser, default: str) -> None:
         type=flag_types.label_file,
         metavar="FILE",
         help="UTF-8 text file with one label a line, or index_to_name.json of TorchServe, or config.json of Hugging "
-        f"Face; {IMAGENET}: the built-in list of the 1,000 ImageNet labels (./{IMAGENET} means a file); default: {default}",
+        f"Face; {IMAGENET}: the built-in list of the 1,000 ImageNet labels (./{IMAGENET} means a file); "
+        f"default: {default}",
     )
     parser.add_argument(
         "--allow-empty-labels",
