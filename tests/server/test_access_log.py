@@ -1,5 +1,6 @@
 """Lines about requests, administrators and errors, of a real server over both transports of gRPC and over HTTP."""
 
+import hashlib
 import json
 import logging
 import re
@@ -154,6 +155,27 @@ def test_a_sample_has_about_its_share(tmp_path: Path) -> None:
     # Fewer than 50 or more than 160 of 400 come once in a billion runs.
     assert 50 <= len(found) <= 160
     assert all(" model=tiny version=1 images=1 status=OK " in line for line in found)
+
+
+@pytest.mark.parametrize("transport", ["core", "aio"])
+def test_lines_name_the_client_that_has_shown_who_it_is(tmp_path: Path, transport: str) -> None:
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    digest = hashlib.sha256(b"secret").hexdigest()
+    (tmp_path / "tokens").write_text(f"web infer,read,admin {digest}\n")
+    flags = ["--access-log", "--tokens-file", str(tmp_path / "tokens"), "--grpc-transport", transport]
+    control = ["--model-control-mode", "explicit", "--load-model", "tiny", "--allow-model-control"]
+    with serving(tmp_path / "log", tmp_path / "repository", *flags, *control) as server:
+        with Client(server.address, token="secret") as client:
+            client.classify([picture("left")], model="tiny")
+            client.load_model("tiny")
+        url = f"http://127.0.0.1:{server.http_port}/v2/models/tiny/config"
+        httpx.get(url, headers={"Authorization": "Bearer secret"}, timeout=HANG_S).raise_for_status()
+        wait_until(lambda: "ModelConfig" in server.log, lambda: server.log)
+    found = [line for line in server.log.splitlines() if " cnnserve.access: " in line]
+    assert len(found) == 3
+    assert all(' who="token web" from=ipv4:127.0.0.1:' in line for line in found)
+    assert "cnnserve.audit: admin: who='token web' what='cnnserve.v1.Classifier/LoadModel tiny'" in server.log
+    assert "secret" not in server.log
 
 
 def test_a_registration_of_shared_memory_leaves_an_audit_line(tmp_path: Path) -> None:

@@ -59,13 +59,13 @@ class Guard:
         self._tokens, self._certificates = tokens, certificates
         self._known.clear()
 
-    def admit(self, what: str, scope: Scope, caller: Caller) -> None:
-        """Lets a call of the RPC or route `what` pass.
+    def admit(self, what: str, scope: Scope, caller: Caller) -> str:
+        """Lets a call of the RPC or route `what` pass, and returns the name of its client, "" if nobody asked for it.
 
         Raises `Unauthenticated` without a valid token or certificate, `PermissionDenied` without the scope.
         """
         if scope is Scope.OPEN:
-            return
+            return ""
         client: Client | None = None
         try:
             if self.has_work:
@@ -79,6 +79,7 @@ class Guard:
             outcome = "PERMISSION_DENIED" if client else "UNAUTHENTICATED"
             self.refusals.note(self._origin(caller), client.name if client else "-", what, outcome)
             raise error
+        return client.name if client else ""
 
     def _client(self, caller: Caller) -> Client:
         if caller.authorization and self._tokens is not None:

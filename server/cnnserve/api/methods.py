@@ -49,13 +49,15 @@ class Record:
 class CallContext:
     """What a handler may know of a call: its deadline in ns on the monotonic clock (None: it has none), its client.
 
-    `client` names the connection, such as "ipv4:127.0.0.1:4711". `metadata` is what the client sent beside its
+    `client` names the connection, such as "ipv4:127.0.0.1:4711"; `who` names the client, such as "token web", if it has
+    shown who it is. `metadata` is what the client sent beside its
     messages. gRPC's streams fill it, nothing else does. `request_id`, `traceparent` and
     `tracestate` are the client's headers of these names. `record` is to be filled, if it is set.
     """
 
     deadline_ns: int | None = None
     client: str = ""
+    who: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
     traceparent: str = ""

@@ -165,14 +165,16 @@ class _Seen:
         if self._trace is not None:
             self._trace.end(self.record, client, self._code, self._error)
         if audited:
+            who = self._context.who or "-"
             what = f"{self._name} {_subject(self._request)}".rstrip()
-            _audit.info("admin: who=%r what=%r from=%s outcome=%s", "-", what, client, self._code.name)
+            _audit.info("admin: who=%r what=%r from=%s outcome=%s", who, what, client, self._code.name)
         if chosen:
             _access.info(self._fields())
 
     def _fields(self) -> Fields:
         record, response = self.record, self.response
         fields = Fields(
+            who=self._context.who or "-",
             from_=self._context.client,
             method=self._name,
             model=record.model or _subject(self._request),

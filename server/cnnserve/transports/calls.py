@@ -90,18 +90,20 @@ def admit(
     metadata: Iterable[tuple[Any, Any]],
     peer: Callable[[], str],
     properties: Callable[[], Mapping[str, Iterable[bytes]]],
-) -> None:
-    """Raises a `ServingError` if the client may not call the method. Call it before the request is read.
+) -> str:
+    """Returns the name of the client, as `Guard.admit` does. Call it before the request is read.
+
+    Raises a `ServingError` if the client may not call the method.
 
     `peer` and `properties` of the connection are called if they are needed only.
     """
     if guard is None or method.scope is Scope.OPEN:
-        return
+        return ""
     metadata = [*metadata]
     authorization = tuple(value for key, value in metadata if key == "authorization")
     forwarded = ",".join(value for key, value in metadata if key == "x-forwarded-for")
     names = client_names(properties()) if guard.wants_names else ()
-    guard.admit(method.name, method.scope, Caller(peer(), authorization, names, forwarded))
+    return guard.admit(method.name, method.scope, Caller(peer(), authorization, names, forwarded))
 
 
 def headers_in(metadata: Iterable[tuple[Any, Any]]) -> dict[str, Any]:

@@ -117,11 +117,11 @@ def _unary(method: Method, gate: Gate, max_bytes: int, guard: Guard | None) -> C
 
     async def behavior(messages: AsyncIterator[bytes], context: Any) -> Any:
         try:
-            admit(guard, method, context.invocation_metadata() or (), context.peer, context.auth_context)
+            who = admit(guard, method, context.invocation_metadata() or (), context.peer, context.auth_context)
             data = await anext(aiter(messages), None)
             if not method.while_draining:
                 await gate.arrived()
-            call = _call_context(context)
+            call = _call_context(context, who)
             response = await _quick(method, data, call)
             if response is None:
                 response = serialized(await handler(parse(method, data, max_bytes), call), max_bytes)
@@ -144,14 +144,14 @@ def _streaming(
 
     async def behavior(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         try:
-            admit(guard, method, context.invocation_metadata() or (), context.peer, context.auth_context)
+            who = admit(guard, method, context.invocation_metadata() or (), context.peer, context.auth_context)
             if not method.while_draining:
                 await gate.arrived()
             if method.kind is Kind.STREAM:
                 request: Any = _parse_all(method, messages, max_bytes)
             else:
                 request = parse(method, await anext(aiter(messages), None), max_bytes)
-            async for response in handler(request, replace(_call_context(context), metadata=_metadata(context))):
+            async for response in handler(request, replace(_call_context(context, who), metadata=_metadata(context))):
                 yield serialized(response, max_bytes)
         except (Exception, asyncio.CancelledError) as error:
             _raise_if_cancelled(error)
@@ -196,10 +196,10 @@ async def _parse_all(method: Method, messages: AsyncIterator[bytes], max_bytes: 
         yield parse(method, data, max_bytes)
 
 
-def _call_context(context: Any) -> CallContext:
+def _call_context(context: Any, who: str) -> CallContext:
     remaining = context.time_remaining()
     deadline_ns = None if remaining is None else time.monotonic_ns() + int(remaining * 1e9)
-    return CallContext(deadline_ns, context.peer(), **headers_in(context.invocation_metadata() or ()))
+    return CallContext(deadline_ns, context.peer(), who=who, **headers_in(context.invocation_metadata() or ()))
 
 
 def _metadata(context: Any) -> dict[str, str]:

@@ -53,6 +53,7 @@ class Call:
         "closed",
         "message_bytes",
         "sending_bytes",
+        "who",
     )
 
     is_stream: ClassVar[bool] = False
@@ -66,6 +67,8 @@ class Call:
         # Whether the status was handed over.
         self._said = False
         self._turn: Turn | None = None
+        # The name of the client, if it has shown who it is.
+        self.who = ""
         # Of a message that has come and that no handler counts yet.
         self.message_bytes = 0
         # Of a message that was handed over and has not been sent.
@@ -190,7 +193,8 @@ class Call:
     def context(self, deadline_ns: int | None, metadata: Mapping[str, str] = _NO_METADATA) -> CallContext:
         """Returns what a handler may know of the call."""
         headers = headers_in(self._event.invocation_metadata)
-        return CallContext(deadline_ns, self._call.peer().decode(errors="replace"), metadata, **headers)
+        peer = self._call.peer().decode(errors="replace")
+        return CallContext(deadline_ns, peer, self.who, metadata, **headers)
 
 
 class RefusedCall(Call):

@@ -212,19 +212,7 @@ class CoreTransport:
             return
         if not self._stopping:
             self._accept_next()
-        method = self._methods.get(event.call_details.method)
-        call: Call
-        if len(self._calls) >= _LEAST_CALLS and self._is_full() and (method is None or not method.while_draining):
-            self._budget.refused += 1
-            call = RefusedCall(self, event, _TOO_MANY)
-        elif method is None:
-            call = RefusedCall(self, event, _unknown(event))
-        elif self._guard is not None and (refusal := self._refusal(method, event)):
-            call = RefusedCall(self, event, refusal)
-        elif method.kind is Kind.UNARY:
-            call = UnaryCall(self, event, method)
-        else:
-            call = StreamCall(self, event, method)
+        call = self._new_call(event)
         self._calls.add(call)
         self._idle.clear()
         try:
@@ -234,19 +222,29 @@ class CoreTransport:
             event.call.cancel(Code.INTERNAL.value, "internal error")
             self.over(call)
 
-    def _refusal(self, method: Method, event: Any) -> Status | None:
-        """Returns the status of a call whose client may not make it."""
-        try:
-            admit(
-                self._guard,
-                method,
-                event.invocation_metadata,
-                lambda: event.call.peer().decode(errors="replace"),
-                lambda: {key.decode(): values for key, values in cygrpc.auth_context(event.call).items()},
-            )
-        except ServingError as error:
-            return status.of(error, method.name, method.statuses)
-        return None
+    def _new_call(self, event: Any) -> Call:
+        method = self._methods.get(event.call_details.method)
+        if len(self._calls) >= _LEAST_CALLS and self._is_full() and (method is None or not method.while_draining):
+            self._budget.refused += 1
+            return RefusedCall(self, event, _TOO_MANY)
+        if method is None:
+            return RefusedCall(self, event, _unknown(event))
+        call = UnaryCall(self, event, method) if method.kind is Kind.UNARY else StreamCall(self, event, method)
+        if self._guard is not None:
+            try:
+                call.who = self._admit(method, event)
+            except ServingError as error:
+                return RefusedCall(self, event, status.of(error, method.name, method.statuses))
+        return call
+
+    def _admit(self, method: Method, event: Any) -> str:
+        return admit(
+            self._guard,
+            method,
+            event.invocation_metadata,
+            lambda: event.call.peer().decode(errors="replace"),
+            lambda: {key.decode(): values for key, values in cygrpc.auth_context(event.call).items()},
+        )
 
 
 def _core(credentials: grpc.ServerCredentials) -> Any:

@@ -42,10 +42,16 @@ def caller_of(request: Request) -> Caller:
 
 
 class Exchange:
-    """One request, its body, and the RPCs that respond to it. `rpc`: the RPC of its route, "" if the route has none."""
+    """One request, its body, and the RPCs that respond to it.
 
-    def __init__(self, request: Request, rpc: str, methods: Mapping[str, Method], limits: Limits) -> None:
+    `rpc`: the RPC of its route, "" if the route has none. `who`: the name of the client, as in `CallContext`.
+    """
+
+    def __init__(
+        self, request: Request, rpc: str, methods: Mapping[str, Method], limits: Limits, who: str = ""
+    ) -> None:
         self.request = request
+        self._who = who
         self._rpc = rpc
         self._methods = methods
         self.limits = limits
@@ -101,7 +107,7 @@ class Exchange:
 
     def _context(self) -> CallContext:
         headers: dict[str, Any] = {field: self.request.headers.get(name, "") for name, field in HEADERS.items()}
-        return CallContext(self._deadline_ns, client_of(self.request), **headers)
+        return CallContext(self._deadline_ns, client_of(self.request), who=self._who, **headers)
 
     async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":

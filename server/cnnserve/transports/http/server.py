@@ -221,12 +221,13 @@ class _Endpoint:
             try:
                 if self._hosts is not None:
                     self._hosts.check(request.headers, changes=operation.changes)
+                who = ""
                 if self._guard is not None:
                     needed = self._scopes[operation.method]
-                    self._guard.admit(f"{request.method} {operation.path}", needed, caller_of(request))
+                    who = self._guard.admit(f"{request.method} {operation.path}", needed, caller_of(request))
                 if method is not None and not method.while_draining:
                     inside.enter_context(self._in_flight.enter())
-                response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits))
+                response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits, who))
                 if len(response.body) > _SMALL_BYTES:
                     inside.enter_context(self._limits.budget.hold(len(response.body)))
             except ClientDisconnect:
