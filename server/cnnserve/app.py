@@ -166,6 +166,7 @@ async def serve(
     pressure = MemoryPressure(budget)
     registry.on_change(pressure.learn)
     registry.on_change(partial(_follow_memory, config.max_pending_mib, budget, pressure))
+    http_end, in_flight = asyncio.Event(), InFlight()
     grpc = await grpc_transport(
         config.grpc_transport,
         methods,
@@ -179,6 +180,7 @@ async def serve(
         ),
         guard=access.guard,
         reflection=not config.no_reflection,
+        elsewhere=lambda: in_flight.count > 0,
     )
     grpc_port = _bind(grpc, config, access.tls)
     http_socket = addresses.listen(config.host, config.http_port, "http_port")
@@ -189,7 +191,6 @@ async def serve(
         on_bound(ports)
     kept = (_load(config, registry, health, look), watch_labels(registry), access.follow(reread))
     keeping = [asyncio.create_task(work) for work in kept]
-    http_end, in_flight = asyncio.Event(), InFlight()
     http_task = asyncio.create_task(
         _serve_http(
             methods,

@@ -3,7 +3,7 @@
 import importlib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -49,8 +49,12 @@ async def grpc_transport(
     peers: PeerLimits,
     guard: Guard | None = None,
     reflection: bool = True,
+    elsewhere: Callable[[], bool],
 ) -> GrpcTransport:
-    """Returns the transport for `--grpc-transport`. Raises `OSError` if core was asked for and does not work."""
+    """Returns the transport for `--grpc-transport`. `elsewhere`: see `CoreTransport`.
+
+    Raises `OSError` if core was asked for and does not work.
+    """
     if choice == "aio":
         return GrpcioTransport(methods, max_message_bytes, peers, guard=guard, reflection=reflection)
     reason = _untested() if choice == "auto" else None
@@ -59,7 +63,14 @@ async def grpc_transport(
         _log.info("gRPC transport: core (grpcio %s)", grpc.__version__)
         module = importlib.import_module("cnnserve.transports.core.server")
         transport: GrpcTransport = module.CoreTransport(
-            methods, max_message_bytes, budget, pressure, peers, guard=guard, reflection=reflection
+            methods,
+            max_message_bytes,
+            budget,
+            pressure,
+            peers,
+            guard=guard,
+            reflection=reflection,
+            elsewhere=elsewhere,
         )
         return transport
     if choice == "core":

@@ -250,6 +250,7 @@ class UnaryCall(Call):
                 self._end_early = self._method.quick(data, deadline_ns, self._on_quick)
             if self._end_early is None and not self._said:
                 context = self.context(deadline_ns)
+                self._transport.task_works()
                 task = self._loop.create_task(self._handler(self._parse(self._method, data), context))
                 task.add_done_callback(self._on_done)
                 self._end_early = task.cancel
@@ -377,6 +378,7 @@ class StreamCall(Call):
 
     def _handle(self, data: bytes | None) -> None:
         self._transport.release_message(self)
+        self._transport.task_works()
         if self._received is not None and not self._received.done():
             self._received.set_result(data)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ _LEAST_CALLS = 1024
 _FLOW_CONTROL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16))
 # A client that has not read its response for this time loses it if the server needs the memory.
 _UNREAD_S = 1.0
+# For this time after a call had work for a task, turns are short.
+_SHARED_S = 0.02
 # Calls that the core may hand over at once.
 _ACCEPTS = 64
 # What clients have after the end of the last call to read what was sent, and to leave.
@@ -60,8 +62,12 @@ class CoreTransport:
         *,
         guard: Guard | None = None,
         reflection: bool = True,
+        elsewhere: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`elsewhere` returns whether another transport has requests on the same loop."""
         self.loop = asyncio.get_running_loop()
+        self._elsewhere = elsewhere
+        self._tasks_at = 0.0
         self._budget = budget
         # Calls whose response was handed over and is not sent yet, and since when.
         self._unsent: dict[Call, float] = {}
@@ -74,7 +80,7 @@ class CoreTransport:
         self._server = cygrpc.Server((*channel_arguments(max_message_bytes, peers), *_FLOW_CONTROL), False)
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
-        self._pump = EventPump(self._queue)
+        self._pump = EventPump(self._queue, self._is_shared)
         self.receiving = Receiving(budget, max_message_bytes, pressure, self._relieve, self._pump.caught_up)
         self._calls: set[Call] = set()
         self._idle = asyncio.Event()
@@ -151,6 +157,13 @@ class CoreTransport:
         self.receiving.advance()
         if not self._calls:
             self._idle.set()
+
+    def task_works(self) -> None:
+        """Notes that a call has work for a task, which needs several turns of the loop."""
+        self._tasks_at = self.loop.time()
+
+    def _is_shared(self) -> bool:
+        return self._elsewhere() or self.loop.time() - self._tasks_at < _SHARED_S
 
     def hold_message(self, call: Call, size: int) -> None:
         """Counts a message that has come, until a handler counts what it holds."""
