@@ -317,12 +317,13 @@ async def test_polls_load_a_version_once_it_is_signed(
     assert "version 2 has no model.sig" in registry.entry("tiny").versions[2].reason
     sign(tiny / "2", signer)
     await settled()
-    assert [ready.version for ready in registry.entry("tiny").ready] == [2]
+    # The label keeps version 1.
+    assert [ready.version for ready in registry.entry("tiny").ready] == [1, 2]
     # What replaces it must be signed, too.
     (tiny / "2" / "labels.txt").write_text("a\nb\nc\n")
     rewrite_manifest(tiny / "2")
     await settled()
-    assert [ready.version for ready in registry.entry("tiny").ready] == [2]
+    assert [ready.version for ready in registry.entry("tiny").ready] == [1, 2]
     assert_matches(ALTERED.format(r"manifest\.json"), registry.entry("tiny").versions[2].reason)
 
 

@@ -153,6 +153,14 @@ def test_certificates_that_do_not_count(
         keys.read(authority.file).verify(bundle)
 
 
+def test_a_damaged_certificate(folder: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    raw = json.loads(signed_with_certificate(folder, *authority.issue("release")))
+    raw["verificationMaterial"]["x509CertificateChain"]["certificates"][0]["rawBytes"] = "AAAA"
+    with pytest.raises(ModelLoadFailed, match=r"its certificate cannot be read: .*; sign the folder again"):
+        keys.read(authority.file).verify(json.dumps(raw).encode())
+
+
 def test_an_expired_authority_is_named_at_the_start(tmp_path: Path) -> None:
     (warning,) = keys.read(Authority(tmp_path, days=-1).file).warnings
     assert warning.startswith("Model-signing-CA.pem: the certificate CN=Model signing CA expired on ")
@@ -219,14 +227,14 @@ DAMAGES: list[tuple[str, Callable[[bytes], bytes], str]] = [
         r"it has no certificate",
     ),
     (
-        "a damaged certificate",
+        "another kind of signature",
         lambda b: changed(
             b,
             lambda raw: raw.update(
                 verificationMaterial={"x509CertificateChain": {"certificates": [{"rawBytes": "AAAA"}]}}
             ),
         ),
-        r"its certificate cannot be read",
+        r"no certificate is among the trusted keys",
     ),
     (
         "another digest",

@@ -29,19 +29,26 @@ def signing_key(
 
     `authorities`: the trusted certificates by the name of their file. Raises `Untrusted`.
     """
-    try:
-        leaf, *others = [x509.load_der_x509_certificate(certificate) for certificate in chain]
-        check_leaf(leaf)
-    except Untrusted:
-        raise
-    except Exception as error:
-        # For a damaged certificate, cryptography raises errors of many classes without a common one.
-        raise Untrusted(f"its certificate cannot be read: {error}; sign the folder again") from error
     trusted = {certificate: file for file, certificates in authorities.items() for certificate in certificates}
     if not trusted:
         raise Untrusted(
             "it was made with a certificate, but no certificate is among the trusted keys; add that of its authority"
         )
+    try:
+        return _verified([x509.load_der_x509_certificate(certificate) for certificate in chain], trusted)
+    except Untrusted:
+        raise
+    except Exception as error:
+        # For a damaged certificate, cryptography raises errors of many classes without a common one, and some late,
+        # when a field is read.
+        raise Untrusted(f"its certificate cannot be read: {error}; sign the folder again") from error
+
+
+def _verified(
+    chain: Sequence[x509.Certificate], trusted: Mapping[x509.Certificate, str]
+) -> tuple[ec.EllipticCurvePublicKey, str]:
+    leaf, *others = chain
+    check_leaf(leaf)
     try:
         verified = _policy(list(trusted)).build_client_verifier().verify(leaf, others)
     except VerificationError as error:
