@@ -2,12 +2,18 @@
 
 An export locks its folder. The kernel releases the lock whatever ends the process, so a folder that another export can
 lock was left by an export that was killed, and the next export removes it.
+
+Some file systems (of networks, in user space) cannot lock, flush a folder, or set modes. An export works there, too,
+and warns of what is not guaranteed.
 """
 
 import errno
 import fcntl
+import functools
+import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +21,16 @@ from pathlib import Path
 
 from cnnserve_export.errors import ExportError
 
+_log = logging.getLogger(__name__)
+
+# A file system that lacks an operation gives one of these. NFS locks only files that are open for writing: EBADF.
+_LACKING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF, errno.ENOTTY}
+_NO_LOCKS = (
+    "the file system of %s cannot lock: of exports at the same time, some may fail with 'somebody else published', and "
+    "hidden folders .publish-* of exports that were killed stay; remove them by hand"
+)
+_NO_FLUSH = "the file system of %s cannot flush: the version may be lost if the machine or the network fails now"
+_NO_MODES = "the file system of %s cannot set modes: check that the user of the server may read the version"
 # The server ignores hidden folders.
 PREFIX = ".publish-"
 # Containers read the repository as another user, so the umask of the exporting user must not matter.
@@ -43,9 +59,10 @@ def hidden_folder(repository: Path) -> Iterator[Path]:
         try:
             repository.mkdir(parents=True, exist_ok=True)
             for path in made:
-                path.chmod(_FOLDER_MODE)
+                _set_mode(path, _FOLDER_MODE)
             with alone(repository):
-                _sweep(repository)
+                if _can_lock(repository):
+                    _sweep(repository)
                 # Locked at once: without the lock, the next export would remove the folder.
                 root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=repository))
                 lock = _locked(root)
@@ -81,7 +98,7 @@ def alone(repository: Path) -> Iterator[None]:
     """Makes other exports into the same repository wait while the block runs."""
     descriptor = os.open(repository, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, fcntl.LOCK_EX, repository)
         yield
     finally:
         os.close(descriptor)
@@ -92,9 +109,9 @@ def flush(root: Path) -> None:
     for folder, _, files in os.walk(root, topdown=False):
         for name in files:
             path = Path(folder, name)
-            path.chmod(_FILE_MODE)
+            _set_mode(path, _FILE_MODE)
             sync(path)
-        Path(folder).chmod(_FOLDER_MODE)
+        _set_mode(Path(folder), _FOLDER_MODE)
         sync(Path(folder))
 
 
@@ -103,8 +120,56 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        _warn(_NO_FLUSH, path)
     finally:
         os.close(descriptor)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        if error.errno not in {*_LACKING, errno.EPERM}:
+            raise
+        # Many such file systems give every file a mode with which it can be read.
+        if stat.S_IMODE(path.stat().st_mode) & mode != mode:
+            _warn(_NO_MODES, path)
+
+
+def _lock(descriptor: int, operation: int, path: Path) -> None:
+    """Locks an open file if the file system can. Raises `BlockingIOError` if another process holds the lock."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        _warn(_NO_LOCKS, path)
+
+
+def _can_lock(folder: Path) -> bool:
+    """Returns whether the file system of a folder can lock: otherwise no lock shows that an export is still running."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _LACKING
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _warn(text: str, path: Path) -> None:
+    # In an export, a name that the user knows: hidden folders are gone soon.
+    shown = next((parent.parent for parent in (path, *path.parents) if parent.name.startswith(PREFIX)), path)
+    _warn_once(text, shown)
+
+
+@functools.cache
+def _warn_once(text: str, path: Path) -> None:
+    _log.warning(f"warning: {text}", path)
 
 
 def _sweep(repository: Path) -> None:
@@ -122,7 +187,7 @@ def _locked(folder: Path) -> int:
     """Returns the descriptor that holds the folder's lock. Raises `BlockingIOError` if another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, folder)
     except OSError:
         os.close(descriptor)
         raise
