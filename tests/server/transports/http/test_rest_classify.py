@@ -83,7 +83,7 @@ def test_refused_requests(http: httpx.Client, path: str, code: int, said: str) -
 @pytest.mark.parametrize(
     ("content", "kind", "code", "said"),
     [
-        (b"{}", "application/json", 415, "'application/json' is not supported"),
+        (b"{}", "text/html", 415, "'text/html' is not supported"),
         (b"", "multipart/form-data", 400, "Missing boundary"),
         (b"", "multipart/form-data; boundary=x", 400, "ends before its last boundary"),
         (b"--y\r\n\r\n--y--", "multipart/form-data; boundary=x", 400, "the form"),
