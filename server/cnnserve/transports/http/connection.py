@@ -5,8 +5,8 @@ error that they raise ends the parsing, and with it the connection.
 """
 
 import asyncio
-import http
 import socket
+from collections import deque
 from typing import Any, cast
 
 import httptools
@@ -14,8 +14,10 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from cnnserve.access.tls import names_of
-from cnnserve.transports.http.answers import answer, encode
+from cnnserve.transports.http import heads
+from cnnserve.transports.http.answers import answer
 from cnnserve.transports.http.connections import Connections
+from cnnserve.transports.http.pace import Pace
 
 SENT = "cnnserve.sent"
 NAMES = "cnnserve.names"
@@ -27,8 +29,10 @@ _MAX_PIPELINED = 32
 # A chunk costs the event loop as much as 10 kB do. So there may be this many, and one more for so many bytes.
 _MAX_CHUNKS = 4096
 _BYTES_PER_CHUNK = 256
-# From a client that is slower than that, others need not wait for memory.
-_SLOW_BYTES = 2**16
+# If lines (of chunks, of headers) are shorter than that on average, so many bytes are parsed in one turn of the event
+# loop: 1,600 chunks of one byte take 2 ms.
+_LINE_BYTES = 64
+_SLICE = 8 * 2**10
 # How long the system of a client that has left takes to say so.
 _LEFT_S = 0.05
 _TCP_CLOSE = 7
@@ -52,6 +56,10 @@ class _Transport:
         if not self._transport.is_closing():
             self._transport.write(data)
 
+    def resume_reading(self) -> None:
+        if not self._connection.slices:
+            self._transport.resume_reading()
+
     def close(self) -> None:
         self._connection.end()
 
@@ -68,18 +76,14 @@ class Connection(HttpToolsProtocol):
         self._limits = connections.limits
         self.has_ended = False
         self._raw: asyncio.Transport
+        # What came and is not parsed yet.
+        self.slices: deque[memoryview] = deque()
         # Without a complete response. uvicorn tells only the last of them that the client has gone.
         self._cycles: list[RequestResponseCycle] = []
         self._refusal = (400, "the bytes are no HTTP request")
         self._in_head = False
-        # Since when the head of a request is coming, and since when nothing is.
-        self._head_since: float | None = None
-        self._quiet_since = 0.0
+        self._pace = Pace(self.loop.time())
         self._head_bytes = self._headers = self._chunks = self._body_bytes = self._unparsed_bytes = 0
-        # What was received and not sent at the last look, and since when neither changed much.
-        self._seen = (0, 0)
-        self._stuck_since: float | None = None
-        self._received = 0
         self._half_closed = False
         self._is_tls = False
         self._names: tuple[str, ...] = ()
@@ -92,17 +96,14 @@ class Connection(HttpToolsProtocol):
         secured = transport.get_extra_info("ssl_object")
         self._is_tls = secured is not None
         self._names = names_of(secured.getpeercert()) if secured is not None else ()
-        self._quiet_since = self.loop.time()
         super().connection_made(cast("asyncio.Transport", _Transport(self._raw, self)))
-        # So `pause_writing` and `resume_writing` say whether everything was sent. Over TLS, uvloop pauses at the limit
-        # itself, so with the limit 0 it would pause for ever.
-        self._raw.set_write_buffer_limits(1 if self._is_tls else 0, 0)
         self._connections.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends: the client has gone."""
         self._connections.closed(self)
         self.has_ended = True
+        self.slices.clear()
         for cycle in self._cycles:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -110,20 +111,32 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses what came. Errors are the client's, and it is told so."""
-        self._received += len(data)
         if self.has_ended:
             return
         self._unset_keepalive_if_required()
-        self._quiet_since = self.loop.time()
+        self._pace.received(len(data), self.loop.time())
+        if len(data) > _SLICE and data.count(b"\n") * _LINE_BYTES > len(data):
+            self.slices.extend(memoryview(data)[start : start + _SLICE] for start in range(0, len(data), _SLICE))
+            self._raw.pause_reading()
+            self.loop.call_soon(self._parse_slices)
+        else:
+            self._parse(data)
+
+    def _parse_slices(self) -> None:
+        if self.slices:
+            self._parse(self.slices.popleft())
+        if self.slices:
+            self.loop.call_soon(self._parse_slices)
+        elif not self._raw.is_closing() and (self.has_ended or not self.flow.read_paused):
+            self._raw.resume_reading()
+
+    def _parse(self, data: bytes | memoryview) -> None:
         self._unparsed_bytes += len(data)
         try:
             self._feed(data)
             if self._unparsed_bytes > _MAX_HEAD_BYTES + len(data):
                 self._refuse(431, f"a header has more than {_MAX_HEAD_BYTES} bytes")
-            if not self._in_head:
-                self._head_since = None
-            elif self._head_since is None:
-                self._head_since = self._quiet_since
+            self._pace.parsed(self.loop.time(), in_head=self._in_head)
         except (httptools.HttpParserError, _Refused):
             self._tell_refusal()
 
@@ -216,29 +229,24 @@ class Connection(HttpToolsProtocol):
     @property
     def is_stuck(self) -> bool:
         """Whether its client hardly sends the body, or hardly reads the response, of its request."""
-        since = self._stuck_since
-        return self._has_work and since is not None and self.loop.time() - since > self._limits.unread_if_full_s
+        return self._has_work and self._pace.stuck_s(self.loop.time()) > self._limits.unread_if_full_s
 
     def look(self, now: float, *, memory_is_full: bool) -> None:
         """Ends whatever takes longer than its limit."""
-        seen = (self._received, self._unsent)
-        moved = max(abs(new - old) for new, old in zip(seen, self._seen, strict=True))
-        if self._stuck_since is None or moved > _SLOW_BYTES or not self._has_work:
-            self._seen, self._stuck_since = seen, now
-        stuck_s = now - self._stuck_since
-        unread_s = self._limits.unread_if_full_s if memory_is_full else self._limits.unread_s
+        pace, limits = self._pace, self._limits
+        pace.look(self._unsent, now, works=self._has_work)
         if self._unsent:
-            if stuck_s > unread_s:
+            if pace.stuck_s(now) > (limits.unread_if_full_s if memory_is_full else limits.unread_s):
                 self.drop()
         elif self.has_ended:
-            if now - self._quiet_since > self._limits.linger_s:
+            if pace.quiet_s(now) > limits.linger_s:
                 self.drop()
-        elif self._head_since is not None and now - self._head_since > self._limits.head_s:
-            self._refusal = (408, f"the headers did not end within {self._limits.head_s:g} s")
+        elif pace.head_s(now) > limits.head_s:
+            self._refusal = (408, f"the headers did not end within {limits.head_s:g} s")
             self._tell_refusal()
-        elif self.is_idle and now - self._quiet_since > self._limits.idle_s:
+        elif self.is_idle and pace.quiet_s(now) > limits.idle_s:
             self.drop()
-        elif memory_is_full and self._is_receiving and stuck_s > self._limits.unread_if_full_s:
+        elif memory_is_full and self._is_receiving and pace.stuck_s(now) > limits.unread_if_full_s:
             self._refusal = (408, "the body comes too slowly for a server whose memory is full; retry")
             self._tell_refusal()
         if self._half_closed:
@@ -260,12 +268,14 @@ class Connection(HttpToolsProtocol):
         if self.has_ended or self._raw.is_closing():
             return
         self.has_ended = True
-        self._quiet_since = self.loop.time()
+        self._pace.ended(self.loop.time())
         still_sends = self._in_head or (self.cycle is not None and self.cycle.more_body)
         if not still_sends or self._half_closed:
             self._raw.close()
             return
-        self.flow.resume_reading()
+        # What still comes is dropped.
+        self.slices.clear()
+        self._raw.resume_reading()
         if self._raw.can_write_eof():
             self._raw.write_eof()
 
@@ -287,25 +297,15 @@ class Connection(HttpToolsProtocol):
     def _unsent(self) -> int:
         return self._raw.get_write_buffer_size()
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self, data: bytes | memoryview) -> None:
         while data:
             try:
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 # httptools ends the request at its head, also if a body follows. It gets a head without the proposal.
-                self.parser.feed_data(self._head_without_upgrade())
+                self.parser.feed_data(heads.without_upgrade(self.parser.get_method(), self.url, self.headers))
                 data = data[upgrade.args[0] :]
-
-    def _head_without_upgrade(self) -> bytes:
-        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
-        for name, value in self.headers:
-            if name == b"connection":
-                rest = b",".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")
-                head += [name, b": ", rest, b"\r\n"]
-            elif name != b"upgrade":
-                head += [name, b": ", value, b"\r\n"]
-        return b"".join([*head, b"\r\n"])
 
     def _count_head(self, size: int) -> None:
         self._unparsed_bytes = 0
@@ -330,11 +330,7 @@ class Connection(HttpToolsProtocol):
             if self.cycle.response_started or self.pipeline:
                 self.drop()
                 return
-        status, text = self._refusal
-        body = encode({"error": text})
-        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
-        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self._raw.write(head.encode() + body)
+        self._raw.write(heads.refusal(*self._refusal))
         self._in_head = True
         self.end()
 

@@ -103,6 +103,10 @@ class Port:
         response.raw_output_contents.append(bytes(self.outputs))
         return response
 
+    @property
+    def connections(self) -> set[Any]:
+        return self._server._server.server_state.connections
+
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
         client = Client(*await asyncio.open_connection("127.0.0.1", self.number, limit=2**26))
@@ -146,6 +150,27 @@ async def test_large_chunks_and_a_few_small_ones_are_read() -> None:
         assert (await client.ask(CHUNKED + body))[0] == 200
         # The connection goes on.
         assert (await client.ask(LIVE))[0] == 200
+
+
+async def test_many_small_chunks_leave_others_their_turns() -> None:
+    """Each request is within its limit; together they are 48,000 chunks, 0.1 s of work in one turn of the loop."""
+    body = b"".join(b"1\r\n%c\r\n" % byte for byte in RUN + b" " * 3900) + b"0\r\n\r\n"
+    async with serving_port() as port, port.client() as client:
+        assert (await client.ask(LIVE))[0] == 200
+        await until(lambda: len(port.connections) == 1)
+        (connection,) = port.connections
+        # As the event loop hands it over.
+        connection.data_received((CHUNKED + body) * 12)
+        assert len(connection.pipeline) < 2
+        assert [(await client.answer())[0] for _ in range(12)] == [200] * 12
+
+
+async def test_lines_that_arrive_at_once_are_read_whole() -> None:
+    text = json.dumps(json.loads(RUN) | {"parameters": {f"p{number}": number for number in range(20_000)}}, indent=1)
+    async with serving_port() as port, port.client() as client:
+        status, _, value = await client.ask(post(text.encode()) + LIVE)
+        assert (status, value["model_name"]) == (200, "m")
+        assert (await client.answer())[0] == 200
 
 
 @pytest.mark.parametrize(
