@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cnnserve.repository.folders import Models, NamedModels
+
 
 class Status(enum.Enum):
     """How much a finding matters. NOTE: something is absent or was not checked, which these settings do not need."""
@@ -39,9 +41,12 @@ class Context:
     load: bool = True
 
     @property
-    def repository(self) -> Path | None:
-        """The model repository; None if no setting names one."""
+    def models(self) -> Models | None:
+        """Where the models are; None if no setting says it."""
+        single = dict(text.partition("=")[::2] for text in self.settings.get("model", ()))
         path = self.settings.get("repository")
+        if single:
+            return NamedModels({name: Path(place) for name, place in single.items()})
         return path if isinstance(path, Path) else None
 
 

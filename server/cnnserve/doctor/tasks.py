@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnserve.doctor.child import Tell
+from cnnserve.doctor.findings import Context
 from cnnserve.errors import ServingError
 from cnnserve.model import loader
 from cnnserve.model.version import ModelInfo
@@ -53,18 +54,20 @@ def load(
     tell: Tell,
     *,
     repository: str,
+    models: Sequence[str],
     versions: Sequence[tuple[str, int]],
     config_name: str,
     trusted_keys: str | None,
     options: Mapping[str, Any],
 ) -> None:
     """Loads and self-tests versions, one after the other, and tells the outcome of each: `text` or `failure`."""
+    root = Context({"repository": Path(repository), "model": models}).models or Path(repository)
     trust = None
     if trusted_keys is not None:
         trust = importlib.import_module("cnnserve.trust.keys").read(Path(trusted_keys))
     for number, (name, version) in enumerate(versions):
         started = time.monotonic()
-        folder = folders.find(Path(repository), name, config_name, trust)
+        folder = folders.find(root, name, config_name, trust)
         tell({"version": number})
         paths = {"engine_cache": Path(options["engine_cache"])}
         try:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from cnnserve.config import BUILD_TIMEOUT_S, DEFAULT_ENGINE_CACHE, LOAD_TIMEOUT_S
@@ -17,7 +16,7 @@ from cnnserve.registry import version_labels, wanted_versions
 from cnnserve.registry.lifecycle import VersionLabels
 from cnnserve.repository import folders, show
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository.folders import LABELS_FILE, ModelFolder
+from cnnserve.repository.folders import LABELS_FILE, ModelFolder, Models
 from cnnserve.repository.show_text import Entry
 
 _AGAIN = "copy the version again from where it was published, or export it again"
@@ -46,7 +45,7 @@ class _Version:
 
 def check(context: Context) -> Iterator[Finding]:
     """Yields a finding for each version, and for folders that hold none."""
-    root = context.repository
+    root = context.models
     if root is None:
         yield Finding("repository", Status.NOTE, "not checked, because no setting names it", "add --repository DIR")
         return
@@ -54,7 +53,7 @@ def check(context: Context) -> Iterator[Finding]:
         names = [folder.name for folder in folders.scan(root)]
     except ServingError as error:
         fix = "set --repository to a folder that this user may read"
-        yield Finding("repository", Status.PROBLEM, f"{root}: {error}", fix)
+        yield Finding("repository", Status.PROBLEM, str(error), fix)
         return
     for name in folders.misnamed(root):
         text = "is ignored: a model name has letters, digits, '.', '_' and '-' and begins with a letter or a digit"
@@ -74,7 +73,7 @@ def check(context: Context) -> Iterator[Finding]:
 
 def served_bytes(context: Context) -> list[int]:
     """Returns the size of the files of each version that would be served, in bytes."""
-    root, config_name = context.repository, str(context.settings.get("model_config_name", ""))
+    root, config_name = context.models, str(context.settings.get("model_config_name", ""))
     if root is None:
         return []
     try:
@@ -86,7 +85,7 @@ def served_bytes(context: Context) -> list[int]:
     return [sum(size for _, _, size, _ in own) for own in stats]
 
 
-def _read(root: Path, name: str, config_name: str) -> tuple[list[_Version], list[Finding]]:
+def _read(root: Models, name: str, config_name: str) -> tuple[list[_Version], list[Finding]]:
     """Returns the versions of a model, and what is wrong with the model as a whole."""
     problems = []
     try:
@@ -96,7 +95,7 @@ def _read(root: Path, name: str, config_name: str) -> tuple[list[_Version], list
     if plan.reason:
         problems.append(Finding(name, Status.PROBLEM, *parted(f"is not served: {plan.reason}")))
     try:
-        labels = version_labels.parse_labels((root / name / LABELS_FILE).read_text(encoding="utf-8-sig"))
+        labels = version_labels.parse_labels((plan.folder.path / LABELS_FILE).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         labels = {}
     except (OSError, ValueError) as error:
@@ -223,7 +222,8 @@ def _limit_s(context: Context, event: Event | None) -> float:
 def _arguments(context: Context, versions: Sequence[_Version]) -> dict[str, Any]:
     settings = context.settings
     return {
-        "repository": str(context.repository),
+        "repository": str(settings.get("repository", "")),
+        "models": list(settings.get("model", ())),
         "versions": [(version.folder.name, version.number) for version in versions],
         "config_name": settings.get("model_config_name", ""),
         "trusted_keys": None if settings.get("trusted_keys") is None else str(settings["trusted_keys"]),

@@ -65,7 +65,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Mapping[str,
     (root / "config" / "config.pbtxt").write_text("max_batch_sice: 3\n")
     (root / "nothing").mkdir()
     (root / "not a model").mkdir()
-    (root / "good" / "version_labels.json").write_text('{"canary": 2}')
+    (root / "good" / "version_labels.json").write_text('{"canary": 9}')
     status, sections = found("--model-repository", root)
     return status, sections["model repository"]
 
@@ -76,7 +76,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Mapping[str,
         ("good version 1", "ok", "not served (version_policy)", ""),
         ("good version 2", "warning", "altered: file labels.txt has 2 bytes", "copy the version again"),
         ("good version 3", "ok", "self-test passed", ""),
-        ("good", "warning", "label canary stands for version 2, which is not served", "version_labels.json"),
+        ("good", "warning", "label canary stands for version 9, which is not served", "version_labels.json"),
         ("altered version 1", "problem", "altered: file model.onnx", "copy the version again"),
         ("broken version 1", "problem", "broken manifest", ""),
         ("original version 7", "problem", "wrong place", "publish a copy: cnnserve copy"),
@@ -181,6 +181,17 @@ def test_trusted_keys_that_cannot_be_read_are_a_problem(tmp_path: Path) -> None:
     status, sections = found("--trusted-keys", tmp_path / "key.pub")
     assert status == 1
     assert "key.pub" in sections["security"]["trusted keys"]["text"]
+
+
+def test_single_models_are_checked_in_place_of_a_repository(tmp_path: Path) -> None:
+    write_version(tmp_path / "tiny" / "1")
+    (tmp_path / "other.onnx").write_bytes(tiny_onnx(softmax=False))
+    models = ["--model", f"tiny={tmp_path / 'tiny' / '1'}", "--model", f"plain={tmp_path / 'other.onnx'}"]
+    status, sections = found(*models)
+    assert status == 0
+    assert "self-test passed" in sections["model repository"]["tiny version 1"]["text"]
+    assert "unverified" in sections["model repository"]["plain version 1"]["text"]
+    assert sections["memory"]["memory"]["models_bytes"] > 0
 
 
 def test_a_port_in_use_is_named_with_the_flag() -> None:
