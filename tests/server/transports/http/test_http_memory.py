@@ -1,8 +1,10 @@
 """What HTTP clients may make a server hold stays within its memory budget, wherever it is held."""
 
+import base64
 import contextlib
 import gzip
 import http.client
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ LIMIT_MIB = 128
 # Above the idle size.
 MOST_MIB = 384
 CLASSIFY = "/v1/models/lenet5:classify"
+PREDICT = "/v1/models/lenet5:predict"
 INFER = "/v2/models/lenet5/infer"
 
 
@@ -80,6 +83,15 @@ def test_forms_of_large_files(watched: Watched) -> None:
 def test_json_of_many_values(watched: Watched, value: bytes) -> None:
     body = b'{"inputs": [' + b",".join([value] * (4_100_000 // (len(value) + 1))) + b"]}"
     assert at_once(watched.server, INFER, [body] * 20) <= {400, 429}
+    assert watched.grown_mib < MOST_MIB
+
+
+@pytest.mark.parametrize("path", [CLASSIFY, PREDICT])
+def test_images_in_json(watched: Watched, path: str) -> None:
+    """A body is there as bytes and as text, its image as bytes and in a message: one after the other."""
+    text = base64.b64encode(bytes(40 * MIB)).decode()
+    body = json.dumps({"b64": text} if path == CLASSIFY else {"instances": [{"b64": text}]}).encode()
+    assert at_once(watched.server, path, [body] * 20) <= {0, 400, 408, 429}
     assert watched.grown_mib < MOST_MIB
 
 
