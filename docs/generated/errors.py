@@ -18,11 +18,15 @@ HTTP has these besides:
 
 | HTTP | Reason |
 | --- | --- |
+| 400 | the bytes are no HTTP request, or the chunks of the body are too small |
+| 403 | the request is for another host, or from a page of another site (`--allowed-host`) |
 | 404 | there is no such path |
 | 405 | the path does not have this method |
-| 408 | the client stopped sending the body for 30 s |
+| 408 | the client stopped sending the body for 30 s, or its headers took longer than 10 s |
 | 413 | the body is larger than `max_message_mib` |
 | 415 | the server does not read this content type or content coding |
+| 431 | the request has more than 100 headers, or more than 64 KiB of them |
+| 503 | there are too many connections; all but `/v2/health/live` is refused |
 """
 
 
