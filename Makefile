@@ -21,7 +21,7 @@ GRPCIO_CORE := 1.75.1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants interop image-test clean
+.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants interop platforms image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ mutants: $(VENV)/mutmut/.installed ## change the pure core in small ways, count 
 
 interop: setup ## other people's clients, and the wheel, in environments of their own (installs from the index)
 	CNNSERVE_INTEROP=1 $(BIN)/python -m pytest -m "" -rP tests/interop
+
+platforms: setup ## see whether pip finds a wheel of every dependency on Linux, macOS and Windows (asks the index)
+	$(BIN)/python tests/platforms.py
 
 image-test: setup ## build the container image and try it; run this before a change to deploy/ is done
 	bash deploy/docker/image-test.sh

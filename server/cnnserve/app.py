@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import uvloop
-
 import cnnserve
 from cnnserve.access.control import AccessControl
 from cnnserve.access.lists import AccessError
@@ -90,7 +88,7 @@ def run(config: ServerConfig, work: Callable[[ServerConfig], Coroutine[Any, Any,
     sys.setswitchinterval(_SWITCH_S)
     heap.limit_arenas(max(2, cpu_threads(config)))
     try:
-        code = uvloop.run((work or _run)(config))
+        code = _run_loop((work or _run)(config))
     except ConfigError as error:
         _log.error("%s", error)
         code = 2
@@ -100,6 +98,14 @@ def run(config: ServerConfig, work: Callable[[ServerConfig], Coroutine[Any, Any,
         # interpreter ended normally. All other work has ended, so nothing is lost.
         os._exit(code)
     return code
+
+
+def _run_loop(work: Coroutine[Any, Any, int]) -> int:
+    """Runs `work` on uvloop, which Windows does not have, or else on asyncio's own event loop."""
+    run: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
+    with contextlib.suppress(ModuleNotFoundError):
+        run = importlib.import_module("uvloop").run
+    return run(work)
 
 
 async def _run(config: ServerConfig) -> int:

@@ -167,7 +167,7 @@ def _end_at_signals() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         on_terminal = os.isatty(0)
         signal.signal(signal.SIGHUP, lambda *_: os._exit(0) if on_terminal else None)
 

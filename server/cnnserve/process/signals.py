@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 
 _log = logging.getLogger(__name__)
 
@@ -23,11 +24,21 @@ def watch(drain: Callable[[], None], look: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     ending = _Ending(loop, drain)
     for number in _ENDING:
-        loop.add_signal_handler(number, ending.received, number)
+        _handle(loop, number, partial(ending.received, number))
+    if not hasattr(signal, "SIGHUP"):
+        return
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         # Asked now, because a terminal that is closed is none any more.
         on_terminal = os.isatty(0)
-        loop.add_signal_handler(signal.SIGHUP, *((ending.received, signal.SIGHUP) if on_terminal else (look,)))
+        _handle(loop, signal.SIGHUP, partial(ending.received, signal.SIGHUP) if on_terminal else look)
+
+
+def _handle(loop: asyncio.AbstractEventLoop, number: signal.Signals, act: Callable[[], None]) -> None:
+    try:
+        loop.add_signal_handler(number, act)
+    except NotImplementedError:
+        # On Windows, event loops handle no signals.
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
 
 
 class _Ending:
