@@ -68,7 +68,8 @@ def _measured(weights: str, file: Path, times: int) -> dict[str, Any]:
     print(f"weights {weights}, {size:.0f} MiB")
     rows = [(way, *map(round, memory.values())) for way, memory in ways.items()]
     print(harness.table(("way", "resident MiB", "peak MiB"), rows))
-    print(f"  {harness.verdict(passed=passed)}", flush=True)
+    limits = f"resident <= {RESIDENT} times, peak <= {times} x {size:.0f} MiB more"
+    print(f"  {harness.verdict(passed=passed):<6}  {limits}", flush=True)
     return {"weights": weights, "file": file, "size_mib": size, "ways": ways, "passed": passed}
 
 

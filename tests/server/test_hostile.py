@@ -126,7 +126,8 @@ def test_bad_images_of_every_kind_touch_no_others(channel: grpc.Channel) -> None
         "damaged": picture("left")[:-30],
         "bright": large,
         "is TIFF": b"II*\0" + bytes(100),
-        "takes more pixels than this model's limit of 50,000,000": png(np.zeros((7_000_000, 1), np.uint8)),
+        "send a less elongated image": png(np.zeros((7_000_000, 1), np.uint8)),
+        "this model's limit is 50,000,000 pixels": png(np.zeros((7_200, 7_200), np.uint8)),
         "dark": picture("dark"),
         "empty": b"",
     }

@@ -25,6 +25,7 @@ _PARSERS = {
     "copy": ("cnnserve_export.flags", "copy_parser"),
     "upgrade": ("cnnserve_export.flags", "upgrade_parser"),
     "sign": ("cnnserve_export.flags", "sign_parser"),
+    "verify": ("cnnserve.trust.verify", "verify_parser"),
     "show": ("cnnserve.repository.show", "show_parser"),
     "token": ("cnnserve.access.command", "token_parser"),
     "classify": (_CLIENT, "classify_parser"),

@@ -80,7 +80,7 @@ def test_rows_that_agree_with_each_other_must_also_be_right(folder: Path) -> Non
 
 
 def test_a_row_that_is_no_number_is_refused(folder: Path) -> None:
-    with pytest.raises(ModelLoadFailed, match="not probabilities"):
+    with pytest.raises(ModelLoadFailed, match="not finite"):
         prove(folder, Drifting(folder, by=np.nan))
 
 
