@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import cnnserve
+from cnnserve.access import exposure
+from cnnserve.access.accounts import ClientLimits
 from cnnserve.access.control import AccessControl
 from cnnserve.access.lists import AccessError
 from cnnserve.access.tls import Tls, TlsFiles
@@ -64,7 +66,6 @@ _LOADS_AT_MOST = 4
 _SWITCH_S = 0.0002
 # The server no longer waits for runs this many seconds after the grace period.
 _CLOSE_S = 1.0
-_MAX_HTTP_CONNECTIONS = 1000
 # How often a draining server looks which requests in its queues it can still answer in time, in seconds.
 _SHED_S = 0.5
 
@@ -179,11 +180,7 @@ async def serve(
         max_message_bytes,
         budget,
         pressure,
-        peers=PeerLimits(
-            config.grpc_min_ping_interval_s,
-            config.max_metadata_kib * 2**10,
-            compression_level=COMPRESSION_LEVELS.index(config.grpc_response_compression),
-        ),
+        peers=_peer_limits(config, files),
         guard=access.guard,
         reflection=not config.no_reflection,
         elsewhere=lambda: in_flight.count > 0,
@@ -205,7 +202,7 @@ async def serve(
             lambda: snapshot.snapshot(registry, budget, access.certificate_end),
             access,
             settings=_http_settings(config),
-            most=open_files.connections(files, _MAX_HTTP_CONNECTIONS),
+            connections=_connection_limits(config, files),
             listening=http_socket,
             end=http_end,
         )
@@ -244,6 +241,10 @@ def _announce(config: ServerConfig, ports: Ports, threads: int) -> None:
         ", both with TLS" if config.tls_certificate else "",
         threads,
     )
+    has_tls, knows_clients = config.tls_certificate is not None, bool(config.tokens_file or config.tls_client_ca)
+    line = exposure.warning(config.host, has_tls=has_tls, knows_clients=knows_clients)
+    if line and not config.insecure:
+        _log.warning("%s", line)
 
 
 def cpu_threads(config: ServerConfig) -> int:
@@ -251,11 +252,31 @@ def cpu_threads(config: ServerConfig) -> int:
     return config.cpu_threads or cpu_budget()
 
 
+def _peer_limits(config: ServerConfig, files: int) -> PeerLimits:
+    return PeerLimits(
+        config.grpc_min_ping_interval_s,
+        config.max_metadata_kib * 2**10,
+        compression_level=COMPRESSION_LEVELS.index(config.grpc_response_compression),
+        max_connections=open_files.connections(files, config.max_connections),
+        max_streams=config.max_streams_per_connection,
+        max_age_s=config.max_connection_age_s,
+        age_grace_s=config.max_connection_age_grace_s,
+    )
+
+
+def _connection_limits(config: ServerConfig, files: int) -> ConnectionLimits:
+    most = open_files.connections(files, config.max_connections)
+    return ConnectionLimits(most, config.max_connections_per_address, config.max_connection_age_s)
+
+
 def _access(config: ServerConfig) -> AccessControl:
     files = None
     if config.tls_certificate and config.tls_key:
         files = TlsFiles(config.tls_certificate, config.tls_key, config.tls_client_ca)
-    return AccessControl(config.tokens_file, config.certificate_scopes_file, config.trusted_proxy, files)
+    limits = ClientLimits(config.client_requests_per_second, config.client_images_in_flight)
+    return AccessControl(
+        config.tokens_file, config.certificate_scopes_file, config.trusted_proxy, tls_files=files, limits=limits
+    )
 
 
 def _bind(grpc: GrpcTransport, config: ServerConfig, tls: Tls | None) -> int:
@@ -406,7 +427,7 @@ async def _serve_http(
     access: AccessControl,
     *,
     settings: HttpSettings,
-    most: int,
+    connections: ConnectionLimits,
     listening: socket.socket,
     end: asyncio.Event,
 ) -> None:
@@ -414,7 +435,7 @@ async def _serve_http(
     # Imported on a thread while models load: a start that waited for this import took 5 % longer.
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
     application = http.application(methods, limits, in_flight, snapshot, settings, guard=access.guard)
-    server = http.HttpServer(application, listening, limits.budget, ConnectionLimits(most), access.tls)
+    server = http.HttpServer(application, listening, limits.budget, connections, access.tls)
     serving, ending = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
     await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
     ending.cancel()

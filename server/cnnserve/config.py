@@ -199,6 +199,30 @@ class ServerConfig:
             "need one (default: no client certificates)"
         },
     )
+    insecure: bool = _setting(
+        False, "do not warn if other machines reach the server without TLS or without tokens (default: one warning)"
+    )
+    client_requests_per_second: float = _setting(
+        0.0,
+        "requests per second of one client (token, certificate, else address); as many may come at once, more are "
+        "refused (RESOURCE_EXHAUSTED, HTTP 429), and streams are read more slowly; 0: no limit",
+    )
+    client_images_in_flight: int = _setting(
+        0, "images of one client that may be in flight, more are refused (RESOURCE_EXHAUSTED, HTTP 429); 0: no limit"
+    )
+    max_connections: int = _setting(1000, "connections of each port")
+    max_connections_per_address: int = _setting(
+        0, "connections of one address (IPv6: /64) to the HTTP port; 0: no limit, as behind a proxy"
+    )
+    max_streams_per_connection: int = _setting(
+        0, "gRPC calls at the same time on one connection, further ones wait at the client; 0: no limit"
+    )
+    max_connection_age_s: float = _setting(
+        0.0, "time after which clients have to connect anew, so that new servers get their share, in seconds; 0: never"
+    )
+    max_connection_age_grace_s: float = _setting(
+        30.0, "time that calls have to end on a connection of --max-connection-age-s, in seconds"
+    )
     health_grpc_port: int | None = _setting(
         None, "port for grpc.health.v1 alone, without TLS and tokens, for probes (default: none)"
     )
@@ -243,6 +267,7 @@ class ServerConfig:
         self._check_model_control()
         self._check_config_name()
         self._check_access()
+        self._check_limits()
         for prefix in self.shared_memory_prefix:
             if "/" in prefix or prefix.startswith("."):
                 raise ConfigError(
@@ -318,6 +343,14 @@ class ServerConfig:
                 "model_control_mode to explicit"
             )
         _check_range("poll_interval_s", self.poll_interval_s, 0.1, 86400)
+
+    def _check_limits(self) -> None:
+        _check_range("client_requests_per_second", self.client_requests_per_second, 0, 1e6)
+        for name in ("client_images_in_flight", "max_connections_per_address", "max_streams_per_connection"):
+            _check_range(name, getattr(self, name), 0, 2**20)
+        _check_range("max_connections", self.max_connections, 1, 2**20)
+        _check_range("max_connection_age_s", self.max_connection_age_s, 0, 86400 * 365)
+        _check_range("max_connection_age_grace_s", self.max_connection_age_grace_s, 0, 86400)
 
     def _check_access(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):

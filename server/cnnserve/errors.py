@@ -52,6 +52,10 @@ class QueueFull(ServingError):
         self.retry_after_ms = retry_after_ms
 
 
+class ClientLimitReached(QueueFull):
+    """The client has sent more requests per second, or has more images in flight, than one client may."""
+
+
 class DeadlineExceeded(ServingError):
     """The deadline or the queue timeout of the request passed before its run began."""
 

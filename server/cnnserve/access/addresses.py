@@ -24,9 +24,13 @@ def origin(peer: str, forwarded: str | None, trusted: Sequence[Network]) -> str:
         if earlier is None:
             break
         address = earlier
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((address, _IPV6_CLIENT_BITS), strict=False))
-    return str(address)
+    return _text(address)
+
+
+def origin_of(peername: object) -> str:
+    """Returns the address of a socket's peer as `origin` does, "" if it has none."""
+    address = _parsed(str(peername[0])) if isinstance(peername, tuple) and peername else None
+    return _text(address) if address else ""
 
 
 def networks(texts: Sequence[str]) -> tuple[Network, ...]:
@@ -47,6 +51,12 @@ def _address(peer: str) -> _Address | None:
     if kind not in ("ipv4", "ipv6"):
         return None
     return _parsed(unquote(rest.rpartition(":")[0]).strip("[]"))
+
+
+def _text(address: _Address) -> str:
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((address, _IPV6_CLIENT_BITS), strict=False))
+    return str(address)
 
 
 def _parsed(text: str) -> _Address | None:

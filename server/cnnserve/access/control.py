@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from cnnserve.access.accounts import ClientLimits
 from cnnserve.access.addresses import networks
 from cnnserve.access.following import Followed, follow
 from cnnserve.access.guard import Guard
@@ -19,11 +20,13 @@ class AccessControl:
         tokens_file: Path | None = None,
         certificate_scopes_file: Path | None = None,
         trusted_proxies: Sequence[str] = (),
+        *,
         tls_files: TlsFiles | None = None,
+        limits: ClientLimits = ClientLimits(),  # noqa: B008 - it is frozen
     ) -> None:
         self._tokens: Tokens | None = None
         self._certificates: Certificates | None = None
-        self._guard = Guard(trusted_proxies=networks(trusted_proxies))
+        self._guard = Guard(trusted_proxies=networks(trusted_proxies), limits=limits)
         self._files: list[Followed] = []
         # The certificate of both ports, None for plain text.
         self.tls = Tls(tls_files) if tls_files else None

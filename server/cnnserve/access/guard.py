@@ -3,16 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cnnserve.access.accounts import Account, Accounts, ClientLimits
 from cnnserve.access.addresses import Network, origin
 from cnnserve.access.lists import Certificates, Tokens
 from cnnserve.access.refusals import Refusals
 from cnnserve.access.scopes import Client, Scope
-from cnnserve.errors import PermissionDenied, ServingError, Unauthenticated
+from cnnserve.errors import ClientLimitReached, PermissionDenied, ServingError, Unauthenticated
 
 _BEARER = "bearer"
 # If there are more connections with tokens, all are checked again, so that memory stays bounded.
 _MOST_KNOWN = 10_000
 _LONGEST_TOKEN = 1024
+_OUTCOMES: dict[type[ServingError], str] = {
+    Unauthenticated: "UNAUTHENTICATED",
+    PermissionDenied: "PERMISSION_DENIED",
+    ClientLimitReached: "RESOURCE_EXHAUSTED",
+}
 
 
 @dataclass(frozen=True)
@@ -36,17 +42,24 @@ class Guard:
         tokens: Tokens | None = None,
         certificates: Certificates | None = None,
         trusted_proxies: Sequence[Network] = (),
+        limits: ClientLimits = ClientLimits(),  # noqa: B008 - it is frozen
     ) -> None:
         self.refusals = Refusals()
         self._tokens = tokens
         self._certificates = certificates
         self._trusted_proxies = trusted_proxies
+        self._limits = limits
+        self._accounts = Accounts(limits)
         # Tokens that were compared before, by connection, so that a call costs no hash and no comparisons.
         self._known: dict[tuple[str, str], Client] = {}
 
     @property
     def has_work(self) -> bool:
         """Whether any call could be refused."""
+        return self._knows_clients or self._limits.are_set
+
+    @property
+    def _knows_clients(self) -> bool:
         return self._tokens is not None or self._certificates is not None
 
     @property
@@ -59,27 +72,31 @@ class Guard:
         self._tokens, self._certificates = tokens, certificates
         self._known.clear()
 
-    def admit(self, what: str, scope: Scope, caller: Caller) -> str:
-        """Lets a call of the RPC or route `what` pass, and returns the name of its client, "" if nobody asked for it.
+    def admit(self, what: str, scope: Scope, caller: Caller) -> Account | None:
+        """Lets a call of the RPC or route `what` pass, and returns the account of its client; None: of nobody.
 
-        Raises `Unauthenticated` without a valid token or certificate, `PermissionDenied` without the scope.
+        Raises `Unauthenticated` without a valid token or certificate, `PermissionDenied` without the scope, and
+        `ClientLimitReached` if the client has sent too many requests.
         """
         if scope is Scope.OPEN:
-            return ""
+            return None
         client: Client | None = None
         try:
-            if self.has_work:
+            if self._knows_clients:
                 client = self._client(caller)
                 if scope not in client.scopes:
                     raise PermissionDenied(
                         f"the {client.name.partition(' ')[0]} has no scope '{scope.value}', which this call needs; "
                         "ask the operator of the server for it"
                     )
+            key = client.name if client else self._origin(caller)
+            account = self._accounts.of(key, client.name if client else "")
+            account.request()
         except ServingError as error:
-            outcome = "PERMISSION_DENIED" if client else "UNAUTHENTICATED"
+            outcome = _OUTCOMES[type(error)]
             self.refusals.note(self._origin(caller), client.name if client else "-", what, outcome)
             raise error
-        return client.name if client else ""
+        return account
 
     def _client(self, caller: Caller) -> Client:
         if caller.authorization and self._tokens is not None:

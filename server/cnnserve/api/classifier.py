@@ -71,7 +71,8 @@ class ClassifierService:
         record = context.record
         if record is not None:
             record.model, record.version, record.images = model.info.name, str(model.info.version), len(images)
-        with self._budget.hold(sum(map(_size, images)) + len(images) * model.row_bytes):
+        size = sum(map(_size, images)) + len(images) * model.row_bytes
+        with context.images(len(images)), self._budget.hold(size):
             result = await model.classify(images, request.top_k, context.deadline_ns, context.client)
         response = pb.ClassifyResponse(model=model.info.name, version=str(model.info.version))
         add = partial(_add_results, response, result.outcomes)

@@ -6,11 +6,13 @@ parses the bytes of requests, and sends the responses, or the status of an error
 
 import enum
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
 
+from cnnserve.access.accounts import Account
 from cnnserve.access.scopes import Scope
 from cnnserve.api.status import STATUS, Code
 
@@ -49,20 +51,29 @@ class Record:
 class CallContext:
     """What a handler may know of a call: its deadline in ns on the monotonic clock (None: it has none), its client.
 
-    `client` names the connection, such as "ipv4:127.0.0.1:4711"; `who` names the client, such as "token web", if it has
-    shown who it is. `metadata` is what the client sent beside its
-    messages. gRPC's streams fill it, nothing else does. `request_id`, `traceparent` and
-    `tracestate` are the client's headers of these names. `record` is to be filled, if it is set.
+    `client` names the connection, such as "ipv4:127.0.0.1:4711"; `account` is the client's, if the server knows or
+    limits its clients. `metadata` is what the client sent beside its messages. gRPC's streams fill it, nothing else
+    does. `request_id`, `traceparent` and `tracestate` are the client's headers of these names. `record` is to be
+    filled, if it is set.
     """
 
     deadline_ns: int | None = None
     client: str = ""
-    who: str = ""
+    account: Account | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
     traceparent: str = ""
     tracestate: str = ""
     record: Record | None = None
+
+    @property
+    def who(self) -> str:
+        """The name of the client, such as "token web", "" if it has not shown who it is."""
+        return self.account.who if self.account else ""
+
+    def images(self, count: int) -> AbstractContextManager[None]:
+        """Counts images of the client while inside. Raises as `Account.images`."""
+        return self.account.images(count) if self.account else nullcontext()
 
 
 # Every method has other message types, so these are Any; the tests call every handler with its own types.

@@ -72,7 +72,8 @@ class Inference:
         info, record = model.info, context.record
         if record is not None:
             record.model, record.version, record.images = info.name, str(info.version), checked.shape[0]
-        result = await self._infer(request, model, checked, context.deadline_ns, context.client)
+        with context.images(checked.shape[0]):
+            result = await self._infer(request, model, checked, context.deadline_ns, context.client)
         if record is not None:
             record.queue_ns, record.compute_ns = result.queue_ns, result.compute_ns
             record.run_ns, record.batch_size = result.started_ns, result.batch_size

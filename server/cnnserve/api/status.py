@@ -47,6 +47,7 @@ STATUS: dict[type[Exception], Code] = {
     errors.ModelNotReady: Code.UNAVAILABLE,
     errors.ShuttingDown: Code.UNAVAILABLE,
     errors.QueueFull: Code.RESOURCE_EXHAUSTED,
+    errors.ClientLimitReached: Code.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
     errors.Unauthenticated: Code.UNAUTHENTICATED,
     errors.PermissionDenied: Code.PERMISSION_DENIED,

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
+from cnnserve.access.accounts import Account
 from cnnserve.access.guard import Caller, Guard
 from cnnserve.access.scopes import Scope
 from cnnserve.api import answer_size
@@ -37,11 +38,17 @@ class PeerLimits:
     max_metadata_bytes: int = 64 * 2**10
     handshake_ms: int = _HANDSHAKE_MS
     compression_level: int = 0
+    # 0: no limit.
+    max_connections: int = 0
+    max_streams: int = 0
+    max_age_s: float = 0.0
+    # What calls have after that age.
+    age_grace_s: float = 30.0
 
 
 def channel_arguments(max_message_bytes: int, peers: PeerLimits) -> list[tuple[str, int]]:
     """Returns the arguments of grpc's core that hold for every gRPC server."""
-    return [
+    arguments = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         # With a level, the core takes an algorithm that the client accepts. With a fixed algorithm, clients that do not
@@ -60,6 +67,19 @@ def channel_arguments(max_message_bytes: int, peers: PeerLimits) -> list[tuple[s
         ("grpc.server_handshake_timeout_ms", peers.handshake_ms),
         ("grpc.max_connection_idle_ms", _IDLE_MS),
     ]
+    if peers.max_connections:
+        arguments.append(("grpc.max_allowed_incoming_connections", peers.max_connections))
+    if peers.max_streams:
+        arguments.append(("grpc.max_concurrent_streams", peers.max_streams))
+    if peers.max_age_s:
+        arguments.append(("grpc.max_connection_age_ms", int(1000 * peers.max_age_s)))
+        arguments.append(("grpc.max_connection_age_grace_ms", int(1000 * peers.age_grace_s)))
+    return arguments
+
+
+def limits_images(account: Account | None) -> bool:
+    """Returns whether the images of a request have to be counted, which `Method.quick` does not."""
+    return account is not None and account.limits_images
 
 
 def parse(method: Method, data: bytes | None, most_bytes: int) -> Any:
@@ -90,15 +110,14 @@ def admit(
     metadata: Iterable[tuple[Any, Any]],
     peer: Callable[[], str],
     properties: Callable[[], Mapping[str, Iterable[bytes]]],
-) -> str:
-    """Returns the name of the client, as `Guard.admit` does. Call it before the request is read.
+) -> Account | None:
+    """Returns the client's account. Raises a `ServingError` if the client may not call the method.
 
-    Raises a `ServingError` if the client may not call the method.
-
+    Call it before the request is read.
     `peer` and `properties` of the connection are called if they are needed only.
     """
     if guard is None or method.scope is Scope.OPEN:
-        return ""
+        return None
     metadata = [*metadata]
     authorization = tuple(value for key, value in metadata if key == "authorization")
     forwarded = ",".join(value for key, value in metadata if key == "x-forwarded-for")

@@ -12,13 +12,23 @@ from typing import Any, NoReturn
 
 import grpc
 
+from cnnserve.access.accounts import Account
 from cnnserve.access.guard import Guard
 from cnnserve.access.tls import Tls
 from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.errors import InferenceFailed
 from cnnserve.transports import addresses
-from cnnserve.transports.calls import Gate, PeerLimits, admit, channel_arguments, headers_in, parse, serialized
+from cnnserve.transports.calls import (
+    Gate,
+    PeerLimits,
+    admit,
+    channel_arguments,
+    headers_in,
+    limits_images,
+    parse,
+    serialized,
+)
 from cnnserve.transports.credentials import server_credentials
 from cnnserve.transports.lull import lull
 from cnnserve.transports.reflection import described
@@ -117,11 +127,11 @@ def _unary(method: Method, gate: Gate, max_bytes: int, guard: Guard | None) -> C
 
     async def behavior(messages: AsyncIterator[bytes], context: Any) -> Any:
         try:
-            who = admit(guard, method, context.invocation_metadata() or (), context.peer, context.auth_context)
+            account = admit(guard, method, context.invocation_metadata() or (), context.peer, context.auth_context)
             data = await anext(aiter(messages), None)
             if not method.while_draining:
                 await gate.arrived()
-            call = _call_context(context, who)
+            call = _call_context(context, account)
             response = await _quick(method, data, call)
             if response is None:
                 response = serialized(await handler(parse(method, data, max_bytes), call), max_bytes)
@@ -144,14 +154,16 @@ def _streaming(
 
     async def behavior(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         try:
-            who = admit(guard, method, context.invocation_metadata() or (), context.peer, context.auth_context)
+            account = admit(guard, method, context.invocation_metadata() or (), context.peer, context.auth_context)
             if not method.while_draining:
                 await gate.arrived()
             if method.kind is Kind.STREAM:
-                request: Any = _parse_all(method, messages, max_bytes)
+                request: Any = _parse_all(method, messages, max_bytes, account)
             else:
                 request = parse(method, await anext(aiter(messages), None), max_bytes)
-            async for response in handler(request, replace(_call_context(context, who), metadata=_metadata(context))):
+            async for response in handler(
+                request, replace(_call_context(context, account), metadata=_metadata(context))
+            ):
                 yield serialized(response, max_bytes)
         except (Exception, asyncio.CancelledError) as error:
             _raise_if_cancelled(error)
@@ -162,7 +174,7 @@ def _streaming(
 
 async def _quick(method: Method, data: bytes | None, call: CallContext) -> bytes | None:
     """Returns the response to a request that the method knows by its bytes, None if it does not."""
-    if method.quick is None or data is None:
+    if method.quick is None or data is None or limits_images(call.account):
         return None
     future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
 
@@ -191,15 +203,20 @@ def _raise_if_cancelled(error: BaseException) -> None:
         raise error
 
 
-async def _parse_all(method: Method, messages: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[Any]:
+async def _parse_all(
+    method: Method, messages: AsyncIterator[bytes], max_bytes: int, account: Account | None
+) -> AsyncIterator[Any]:
     async for data in messages:
         yield parse(method, data, max_bytes)
+        # The first message was counted as the call.
+        if account is not None:
+            await account.message()
 
 
-def _call_context(context: Any, who: str) -> CallContext:
+def _call_context(context: Any, account: Account | None) -> CallContext:
     remaining = context.time_remaining()
     deadline_ns = None if remaining is None else time.monotonic_ns() + int(remaining * 1e9)
-    return CallContext(deadline_ns, context.peer(), who=who, **headers_in(context.invocation_metadata() or ()))
+    return CallContext(deadline_ns, context.peer(), account=account, **headers_in(context.invocation_metadata() or ()))
 
 
 def _metadata(context: Any) -> dict[str, str]:

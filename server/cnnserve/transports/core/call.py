@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
+from cnnserve.access.accounts import Account
 from cnnserve.api import status
 from cnnserve.api.methods import CallContext, Kind, Method
 from cnnserve.api.status import INTERNAL_TEXT, Code, Status
-from cnnserve.transports.calls import headers_in, parse, serialized
+from cnnserve.transports.calls import headers_in, limits_images, parse, serialized
 from cnnserve.transports.core.receiving import SMALL_BYTES, Turn
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Call:
     """A call that was accepted. It is over when the core has reported its end and its last response was sent."""
 
     __slots__ = (
+        "_account",
         "_call",
         "_event",
         "_loop",
@@ -53,22 +55,20 @@ class Call:
         "closed",
         "message_bytes",
         "sending_bytes",
-        "who",
     )
 
     is_stream: ClassVar[bool] = False
 
-    def __init__(self, transport: "CoreTransport", event: Any) -> None:
+    def __init__(self, transport: "CoreTransport", event: Any, account: Account | None = None) -> None:
         self._transport = transport
         self._event = event
+        self._account = account
         self._call = event.call
         self._loop = transport.loop
         self._sending = False
         # Whether the status was handed over.
         self._said = False
         self._turn: Turn | None = None
-        # The name of the client, if it has shown who it is.
-        self.who = ""
         # Of a message that has come and that no handler counts yet.
         self.message_bytes = 0
         # Of a message that was handed over and has not been sent.
@@ -194,7 +194,7 @@ class Call:
         """Returns what a handler may know of the call."""
         headers = headers_in(self._event.invocation_metadata)
         peer = self._call.peer().decode(errors="replace")
-        return CallContext(deadline_ns, peer, self.who, metadata, **headers)
+        return CallContext(deadline_ns, peer, self._account, metadata, **headers)
 
 
 class RefusedCall(Call):
@@ -217,8 +217,8 @@ class UnaryCall(Call):
 
     __slots__ = ("_end_early", "_method")
 
-    def __init__(self, transport: "CoreTransport", event: Any, method: Method) -> None:
-        super().__init__(transport, event)
+    def __init__(self, transport: "CoreTransport", event: Any, method: Method, account: Account | None = None) -> None:
+        super().__init__(transport, event, account)
         self._method = method
         self._end_early: Callable[[], object] | None = None
 
@@ -245,7 +245,7 @@ class UnaryCall(Call):
             return
         try:
             deadline_ns = self.deadline_ns()
-            if self._method.quick is not None and data is not None:
+            if self._method.quick is not None and data is not None and not limits_images(self._account):
                 self._transport.release_message(self)
                 self._end_early = self._method.quick(data, deadline_ns, self._on_quick)
             if self._end_early is None and not self._said:
@@ -315,8 +315,8 @@ class StreamCall(Call):
 
     is_stream: ClassVar[bool] = True
 
-    def __init__(self, transport: "CoreTransport", event: Any, method: Method) -> None:
-        super().__init__(transport, event)
+    def __init__(self, transport: "CoreTransport", event: Any, method: Method, account: Account | None = None) -> None:
+        super().__init__(transport, event, account)
         self._method = method
         self._metadata_sent = False
         self._sent: asyncio.Future[bool] | None = None
@@ -367,8 +367,11 @@ class StreamCall(Call):
                 return
 
     async def _requests(self) -> AsyncIterator[Any]:
+        # The first message was counted as the call.
         while (data := await self._receive()) is not None:
             yield self._parse(self._method, data)
+            if self._account is not None:
+                await self._account.message()
 
     async def _receive(self) -> bytes | None:
         received: asyncio.Future[bytes | None] = self._loop.create_future()

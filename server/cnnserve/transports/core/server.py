@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
+from cnnserve.access.accounts import Account
 from cnnserve.access.guard import Guard
 from cnnserve.access.tls import Tls
 from cnnserve.api import status
@@ -242,15 +243,16 @@ class CoreTransport:
             return RefusedCall(self, event, _TOO_MANY)
         if method is None:
             return RefusedCall(self, event, _unknown(event))
-        call = UnaryCall(self, event, method) if method.kind is Kind.UNARY else StreamCall(self, event, method)
-        if self._guard is not None:
-            try:
-                call.who = self._admit(method, event)
-            except ServingError as error:
-                return RefusedCall(self, event, status.of(error, method.name, method.statuses))
-        return call
+        try:
+            account = self._admit(method, event)
+        except ServingError as error:
+            return RefusedCall(self, event, status.of(error, method.name, method.statuses))
+        kind = UnaryCall if method.kind is Kind.UNARY else StreamCall
+        return kind(self, event, method, account)
 
-    def _admit(self, method: Method, event: Any) -> str:
+    def _admit(self, method: Method, event: Any) -> Account | None:
+        if self._guard is None:
+            return None
         return admit(
             self._guard,
             method,

@@ -13,6 +13,7 @@ import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from cnnserve.access.addresses import origin_of
 from cnnserve.access.tls import names_of
 from cnnserve.transports.http import heads
 from cnnserve.transports.http.answers import answer
@@ -87,6 +88,8 @@ class Connection(HttpToolsProtocol):
         self._half_closed = False
         self._is_tls = False
         self._names: tuple[str, ...] = ()
+        self.address = ""
+        self._opened_at = 0.0
 
     # What the event loop tells.
 
@@ -96,6 +99,8 @@ class Connection(HttpToolsProtocol):
         secured = transport.get_extra_info("ssl_object")
         self._is_tls = secured is not None
         self._names = names_of(secured.getpeercert()) if secured is not None else ()
+        self.address = origin_of(transport.get_extra_info("peername"))
+        self._opened_at = self._quiet_since = self.loop.time()
         super().connection_made(cast("asyncio.Transport", _Transport(self._raw, self)))
         self._connections.opened(self)
 
@@ -194,6 +199,8 @@ class Connection(HttpToolsProtocol):
         extensions = {SENT: self.flow.drain, NAMES: self._names}
         self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
         super().on_headers_complete()
+        if self._limits.age_s and self.loop.time() - self._opened_at > self._limits.age_s:
+            self.cycle.keep_alive = False
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
         self._cycles.append(self.cycle)
         self._in_head = False

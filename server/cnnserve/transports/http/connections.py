@@ -1,6 +1,7 @@
 """All connections of the HTTP port: how many there may be, and which have to leave because they only wait."""
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,10 @@ class ConnectionLimits:
     """Limits of connections: their number, and times in seconds."""
 
     most: int = 1000
+    # Of one address; 0: as many as in all.
+    most_per_address: int = 0
+    # After that time, the next response closes the connection; 0: never.
+    age_s: float = 0.0
     # From the first byte of a request to the end of its headers.
     head_s: float = 10.0
     # Without a byte from the client, and without a request to answer. The pools of clients and load balancers keep
@@ -38,6 +43,10 @@ class Member(Protocol):
         """Whether there is no request to answer and no response on its way."""
 
     @property
+    def address(self) -> str:
+        """Of its client, without the port."""
+
+    @property
     def is_stuck(self) -> bool:
         """Whether its client hardly sends the body, or hardly reads the response, of its request."""
 
@@ -55,6 +64,7 @@ class Connections:
         self.limits = limits
         self._budget = budget
         self._open: dict[Member, None] = {}
+        self._by_address: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._refused = budget.refused
 
@@ -67,7 +77,14 @@ class Connections:
         return len(self._open) > self.limits.most
 
     def opened(self, member: Member) -> None:
-        """Adds a connection. If there are too many, closes the newest one that only waits, or one that is stuck."""
+        """Adds a connection. If there are too many, closes the newest one that only waits, or one that is stuck.
+
+        If the client's address has its connections, closes the new one.
+        """
+        most = self.limits.most_per_address
+        if most and self._by_address[member.address] >= most:
+            member.drop()
+            return
         if len(self._open) >= self.limits.most:
             other = next((one for one in reversed(self._open) if one.is_idle), None)
             other = other or next((one for one in self._open if one.is_stuck), None)
@@ -78,13 +95,19 @@ class Connections:
                 member.drop()
                 return
         self._open[member] = None
+        self._by_address[member.address] += 1
         if self._timer is None:
             self._refused = self._budget.refused
             self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
     def closed(self, member: Member) -> None:
         """Forgets a connection."""
-        self._open.pop(member, None)
+        if member not in self._open:
+            return
+        del self._open[member]
+        self._by_address[member.address] -= 1
+        if not self._by_address[member.address]:
+            del self._by_address[member.address]
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()

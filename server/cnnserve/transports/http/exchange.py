@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
 
+from cnnserve.access.accounts import Account
 from cnnserve.access.guard import Caller
 from cnnserve.api.methods import HEADERS, CallContext, Method
 from cnnserve.errors import DeadlineExceeded, InvalidInput
@@ -44,14 +45,19 @@ def caller_of(request: Request) -> Caller:
 class Exchange:
     """One request, its body, and the RPCs that respond to it.
 
-    `rpc`: the RPC of its route, "" if the route has none. `who`: the name of the client, as in `CallContext`.
+    `rpc`: the RPC of its route, "" if the route has none. `account`: of the client, as in `CallContext`.
     """
 
     def __init__(
-        self, request: Request, rpc: str, methods: Mapping[str, Method], limits: Limits, who: str = ""
+        self,
+        request: Request,
+        rpc: str,
+        methods: Mapping[str, Method],
+        limits: Limits,
+        account: Account | None = None,
     ) -> None:
         self.request = request
-        self._who = who
+        self._account = account
         self._rpc = rpc
         self._methods = methods
         self.limits = limits
@@ -107,7 +113,7 @@ class Exchange:
 
     def _context(self) -> CallContext:
         headers: dict[str, Any] = {field: self.request.headers.get(name, "") for name, field in HEADERS.items()}
-        return CallContext(self._deadline_ns, client_of(self.request), who=self._who, **headers)
+        return CallContext(self._deadline_ns, client_of(self.request), account=self._account, **headers)
 
     async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":

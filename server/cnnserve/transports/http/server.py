@@ -221,13 +221,13 @@ class _Endpoint:
             try:
                 if self._hosts is not None:
                     self._hosts.check(request.headers, changes=operation.changes)
-                who = ""
+                account = None
                 if self._guard is not None:
                     needed = self._scopes[operation.method]
-                    who = self._guard.admit(f"{request.method} {operation.path}", needed, caller_of(request))
+                    account = self._guard.admit(f"{request.method} {operation.path}", needed, caller_of(request))
                 if method is not None and not method.while_draining:
                     inside.enter_context(self._in_flight.enter())
-                response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits, who))
+                response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits, account))
                 if len(response.body) > _SMALL_BYTES:
                     inside.enter_context(self._limits.budget.hold(len(response.body)))
             except ClientDisconnect:
