@@ -85,8 +85,9 @@ drift: $(PROTO_VENV)/.installed
 docs: setup ## build the documentation into site/ (open site/index.html)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-pictures: setup ## make the pictures of README again, from real commands
+pictures: setup ## make the pictures of README and docs again, from real commands
 	$(BIN)/python docs/pictures/make.py
+	$(BIN)/python docs/pictures/dashboard.py
 
 soak: setup ## minutes of load, reloads, kills and changing versions (SOAK_MINUTES=10)
 	CNNSERVE_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/soak
