@@ -109,6 +109,11 @@ class Connections:
         if not self._by_address[member.address]:
             del self._by_address[member.address]
 
+    def drop_all(self) -> None:
+        """Closes every connection at once."""
+        for member in list(self._open):
+            member.drop()
+
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         memory_is_full = self._budget.refused != self._refused

@@ -39,8 +39,10 @@ from cnnserve.transports.http.settings import HttpSettings
 
 # The event loop keeps so much for a client before it says that the client does not read.
 _SMALL_BYTES = 2**16
-# Limited, because a client that never reads its responses must not keep the process from exiting.
-_SHUTDOWN_S = 1
+# Limited, because a client that never reads its responses must not keep the process from exiting. uvicorn's own limit
+# is later: it would log an error for each of these clients.
+_SHUTDOWN_S = 0.5
+_UVICORN_S = 2
 _HANDSHAKE_S = 10.0
 
 
@@ -127,7 +129,8 @@ class HttpServer:
         tls: Tls | None = None,
     ) -> None:
         self._socket = listening
-        protocol = partial(Connection, Connections(limits, budget))
+        self._connections = Connections(limits, budget)
+        protocol = partial(Connection, self._connections)
         self._server = _Uvicorn(
             tls,
             uvicorn.Config(
@@ -143,7 +146,7 @@ class HttpServer:
                 server_header=False,
                 lifespan="off",
                 timeout_keep_alive=int(limits.idle_s),
-                timeout_graceful_shutdown=_SHUTDOWN_S,
+                timeout_graceful_shutdown=_UVICORN_S,
             ),
         )
 
@@ -154,6 +157,7 @@ class HttpServer:
     def stop(self) -> None:
         """Ends `serve` after the requests in flight, and after `_SHUTDOWN_S` seconds at the latest."""
         self._server.should_exit = True
+        asyncio.get_running_loop().call_later(_SHUTDOWN_S, self._connections.drop_all)
 
 
 class _Uvicorn(uvicorn.Server):

@@ -149,3 +149,16 @@ def test_responses_that_are_never_read(tmp_path: Path) -> None:
         for client in sockets:
             client.close()
         assert watched.grown_mib < MOST_MIB
+
+
+def test_a_response_that_is_never_read_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    write_wide(tmp_path / "models", 1_000_000)
+    flags = ("--drain-grace-s", "1")
+    with serving(tmp_path / "log", tmp_path / "models", *flags) as server:
+        head = "POST /v2/models/fixed/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: 0\r\n"
+        with socket.create_connection(("127.0.0.1", server.http_port), timeout=HANG_S) as client:
+            client.sendall(f"{head}Content-Length: 512\r\n\r\n".encode() + bytes(512))
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+            assert server.terminate() == 0
+    assert "ERROR" not in server.log
+    assert "Traceback" not in server.log
