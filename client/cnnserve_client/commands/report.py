@@ -1,13 +1,17 @@
 """Formats models and labels as tables for people and as JSON for programs. Prints nothing."""
 
 import json
+import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from cnnserve_client.results import ModelInfo, VersionInfo
 
 from . import terminal
+
+_WIDTH: Final = 80
+_INDENT: Final = "    "
 
 
 def printable(text: str) -> str:
@@ -25,10 +29,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collectio
 
 
 def models_table(models: Sequence[ModelInfo]) -> str:
-    """Returns a table with one line for each version. A model without versions also has one line."""
+    """Returns a table with one line for each version. A model without versions also has one line.
+
+    If the table would be wider than 80 columns, the reasons stand below the lines of their versions.
+    """
     header = ("NAME", "VERSION", "STATE", "INPUT", "CLASSES", "MAX BATCH", "VERIFIED", "REASON")
     rows = [_version_row(model, version) for model in models for version in model.versions or (None,)]
-    return table(header, rows, right=(4, 5))
+    whole = table(header, rows, right=(4, 5))
+    if max(map(terminal.width, whole.splitlines())) <= _WIDTH:
+        return whole
+    first, *lines = table(header[:-1], [row[:-1] for row in rows], right=(4, 5)).splitlines()
+    reasons = (textwrap.wrap(printable(row[-1]), _WIDTH - len(_INDENT)) for row in rows)
+    below = (part for line, parts in zip(lines, reasons, strict=True) for part in (line, *map(_INDENT.__add__, parts)))
+    return "\n".join((first, *below))
 
 
 def models_json(models: Sequence[ModelInfo]) -> str:

@@ -30,8 +30,8 @@ def version(entry: Entry) -> str:
 
 def table(entries: Sequence[Entry]) -> str:
     """Returns a table with one line per version."""
-    header = ("MODEL", "VERSION", "ARCHITECTURE", "PARAMETERS", "PRECISION", "INPUT", "CLASSES", "PARITY", "AGREEMENT")
-    return aligned([(*header, "CONTRACT", "STATE"), *map(_row, entries)], right=(1, 3, 6, 7, 8, 9))
+    header = ("MODEL", "VERSION", "PARAMS", "PRECISION", "INPUT", "CLASSES", "COMPARED", "STATE")
+    return aligned([header, *map(_row, entries)], right=(1, 2, 5, 6))
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
@@ -62,22 +62,27 @@ def _row(entry: Entry) -> tuple[str, ...]:
     start = (entry["model"], str(entry["version"]))
     manifest = entry["manifest"]
     if not manifest:
-        return (*start, *["-"] * 8, entry["state"])
+        return (*start, *["-"] * 5, entry["state"])
     agreement = manifest.get("agreement")
     # If a version has an agreement, its parity belongs to another file.
     batches = () if agreement else manifest["parity"]["batches"].values()
     return (
         *start,
-        manifest["architecture"],
-        f"{manifest['parameters']:,}",
+        _short(manifest["parameters"]),
         manifest["onnx"]["precision"],
-        f"{_by(manifest['input']['shape'])} {manifest['input']['datatype']}",
+        f"{'x'.join(map(str, manifest['input']['shape']))} {manifest['input']['datatype']}",
         str(manifest["class_count"]),
-        f"{max(batches):.1e}" if batches else "-",
-        f"{agreement['top1']:.2%}" if agreement else "-",
-        str(manifest["schema"]),
-        entry["state"],
+        f"{agreement['top1']:.2%}" if agreement else f"{max(batches):.1e}" if batches else "-",
+        entry["state"] + (", contract 1" if manifest["schema"] == 1 else ""),
     )
+
+
+def _short(number: int) -> str:
+    """Returns a number in at most five characters, such as 61.7k or 11.7M."""
+    for power, unit in ((9, "G"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g}{unit}"
+    return str(number)
 
 
 def _facts(entry: Entry, manifest: dict[str, Any]) -> Iterator[tuple[str, Iterator[str] | list[str]]]:

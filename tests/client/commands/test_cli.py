@@ -363,9 +363,10 @@ def test_health(peer, capsys):
 
 def test_models(peer, capsys):
     assert run(capsys, cli.models, "--address", peer.address)[1].splitlines() == [
-        "NAME    VERSION  STATE        INPUT               CLASSES  MAX BATCH  VERIFIED  REASON",
+        "NAME    VERSION  STATE        INPUT               CLASSES  MAX BATCH  VERIFIED",
         "digits  2        READY        UINT8 [-1,28,28,1]       10         32  yes",
-        "photos  1        UNAVAILABLE  -                         -          -  -         model.onnx was altered",
+        "photos  1        UNAVAILABLE  -                         -          -  -",
+        "    model.onnx was altered",
     ]
     document = json.loads(run(capsys, cli.models, "--json", "--address", peer.address)[1])
     assert [model["name"] for model in document] == ["digits", "photos"]

@@ -29,9 +29,11 @@ def test_a_model_without_versions_has_a_line():
         ModelInfo("bad", (VersionInfo("1", "UNAVAILABLE", "altered\n"),)),
     ]
     assert r.models_table(models) == (
-        "NAME   VERSION  STATE        INPUT  CLASSES  MAX BATCH  VERIFIED  REASON\n"
-        "empty  -        -            -            -          -  -         no version folder\n"
-        "bad    1        UNAVAILABLE  -            -          -  -         altered\\n"
+        "NAME   VERSION  STATE        INPUT  CLASSES  MAX BATCH  VERIFIED\n"
+        "empty  -        -            -            -          -  -\n"
+        "    no version folder\n"
+        "bad    1        UNAVAILABLE  -            -          -  -\n"
+        "    altered\\n"
     )
 
 
@@ -39,3 +41,11 @@ def test_labels_with_their_indices():
     labels = ("zero", "one\x1b")
     assert r.labels_table(labels) == "INDEX  LABEL\n    0  zero\n    1  one\\x1b"
     assert json.loads(r.labels_json(labels)) == [{"index": 0, "label": "zero"}, {"index": 1, "label": "one\x1b"}]
+
+
+def test_no_line_of_the_models_is_wider_than_80_columns():
+    reason = "file model.onnx has 537 bytes, the manifest says 1074; copy or export the version again"
+    table = r.models_table([ModelInfo("bad", (VersionInfo("1", "UNAVAILABLE", reason),))])
+    assert max(map(len, table.splitlines())) <= 80
+    assert " ".join(" ".join(table.splitlines()[2:]).split()) == reason
+    assert "  REASON\n" in r.models_table([ModelInfo("bad", (VersionInfo("1", "LOADING", "short"),))])
