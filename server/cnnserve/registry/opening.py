@@ -111,7 +111,8 @@ class VersionOpener:
         if entry.model is None:
             _log.error("model %s version %d did not load: %s", folder.name, entry.version, entry.reason)
         else:
-            _log.info("%s", _ready_line(entry.model, entry.load_s))
+            for line in _ready_lines(entry.model, entry.load_s):
+                _log.info("%s", line)
 
     def stop(self) -> None:
         """Gives up all loads at once. Their threads continue, and their results are dropped."""
@@ -221,9 +222,9 @@ _INTERNAL = "internal error while loading; the server's log has the cause"
 _STOPPED = _Attempt(_Failure("the server is shutting down"))
 
 
-def _ready_line(model: Model, seconds: float) -> str:
+def _ready_lines(model: Model, seconds: float) -> tuple[str, str]:
     info = model.info
     placement = ", ".join(f"{count} nodes on {provider}" for provider, count in info.placement.items())
-    tested = info.self_test or info.probe
     contract = f"; contract {info.manifest.schema}" if info.manifest else ""
-    return f"model {info.name} version {info.version} READY in {seconds:.2f} s; {placement}; {tested}{contract}"
+    name = f"model {info.name} version {info.version}"
+    return f"{name} READY in {seconds:.2f} s; {placement}{contract}", f"{name}: {info.self_test or info.probe}"
