@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
+from certificates import Authority
 from cnnserve.access.scopes import Scope
+from cnnserve.access.tls import Tls
 from cnnserve.api.methods import INFERENCE, CallContext, Method
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.snapshot import Snapshot
@@ -32,8 +35,25 @@ def post(body: bytes, *headers: bytes) -> bytes:
     return INFER + lines + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+# The authority of the port's certificate, while a test runs over TLS.
+_secured: list[Authority] = []
+
+
+@pytest.fixture(autouse=True, params=["plain", "TLS"])
+def secured(request: pytest.FixtureRequest, authority: Authority) -> Iterator[bool]:
+    """Runs every test of this module in plain text and over TLS."""
+    _secured.extend([authority] if request.param == "TLS" else [])
+    yield bool(_secured)
+    _secured.clear()
+
+
 class Client:
-    """One plain connection."""
+    """One connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -85,7 +105,9 @@ class Port:
         app = application(methods, Limits(budget, 4 * MIB), self.in_flight, Snapshot)
         socket = addresses.listen("127.0.0.1", 0, "http_port")
         self.number = socket.getsockname()[1]
-        self._server = HttpServer(app, socket, budget, limits)
+        self._tls = _secured[0] if _secured else None
+        tls = Tls(self._tls.issue("server")) if self._tls else None
+        self._server = HttpServer(app, socket, budget, limits, tls)
         self._task = asyncio.create_task(self._server.serve())
 
     async def _live(self, _: pb.ServerLiveRequest, __: CallContext) -> pb.ServerLiveResponse:
@@ -109,7 +131,8 @@ class Port:
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.number, limit=2**26))
+        context = ssl.create_default_context(cafile=self._tls.root) if self._tls else None
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.number, limit=2**26, ssl=context))
         try:
             yield client
         finally:
@@ -321,7 +344,9 @@ async def test_clients_that_hardly_send_make_room() -> None:
         assert sum(not client.reader.at_eof() for client in slow) >= 2
 
 
-async def test_a_client_that_closes_its_half_gets_its_answer() -> None:
+async def test_a_client_that_closes_its_half_gets_its_answer(secured: bool) -> None:
+    if secured:
+        pytest.skip("TLS has no half-closed connections")
     async with serving_port() as port, port.client() as client:
         port.go.clear()
         await client.send(post(RUN))
