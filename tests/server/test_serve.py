@@ -160,9 +160,11 @@ def imports(pid: int, library: str) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("when", ["at once", "while importing", "while binding"])
-def test_a_signal_while_starting_ends_it_cleanly(tmp_path: Path, number: signal.Signals, when: str) -> None:
+def test_a_signal_while_starting_ends_it_cleanly(
+    tiny_repository: Path, tmp_path: Path, number: signal.Signals, when: str
+) -> None:
     with ignored_interrupts():
-        server = spawn(tmp_path / "log", "--model-repository", tmp_path)
+        server = spawn(tmp_path / "log", "--model-repository", tiny_repository)
     pid = server.process.pid
     wait_until(lambda: catches(pid, number))
     if when == "while importing":
