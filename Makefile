@@ -89,7 +89,7 @@ pictures: setup ## make the pictures of README and docs again, from real command
 	$(BIN)/python docs/pictures/make.py
 	$(BIN)/python docs/pictures/dashboard.py
 
-soak: setup ## minutes of load, reloads, kills and changing versions (SOAK_MINUTES=10)
+soak: setup ## minutes of load, bursts, hostile clients, reloads, kills and changing versions (SOAK_MINUTES=10)
 	CNNSERVE_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/soak
 
 # In a folder of its own: only this target needs it.

@@ -24,7 +24,7 @@ class Call:
         self.reads = self.ended = False
         self.turn: Turn = receiving.ask(peer.encode(), self)
 
-    def read(self) -> None:
+    def read(self, *, aside: bool) -> None:
         self.reads = True
         self._order.append(self.peer)
 

@@ -6,6 +6,7 @@ its last message, has left, or has sent one that is too large; the event's `succ
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
@@ -116,13 +117,27 @@ class Call:
         """Has the next message read as soon as there is memory for it."""
         self._turn = self._transport.receiving.ask(self._call.peer(), self)
 
-    def read(self) -> None:
-        """Asks the core for the message."""
+    def read(self, *, aside: bool) -> None:
+        """Asks the core for the message. If `aside`, a thread does it: to unpack 60 MiB takes 0.3 s."""
+        try:
+            if aside:
+                self._transport.readers.submit(self._read_aside)
+            else:
+                self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
+        except (CallBroken, RuntimeError):
+            # The pool is closed: the server is about to end.
+            self._read_failed()
+
+    def _read_aside(self) -> None:
         try:
             self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
         except CallBroken:
-            self._message_done(None)
-            self._call.cancel(Code.INTERNAL.value, INTERNAL_TEXT)
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._read_failed)
+
+    def _read_failed(self) -> None:
+        self._message_done(None)
+        self._call.cancel(Code.INTERNAL.value, INTERNAL_TEXT)
 
     def _on_message(self, event: Any) -> None:
         data = event.batch_operations[0].message()

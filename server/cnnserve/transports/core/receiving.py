@@ -63,8 +63,8 @@ class Reader(Protocol):
 
     is_stream: ClassVar[bool]
 
-    def read(self) -> None:
-        """Asks the core for the message."""
+    def read(self, *, aside: bool) -> None:
+        """Asks the core for the message, on another thread if `aside`: the core unpacks a compressed one meanwhile."""
 
     def exhausted(self, text: str) -> None:
         """Ends the call with RESOURCE_EXHAUSTED. Its turn is done when the core says so: until then it has memory."""
@@ -242,7 +242,7 @@ class Receiving:
         self._expected += turn.expected
         self._reading.add(turn)
         self.watch()
-        turn.reader.read()
+        turn.reader.read(aside=turn.is_new or turn.expected > _LARGE_BYTES)
 
     def watch(self) -> None:
         """Looks at the memory from now on until nothing is on its way."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ _FLOW_CONTROL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**
 _UNREAD_S = 1.0
 # For this time after a call had work for a task, turns are short.
 _SHARED_S = 0.02
+_READERS = 4
 # Calls that the core may hand over at once.
 _ACCEPTS = 64
 # What clients have after the end of the last call to read what was sent, and to leave.
@@ -83,6 +85,8 @@ class CoreTransport:
         self._server.register_completion_queue(self._queue)
         self._pump = EventPump(self._queue, self._is_shared)
         self.receiving = Receiving(budget, max_message_bytes, pressure, self._relieve, self._pump.caught_up)
+        # They ask the core for messages that may have to be unpacked.
+        self.readers = ThreadPoolExecutor(_READERS, "grpc-read")
         self._calls: set[Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -148,6 +152,8 @@ class CoreTransport:
         self._server.cancel_all_calls()
         await down
         self._server.destroy()
+        # The core aborts the process if an operation begins on a queue that is shut down.
+        await asyncio.to_thread(self.readers.shutdown)
         self._queue.shutdown()
         await self._pump.ended()
 
