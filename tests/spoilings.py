@@ -256,6 +256,8 @@ ROWS: list[Row] = [
     Row("EXIF ignored", at(field("preprocessing/exif_orientation", False)), "self-test", "golden-turned.jpg alone"),
     Row("colour", at(field("preprocessing/color", "RGB")), "manifest", "preprocessing"),
     Row("another size", at(field("preprocessing/resize/size", [30, 30])), "manifest", "gives images of size"),
+    Row("probabilities as logits", at(field("activation", "none")), "manifest", "the graph ends in a softmax"),
+    Row("a softmax as sigmoids", at(field("activation", "sigmoid")), "manifest", "the graph ends in a softmax"),
     Row("normalised by the server", at(field("preprocessing/normalize", "host")), "warning", "normalises once more"),
     Row("another mean in the manifest", at(field("preprocessing/mean", [0.5])), "warning", "manifest says mean 0.5"),
     Row("another golden image", at(file("golden.png", lambda _: SIX)), "self-test", "golden.png alone"),

@@ -19,8 +19,11 @@ _FOLDERS = re.compile(r"(?<![\w:/.~-])~?/(?:[^\s/'\"`:;,()\[\]<>]+/)+")
 
 
 def redacted(text: str) -> str:
-    """Returns a text without C++ sources and signatures, addresses of objects, and folders before file names."""
-    text = text[:_LONGEST]
+    """Returns a text without C++ sources and signatures, addresses of objects, and folders before file names.
+
+    No message could hold half a character, as in the name of a file that is not UTF-8: it is escaped.
+    """
+    text = text[:_LONGEST].encode(errors="backslashreplace").decode()
     for pattern, instead in ((_SOURCE, ""), (_OBJECT, "the data"), (_ADDRESS, "an address"), (_FOLDERS, "")):
         text = pattern.sub(instead, text)
     return text.strip()

@@ -55,3 +55,7 @@ def test_other_texts_stay_as_they_are(text: str) -> None:
 @given(st.text(max_size=200))
 def test_any_text_stays_a_text_and_is_taken_out_once(text: str) -> None:
     assert "0x" + "7" * 12 + ">" not in redacted(f"{text} <a.B object at 0x{'7' * 12}>")
+
+
+def test_half_characters_are_escaped() -> None:
+    assert redacted("\ud800x and é and \udcff.bin") == r"\ud800x and é and \udcff.bin"

@@ -131,6 +131,12 @@ def test_a_file_that_changes_after_it_was_hashed_is_not_loaded(
     assert "model.onnx was altered" in refusal(version)
 
 
+def test_nothing_is_read_of_a_file_that_is_too_large(version: Path) -> None:
+    """It may be larger than the memory. This one has 1 TiB, none of it on the disk."""
+    os.truncate(version / "model.onnx", 2**40)
+    assert "file model.onnx has 1099511627776 bytes, the manifest says " in refusal(version)
+
+
 @pytest.mark.parametrize("name", ["labels.txt", "golden.png", "golden.bin", "manifest.json"])
 def test_neither_is_any_other_file(version: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     opening = loader.open_sessions

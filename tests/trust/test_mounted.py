@@ -57,6 +57,20 @@ def test_the_caller_may_choose_any_name(birds: Path) -> None:
     assert folders.model_folder(numbered).versions == {}
 
 
+@pytest.mark.parametrize("with_versions", [False, True])
+def test_a_file_of_another_name_than_that_of_the_manifest_is_not_served(birds: Path, with_versions: bool) -> None:
+    shutil.copy(birds / "model.onnx", birds / "other.onnx")
+    if with_versions:
+        write_version(birds / "9")
+    models = folders.NamedModels({"own": birds / "model.onnx", "other": birds / "other.onnx"})
+    assert open_version(models.folder("own"), 4).info.self_test is not None
+    said = (
+        r"other\.onnx is not the model of the manifest\.json beside it, which is model\.onnx; name that file, or move"
+    )
+    with pytest.raises(ModelLoadFailed, match=said):
+        open_version(models.folder("other"), 4)
+
+
 def test_a_folder_with_versions_is_that_of_a_model(tmp_path: Path, birds: Path) -> None:
     (birds / "1").mkdir()
     assert folders.find(tmp_path, "birds").versions == {1: birds / "1"}

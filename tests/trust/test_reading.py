@@ -11,7 +11,7 @@ from cnnserve.api.describe import describe
 from cnnserve.registry.control import ModelControl
 from cnnserve.registry.poller import Poller
 from cnnserve.registry.registry import Registry
-from spoiling import lenet5
+from spoiling import field, lenet5
 from support import write_version
 
 # Threads that opened a manifest, while a test watches.
@@ -56,3 +56,14 @@ async def test_manifests_are_read_on_threads(tmp_path: Path, registry: Registry)
         _watching.clear()
     assert 0 < loaded < polled < len(_threads)
     assert threading.current_thread() not in _threads
+
+
+async def test_one_manifest_with_half_a_character_does_not_hide_the_other_models(
+    tmp_path: Path, registry: Registry
+) -> None:
+    field("schema", "\ud800")(lenet5(tmp_path))
+    write_version(tmp_path / "tiny" / "1")
+    await registry.load_all()
+    control = ModelControl(registry, tmp_path, mode="explicit", allowed=True)
+    reasons = [version.reason for model in await control.index() for version in describe(model, labels=True).versions]
+    assert reasons == [r"manifest.json has schema \ud800, this server reads 1 and 2; export the model again", ""]

@@ -268,9 +268,21 @@ def an_rsa_key(file: Path) -> None:
     )
 
 
+def two_keys(file: Path) -> None:
+    keys = [public_key(new_key(file.parent.parent / name)).read_text() for name in ("a.pem", "b.pem")]
+    file.write_text("".join(keys))
+
+
+def a_key_and_a_certificate(file: Path) -> None:
+    key = public_key(new_key(file.parent.parent / "a.pem")).read_text()
+    file.write_text(key + Authority(file.parent.parent).file.read_text())
+
+
 @pytest.mark.parametrize(
     ("write", "said"),
     [
+        (two_keys, r"/wrong holds a public key beside other keys or certificates; give each public key its own file"),
+        (a_key_and_a_certificate, r"/wrong holds a public key beside other keys or certificates; give each public key"),
         (a_private_key, r"/wrong is a private key, which only the signer may have; put its public key there: openssl"),
         (an_rsa_key, r"/wrong is not a key of the curve P-256, P-384 or P-521; make one: openssl genpkey"),
         (lambda file: file.write_text("hello"), r"/wrong is neither a public key nor a certificate in PEM; remove it"),

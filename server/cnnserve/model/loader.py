@@ -100,7 +100,7 @@ def open_version(
     with contextlib.closing(onnx_files.load(files, model_file, manifest)) as model:
         files.check_others()
         if manifest is not None:
-            _check_precision(manifest, model)
+            _check_graph(manifest, model)
         execution, sessions = open_sessions(model, execution, cpu_threads, engine_cache, on_stage)
         names = [] if manifest is not None else [output.name for output in sessions[0].outputs]
         with model.model.open() as file:
@@ -227,10 +227,15 @@ def _read_manifest(files: VersionFiles) -> Manifest | None:
     return manifest
 
 
-def _check_precision(manifest: Manifest, model: OnnxFiles) -> None:
-    """Raises `ModelLoadFailed` if the graph does not have the precision that decides the tolerance of the self-test."""
+def _check_graph(manifest: Manifest, model: OnnxFiles) -> None:
+    """Raises `ModelLoadFailed` if the graph contradicts what the manifest says of its values.
+
+    The precision decides the tolerance of the self-test, and the activation what is made of its rows.
+    """
     with model.model.open() as file:
-        wrong = onnx_precision.contradiction(manifest.onnx.precision, file)
+        wrong = onnx_precision.contradiction(manifest.onnx.precision, file) or onnx_ending.contradiction(
+            manifest.activation, file, manifest.output.name
+        )
     if wrong:
         raise ModelLoadFailed(f"{manifests.MANIFEST_FILE}: {wrong}; export the model again")
 
@@ -258,6 +263,11 @@ def _check_tensors(manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Se
 def _model_file(files: VersionFiles, config: ModelConfig | None, manifest: Manifest | None) -> str:
     """Returns the path of the ONNX file in the version's folder."""
     if manifest is not None:
+        if files.folder.asked not in ("", manifest.onnx.file):
+            raise ModelLoadFailed(
+                f"{files.folder.asked} is not the model of the {manifests.MANIFEST_FILE} beside it, which is "
+                f"{manifest.onnx.file}; name that file, or move the other one into a folder of its own"
+            )
         return manifest.onnx.file
     name = (config.default_model_filename if config else "") or MODEL_FILE
     if "/" in name or name.startswith("."):

@@ -38,7 +38,8 @@ class ModelFolder:
     `config`: JSON of a load request, which replaces any file. `config_file`: path below `path` of the file that is read
     instead of config.pbtxt if it exists. `unreadable`: why the folder cannot be listed now; "": it can. `verified`: the
     model has had a version with a manifest, so one without needs the consent of the config file. `trust`: the keys that
-    must have signed the files; None: signatures do not matter.
+    must have signed the files; None: signatures do not matter. `asked`: the name of the ONNX file that was asked for;
+    "": any.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelFolder:
     unreadable: str = ""
     verified: bool = False
     trust: Trust | None = None
+    asked: str = ""
 
     @property
     def mounted(self) -> bool:
@@ -109,9 +111,10 @@ class NamedModels:
         path = self._paths[name]
         if path == place:
             path = place / MODEL_FILE
-        elif not (place / MANIFEST_FILE).exists():
+        else:
             # A file beside others, which are no versions of it.
-            folder = replace(folder, versions={})
+            has_manifest = (place / MANIFEST_FILE).exists()
+            folder = replace(folder, versions=_mounted_version(place, trust) if has_manifest else {}, asked=path.name)
         if folder.versions or not path.is_file():
             return folder
         config = "" if path.name == MODEL_FILE else json.dumps({"default_model_filename": path.name})

@@ -17,6 +17,8 @@ _INPUT, _OUTPUT, _OPERATOR, _DOMAIN = 1, 2, 4, 7
 _LONGEST = 4096
 
 _OPERATORS: dict[str, Ending] = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid"}
+# What no other activation may follow.
+_ENDS = frozenset(("softmax", "sigmoid"))
 # They choose, move, name or round values, and keep what each value means.
 _KEEP = frozenset(
     (
@@ -36,6 +38,20 @@ def endings(file: BinaryIO, outputs: Sequence[str]) -> dict[str, Ending]:
                 if part == _NODE:
                     makers.update(_made(file, node))
     return {output: _ending(makers, output) for output in outputs}
+
+
+def contradiction(activation: str, file: BinaryIO, output: str) -> str:
+    """Returns how the graph in a file contradicts a manifest's activation, or "" if it does not or is not clear.
+
+    Rows of a softmax are looked at when they are made: they sum to 1.
+    """
+    if activation == "softmax":
+        return ""
+    try:
+        found = endings(file, [output])[output]
+    except ValueError:
+        return ""
+    return f"activation is {activation}, but the graph ends in a {found}" if found in _ENDS - {activation} else ""
 
 
 def _ending(makers: dict[str, tuple[str, str]], name: str) -> Ending:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository import normalisation, onnx_files, onnx_precision, show_text
+from cnnserve.repository import normalisation, onnx_ending, onnx_files, onnx_precision, show_text
 from cnnserve.repository.folders import ModelFolder, model_folder, scan, version_number
 from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
@@ -159,7 +159,7 @@ def _compared(manifest: Manifest, files: VersionFiles) -> Entry:
     except ModelLoadFailed as error:
         problems[manifest.onnx.file] = str(error)
     state = "altered" if problems else "intact"
-    if wrong := _precision(manifest, files) if manifest.onnx.file not in problems else "":
+    if wrong := _graph(manifest, files) if manifest.onnx.file not in problems else "":
         state, problems[MANIFEST_FILE] = "broken manifest", wrong
     try:
         manifests.check_own_place(manifest, files.folder, files.version)
@@ -190,9 +190,11 @@ def _normalisation(manifest: Manifest, files: VersionFiles) -> str:
         return ""
 
 
-def _precision(manifest: Manifest, files: VersionFiles) -> str:
+def _graph(manifest: Manifest, files: VersionFiles) -> str:
     with files.open(manifest.onnx.file) as file:
-        return onnx_precision.contradiction(manifest.onnx.precision, file)
+        return onnx_precision.contradiction(manifest.onnx.precision, file) or onnx_ending.contradiction(
+            manifest.activation, file, manifest.output.name
+        )
 
 
 def _golden(manifest: Manifest, files: VersionFiles, labels: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,9 +94,15 @@ class VersionFiles:
             self._contents[name] = self.shared.read(self._path(name))
         return self._contents[name]
 
-    def copy(self, name: str) -> PrivateCopy:
-        """Returns a private copy of a file, for a file that may be large. The caller closes it."""
+    def copy(self, name: str, stated: int | None = None) -> PrivateCopy:
+        """Returns a private copy of a file, for a file that may be large. The caller closes it.
+
+        `stated`: the size in the manifest, in bytes. Raises `ModelLoadFailed` also if the file has another one.
+        """
         with self.open(name) as file, _explained(name):
+            # Before anything is read: the file may be larger than the memory.
+            if stated is not None and (size := os.fstat(file.fileno()).st_size) != stated:
+                raise ModelLoadFailed(f"file {name} has {size} bytes, the manifest says {stated}")
             copy = PrivateCopy(file, name)
         try:
             self._check(name, copy.sha256)

@@ -19,6 +19,7 @@ from cnnserve.trust import certificates
 from cnnserve.trust.certificates import CURVES, Untrusted
 
 _MAX_BYTES = 2**20
+_PUBLIC_KEY, _CERTIFICATE = b"-----BEGIN PUBLIC KEY-----", b"-----BEGIN CERTIFICATE-----"
 _PUBLIC = "openssl pkey -in KEY -pubout"
 
 
@@ -90,7 +91,12 @@ def read(path: Path) -> TrustedKeys:
     authorities: dict[str, list[x509.Certificate]] = {}
     for file in files:
         data = _content(file)
-        if b"-----BEGIN CERTIFICATE-----" in data:
+        # Only the first key, or only the certificates, would count.
+        if _PUBLIC_KEY in data and data.count(b"-----BEGIN ") > 1:
+            raise ConfigError(
+                f"{file} holds a public key beside other keys or certificates; give each public key its own file"
+            )
+        if _CERTIFICATE in data:
             authorities[file.name] = _certificates(file, data)
         else:
             keys[file.name] = _key(file, data)

@@ -80,6 +80,8 @@ GOOD = [[0.25, 0.5, 0.25], [0, 0, 1]]
         ([[0.5, 0.75, -0.25], [0, 0, 1]], "softmax", "golden.bin holds values from -0.25 to 1, expected probabilities"),
         ([[-0.5, 0.5, 0.5], [0, 0, 0]], "sigmoid", "golden.bin holds values from -0.5 to 0.5, expected probabilities"),
         ([[-7, 12, 3], [0, 0, 0]], "none", ""),
+        ([[0.25, 0.5, 0.26], [0, 0, 1]], "none", ""),
+        (GOOD, "none", "golden.bin holds probabilities, which sum to 1, but activation is none; expected logits"),
         ([[-7, np.inf, 3], [0, 0, 0]], "none", "golden.bin holds values that are not finite"),
         ([[0.25, 0.5, 0.25], [0, np.nan, 1]], "softmax", "golden.bin holds values that are not finite"),
     ],

@@ -41,6 +41,27 @@ def test_what_a_graph_ends_in(operators: list[str], expected: str) -> None:
     assert ending(graph(*operators)) == expected
 
 
+@pytest.mark.parametrize(
+    ("stated", "operator", "contradicts"),
+    [
+        ("none", "Softmax", True),
+        ("none", "Sigmoid", True),
+        ("sigmoid", "Softmax", True),
+        ("sigmoid", "Sigmoid", False),
+        # What Classify makes of the logarithms of probabilities are these probabilities.
+        ("none", "LogSoftmax", False),
+        ("none", "Gemm", False),
+        # The self-test looks at the rows.
+        ("softmax", "Sigmoid", False),
+    ],
+)
+def test_what_contradicts_an_activation(stated: str, operator: str, contradicts: bool) -> None:
+    file = io.BytesIO(graph(operator, "Identity").SerializeToString())
+    said = f"activation is {stated}, but the graph ends in a {operator.lower()}" if contradicts else ""
+    assert onnx_ending.contradiction(stated, file, "v2") == said
+    assert onnx_ending.contradiction(stated, io.BytesIO(b"no model"), "v2") == ""
+
+
 def test_an_operator_of_another_domain_is_not_taken_for_one_of_onnx() -> None:
     model = graph("Softmax")
     model.graph.node[0].domain = "my.ops"

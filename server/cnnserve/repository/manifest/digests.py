@@ -36,7 +36,7 @@ def verify(manifest: Manifest, files: VersionFiles) -> dict[str, PrivateCopy]:
     def digest_of(name: str) -> tuple[str, int]:
         if name in _small(manifest):
             return _read_digest(files, name)
-        copies[name] = files.copy(name)
+        copies[name] = files.copy(name, manifest.files[name].bytes)
         return copies[name].sha256, copies[name].size
 
     try:

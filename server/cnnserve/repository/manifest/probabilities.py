@@ -67,4 +67,6 @@ def values(manifest: Manifest, data: bytes) -> "NDArray[np.float32]":
     if manifest.activation == "softmax" and (np.abs(sums - 1) > _SUM_TOLERANCE).any():
         worst = sums[np.abs(sums - 1).argmax()]
         raise InvalidField(f"{name}: the probabilities of an image sum to {worst:g}, expected 1")
+    if manifest.activation == "none" and classes > 1 and rows.min() >= 0 and (np.abs(sums - 1) <= _SUM_TOLERANCE).all():
+        raise InvalidField(f"{name} holds probabilities, which sum to 1, but activation is none; expected logits")
     return rows
