@@ -20,12 +20,14 @@ from bursts import INFER, STREAM, digits
 from cnnserve.wire import open_inference_pb2 as pb
 from soak.clumsy import PEERS, Peer
 from support import HANG_S, REPOSITORY, RunningServer, serving, wait_until
-from watching import Watched
+from watching import Watched, resident_mib
 
 MINUTES = float(os.environ.get("CNNSERVE_SOAK_MINUTES", "0"))
 FLAGS = ("--max-pending-mib", "128", "--grpc-transport", "core")
-# Above the idle size, as in tests/server/transports/test_memory.py.
-MOST_MIB = 384
+# Above the idle size. Each attack alone stays below 384 MiB; this is for all of them at once, on a busy machine.
+MOST_MIB = 768
+# What may stay of them: pools and caches, and what grpc's core keeps.
+LEFT_MIB = 128
 SEEDS = range(8)
 # As a client that keeps to the server's times for retries.
 _RETRY_S = 0.1
@@ -169,6 +171,10 @@ def test_honest_clients_get_their_answers(tmp_path: Path) -> None:
             # Everybody is served again, at once.
             before = honest.answers.copy()
             wait_until(lambda: all(honest.answers[name] > before[name] + 10 for name in before))
+            wait_until(
+                lambda: resident_mib(server.process.pid) - watched.idle_mib < LEFT_MIB,
+                lambda: f"memory that goes back, {resident_mib(server.process.pid) - watched.idle_mib:.0f} MiB stay",
+            )
         assert not honest.failures
         assert not failures
         assert watched.grown_mib < MOST_MIB

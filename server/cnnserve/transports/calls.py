@@ -19,7 +19,8 @@ from cnnserve.transports.credentials import client_names
 
 # Calls that arrive faster than the server accepts them. Beyond its own limits of 1,000 and 3,000, grpc's core would end
 # them as CANCELLED, which no client tries again.
-_PENDING = 100_000
+# Each takes about 20 KiB, so there is a limit.
+_PENDING = 16_384
 
 
 # For the first frame of a client, and for calls of a client that has none. Clients connect again by themselves.
