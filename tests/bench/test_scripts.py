@@ -30,6 +30,7 @@ BENCHMARKS = {
     "cold_start": [*ONE, *KEPT],
     "export_table": ["--models", "lenet5", "--max-batch-size", "4"],
     "golden_set": ["--models", "lenet5", "--filters", "4", "--classes", "2"],
+    "guessing": [*KEPT, "--guesses", "200"],
     "instances": [*ONE, *KEPT, "--seconds", "0.2"],
     "int8": [*ONE, "--seconds", "0.1"],
     "int8_digits": [*ONE, "--seconds", "0.1", "--epochs", "1"],
