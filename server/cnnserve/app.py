@@ -143,7 +143,7 @@ async def serve(
     """
     files = open_files.raise_limit()
     # First, because the server must not start with a file that says who may do what and cannot be read.
-    access = _access(config)
+    access = access_control(config)
     threads = cpu_threads(config)
     decoders = DecodingPool(config.decode_threads or decoding_threads(threads))
     budget = memory_budget(config)
@@ -269,7 +269,8 @@ def _connection_limits(config: ServerConfig, files: int) -> ConnectionLimits:
     return ConnectionLimits(most, config.max_connections_per_address, config.max_connection_age_s)
 
 
-def _access(config: ServerConfig) -> AccessControl:
+def access_control(config: ServerConfig) -> AccessControl:
+    """Reads the files of access control. Raises `AccessError` if one of them cannot be used."""
     files = None
     if config.tls_certificate and config.tls_key:
         files = TlsFiles(config.tls_certificate, config.tls_key, config.tls_client_ca)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 
 from cnnserve import app
+from cnnserve.access.lists import AccessError
 from cnnserve.config import ServerConfig
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.registry.control import EXPLICIT
@@ -24,6 +25,11 @@ def run(config: ServerConfig) -> int:
 
 
 async def _run(config: ServerConfig) -> int:
+    try:
+        app.access_control(config)
+    except AccessError as error:
+        sys.stdout.write(f"NOT ready: {error}\n")
+        return 1
     decoders = DecodingPool(1)
     registry = app.make_registry(config, app.cpu_threads(config), decoders, app.memory_budget(config))
     await app.load_first(config, registry)

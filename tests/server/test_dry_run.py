@@ -76,3 +76,11 @@ def test_bad_settings_print_nothing(tmp_path: Path) -> None:
     ended = serve("--model-repository", tmp_path, "--print-config", CNNSERVE_GRPC_PORT="70000")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "grpc_port is 70000, expected 0 to 65535 (set by CNNSERVE_GRPC_PORT)" in ended.stderr
+
+
+def test_a_dry_run_tells_what_is_wrong_with_the_tokens(tmp_path: Path) -> None:
+    write_version(tmp_path / "models" / "tiny" / "1")
+    (tmp_path / "tokens").write_text("web\n")
+    ended = serve("--repository", tmp_path / "models", "--tokens-file", tmp_path / "tokens", "--dry-run")
+    assert ended.returncode == 1
+    assert f"NOT ready: {tmp_path / 'tokens'}, line 1: it has 1 fields" in ended.stdout

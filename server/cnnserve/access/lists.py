@@ -31,6 +31,9 @@ class Tokens:
 
     entries: tuple[tuple[bytes, Client], ...]
 
+    def __len__(self) -> int:
+        return len(self.entries)
+
     def client(self, token: str) -> Client | None:
         """Returns the client that has this token. Takes as long for a wrong token as for the right one."""
         digest = digest_of(token)
@@ -46,6 +49,9 @@ class Certificates:
     """The clients by a name in their certificate, such as "CN:web" or "DNS:web.example"."""
 
     clients: dict[str, Client]
+
+    def __len__(self) -> int:
+        return len(self.clients)
 
     def client(self, names: tuple[str, ...]) -> Client | None:
         """Returns the first client whose name is one of the certificate's `names`."""

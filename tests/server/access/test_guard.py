@@ -37,6 +37,13 @@ async def test_without_lists_all_may_pass() -> None:
     guard.admit("x", Scope.ADMIN, Caller(PEER))
 
 
+async def test_an_empty_list_admits_nobody() -> None:
+    for guard in (Guard(Tokens(())), Guard(None, Certificates({}))):
+        assert guard.has_work
+        with pytest.raises(Unauthenticated):
+            guard.admit("x", Scope.READ, bearer("any", names=("CN:any",)))
+
+
 async def test_a_token_opens_its_scopes_only() -> None:
     guard = Guard(tokens(app=Scope.INFER))
     for scheme in ("Bearer", "bearer", "BEARER"):
