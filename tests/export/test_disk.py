@@ -41,8 +41,8 @@ def test_a_full_disk_leaves_what_was_there(exports: Exports, tmp_path: Path) -> 
     names = tmp_path / "names.txt"
     names.write_text("\n".join("0123456789"))
     disk, codes = tmp_path / "disk", []
-    # LeNet-5's model file takes 244 KiB, every other file one page of 4 KiB.
-    for kib in (4, 100, *range(240, 280, 4)):
+    # LeNet-5's model file takes 244 KiB, three golden images 40 KiB, every other file one page of 4 KiB.
+    for kib in (4, 100, 244, *range(304, 348, 4)):
         if not mounted(disk, kib):
             pytest.skip("mounting a small file system needs root")
         with ExitStack() as stack:
