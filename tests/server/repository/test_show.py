@@ -163,6 +163,17 @@ def test_every_altered_file_is_named(root: Path, capsys: Output) -> None:
     assert list(documents(capsys, root / "tiny", code=1)[0]["problems"]) == ["model.onnx", "golden.png"]
 
 
+def test_a_precision_that_the_graph_does_not_have_is_told(root: Path, capsys: Output) -> None:
+    folder = root / "tiny" / "3"
+    raw = json.loads((folder / MANIFEST_FILE).read_text())
+    (folder / MANIFEST_FILE).write_text(json.dumps(raw | {"onnx": raw["onnx"] | {"precision": "fp16"}}))
+    (entry,) = documents(capsys, root / "tiny", code=1)
+    assert entry["state"] == "broken manifest"
+    assert entry["problems"] == {MANIFEST_FILE: "onnx.precision is fp16, but the graph computes in fp32"}
+    assert show([str(root / "tiny")]) == 1
+    assert "state           broken manifest: onnx.precision is fp16" in capsys.readouterr().out
+
+
 def test_a_version_in_the_wrong_place_is_told(root: Path, capsys: Output) -> None:
     shutil.copytree(root / "tiny" / "3", root / "plain" / "4")
     assert show([str(root / "plain")]) == 1
