@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from certificates import Authority
 from cnnserve.access.scopes import Scope
@@ -387,3 +389,71 @@ async def test_a_response_that_nobody_reads_ends() -> None:
         await client.send(post(text) * 8)
         await until(lambda: port.budget.total_bytes > 0)
         await until(lambda: port.budget.total_bytes == 0 and not port.in_flight.count)
+
+
+STREAMS = st.lists(
+    st.sampled_from(
+        [
+            LIVE,
+            post(RUN),
+            CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(RUN), RUN),
+            CHUNKED + b"%x;a=b\r\n%s\r\n0\r\nX: y\r\n\r\n" % (len(RUN), RUN),
+            post(RUN, b"Connection: Upgrade", b"Upgrade: h2c"),
+            post(RUN, b"Expect: 100-continue"),
+            post(RUN, b"Connection: close"),
+            LIVE.replace(b"1.1", b"1.0"),
+            b"\r\n\r\n",
+        ]
+    ),
+    min_size=1,
+    max_size=4,
+).map(b"".join)
+CHANGES = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 8), st.binary(max_size=8)), max_size=4)
+
+
+def changed(stream: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
+    for at, removed, instead in changes:
+        stream = stream[:at] + instead + stream[at + removed :]
+    return stream
+
+
+@settings(max_examples=5)
+@given(
+    st.lists(
+        st.tuples(STREAMS, CHANGES, st.lists(st.integers(1, 200), max_size=6), st.booleans()), min_size=20, max_size=20
+    )
+)
+def test_any_bytes_in_any_pieces_leave_a_server_that_answers(
+    examples: list[tuple[bytes, list[tuple[int, int, bytes]], list[int], bool]],
+) -> None:
+    """Valid requests with bytes replaced, in pieces, some from clients that then close their half."""
+
+    async def send(port: Port, stream: bytes, cuts: list[int], half_closes: bool) -> None:
+        async with port.client() as client:
+            for cut in cuts:
+                await client.send(stream[:cut])
+                stream = stream[cut:]
+                await asyncio.sleep(0)
+            await client.send(stream)
+            if half_closes and client.writer.can_write_eof():
+                with contextlib.suppress(OSError):
+                    client.writer.write_eof()
+                await client.reader.read()
+            else:
+                with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await client.answer()
+
+    async def run() -> None:
+        async with serving_port(head_s=0.5, idle_s=0.5) as port:
+            sending = [
+                send(port, changed(stream, changes), cuts, half_closes)
+                for stream, changes, cuts, half_closes in examples
+            ]
+            for outcome in await asyncio.gather(*sending, return_exceptions=True):
+                assert outcome is None or isinstance(outcome, ConnectionError), outcome
+            async with port.client() as client:
+                assert (await client.ask(LIVE))[0] == 200
+            await until(lambda: not port.in_flight.count and not port.budget.total_bytes)
+
+    asyncio.run(run())
