@@ -202,9 +202,9 @@ class _Families:
         yield CounterMetricFamily("cnnserve_log_dropped_messages", text, now.unlogged)
         text = "Number of audit lines that were dropped, because standard error was not read"
         yield CounterMetricFamily("cnnserve_audit_dropped_lines", text, now.unaudited)
-        if now.certificate_end is not None:
-            text = "End of the TLS certificate, in seconds since 1970"
-            yield GaugeMetricFamily("cnnserve_certificate_expiry_seconds", text, now.certificate_end)
+        text = "End of the TLS certificate, in seconds since 1970"
+        ends: list[tuple[Labels, float]] = [] if now.certificate_end is None else [({}, now.certificate_end)]
+        yield family("gauge", "cnnserve_certificate_expiry_seconds", text, ends)
         refusals = (Sample(f"{_REFUSALS}_total", {"reason": name}, count) for name, count in now.refusals.items())
         yield Family("counter", _REFUSALS, _REFUSALS_TEXT, refusals)
         info = {"version": now.server_version, "onnxruntime": now.runtime_version}
