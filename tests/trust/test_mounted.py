@@ -72,8 +72,9 @@ def test_a_file_of_another_name_than_that_of_the_manifest_is_not_served(birds: P
 
 
 def test_a_folder_with_versions_is_that_of_a_model(tmp_path: Path, birds: Path) -> None:
-    (birds / "1").mkdir()
-    assert folders.find(tmp_path, "birds").versions == {1: birds / "1"}
+    write_version(birds / "1")
+    (birds / "2").mkdir()
+    assert folders.find(tmp_path, "birds").versions == {1: birds / "1", 2: birds / "2"}
 
 
 async def test_labels_and_config_of_the_model_may_lie_in_it(

@@ -137,6 +137,11 @@ def another_version(model: Path) -> None:
     rewrite_manifest(model / "2")
 
 
+def turned(path: str) -> Callable[[Path], object]:
+    """Returns a change of a file's bytes, but not of its size."""
+    return lambda model: (model / path).write_bytes((model / path).read_bytes()[::-1])
+
+
 ALTERED = r"file {} is not the one that was signed: SHA-256 [0-9a-f]{{12}}…, model\.sig says [0-9a-f]{{12}}…; put the"
 MISSING = r"model\.sig names the file {}, which is missing: it was removed after signing, or the signature belongs to"
 ADDED = r"model\.sig does not cover {}: it was added after signing, or the signature belongs to another folder; remove"
@@ -164,7 +169,12 @@ SPOILED: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     ("manifest", again("1/labels.txt"), ALTERED.format(r"manifest\.json")),
     ("labels", grow("1/labels.txt"), ALTERED.format(r"labels\.txt")),
-    ("model", grow("1/model.onnx"), ALTERED.format(r"model\.onnx")),
+    (
+        "longer model",
+        grow("1/model.onnx"),
+        r"file model\.onnx is not the one that was signed: it has \d+ bytes, the signed manifest says \d+; put the",
+    ),
+    ("model", turned("1/model.onnx"), ALTERED.format(r"model\.onnx")),
     ("golden image", grow("1/golden.png"), ALTERED.format(r"golden\.png")),
     ("golden probabilities", grow("1/golden.bin"), ALTERED.format(r"golden\.bin")),
     ("a file more", grow("1/weights.bin"), ADDED.format(r"weights\.bin")),

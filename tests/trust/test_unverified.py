@@ -99,11 +99,20 @@ async def test_polling_refuses_it(tmp_path: Path, registry: Registry) -> None:
 
 async def test_a_folder_added_to_a_mounted_version_does_not_replace_it(tmp_path: Path, registry: Registry) -> None:
     shutil.copytree(write_version(tmp_path / ".source" / "m" / "1"), tmp_path / "m")
+    poller = await polled(registry, tmp_path)
+    unverified(tmp_path / "m" / "2")
+    for _ in range(4):
+        await poller.poll()
+        await poller.settle()
+    assert registry.get("m").info.self_test is not None
+    assert [entry.version for entry in registry.entry("m").versions.values()] == [1]
+
+
+async def test_nor_is_it_served_at_start(tmp_path: Path, registry: Registry) -> None:
+    shutil.copytree(write_version(tmp_path / ".source" / "m" / "1"), tmp_path / "m")
     unverified(tmp_path / "m" / "2")
     await registry.load_all()
-    assert [(entry.version, entry.state, entry.reason) for entry in registry.entry("m").versions.values()] == [
-        (2, State.UNAVAILABLE, REFUSED)
-    ]
+    assert registry.get("m").info.self_test is not None
 
 
 async def test_a_model_that_was_gone_is_not_forgotten(tmp_path: Path, registry: Registry) -> None:

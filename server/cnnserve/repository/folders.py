@@ -221,7 +221,8 @@ def model_folder(path: Path, config_name: str = "", name: str = "", trust: Trust
     """Returns one model's folder. Its subfolders 1, 2, 3, ... are the versions; if it cannot be read, it has none.
 
     The folder of a version, as KServe mounts it, may also be given as that of a model. Then its manifest states the
-    number of the only version. `name`: the name of the model; by default that of the folder, unless it is a number.
+    number of the only version, and subfolders without a manifest are no versions. `name`: the name of the model; by
+    default that of the folder, unless it is a number.
     """
     versions, unreadable = {}, ""
     try:
@@ -232,7 +233,9 @@ def model_folder(path: Path, config_name: str = "", name: str = "", trust: Trust
         pass
     except OSError as error:
         unreadable = reason(error)
-    if not versions and not unreadable and (name or not version_number(path.name)):
+    has_versions = any(os.path.lexists(child / MANIFEST_FILE) for child in versions.values())
+    is_version = not versions or (not has_versions and os.path.lexists(path / MANIFEST_FILE))
+    if is_version and not unreadable and (name or not version_number(path.name)):
         versions = _mounted_version(path, trust)
     config_file = f"configs/{config_name}.pbtxt" if config_name else ""
     return ModelFolder(

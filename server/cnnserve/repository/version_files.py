@@ -102,7 +102,7 @@ class VersionFiles:
         with self.open(name) as file, _explained(name):
             # Before anything is read: the file may be larger than the memory.
             if stated is not None and (size := os.fstat(file.fileno()).st_size) != stated:
-                raise ModelLoadFailed(f"file {name} has {size} bytes, the manifest says {stated}")
+                raise self._other_size(name, size, stated)
             copy = PrivateCopy(file, name)
         try:
             self._check(name, copy.sha256)
@@ -126,6 +126,14 @@ class VersionFiles:
     def _check(self, name: str, sha256: str) -> None:
         if isinstance(self.shared, SignedTree):
             self.shared.check(self._path(name), sha256)
+
+    def _other_size(self, name: str, size: int, stated: int) -> ModelLoadFailed:
+        if self.signed is None:
+            return ModelLoadFailed(f"file {name} has {size} bytes, the manifest says {stated}")
+        return ModelLoadFailed(
+            f"file {name} is not the one that was signed: it has {size} bytes, the signed manifest says {stated}; put "
+            "the signed file back, or, if the change is yours, publish a new version and sign it"
+        )
 
     def _path(self, name: str) -> str:
         place = self.folder.place(self.version)

@@ -1,7 +1,6 @@
 """Reads `manifest.json`, in schema 1 and in schema 2, and the same words elsewhere. Blocks."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,7 @@ def read_from(files: VersionFiles) -> Manifest | None:
 
 
 def any_manifest(folder: ModelFolder) -> bool:
-    """Returns whether a version of the model has a manifest. A folder that cannot be listed may have one, it counts.
-
-    So does a manifest in the model's folder itself: a folder that was added to that of a mounted version hides it.
-    """
-    if os.path.lexists(folder.path / MANIFEST_FILE):
-        return True
+    """Returns whether a version of the model has a manifest. A folder that cannot be listed may have one, it counts."""
     for version in folder.versions:
         try:
             with VersionFiles(folder, version) as files:
