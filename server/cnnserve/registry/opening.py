@@ -174,7 +174,9 @@ class VersionOpener:
             return self._open_version(files, on_stage=on_stage)
         except ServingError as error:
             if error.__cause__ is not None:
-                _log.error("model %s version %d: cause: %s", files.folder.name, files.version, error.__cause__)
+                # As text: a handler that keeps the record would keep the traceback, and with it the session.
+                cause = str(error.__cause__)
+                _log.error("model %s version %d: cause: %s", files.folder.name, files.version, cause)
             return _Failure(redacted(pbtxt.told(files.folder, str(error))), _may_pass(error))
         except Exception as error:
             _log.exception("model %s version %d failed to load", files.folder.name, files.version)
