@@ -5,12 +5,14 @@ import gzip
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc
 import pytest
 
+import certificates
+from certificates import Authority
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 from support import REPOSITORY, serving, write_wide
@@ -23,20 +25,38 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 CLASSIFY = "/cnnserve.v1.Classifier/Classify"
 
 
+# The root certificates of servers with TLS, by their addresses.
+_roots: dict[str, bytes] = {}
+
+
+def connected(address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.Channel:
+    """A channel to a server of these tests."""
+    if address not in _roots:
+        return grpc.insecure_channel(address, options)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(_roots[address]), options)
+
+
 @pytest.fixture
-def watched(tmp_path: Path) -> Iterator[Watched]:
-    flags = ("--max-pending-mib", str(LIMIT_MIB), "--grpc-transport", "core")
+def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched]:
+    """A server; with the parameter "TLS", one with a certificate."""
+    flags = ["--max-pending-mib", str(LIMIT_MIB), "--grpc-transport", "core"]
+    authority = Authority(tmp_path / "pem") if getattr(request, "param", "") == "TLS" else None
+    if authority:
+        flags += certificates.flags(authority.issue("server"))
     with serving(tmp_path / "log", REPOSITORY, *flags) as server:
+        if authority:
+            _roots[server.address] = authority.root.read_bytes()
         # Imports and pools that the first requests bring are part of the idle size.
-        with grpc.insecure_channel(server.address) as channel:
+        with connected(server.address) as channel:
             assert ask(channel).outputs
         watched = Watched(server)
         try:
             yield watched
-            with grpc.insecure_channel(server.address) as channel:
+            with connected(server.address) as channel:
                 assert ask(channel).outputs
         finally:
             watched.close()
+            _roots.pop(server.address, None)
 
 
 def ask(channel: grpc.Channel, timeout: float = 60) -> o.ModelInferResponse:
@@ -52,7 +72,7 @@ def outcomes(address: str, method: str, bodies: list[bytes], channels: int, **ca
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
     counts: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(grpc.insecure_channel(address, options)) for _ in range(channels)]
+        opened = [stack.enter_context(connected(address, options)) for _ in range(channels)]
         futures = [
             opened[index % channels].unary_unary(method).future(body, timeout=120, **call)
             for index, body in enumerate(bodies)
@@ -67,7 +87,7 @@ def outcomes(address: str, method: str, bodies: list[bytes], channels: int, **ca
     return counts
 
 
-@pytest.mark.parametrize("channels", [1, 20])
+@pytest.mark.parametrize(("watched", "channels"), [("plain", 1), ("plain", 20), ("TLS", 20)], indirect=["watched"])
 def test_twenty_large_messages_at_once(watched: Watched, channels: int) -> None:
     body = c.ClassifyRequest(model="lenet5", images=[c.Image(encoded=bytes(56 * MIB))]).SerializeToString()
     counts = outcomes(watched.server.address, CLASSIFY, [body] * 20, channels)
@@ -76,7 +96,7 @@ def test_twenty_large_messages_at_once(watched: Watched, channels: int) -> None:
 
 
 def test_a_client_of_small_messages_that_sends_large_ones(watched: Watched) -> None:
-    with grpc.insecure_channel(watched.server.address, [("grpc.max_send_message_length", -1)]) as channel:
+    with connected(watched.server.address, [("grpc.max_send_message_length", -1)]) as channel:
         for _ in range(50):
             ask(channel)
         body = c.ClassifyRequest(model="lenet5", images=[c.Image(encoded=bytes(56 * MIB))]).SerializeToString()
