@@ -240,7 +240,7 @@ class ServerConfig:
     log_format: str = _setting("text", "form of the log: text, or json for one object on each line")
     tracing: bool = _setting(
         False,
-        "trace requests with OpenTelemetry, whose OTEL_ variables choose exporter and sampler (extra otel; default: no "
+        "trace requests with OpenTelemetry (extra otel), whose OTEL_ variables choose exporter and sampler (default: no "
         "traces)",
     )
     access_log: bool = _setting(False, "log one line for each request (default: none)")
