@@ -240,8 +240,8 @@ class ServerConfig:
     log_format: str = _setting("text", "form of the log: text, or json for one object on each line")
     tracing: bool = _setting(
         False,
-        "trace requests with OpenTelemetry (extra otel), whose OTEL_ variables choose exporter and sampler (default: no "
-        "traces)",
+        "trace requests with OpenTelemetry (extra otel), whose OTEL_ variables choose exporter and sampler "
+        "(default: no traces)",
     )
     access_log: bool = _setting(False, "log one line for each request (default: none)")
     access_log_sample: float = _setting(1.0, "share of the requests that --access-log logs, from above 0 to 1")
