@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,7 @@ from cnnserve.batching.row_check import SUSPECT_AFTER, RowCheck, RowKind, Streak
 from cnnserve.errors import BadAnswer, InvalidInput, ModelLoadFailed, ModelNotReady
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model.loader import OpenVersion
+from cnnserve.model.retest import Retest
 from cnnserve.model.version import Model
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.lifecycle import State
@@ -196,6 +198,23 @@ async def test_a_version_that_fails_its_repeated_self_test_is_taken_out(tmp_path
         await model.infer(pixels(1))
     assert tested == ["again"]
     await asyncio.wait_for(registry.close(), 10)
+
+
+@pytest.mark.parametrize("cause", [MemoryError(), RuntimeError("Failed to allocate memory for requested buffer")])
+async def test_too_little_memory_for_a_self_test_takes_no_version_out(
+    cause: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ModelLoadFailed("self-test: the run failed") from cause
+
+    taken_out: list[str] = []
+    caplog.set_level(logging.INFO)
+    retest = Retest("model m version 1", fail, taken_out.append)
+    retest.rest()
+    await until(lambda: not retest._running)
+    assert "could not be repeated: self-test: the run failed" in caplog.text
+    assert not taken_out
+    assert "passed" not in caplog.text
 
 
 def test_every_way_out_of_the_server(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from cnnserve.errors import ModelLoadFailed, ServingError
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model import loader
 from cnnserve.model.loader import OpenVersion
+from cnnserve.model.passing import may_pass
 from cnnserve.model.version import Model
 from cnnserve.model_config import pbtxt
 from cnnserve.model_config.parameters import ALLOW_UNVERIFIED
@@ -30,9 +30,6 @@ from cnnserve.repository.version_files import VersionFiles
 from cnnserve.runtime.workers import OnStage
 
 _log = logging.getLogger(__name__)
-
-# What fails to be read says so in its text, and so does ONNX Runtime if there was no memory.
-_MAY_PASS = re.compile("cannot be read|bad_alloc|out of memory|failed to allocate|allocate memory", re.IGNORECASE)
 
 
 class Open(Protocol):
@@ -163,7 +160,7 @@ class VersionOpener:
                 result = self._result(files, on_stage)
                 return _Attempt(result, files.fingerprint)
         except ModelLoadFailed as error:
-            return _Attempt(_Failure(redacted(str(error)), _may_pass(error)))
+            return _Attempt(_Failure(redacted(str(error)), may_pass(error)))
 
     def _result(self, files: VersionFiles, on_stage: OnStage) -> OpenVersion | _Failure:
         # A failure is returned, not raised: the traceback would keep the session of the failed load in memory, in a
@@ -177,10 +174,10 @@ class VersionOpener:
                 # As text: a handler that keeps the record would keep the traceback, and with it the session.
                 cause = str(error.__cause__)
                 _log.error("model %s version %d: cause: %s", files.folder.name, files.version, cause)
-            return _Failure(redacted(pbtxt.told(files.folder, str(error))), _may_pass(error))
+            return _Failure(redacted(pbtxt.told(files.folder, str(error))), may_pass(error))
         except Exception as error:
             _log.exception("model %s version %d failed to load", files.folder.name, files.version)
-            return _Failure(_INTERNAL, _may_pass(error))
+            return _Failure(_INTERNAL, may_pass(error))
 
     def _check_unverified(self, files: VersionFiles) -> None:
         """Raises `ModelLoadFailed` if no version without a manifest may be served."""
@@ -193,18 +190,6 @@ class VersionOpener:
                 f"it has no {MANIFEST_FILE}, but the model has or had a version with one; export or import it with "
                 f"cnnserve, or set the parameter {ALLOW_UNVERIFIED} in the model's config file to true"
             )
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Returns whether a load failed for a reason that may pass: the file system's, or that there was no memory."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError):
-            return True
-        if isinstance(cause, MemoryError) or _MAY_PASS.search(str(cause)):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
 
 
 def _take_out(name: str, entry: VersionEntry, changed: Callable[[], None], reason: str) -> None:
