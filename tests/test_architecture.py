@@ -52,6 +52,17 @@ UNLISTED = [
 ]
 
 
+def test_ten_files_at_most_stand_beside_the_rooms() -> None:
+    beside = [path.name for path in (ROOT / "server" / "cnnserve").iterdir() if path.is_file()]
+    assert len(beside) <= 10, beside
+
+
+def test_each_room_says_in_one_sentence_what_lives_there() -> None:
+    for room in (ROOT / "server" / "cnnserve").iterdir():
+        if room.is_dir() and room.name not in ("__pycache__", "wire"):
+            assert (room / "__init__.py").read_text().startswith('"""'), room
+
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packages")

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from cnnserve.config import ServerConfig
+from cnnserve.config.settings import ServerConfig
 
 from .tables import code, table
 

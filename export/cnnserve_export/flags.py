@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from cnnserve.spelling import Once, Parser, add_old_name
+from cnnserve.config.spelling import Once, Parser, add_old_name
 from cnnserve_export import flag_types, image_flags
 from cnnserve_export.contract import (
     ACTIVATIONS,

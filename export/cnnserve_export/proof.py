@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnserve.config import LOAD_TIMEOUT_S
+from cnnserve.config.settings import LOAD_TIMEOUT_S
 from cnnserve.images.preprocessing import Preprocessor, RawImage
 from cnnserve.model import proving
 from cnnserve.model.classification import are_probabilities

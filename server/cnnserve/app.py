@@ -30,7 +30,7 @@ from cnnserve.api.observing import Observer
 from cnnserve.api.open_inference import InferenceService
 from cnnserve.api.regions import SharedMemory
 from cnnserve.api.shared_memory import SharedMemoryService
-from cnnserve.config import COMPRESSION_LEVELS, ConfigError, ServerConfig
+from cnnserve.config.settings import COMPRESSION_LEVELS, ConfigError, ServerConfig
 from cnnserve.errors import ServingError
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model import loader

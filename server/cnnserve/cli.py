@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = _COMMANDS.get(words[0])
     if command is None:
-        spelling = importlib.import_module("cnnserve.spelling")
+        spelling = importlib.import_module("cnnserve.config.spelling")
         guess = spelling.guess(words[0], _COMMANDS)
         print(f"cnnserve: unknown command {words[0]!r}{guess} (see cnnserve --help)", file=sys.stderr)
         return 2
@@ -115,8 +115,8 @@ def serve(arguments: Sequence[str]) -> int:
     With `--dry-run`, 1 means that a model cannot be served.
     """
     _end_at_signals()
-    from cnnserve.config import ConfigError
-    from cnnserve.config_sources import build, doubts, gather, serve_parser
+    from cnnserve.config.settings import ConfigError
+    from cnnserve.config.sources import build, doubts, gather, serve_parser
 
     flags = vars(serve_parser().parse_args(arguments))
     try:
@@ -143,7 +143,7 @@ def serve(arguments: Sequence[str]) -> int:
     for doubt in doubtful:
         logging.getLogger(__name__).warning("%s", doubt)
     if flags["dry_run"]:
-        return int(importlib.import_module("cnnserve.dry_run").run(config))
+        return int(importlib.import_module("cnnserve.doctor.dry_run").run(config))
     return app.run(config)
 
 

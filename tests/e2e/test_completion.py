@@ -94,7 +94,7 @@ def completed(line: str, output: Path) -> tuple[str, set[str]]:
     [
         ("python -m cnnserve lab", "labels", set()),
         ("python -m cnnserve labels --j", "--json", {"cnnserve_client.commands.cli"}),
-        ("python -m cnnserve serve --grpc-p", "--grpc-port", {"cnnserve.config"}),
+        ("python -m cnnserve serve --grpc-p", "--grpc-port", {"cnnserve.config.settings"}),
         ("python -m cnnserve export --lab", "--labels", {"cnnserve_export.flags"}),
     ],
 )
@@ -103,7 +103,12 @@ def test_only_the_module_of_the_completed_command_is_imported(
 ) -> None:
     words, modules = completed(line, tmp_path / "words")
     assert words.strip() == offered
-    parsers = {"cnnserve_client.commands.cli", "cnnserve.config", "cnnserve_export.flags", "cnnserve.repository.show"}
+    parsers = {
+        "cnnserve_client.commands.cli",
+        "cnnserve.config.settings",
+        "cnnserve_export.flags",
+        "cnnserve.repository.show",
+    }
     assert modules & parsers == imported
     assert "argcomplete" in modules
     assert not modules & {"grpc", "numpy", "onnxruntime", "torch"}

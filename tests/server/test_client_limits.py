@@ -13,7 +13,7 @@ import pytest
 
 import cnnserve_client as cc
 from cnnserve import app
-from cnnserve.config import ServerConfig
+from cnnserve.config.settings import ServerConfig
 from cnnserve.wire import open_inference_pb2 as pb
 from oip import Oip, encoded, tensor
 from support import RunningServer, picture, serving, wait_until, write_version

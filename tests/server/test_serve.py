@@ -25,7 +25,7 @@ import uvicorn
 from grpc_health.v1 import health_pb2
 
 from cnnserve import app
-from cnnserve.config import ServerConfig
+from cnnserve.config.settings import ServerConfig
 from cnnserve.wire import classifier_pb2 as c
 from support import (
     HANG_S,

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnserve.config import ConfigError
+from cnnserve.config.settings import ConfigError
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository.signature import Signed, Trust
 from cnnserve.trust import keys

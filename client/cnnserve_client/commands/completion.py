@@ -17,7 +17,7 @@ from .flags import Parser
 _CLIENT = "cnnserve_client.commands.cli"
 # The function that returns the parser of each command.
 _PARSERS = {
-    "serve": ("cnnserve.config_sources", "serve_parser"),
+    "serve": ("cnnserve.config.sources", "serve_parser"),
     "doctor": ("cnnserve.doctor.cli", "doctor_parser"),
     "export": ("cnnserve_export.flags", "export_parser"),
     "import": ("cnnserve_export.flags", "import_parser"),

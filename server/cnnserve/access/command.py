@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cnnserve.access.lists import digest_of, valid_name
 from cnnserve.access.scopes import GIVEN, scopes_of
-from cnnserve.spelling import Parser
+from cnnserve.config.spelling import Parser
 
 _BYTES = 32
 # So that programs which search for leaked secrets recognise it.

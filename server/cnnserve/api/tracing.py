@@ -24,7 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 import cnnserve
 from cnnserve.api.methods import CallContext, Record
 from cnnserve.api.status import Code
-from cnnserve.config import ConfigError
+from cnnserve.config.settings import ConfigError
 
 # The names are those of the semantic conventions 1.44. The next version calls this one rpc.status_code.
 _STATUS = "rpc.response.status_code"

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cnnserve import config_sources, spelling
-from cnnserve.config import DEFAULT, ConfigError
+from cnnserve.config import sources, spelling
+from cnnserve.config.settings import DEFAULT, ConfigError
 from cnnserve.doctor import devices, machine, report, security, software, versions
 from cnnserve.doctor.findings import Check, Context, Finding, Status
 
@@ -65,22 +65,22 @@ def doctor_parser() -> argparse.ArgumentParser:
         "that would be served)",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (default: none)")
-    config_sources.add_settings(parser)
+    sources.add_settings(parser)
     return parser
 
 
 def _settings(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
     """Returns the values of the settings, and what is wrong with them. Without valid ones: the defaults."""
     try:
-        gathered = config_sources.gather(flags)
+        gathered = sources.gather(flags)
     except ConfigError as error:
-        values = {name: setting.value for name, setting in config_sources.gather({}, {}).items()}
+        values = {name: setting.value for name, setting in sources.gather({}, {}).items()}
         return values, [_bad(error)]
     values = {name: setting.value for name, setting in gathered.items()}
     given = {name: setting.source for name, setting in gathered.items() if setting.source != DEFAULT}
     try:
         if gathered["repository"].value is not None or gathered["model"].value:
-            config_sources.build(gathered)
+            sources.build(gathered)
     except ConfigError as error:
         return values, [_bad(error)]
     text = f"{len(given)} given, all others have their defaults" if given else "all have their defaults"

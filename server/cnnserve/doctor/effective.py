@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnnserve.config import Setting, variable
+from cnnserve.config.settings import Setting, variable
 from cnnserve.process import memory_limit
 from cnnserve.process.cpu import cpu_budget, decoding_threads
 from cnnserve.process.pressure import resident_bytes

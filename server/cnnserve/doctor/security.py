@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cnnserve.access.lists import AccessError, read_certificates, read_tokens
 from cnnserve.access.tls import WARN_S, Tls, TlsFiles
-from cnnserve.config import ConfigError
+from cnnserve.config.settings import ConfigError
 from cnnserve.doctor.findings import Context, Finding, Status, many, parted
 from cnnserve.doctor.software import install
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cnnserve.config import BUILD_TIMEOUT_S, DEFAULT_ENGINE_CACHE, LOAD_TIMEOUT_S
+from cnnserve.config.settings import BUILD_TIMEOUT_S, DEFAULT_ENGINE_CACHE, LOAD_TIMEOUT_S
 from cnnserve.doctor import child
 from cnnserve.doctor.child import ChildFailed, Event
 from cnnserve.doctor.findings import Context, Finding, Status, parted

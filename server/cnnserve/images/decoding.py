@@ -25,7 +25,7 @@ from PIL import (  # noqa: F401
 from cnnserve.errors import InvalidInput
 from cnnserve.images.header import ImageHeader
 from cnnserve.images.resampling import Box, Size
-from cnnserve.redaction import redacted
+from cnnserve.process.redaction import redacted
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from cnnserve.batching.guard import Guard
 from cnnserve.batching.inline import InlineRuns
 from cnnserve.batching.instance import ModelInstance
 from cnnserve.batching.row_check import RowCheck, RowKind
-from cnnserve.config import BUILD_TIMEOUT_S, LOAD_TIMEOUT_S
+from cnnserve.config.settings import BUILD_TIMEOUT_S, LOAD_TIMEOUT_S
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.decoding_pool import DecodingPool

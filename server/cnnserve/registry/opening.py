@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from cnnserve.config import BUILD_TIMEOUT_S, LOAD_TIMEOUT_S
+from cnnserve.config.settings import BUILD_TIMEOUT_S, LOAD_TIMEOUT_S
 from cnnserve.errors import ModelLoadFailed, ServingError
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model import loader
@@ -21,8 +21,8 @@ from cnnserve.model.passing import may_pass
 from cnnserve.model.version import Model
 from cnnserve.model_config import pbtxt
 from cnnserve.model_config.parameters import ALLOW_UNVERIFIED
+from cnnserve.process.redaction import redacted
 from cnnserve.process.threads import on_thread
-from cnnserve.redaction import redacted
 from cnnserve.registry.lifecycle import State, VersionEntry
 from cnnserve.repository.folders import Fingerprint, ModelFolder
 from cnnserve.repository.manifest import MANIFEST_FILE

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cnnserve.config.spelling import Parser
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository import normalisation, onnx_ending, onnx_files, onnx_precision, show_text
@@ -20,7 +21,6 @@ from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
 from cnnserve.repository.show_text import Entry
 from cnnserve.repository.version_files import VersionFiles
-from cnnserve.spelling import Parser
 
 
 class _NothingToShow(Exception):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from cnnserve.redaction import redacted
+from cnnserve.process.redaction import redacted
 from cnnserve.repository.onnx_header import PORTABLE_OPSET, OnnxHeader
 
 _IR = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")

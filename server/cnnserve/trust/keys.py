@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cnnserve.config import ConfigError
+from cnnserve.config.settings import ConfigError
 from cnnserve.errors import ModelLoadFailed, reason
 from cnnserve.repository import signature
 from cnnserve.repository.signature import SIGNATURE_FILE, Envelope, Signed

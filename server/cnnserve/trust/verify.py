@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cnnserve.config import ConfigError
+from cnnserve.config.settings import ConfigError
 from cnnserve.errors import ModelLoadFailed, ServingError, reason
 from cnnserve.repository import folders
 from cnnserve.repository import manifest as manifests

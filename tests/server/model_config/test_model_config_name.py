@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnserve.config_sources import from_sources
+from cnnserve.config.sources import from_sources
 from cnnserve.registry.poller import ModelSight, look
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip

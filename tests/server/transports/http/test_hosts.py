@@ -7,8 +7,8 @@ import httpx
 import pytest
 from starlette.datastructures import Headers
 
-from cnnserve.config import ConfigError
-from cnnserve.config_sources import from_sources
+from cnnserve.config.settings import ConfigError
+from cnnserve.config.sources import from_sources
 from cnnserve.errors import PermissionDenied
 from cnnserve.transports.http.hosts import HostCheck
 from support import HANG_S, RunningServer, picture, serving, write_version

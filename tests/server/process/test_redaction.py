@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnserve.redaction import redacted
+from cnnserve.process.redaction import redacted
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnserve import spelling
-from cnnserve.config import DEFAULT, FILE, NAMES, PORT, ConfigError, ServerConfig, Setting, flag, keys, variable
+from cnnserve.config import spelling
+from cnnserve.config.settings import (
+    DEFAULT,
+    FILE,
+    NAMES,
+    PORT,
+    ConfigError,
+    ServerConfig,
+    Setting,
+    flag,
+    keys,
+    variable,
+)
 
 
 def from_sources(

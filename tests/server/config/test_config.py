@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnserve import spelling
-from cnnserve.config import ConfigError, ServerConfig
-from cnnserve.config_sources import doubts, from_sources
+from cnnserve.config import spelling
+from cnnserve.config.settings import ConfigError, ServerConfig
+from cnnserve.config.sources import doubts, from_sources
 
 
 def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnserve.config_sources import from_sources
+from cnnserve.config.sources import from_sources
 from support import HANG_S, tiny_onnx, write_version
 
 

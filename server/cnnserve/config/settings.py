@@ -1,4 +1,4 @@
-"""The server's settings: their names, defaults and limits. `config_sources` reads them."""
+"""The server's settings: their names, defaults and limits. `sources` reads them."""
 
 import dataclasses
 import ipaddress
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnserve import spelling
+from cnnserve.config import spelling
 
 # The source of a setting that nobody has set.
 DEFAULT = "default"

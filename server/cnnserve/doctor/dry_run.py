@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cnnserve import app
 from cnnserve.access.lists import AccessError
-from cnnserve.config import ServerConfig
+from cnnserve.config.settings import ServerConfig
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.registry.control import EXPLICIT
 from cnnserve.registry.lifecycle import ModelEntry, State, VersionEntry
