@@ -1,6 +1,7 @@
 """Tokens on a running server: changed while it serves, guessed, and wrong at its start."""
 
 import hashlib
+import signal
 import threading
 import urllib.error
 import urllib.request
@@ -136,3 +137,25 @@ def test_a_server_with_a_bad_tokens_file_does_not_start(tmp_path: Path, text: st
     server = spawn(tmp_path / "log", "--repository", tmp_path / "models", "--tokens-file", path)
     assert server.wait() == 1
     assert f"{path}, {said}" in server.log
+
+
+def test_sighup_reads_the_tokens_at_once(tmp_path: Path, tokens_file: Path) -> None:
+    with served(tmp_path, "--tokens-file", str(tokens_file)) as server:
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(f"tokens read again: {tokens_file}")
+        assert may_ask(server, "web")
+
+
+@pytest.mark.parametrize(("proxy", "origin"), [("127.0.0.0/8", "192.0.2.7"), ("192.0.2.0/24", "127.0.0.1")])
+def test_only_a_trusted_proxy_says_who_was_refused(tmp_path: Path, tokens_file: Path, proxy: str, origin: str) -> None:
+    with served(tmp_path, "--tokens-file", str(tokens_file), "--trusted-proxy", proxy) as server:
+        headers = {"X-Forwarded-For": "198.51.100.1, 192.0.2.7"}
+        request = urllib.request.Request(f"http://127.0.0.1:{server.http_port}/v2", headers=headers)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        server.wait_for(f"what='GET /v2' from={origin} outcome=UNAUTHENTICATED count=1")
+        with Oip(server.address) as oip, pytest.raises(grpc.RpcError):
+            oip.rpc("ServerMetadata")(
+                pb.ServerMetadataRequest(), metadata=[("x-forwarded-for", headers["X-Forwarded-For"])]
+            )
+        server.wait_for(f"ServerMetadata' from={origin} outcome=UNAUTHENTICATED")
