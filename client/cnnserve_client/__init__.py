@@ -11,6 +11,7 @@ Modules:
     client, aio              `Client` and `AsyncClient`: send calls; they share everything that needs no I/O
     calls, rpc               build the request of each RPC and read its response; the table of the RPCs
     open_inference           the messages of `infer`, in a descriptor pool of their own
+    tensors                  arrays as the bytes of tensors, and back
     target, security         addresses, limits, exceptions for gRPC statuses; TLS and tokens
     channels                 creates the gRPC channels
     connecting               explains why a connection failed

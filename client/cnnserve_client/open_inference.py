@@ -7,10 +7,8 @@ messages are built in a descriptor pool of their own, with the fields that the c
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
-from numpy.typing import NDArray
 
 from .arguments import text
 from .errors import InternalError, InvalidInputError
@@ -18,22 +16,6 @@ from .results import Inference
 
 _PACKAGE: Final = "inference"
 _F: Final = descriptor_pb2.FieldDescriptorProto
-_TYPES: Final = {
-    "BOOL": np.dtype("bool"),
-    "UINT8": np.dtype("<u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("<i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
-_NAMES: Final = {dtype: name for name, dtype in _TYPES.items()}
-_BYTES: Final = "BYTES"
 _TENSOR: Final = ((1, "name", _F.TYPE_STRING), (2, "datatype", _F.TYPE_STRING), (3, "shape", _F.TYPE_INT64))
 # By message: number, name and type of each field; a type that is a text is that of another message.
 _MESSAGES: Final[dict[str, tuple[tuple[int, str, Any], ...]]] = {
@@ -90,8 +72,11 @@ def request(tensors: Mapping[str, Any], outputs: Sequence[str], limit: int, *, m
         model_name=text("model", model, "the model's name"),
         model_version=text("version", version, "a version's number or label, or empty"),
     )
+    # Importing numpy takes as long as all other imports together, and only callers of `infer` need it.
+    from .tensors import encoded  # noqa: PLC0415
+
     for name, value in tensors.items():
-        datatype, shape, raw = _encoded(text("tensors", name, "the name of an input"), value)
+        datatype, shape, raw = encoded(text("tensors", name, "the name of an input"), value)
         message.inputs.add(name=name, datatype=datatype, shape=shape)
         message.raw_input_contents.append(raw)
     for name in outputs:
@@ -110,55 +95,10 @@ def result(response: Any) -> Inference:
         raise InternalError(
             f"the server returned {len(response.outputs)} outputs with the data of {len(response.raw_output_contents)}"
         )
+    from .tensors import decoded  # noqa: PLC0415
+
     outputs = {
-        tensor.name: _decoded(tensor, raw)
+        tensor.name: decoded(tensor, raw)
         for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }
     return Inference(response.model_name, response.model_version, outputs)
-
-
-def _encoded(name: str, value: Any) -> tuple[str, tuple[int, ...], bytes]:
-    array = np.asarray(value)
-    if array.dtype.kind in "SUO":
-        return _BYTES, array.shape, _packed(name, array)
-    little = array.dtype.newbyteorder("<")
-    datatype = _NAMES.get(little)
-    if datatype is None:
-        raise InvalidInputError(f"tensor {name!r} has the type {array.dtype}: expected one of {', '.join(_TYPES)}")
-    return datatype, array.shape, np.ascontiguousarray(array, little).tobytes()
-
-
-def _packed(name: str, array: NDArray[Any]) -> bytes:
-    """Returns texts and bytes, each after its length in four bytes."""
-    parts = []
-    for item in array.ravel():
-        if not isinstance(item, bytes | str):
-            kind = type(item).__name__
-            raise InvalidInputError(f"tensor {name!r} has an item of type {kind}: expected bytes or text")
-        data = item if isinstance(item, bytes) else item.encode()
-        parts += [len(data).to_bytes(4, "little"), data]
-    return b"".join(parts)
-
-
-def _decoded(tensor: Any, raw: bytes) -> NDArray[Any]:
-    shape = tuple(tensor.shape)
-    try:
-        if tensor.datatype == _BYTES:
-            return np.array(_unpacked(raw), object).reshape(shape)
-        return np.frombuffer(raw, _TYPES[tensor.datatype]).reshape(shape).copy()
-    except (KeyError, ValueError) as error:
-        raise InternalError(
-            f"output {tensor.name!r} of type {tensor.datatype} and shape {list(shape)} has {len(raw)} bytes, which do "
-            "not fit"
-        ) from error
-
-
-def _unpacked(raw: bytes) -> list[bytes]:
-    items, position = [], 0
-    while position < len(raw):
-        end = position + 4 + int.from_bytes(raw[position : position + 4], "little")
-        if end > len(raw):
-            raise ValueError("an item is cut off")
-        items.append(raw[position + 4 : end])
-        position = end
-    return items

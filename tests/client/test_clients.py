@@ -477,7 +477,7 @@ def test_a_proxy_is_not_in_the_way_to_this_machine(peer, variable):
 def test_a_proxy_that_may_be_in_the_way_is_named():
     ended = behind_a_proxy("http_proxy", "models.example:8001")
     assert ended.returncode == 1
-    assert "http_proxy in the environment names a proxy for it: if it is in the way, add the host" in ended.stderr
+    assert "the environment variable http_proxy names a proxy for it: if it is in the way, add the host" in ended.stderr
     # It may contain a password.
     assert "cannot reach a server at models.example:8001" in ended.stderr.partition("(")[0]
     assert "http://127.0.0.1:9" not in ended.stderr

@@ -143,7 +143,7 @@ def test_folders_patterns_and_lists(peer, files, capsys):
     ("argument", "reason"),
     [
         ("none*.png", "no file matches this pattern"),
-        ("empty", "the folder has no images (jpg, jpeg, png, webp, bmp, gif)"),
+        ("empty", "the folder has no images (jpg, jpeg, jfif, jpe, pjpeg, pjp, png, apng, webp, bmp, dib, gif)"),
     ],
 )
 def test_what_leads_to_no_image_is_named(peer, files, capsys, argument, reason):
