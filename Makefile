@@ -16,7 +16,7 @@ SEED ?= 0
 MUTMUT := mutmut==3.8.1
 # The oldest grpcio of each gRPC transport, in its newest correction.
 GRPCIO_AIO := 1.63.2
-GRPCIO_CORE := 1.75.1
+GRPCIO_CORE := 1.80.1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -51,7 +51,7 @@ $(VENV)/grpcio-%/.installed: $(VENV)/.installed
 
 oldest: $(VENV)/grpcio-$(GRPCIO_AIO)/.installed $(VENV)/grpcio-$(GRPCIO_CORE)/.installed ## the tests of the gRPC transports, with the oldest grpcio of each
 	PYTHONPATH=$(VENV)/grpcio-$(GRPCIO_AIO) $(BIN)/python -m pytest -q tests/server/transports/test_grpc.py -k aio
-	PYTHONPATH=$(VENV)/grpcio-$(GRPCIO_CORE) $(BIN)/python -m pytest -q tests/server/transports/test_grpc.py
+	PYTHONPATH=$(VENV)/grpcio-$(GRPCIO_CORE) $(BIN)/python -m pytest -q tests/server/transports/test_grpc.py tests/server/transports/test_choice.py
 
 check: lint types drift docs test oldest ## what CI runs: lint, types, import rules, stub drift, documentation, make test and make oldest
 

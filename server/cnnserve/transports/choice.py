@@ -20,7 +20,7 @@ from cnnserve.transports.grpcio import GrpcioTransport
 _log = logging.getLogger(__name__)
 
 # Minor versions of grpcio that the transport's own tests ran with. It uses a module of grpcio that is not public.
-_TESTED = ((1, 75), (1, 85))
+_TESTED = ((1, 80), (1, 85))
 
 
 class GrpcTransport(Protocol):

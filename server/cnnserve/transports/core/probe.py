@@ -1,7 +1,7 @@
 """Tries grpc's core through the real path: what the core transport relies on is not public, and may change.
 
 A server of its own on a free port of this machine answers one unary call and one stream to itself, and reads from its
-sockets while nobody takes events. The last one tells old cores apart: up to grpcio 1.74 they read only while polled, so
+sockets while nobody takes events. The last one tells old cores apart: up to grpcio 1.78 they read only while polled, so
 a busy event loop would delay new connections and pings.
 """
 
@@ -39,7 +39,8 @@ async def problem() -> str | None:
         finally:
             await transport.stop(0)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        # grpc's errors have several lines.
+        return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _settings_unread(transport: CoreTransport, port: int) -> str | None:
