@@ -180,6 +180,11 @@ def other_name(root: Path) -> None:
     path.write_text(path.read_text().replace('"lenet5"', '"digits"'))
 
 
+def cropped(folder: Path) -> None:
+    field("preprocessing/resize/mode", "shorter")(folder)
+    field("preprocessing/crop", [28, 28])(folder)
+
+
 DIGITS = [*"0123456789"]
 SIX = (REPOSITORY / "lenet5" / "1" / "golden-six.png").read_bytes()
 ALONE = "self-test: .* alone .*the manifest says"
@@ -253,6 +258,12 @@ ROWS: list[Row] = [
     Row("the brightest image of a batch counts", at(network(brightest_of_the_batch)), "self-test", "self-test: "),
     # Another preprocessing, and other golden images.
     Row("the nearest pixels", at(field("preprocessing/resize/interpolation", "nearest")), "self-test", ALONE),
+    *(
+        Row(f"resized in the mode {mode}", at(field("preprocessing/resize/mode", mode)), "self-test", said)
+        for mode, said in (("fit", "golden-launch.jpg alone"), ("letterbox", "golden-turned.jpg alone"))
+    ),
+    Row("cropped", at(cropped), "self-test", "golden-turned.jpg alone"),
+    Row("no antialiasing", at(field("preprocessing/resize/antialias", False)), "self-test", ALONE),
     Row("EXIF ignored", at(field("preprocessing/exif_orientation", False)), "self-test", "golden-turned.jpg alone"),
     Row("colour", at(field("preprocessing/color", "RGB")), "manifest", "preprocessing"),
     Row("another size", at(field("preprocessing/resize/size", [30, 30])), "manifest", "gives images of size"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.repository import folders
@@ -150,6 +150,13 @@ def test_the_built_in_set_is_small_and_of_every_kind() -> None:
     digits = golden_choice.digits()
     assert digits["golden.png"] == golden.digit()
     assert digits.keys() - images.keys() == {f"golden-{name}.png" for name in ("zero", "one", "three", "four", "six")}
+
+
+@pytest.mark.parametrize("images", [golden_choice.photographs(), golden_choice.digits()])
+def test_the_built_in_set_has_images_of_every_shape(images: GoldenImages) -> None:
+    """Some resize modes differ only for images that are upright, others only for wide ones."""
+    turned = [ImageOps.exif_transpose(opened(images, name)) for name in images]
+    assert {np.sign(image.width - image.height) for image in turned} == {-1, 0, 1}
 
 
 def test_the_jpegs_have_no_subsampled_colours() -> None:
