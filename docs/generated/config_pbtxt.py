@@ -13,7 +13,7 @@ _OWN = {
     "cnnserve.batch_buckets": "sizes to which batches are padded, for example `1,2,4,8`",
     "cnnserve.image": "for a model without a manifest: [how an image becomes the input](../images.md"
     "#models-without-a-manifest), as JSON",
-    "cnnserve.max_pixels": "an image may have at most this many pixels, before and after the resize",
+    "cnnserve.max_pixels": "an image of a client may have at most this many pixels, before and after the resize",
     "cnnserve.run_timeout_s": "longest time of a run in seconds; a version whose run takes longer is taken out of "
     "service (default: 60 s or 50 times the slowest run of the self-test, whichever is more)",
     "cnnserve.preprocess": "`exact` (default), or `fast`: [faster preprocessing whose pixels may differ]"

@@ -97,7 +97,15 @@ class Preprocessor:
 
     def exact(self) -> "Preprocessor":
         """Returns the same preprocessor without `fast`."""
-        return Preprocessor(self._spec, self._tensor, replace(self.options, fast=False), self._budget)
+        return self._with(replace(self.options, fast=False))
+
+    def for_golden_images(self) -> "Preprocessor":
+        """Returns the same preprocessor with the usual limit of pixels, if its own limit for clients is smaller."""
+        limit = max(self.options.pixel_limit, DEFAULT_PIXEL_LIMIT)
+        return self._with(replace(self.options, pixel_limit=limit))
+
+    def _with(self, options: ImageOptions) -> "Preprocessor":
+        return Preprocessor(self._spec, self._tensor, options, self._budget)
 
     def row(self, image: ImageSource) -> NDArray[np.generic]:
         """Returns one row of the model's input, in the tensor's shape and type. Raises `InvalidInput`."""

@@ -164,7 +164,7 @@ class _Golden:
     def __init__(self, run: Run, manifest: Manifest, preprocessor: Preprocessor, read: Callable[[str], bytes]) -> None:
         self._run = run
         self._manifest = manifest
-        self._exact = preprocessor.exact()
+        self._exact = preprocessor.for_golden_images().exact()
         self._read = read
         self._expected = golden_probabilities(manifest, read).astype(np.float64)
         self._rows: list[_Row] = []
@@ -306,10 +306,11 @@ def worst(tests: Sequence[SelfTest]) -> SelfTest:
 
 def _fast_difference(run: Run, manifest: Manifest, preprocessor: Preprocessor, image: bytes) -> float:
     """Returns the largest change of a probability if fast preprocessing reads the golden image, and JPEGs of it."""
-    exact = preprocessor.exact()
+    fast = preprocessor.for_golden_images()
+    exact = fast.exact()
     differences = []
     for data in (image, *_as_jpegs(image, preprocessor.options.pixel_limit)):
-        rows = np.stack([exact.encoded(data), preprocessor.encoded(data)])
+        rows = np.stack([exact.encoded(data), fast.encoded(data)])
         # Each row runs alone, because the model may take no batches.
         scores = np.concatenate([run([row[np.newaxis]])[0] for row in rows])
         probabilities = softmax(scores) if manifest.activation == "none" else scores

@@ -175,6 +175,17 @@ def test_fast_preprocessing_and_the_pixel_limit_are_configured(root: Path) -> No
         opened.preprocessor.row(png(np.zeros((30, 40), np.uint8)))
 
 
+@pytest.mark.parametrize("preprocess", ["", FAST])
+def test_the_pixel_limit_is_for_clients_only(root: Path, preprocess: str) -> None:
+    """The golden image has 64 pixels. The version is no worse because its clients may send smaller ones only."""
+    limit = 'parameters { key: "cnnserve.max_pixels" value { string_value: "63" } }'
+    opened = open_with(root, preprocess + limit)
+    assert opened.info.self_test is not None
+    assert opened.preprocessor is not None
+    with pytest.raises(InvalidInput, match="8x8 pixels, this model's limit is 63 pixels"):
+        opened.preprocessor.row(png(np.zeros((8, 8), np.uint8)))
+
+
 @pytest.mark.parametrize(
     ("parameter", "value", "said"),
     [
