@@ -248,6 +248,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         self._check_models()
+        if not self.host:
+            raise ConfigError("host is empty, expected an address; 0.0.0.0 or :: for all interfaces")
         for name in ("grpc_port", "http_port", "health_grpc_port", "health_http_port"):
             _check_range(name, getattr(self, name) or 0, 0, 65535)
         if self.grpc_port == self.http_port != 0:

@@ -154,7 +154,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 flag(field.name),
                 action=action,
-                metavar=field.metadata.get("metavar") or _metavar(field.type),
+                metavar=_word(field),
                 default=None,
                 help=field.metadata["help"] + default,
             )
@@ -184,7 +184,8 @@ def _read_file(path: Path) -> dict[str, Setting]:
 
 
 def _convert(name: str, value: object, source: str) -> object:
-    kind = next(field.type for field in dataclasses.fields(ServerConfig) if field.name == name)
+    field = next(field for field in dataclasses.fields(ServerConfig) if field.name == name)
+    kind = field.type
     if kind == NAMES:
         return _names(value, source)
     if kind == PORT:
@@ -195,11 +196,12 @@ def _convert(name: str, value: object, source: str) -> object:
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(value, bool):
+        # An empty path would be the current folder.
+        if isinstance(value, bool) or (kind is Path and not text):
             raise ValueError
         return kind(text)  # type: ignore[operator]
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"{source} is {value!r}, expected {_metavar(kind)}") from error
+        raise ConfigError(f"{source} is {value!r}, expected {_word(field)}") from error
 
 
 def _names(value: object, source: str) -> tuple[str, ...]:
@@ -209,6 +211,11 @@ def _names(value: object, source: str) -> tuple[str, ...]:
     if not all(names) or not all(isinstance(part, str) for part in parts):
         raise ConfigError(f"{source} is {value!r}, expected NAME,NAME,...")
     return tuple(names)
+
+
+def _word(field: "dataclasses.Field[Any]") -> str:
+    """Returns what help and errors call a value of the setting."""
+    return field.metadata.get("metavar") or _metavar(field.type)
 
 
 def _metavar(kind: object) -> str:

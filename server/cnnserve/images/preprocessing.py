@@ -128,36 +128,27 @@ class Preprocessor:
 
     def raw(self, image: RawImage) -> NDArray[np.generic]:
         """Returns one row from pixels. Raises `InvalidInput`."""
-        height, width, channels = image.height, image.width, image.channels
-        if channels not in _RAW_MODES:
-            raise InvalidInput(f"the raw image has {channels} channels, expected 1 (grey), 3 (RGB) or 4 (RGBA)")
-        if height < 1 or width < 1:
-            raise InvalidInput(f"the raw image is {height}x{width} (height x width), expected at least 1x1")
-        if len(image.data) != height * width * channels:
-            raise InvalidInput(
-                f"the raw image has {len(image.data)} bytes, expected {height * width * channels} "
-                f"for {height}x{width}x{channels} (height x width x channels)"
-            )
-        self._check((width, height))
+        self._check_raw(image)
+        width, height = image.width, image.height
         size = memory_use.raw_bytes((width, height), self._spec, self._tensor, fast=self._fast)
         with self._holding(size, (width, height)):
-            mode = _RAW_MODES[channels]
+            mode = _RAW_MODES[image.channels]
             pixels = Image.frombuffer(mode, (width, height), image.data, "raw", mode, 0, 1)
             return self._row(to_mode(pixels, self._mode), pixels.size, (0, 0, width, height))
 
     def work(self, image: ImageSource) -> Work:
         """Returns what reading the image means, from its header. Takes microseconds."""
-        # What `row` will refuse at once is quick.
-        if isinstance(image, RawImage):
-            if image.width < 1 or image.height < 1:
-                return Work("", 0, is_quick=True)
-            pixels = self._most_pixels((image.width, image.height))
-            return Work("raw", pixels, pixels <= _QUICK_PIXELS)
         try:
+            if isinstance(image, RawImage):
+                self._check_raw(image)
+                pixels = self._most_pixels((image.width, image.height))
+                return Work("raw", pixels, pixels <= _QUICK_PIXELS)
             header = read_header(image)
+            size = (header.width, header.height)
+            self._check(size)
         except InvalidInput:
+            # What `row` will refuse at once is quick, and takes no time, whatever size it claims to have.
             return Work("", 0, is_quick=True)
-        size = (header.width, header.height)
         pixels = max(self._most_pixels(size), self._most_pixels(size[::-1]))
         kind = f"{header.format}{' in scans' if header.scans_at else ''}"
         return Work(kind, pixels, pixels <= _QUICK_PIXELS and len(image) <= _QUICK_BYTES)
@@ -186,6 +177,19 @@ class Preprocessor:
 
     def _most_pixels(self, size: Size) -> int:
         return geometry.most_pixels(size, self._resized(size))
+
+    def _check_raw(self, image: RawImage) -> None:
+        height, width, channels = image.height, image.width, image.channels
+        if channels not in _RAW_MODES:
+            raise InvalidInput(f"the raw image has {channels} channels, expected 1 (grey), 3 (RGB) or 4 (RGBA)")
+        if height < 1 or width < 1:
+            raise InvalidInput(f"the raw image is {height}x{width} (height x width), expected at least 1x1")
+        if len(image.data) != height * width * channels:
+            raise InvalidInput(
+                f"the raw image has {len(image.data)} bytes, expected {height * width * channels} "
+                f"for {height}x{width}x{channels} (height x width x channels)"
+            )
+        self._check((width, height))
 
     def _check(self, size: Size) -> None:
         """Raises `InvalidInput` if a side is too long, or if the largest image while resizing has too many pixels."""

@@ -1,10 +1,14 @@
 """The addresses on which the server listens, and what to do if one of them cannot be had."""
 
 import errno
+import os
 import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
+
+# What Linux allows.
+_MAX_UNIX_BYTES = 107
 
 
 def listen(host: str, port: int, setting: str) -> socket.socket:
@@ -27,9 +31,11 @@ def check_free(host: str, port: int, setting: str) -> None:
 def prepare_unix(path: Path) -> str:
     """Removes the socket that a server has left at `path`, and returns grpc's address for it.
 
-    Raises `OSError` if a server listens there, or if something else is there.
+    Raises `OSError` if a server listens there, if something else is there, or if the path is too long.
     """
     where = f"cannot listen on {path} (grpc_socket)"
+    if (size := len(os.fsencode(path))) > _MAX_UNIX_BYTES:
+        raise OSError(f"{where}: the path has {size} bytes, expected at most {_MAX_UNIX_BYTES}; choose a shorter one")
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise OSError(f"{where}: the file is no socket; choose another path")

@@ -57,6 +57,8 @@ def test_names_may_be_repeated_or_have_commas_between_them(tmp_path: Path) -> No
             {},
             r"--load-model is \['a,,b'\], expected NAME",
         ),
+        (["--host", ""], {}, "host is empty, expected an address"),
+        (["--tokens-file", ""], {}, "--tokens-file is '', expected FILE"),
         (["--model", "digits"], {}, "model is 'digits', expected NAME=PATH"),
         (["--model", "../a=b"], {}, "expected NAME=PATH; a name has letters"),
         (["--model", "a=/no/such/file"], {}, "'/no/such/file' does not exist"),
@@ -112,6 +114,9 @@ def test_the_repository_must_be_a_folder(tmp_path: Path) -> None:
         ServerConfig(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="--repository DIR or CNNSERVE_REPOSITORY"):
         from_sources([], {})
+    # An empty variable is not the current folder.
+    with pytest.raises(ConfigError, match="CNNSERVE_REPOSITORY is '', expected DIR"):
+        from_sources([], {"CNNSERVE_REPOSITORY": ""})
 
 
 @pytest.mark.parametrize("environment", [{}, {"CNNSERVE_REPOSITORY": "x"}, {"CNNSERVE_MODEL_REPOSITORY": "x"}])

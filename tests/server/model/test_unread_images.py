@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import http.client
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -69,6 +70,17 @@ async def test_the_deadline_is_looked_at_before_each_image(model: Model) -> None
     with pytest.raises(DeadlineExceeded):
         await model.classify([slow] * 8, deadline_ns=time.monotonic_ns() + 30_000_000)
     assert model.statistics.failures["REJECTED"] == 1
+
+
+async def test_an_image_that_is_refused_for_its_size_takes_no_time(model: Model) -> None:
+    """Before, the time that its pixels would take refused all images of the request: some ten thousand years."""
+    # So that the time of a pixel is known.
+    await model.classify([LARGE] * 8)
+    claims = LARGE[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + LARGE[24:]
+    elongated = LARGE[:16] + struct.pack(">II", 10**9, 1) + LARGE[24:]
+    images = [claims, elongated, RawImage(b"", 2**30, 2**30, 1)]
+    outcomes = (await model.classify(images, deadline_ns=time.monotonic_ns() + int(HANG_S * 1e9))).outcomes
+    assert all(isinstance(outcome, InvalidInput) for outcome in outcomes)
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=range(6))

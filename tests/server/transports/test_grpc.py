@@ -674,6 +674,14 @@ async def test_a_unix_socket_serves_beside_the_port(kind: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", sorted(TRANSPORTS))
+async def test_the_path_of_a_unix_socket_may_be_too_long(kind: str, tmp_path: Path) -> None:
+    transport = TRANSPORTS[kind](Service().methods(), LIMIT)
+    with pytest.raises(OSError, match=r"\(grpc_socket\): the path has 108 bytes, expected at most 107"):
+        transport.bind_unix(Path("/").joinpath("a" * 107))
+    await transport.stop(0)
+
+
+@pytest.mark.parametrize("kind", sorted(TRANSPORTS))
 async def test_a_unix_socket_does_not_replace_a_file(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("")

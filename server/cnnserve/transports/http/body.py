@@ -81,9 +81,12 @@ class BodyReader:
         try:
             async for piece in self._arriving():
                 data = piece
-                while data and not decoder.eof:
+                while data:
+                    if decoder.eof:
+                        # gzip data may have several members, one after the other.
+                        decoder = zlib.decompressobj(_ANY_WINDOW)
                     yield decoder.decompress(data, _PIECE)
-                    data = decoder.unconsumed_tail
+                    data = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
                     # A small compressed piece may decompress to thousands of large ones; others get their turn.
                     await asyncio.sleep(0)
         except zlib.error as error:

@@ -310,8 +310,13 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                # httptools ends the request at its head, also if a body follows. It gets a head without the proposal.
-                self.parser.feed_data(heads.without_upgrade(self.parser.get_method(), self.url, self.headers))
+                # httptools ends the request at its head, also if a body follows. A new parser gets a head without the
+                # proposal, because this one skips all that follows if the client wants to close.
+                old = self.parser
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                version = old.get_http_version().encode()
+                self.parser.feed_data(heads.without_upgrade(old.get_method(), self.url, version, self.headers))
                 data = data[upgrade.args[0] :]
 
     def _count_head(self, size: int) -> None:

@@ -14,9 +14,9 @@ def refusal(status: int, text: str) -> bytes:
     return head.encode() + body
 
 
-def without_upgrade(method: bytes, url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def without_upgrade(method: bytes, url: bytes, version: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Returns the head of a request that does not propose another protocol. `headers` have names in lower case."""
-    head = [method, b" ", url, b" HTTP/1.1\r\n"]
+    head = [method, b" ", url, b" HTTP/", version, b"\r\n"]
     for name, value in headers:
         if name == b"connection":
             rest = b",".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")

@@ -77,6 +77,24 @@ async def test_the_budget_is_asked_before_the_rest_is_decompressed() -> None:
     assert peak < 6 * MIB
 
 
+@pytest.mark.parametrize("part", [1, 7, 10**6])
+async def test_gzip_data_may_have_several_members(part: int) -> None:
+    """As bgzip and `cat a.gz b.gz` write them."""
+    members = [bytes(PIECE + 1), b"", b"end"]
+    data = b"".join(map(gzip.compress, members))
+    parts = [data[start : start + part] for start in range(0, len(data), part)]
+    assert await reader(*parts, coding="gzip").whole() == b"".join(members)
+    with pytest.raises(InvalidInput, match="ends too early"):
+        await reader(data[:-1], coding="gzip").whole()
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_what_follows_compressed_data_is_not_dropped_in_silence(coding: str) -> None:
+    data = gzip.compress(b"all") if coding == "gzip" else zlib.compress(b"all")
+    with pytest.raises(InvalidInput, match=f"not valid {coding}"):
+        await reader(data + b"more", coding=coding).whole()
+
+
 async def test_others_have_their_turn_while_a_body_is_decompressed() -> None:
     turns = 0
 

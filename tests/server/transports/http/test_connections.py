@@ -265,6 +265,28 @@ async def test_a_proposal_of_another_protocol_is_ignored() -> None:
         assert (await client.ask(LIVE.replace(b"\r\n\r\n", b"\r\n" + b"\r\n".join(upgrade) + b"\r\n\r\n")))[0] == 200
 
 
+async def test_a_proposal_may_come_with_a_close() -> None:
+    close = (b"Connection: Upgrade, close", b"Upgrade: h2c")
+    async with serving_port() as port:
+        async with port.client() as client:
+            status, headers, _ = await client.ask(post(RUN, *close))
+            assert (status, headers["connection"]) == (200, "close")
+            assert await client.ended()
+        async with port.client() as client:
+            head = CHUNKED.removesuffix(b"\r\n") + b"\r\n".join(close) + b"\r\n\r\n"
+            assert (await client.ask(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(RUN), RUN)))[0] == 200
+
+
+async def test_a_proposal_in_http_1_0_is_ignored() -> None:
+    """There it has no meaning, and neither Host nor an open connection may be expected."""
+    async with serving_port() as port, port.client() as client:
+        status, headers, _ = await client.ask(
+            b"GET /v2/health/live HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        )
+        assert (status, headers["connection"]) == (200, "close")
+        assert await client.ended()
+
+
 async def test_requests_sent_in_advance_are_answered_in_order_and_bounded() -> None:
     async with serving_port() as port, port.client() as client:
         port.go.clear()
@@ -399,6 +421,7 @@ STREAMS = st.lists(
             CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(RUN), RUN),
             CHUNKED + b"%x;a=b\r\n%s\r\n0\r\nX: y\r\n\r\n" % (len(RUN), RUN),
             post(RUN, b"Connection: Upgrade", b"Upgrade: h2c"),
+            post(RUN, b"Connection: Upgrade, close", b"Upgrade: h2c"),
             post(RUN, b"Expect: 100-continue"),
             post(RUN, b"Connection: close"),
             LIVE.replace(b"1.1", b"1.0"),
