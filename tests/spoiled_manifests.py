@@ -170,7 +170,7 @@ SECOND = [
     Spoiling(
         "probabilities of one class less",
         file("golden.bin", lambda data: data[4:]),
-        "golden.bin.bytes is 356, expected 360",
+        "golden.bin.bytes is 396, expected 400",
     ),
     Spoiling("a probability that is no number", rows(np.nan), "golden.bin holds values that are not finite"),
     Spoiling("a probability above 1", rows(3.0), "golden.bin holds values from .* to 3, expected probabilities"),

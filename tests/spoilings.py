@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from cnnserve.registry.lifecycle import State
 from cnnserve.registry.registry import Registry
@@ -158,6 +159,13 @@ def other_config(text: str) -> Callable[[Path], object]:
     return changed
 
 
+def unused_half(folder: Path) -> None:
+    half = numpy_helper.from_array(np.ones(1, np.float16), "half")
+    network(lambda model: model.graph.initializer.append(half))(folder)
+    field("onnx/precision", "fp16")(folder)
+    field("golden/tolerance", 0.01)(folder)
+
+
 def rolled(data: bytes) -> bytes:
     return np.roll(np.frombuffer(data, "<f4").reshape(-1, 10), 1, axis=1).tobytes()
 
@@ -259,6 +267,7 @@ ROWS: list[Row] = [
     Row("no softmax", at(network(without_softmax)), "self-test", "are not probabilities .* the manifest says softmax"),
     Row("a softmax twice", at(network(softmax_twice)), "self-test", ALONE),
     Row("the brightest image of a batch counts", at(network(brightest_of_the_batch)), "self-test", "self-test: "),
+    Row("fp16 by a constant that nothing uses", at(unused_half), "manifest", "is fp16, but the graph computes in fp32"),
     # Another preprocessing, and other golden images.
     Row("the nearest pixels", at(field("preprocessing/resize/interpolation", "nearest")), "self-test", ALONE),
     *(
@@ -266,7 +275,7 @@ ROWS: list[Row] = [
         for mode, said in (("fit", "golden-launch.jpg alone"), ("letterbox", "golden-turned.jpg alone"))
     ),
     Row("cropped", at(cropped), "self-test", "golden-turned.jpg alone"),
-    Row("no antialiasing", at(field("preprocessing/resize/antialias", False)), "self-test", ALONE),
+    Row("no antialiasing", at(field("preprocessing/resize/antialias", False)), "manifest", "antialias is false"),
     Row("EXIF ignored", at(field("preprocessing/exif_orientation", False)), "self-test", "golden-turned.jpg alone"),
     Row("colour", at(field("preprocessing/color", "RGB")), "manifest", "preprocessing"),
     Row("another size", at(field("preprocessing/resize/size", [30, 30])), "manifest", "gives images of size"),

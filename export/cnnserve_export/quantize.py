@@ -15,6 +15,7 @@ from typing import Literal
 import onnx
 
 # First, because it disables the telemetry of ONNX Runtime, which reads that setting when it is loaded.
+from cnnserve.repository import onnx_precision
 from cnnserve.runtime import session as _session  # noqa: F401
 from cnnserve_export import convert
 from cnnserve_export.calibration import Ranges
@@ -82,10 +83,10 @@ def to_int8(prepared: Path, target: Path, ranges: Ranges, weight_bits: WeightBit
             nodes_to_exclude=_normalisation(onnx.load(prepared).graph),
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         )
-    model = onnx.load(target)
-    if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        raise ExportError("the network has no layer that int8 can speed up; publish it with --precision fp32")
-    _write(model, target)
+    _write(onnx.load(target), target)
+    with target.open("rb") as file:
+        if onnx_precision.of_file(file) != "int8":
+            raise ExportError("the network has no layer that int8 can speed up; publish it with --precision fp32")
 
 
 def to_fp16(prepared: Path, target: Path) -> None:

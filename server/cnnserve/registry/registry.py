@@ -331,6 +331,8 @@ class Registry:
             else:
                 old.tried, old.may_pass = new.fingerprint, new.may_pass
                 old.reason = f"serves the files that were loaded before, because the reload failed: {new.reason}"
+        elif new.model is None and not entry.ready:
+            _tell_of_older(folder, entry, new.version)
         self._changed()
         return new.reason
 
@@ -365,6 +367,17 @@ class Registry:
     def _changed(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+def _tell_of_older(folder: ModelFolder, entry: ModelEntry, failed: int) -> None:
+    """Names the newest version that could serve instead of one that failed, but was not asked for."""
+    older = [version for version in folder.versions if version < failed and version not in entry.versions]
+    if older:
+        _log.warning(
+            "model %s is not served: version %d failed, and version %d never takes its place by itself; repair version "
+            "%d, or serve the older one by version_policy { specific { versions: %d } } in config.pbtxt",
+            *(folder.name, failed, max(older), failed, max(older)),
+        )
 
 
 def _outdated(entry: ModelEntry, plan: Plan) -> list[int]:

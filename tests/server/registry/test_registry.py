@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -161,6 +162,29 @@ async def test_replaced_while_in_use(tmp_path: Path, registry: Registry) -> None
     for seen in histories:
         assert set(seen) == {1, 2, 3, 4}
         assert seen == sorted(seen)
+
+
+async def test_at_start_no_older_version_takes_the_place_of_one_that_fails(
+    tmp_path: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in (1, 2, 3):
+        write_version(tmp_path / "m" / str(version))
+    (tmp_path / "m" / "3" / "labels.txt").unlink()
+    await registry.load_all()
+    assert not registry.is_ready("m")
+    assert "model m is not served: version 3 failed, and version 2 never takes its place by itself" in caplog.text
+    advice = re.findall(r"by (version_policy .*) in config\.pbtxt", caplog.text)
+    assert len(advice) == 1
+    caplog.clear()
+    (tmp_path / "m" / "config.pbtxt").write_text(advice[0])
+    await registry.load("m")
+    assert registry.get("m").info.version == 2
+    # An older version that serves is no reason to say this.
+    (tmp_path / "m" / "config.pbtxt").write_text("version_policy { latest { num_versions: 2 } }")
+    with pytest.raises(ModelLoadFailed):
+        await registry.load("m")
+    assert registry.get("m").info.version == 2
+    assert "is not served" not in caplog.text
 
 
 async def test_versions_by_policy(tmp_path: Path, registry: Registry) -> None:

@@ -44,7 +44,7 @@ def test_the_trained_lenet5(capsys: Output) -> None:
     facts = {name: text.strip() for name, text in lines.items()}
     assert err == ""
     assert out.startswith("lenet5 version 1, ")
-    assert facts["state"] == "intact: 12 files match the digests in the manifest"
+    assert facts["state"] == "intact: 13 files match the digests in the manifest"
     assert facts["architecture"] == "lenet5, 61,706 parameters"
     assert facts["precision"] == "fp32, opset 18, IR version 10"
     assert facts["input"] == "image, 28 x 28 x 1 UINT8 NHWC, batches of 1 to 32"
