@@ -1,7 +1,8 @@
-"""Learns how much CPU time images of each kind take, to share the decoding threads and to refuse what comes too late.
+"""Learns how much CPU time images take, by kind and size, to share the decoding threads and refuse what comes late.
 
 CPU time, because the time of a thread on a busy machine would say how much others do. The estimate follows fast images
-at once and slow ones slowly: a request is refused only if its images are likely to take longer than it has.
+at once and slow ones slowly: a request is refused only if its images are likely to take longer than it has. Small
+images tell nothing of large ones: their time may be that of metadata, which a client can make large to harm others.
 """
 
 from collections.abc import Iterable
@@ -32,31 +33,36 @@ class Work:
         """What the time of an image is proportional to."""
         return self.pixels + _PIXELS_PER_IMAGE
 
+    @property
+    def peers(self) -> tuple[str, int]:
+        """The images whose time says something of this one's: of its kind, and of its size within a factor of four."""
+        return self.kind, self.size.bit_length() // 2
+
 
 class DecodingTimes:
-    """CPU time of images by kind. Any thread may use it: a lost update changes an estimate by little."""
+    """CPU time of images by kind and size. Any thread may use it: a lost update changes an estimate by little."""
 
     def __init__(self) -> None:
-        self._ns: dict[str, float] = {}
+        self._ns: dict[tuple[str, int], float] = {}
 
     def cost_ns(self, work: Iterable[Work]) -> float:
         """Returns the time that images are likely to take together, known or not."""
-        return sum(self._ns.get(each.kind, _NS_PER_PIXEL) * each.size for each in work)
+        return sum(self._ns.get(each.peers, _NS_PER_PIXEL) * each.size for each in work)
 
     def least_ns(self, work: Iterable[Work]) -> float:
-        """Returns the time that images take at least together: 0 for kinds of which none was read yet."""
-        return sum(self._ns.get(each.kind, 0.0) * each.size for each in work)
+        """Returns the time that images take at least together: 0 for those whose peers were not read yet."""
+        return sum(self._ns.get(each.peers, 0.0) * each.size for each in work)
 
     def learn(self, work: Work, ns: int) -> None:
         """Notes the time that an image took."""
-        took, known = ns / work.size, self._ns.get(work.kind)
+        took, known = ns / work.size, self._ns.get(work.peers)
         if known is None or took < known:
-            self._ns[work.kind] = took
+            self._ns[work.peers] = took
         else:
-            self._ns[work.kind] = known + _TOWARDS_SLOWER * (took - known)
+            self._ns[work.peers] = known + _TOWARDS_SLOWER * (took - known)
 
     def refused(self, work: Iterable[Work]) -> None:
         """Notes that images were refused because of what is known of them."""
-        for kind in {each.kind for each in work}:
-            if kind in self._ns:
-                self._ns[kind] *= _AFTER_REFUSAL
+        for peers in {each.peers for each in work}:
+            if peers in self._ns:
+                self._ns[peers] *= _AFTER_REFUSAL

@@ -17,11 +17,22 @@ def test_an_unknown_kind_costs_something_and_is_never_refused() -> None:
 def test_the_estimate_grows_with_the_image() -> None:
     times = DecodingTimes()
     times.learn(JPEG, 10_000_000)
-    large = Work("JPEG", 12_000_000)
+    larger = Work("JPEG", 1_030_000)
     assert times.least_ns((JPEG,)) == 10_000_000
-    assert 110_000_000 < times.least_ns((large,)) < 120_000_000
-    assert times.cost_ns((large,)) == times.least_ns((large,))
+    assert 10_280_000 < times.least_ns((larger,)) < 10_300_000
+    assert times.cost_ns((larger,)) == times.least_ns((larger,))
     assert times.least_ns((PNG,)) == 0
+
+
+def test_small_images_tell_nothing_of_large_ones() -> None:
+    """A PNG of one pixel with 60 MB of compressed texts takes 0.2 s. Estimates from it refused every photograph."""
+    times = DecodingTimes()
+    photograph, tiny = Work("PNG", 12_000_000), Work("PNG", 1)
+    times.learn(photograph, 180_000_000)
+    for _ in range(100):
+        times.learn(tiny, 200_000_000)
+    assert 170_000_000 < times.least_ns((photograph,)) < 190_000_000
+    assert times.least_ns((tiny,)) > 190_000_000
 
 
 def test_fast_images_count_at_once_and_slow_ones_slowly() -> None:
