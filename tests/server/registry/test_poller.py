@@ -394,10 +394,15 @@ async def test_a_load_that_failed_for_a_passing_reason_is_tried_again_with_growi
     assert states(registry) == {1: "READY"}
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("1/labels.txt", b"dark\nleft\nblight\n"), ("config.pbtxt", "max_batch_size: 8\n".encode("utf-16"))],
+)
 async def test_a_load_that_failed_for_good_is_not_tried_again(
-    tmp_path: Path, registry: Registry, polls: Polls, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, registry: Registry, polls: Polls, caplog: pytest.LogCaptureFixture, file: str, content: bytes
 ) -> None:
-    (write_version(tmp_path / "m" / "1") / "labels.txt").write_text("dark\nleft\nblight\n")
+    write_version(tmp_path / "m" / "1")
+    (tmp_path / "m" / file).write_bytes(content)
     await polls(3)
     told = len(caplog.records)
     for second in range(0, 4000, 100):
