@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from support import HANG_S, RunningServer, make_registry, serving, tiny_onnx, wr
 # The time of an example depends on the other work of the machine. pytest's own limit ends an example that hangs.
 settings.register_profile("cnnserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cnnserve")
+
+# Under nohup, all processes that tests start would ignore SIGHUP, as a server under nohup should.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
