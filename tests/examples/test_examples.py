@@ -68,9 +68,9 @@ def run(command: str, folder: Path, *, code: int = 0, **variables: str | Path) -
 
 @contextlib.contextmanager
 def served(command: str, folder: Path) -> Iterator[RunningServer]:
-    """Yields the server of a `cnnserve serve --model-repository DIR` that was given in `folder`."""
+    """Yields the server of a `cnnserve serve --repository DIR` that was given in `folder`."""
     *serve, repository = shlex.split(command)
-    assert serve == ["cnnserve", "serve", "--model-repository"]
+    assert serve == ["cnnserve", "serve", "--repository"]
     with serving(folder / "server.log", folder / repository) as server:
         yield server
 
