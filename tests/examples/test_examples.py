@@ -87,8 +87,9 @@ def test_fine_tune_resnet18(tmp_path: Path) -> None:
     # The cache of torch as after a download. ImageNet weights cannot be downloaded here, so these are random.
     weights = folder / "torch" / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     weights.parent.mkdir(parents=True)
+    torch.manual_seed(0)
     torch.save(resnet18(1000).state_dict(), weights)
-    printed = run(f"{train} --size 32 --epochs 3", folder, TORCH_HOME=folder / "torch")
+    printed = run(f"{train} --size 32 --epochs 8", folder, TORCH_HOME=folder / "torch")
     assert "accuracy on 4 held-out images: 100.0%" in printed
     with served(serve, folder) as server, Client(server.address) as client:
         assert labels(run(f"{classify} --address {server.address}", folder)) == ["daisy"] * 6

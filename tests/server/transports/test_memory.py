@@ -165,7 +165,7 @@ def test_responses_that_are_never_read(tmp_path: Path) -> None:
             assert channel.unary_unary(INFER)(body, timeout=60)
         watched = Watched(server)
         sockets = []
-        for _ in range(60):
+        for _ in range(30):
             client = socket.create_connection(("127.0.0.1", server.grpc_port))
             block = headers(server.address, 1).replace(CLASSIFY.encode(), INFER.encode())
             call = b"\x83\x86\x04" + bytes((len(INFER),)) + INFER.encode()
