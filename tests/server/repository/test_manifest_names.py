@@ -136,6 +136,12 @@ def test_numbers_have_a_range(raw: dict[str, Any], path: tuple[str | int, ...], 
         assert f"{name} is " in refused(raw)
 
 
+@pytest.mark.parametrize("name", ["version", "parameters", "max_batch_size", "class_count"])
+def test_an_integer_that_is_too_large_for_a_float_is_refused(raw: dict[str, Any], name: str) -> None:
+    raw[name] = 10**400
+    assert f"{name} is a number of more than 77 digits, expected" in refused(raw)
+
+
 @pytest.mark.parametrize(("classes", "fits"), [(1, True), (2**24, True), (2**24 + 1, False), (0, False)])
 def test_a_model_has_up_to_16_million_classes(raw: dict[str, Any], classes: int, fits: bool) -> None:
     raw["class_count"], raw["output"]["shape"] = classes, [classes]

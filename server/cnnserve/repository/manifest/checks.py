@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository.folders import MANIFEST_FILE, MAX_VERSION, MODEL_NAME, ModelFolder
 from cnnserve.repository.manifest import limits, probabilities
-from cnnserve.repository.manifest.fields import InvalidField
+from cnnserve.repository.manifest.fields import InvalidField, shown
 from cnnserve.repository.manifest.preprocessing import check_preprocessing
 from cnnserve.repository.manifest.schema import SCHEMA, Golden, Manifest
 
@@ -20,7 +20,7 @@ def check(manifest: Manifest) -> None:
         raise InvalidField(f"model is {manifest.model[:140]!r}, which is no model name")
     for where, value, low, high in _ranges(manifest):
         if not low <= value <= high:
-            raise InvalidField(f"{where} is {value:g}, expected {low:g} to {high:g}")
+            raise InvalidField(f"{where} is {_number(value)}, expected {low:g} to {high:g}")
     _check_files(manifest)
     _check_golden(manifest)
     _check_tensors(manifest)
@@ -47,6 +47,14 @@ def check_contract(manifest: Manifest) -> None:
             f"it has contract {manifest.schema}, but a signature counts for contract {SCHEMA} only; publish it again "
             "with cnnserve upgrade, and sign the new version"
         )
+
+
+def _number(value: float) -> str:
+    try:
+        return f"{value:g}"
+    except OverflowError:
+        # JSON has integers that are no floats.
+        return shown(value)
 
 
 def _ranges(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:

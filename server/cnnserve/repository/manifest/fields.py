@@ -66,14 +66,14 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         choices = typing.get_args(hint)
         if value in choices:
             return value
-        raise InvalidField(f"{where} is {_shown(value)}, expected one of {', '.join(map(repr, choices))}")
+        raise InvalidField(f"{where} is {shown(value)}, expected one of {', '.join(map(repr, choices))}")
     if hint is float:
         return _float(value, where)
     if hint is str and isinstance(value, str):
         return _text(value, where)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    raise InvalidField(f"{where} is {_shown(value)}, expected {getattr(hint, '__name__', hint)}")
+    raise InvalidField(f"{where} is {shown(value)}, expected {getattr(hint, '__name__', hint)}")
 
 
 def _float(value: Any, where: str) -> float:
@@ -81,17 +81,17 @@ def _float(value: Any, where: str) -> float:
         with contextlib.suppress(OverflowError):
             if math.isfinite(number := float(value)):
                 return number
-    raise InvalidField(f"{where} is {_shown(value)}, expected a finite number")
+    raise InvalidField(f"{where} is {shown(value)}, expected a finite number")
 
 
 def _text(value: str, where: str) -> str:
     # Half a pair of UTF-16 is no character: neither a file nor a message to a client can contain it.
     if any("\ud800" <= sign <= "\udfff" for sign in value):
-        raise InvalidField(f"{where} holds {_shown(value)}, expected text without lone surrogates")
+        raise InvalidField(f"{where} holds {shown(value)}, expected text without lone surrogates")
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Returns a value for an error: whole if it is short."""
     if isinstance(value, int) and value.bit_length() > 256:
         return "a number of more than 77 digits"
