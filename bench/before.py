@@ -18,7 +18,7 @@ from pathlib import Path
 
 import harness
 import numpy as np
-from harness import BENCH, Server, median
+from harness import BENCH, Server
 from PIL import Image
 
 from cnnserve.wire import classifier_pb2
@@ -48,12 +48,9 @@ def main() -> int:
         commands = {name: _commands(server, repository, options, Path(folder)) for name, server in servers.items()}
         for number in range(options.rounds):
             for cell in commands["now"]:
-                for name in list(servers) if number % 2 == 0 else list(servers)[::-1]:
+                for name in harness.in_turn(servers, number):
                     results[cell][name].append(_run(commands[name][cell]))
-    summary = {
-        cell: {name: {key: median([run[key] for run in runs]) for key in runs[0]} for name, runs in sides.items()}
-        for cell, sides in results.items()
-    }
+    summary = {cell: {name: harness.medians(runs) for name, runs in sides.items()} for cell, sides in results.items()}
     rows = []
     for cell, sides in summary.items():
         before, now = sides["before"], sides["now"]

@@ -14,10 +14,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import machine
@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from cnnserve.repository.manifest import Manifest
 from cnnserve.repository.manifest import read as read_manifest
 from cnnserve.wire import open_inference_pb2 as pb
+
+_T = TypeVar("_T")
 
 BENCH = Path(__file__).parent
 # Tests write their results elsewhere.
@@ -292,6 +294,17 @@ def add_repository(parser: argparse.ArgumentParser) -> None:
 def median(values: Sequence[float]) -> float:
     """Returns the median."""
     return statistics.median(values)
+
+
+def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the median of each value over several runs of a cell."""
+    return {key: median([run[key] for run in runs]) for key in runs[0]}
+
+
+def in_turn(items: Iterable[_T], number: int) -> list[_T]:
+    """Returns what is measured side by side in the order of a round: every second round begins at the other end."""
+    ordered = list(items)
+    return ordered if number % 2 == 0 else ordered[::-1]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -58,7 +58,7 @@ def _measure(root: Path, model: str, options: argparse.Namespace) -> Cells:
         for server in servers.values():
             harness.check_answer(server, request)
         for number in range(options.rounds):
-            for count in COUNTS if number % 2 == 0 else COUNTS[::-1]:
+            for count in harness.in_turn(COUNTS, number):
                 cell = _load(servers[count], request.SerializeToString(), options.seconds)
                 cells.setdefault(f"served, {count} instances", []).append(cell)
                 cell = raw[count].ask(batch=1, seconds=options.seconds)

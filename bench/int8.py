@@ -93,7 +93,7 @@ def compare(fp32: Path, int8: Path, rounds: int, seconds: float) -> dict[str, An
         ]
         for batch in BATCHES:
             for number in range(rounds):
-                for precision, worker in turns if number % 2 == 0 else turns[::-1]:
+                for precision, worker in harness.in_turn(turns, number):
                     cell = worker.ask(batch=batch, seconds=seconds)
                     cells.setdefault(f"{precision}, batch {batch}", []).append(cell)
     manifest = harness.manifest_in(int8)

@@ -44,7 +44,7 @@ def main() -> int:
         body = request.SerializeToString()
         for number in range(options.rounds):
             for count in IN_FLIGHT:
-                for name in list(servers) if number % 2 == 0 else list(servers)[::-1]:
+                for name in harness.in_turn(servers, number):
                     cells[f"{name}, {count}"].append(
                         harness.load(
                             servers[name].address,
@@ -56,7 +56,7 @@ def main() -> int:
                         )
                     )
     reached = _print(cells)
-    summary = {name: {key: median([run[key] for run in runs]) for key in runs[0]} for name, runs in cells.items()}
+    summary = {name: harness.medians(runs) for name, runs in cells.items()}
     harness.write_result("metrics", {"settings": vars(options) | {"repository": None}, "cells": summary})
     return 0 if reached else 1
 

@@ -47,7 +47,7 @@ def main() -> int:
     handlers = _handlers()
     times: dict[str, list[float]] = {name: [] for name in handlers}
     for number in range(options.rounds):
-        for name in list(handlers) if number % 2 == 0 else list(handlers)[::-1]:
+        for name in harness.in_turn(handlers, number):
             times[name].append(asyncio.run(_microseconds(handlers[name])))
     summary = {name: min(found) for name, found in times.items()}
     rows = [[name, f"{median(times[name]):.2f}", f"{best:.2f}"] for name, best in summary.items()]

@@ -81,7 +81,7 @@ def _measure(server: Server, repository: Path, model: str, options: argparse.Nam
             # Every cell of the server is next to one of plain ONNX Runtime. Odd rounds run in reverse order.
             steps = [("served", 16), ("raw", 1), ("served", 1), ("raw", 16), ("served", 4), ("raw", 32), ("raw", 8)]
             steps += [("raw", 4)] + [("empty", count) for count in IN_FLIGHT if empty]
-            for kind, value in steps if number % 2 == 0 else steps[::-1]:
+            for kind, value in harness.in_turn(steps, number):
                 cells[f"{kind} {value}"].append(_quietest(partial(cell, kind, value), options.again))
     return dict(cells)
 
@@ -126,7 +126,9 @@ def _quietest(cell: Callable[[], dict[str, float]], again: int) -> dict[str, flo
 
 def _summary(model: str, cells: Cells) -> dict[str, Any]:
     """Returns the medians of every cell, the ratios, and the targets with the values that were reached."""
-    rows = {name: _medians([runs[index] for index in _quiet(cells, [name])] or runs) for name, runs in cells.items()}
+    rows = {
+        name: harness.medians([runs[index] for index in _quiet(cells, [name])] or runs) for name, runs in cells.items()
+    }
     best = max(BATCHES, key=lambda batch: rows[f"raw {batch}"]["rate"])
     ratios: dict[str, Any] = {"best_batch": best}
     for count in IN_FLIGHT:
@@ -148,10 +150,6 @@ def _summary(model: str, cells: Cells) -> dict[str, Any]:
         "quiet_rounds": len(_quiet(cells, list(cells))),
         "targets": _targets(model, ratios, over_ms, plain_ms),
     }
-
-
-def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {key: median([cell[key] for cell in runs]) for key in runs[0]}
 
 
 def _targets(model: str, ratios: dict[str, Any], over_ms: float, plain_ms: float) -> list[tuple[str, str, bool]]:

@@ -12,7 +12,6 @@ from collections import defaultdict
 from typing import Any
 
 import harness
-from harness import median
 
 IN_FLIGHT = (1, 16, 64)
 # Of the empty servicer's: CPU time a request at most, requests/s at least.
@@ -40,7 +39,7 @@ def main() -> int:
         servers = {"core": core, "aio": aio, "empty": empty}
         for number in range(options.rounds):
             for count in IN_FLIGHT:
-                for name in list(servers) if number % 2 == 0 else list(servers)[::-1]:
+                for name in harness.in_turn(servers, number):
                     server = servers[name]
                     cells[f"{name} {count}"].append(
                         harness.load(
@@ -52,7 +51,7 @@ def main() -> int:
                             warm_up_s=min(1.0, options.seconds),
                         )
                     )
-    summary = {name: {key: median([run[key] for run in runs]) for key in runs[0]} for name, runs in cells.items()}
+    summary = {name: harness.medians(runs) for name, runs in cells.items()}
     misses = _print(summary)
     harness.write_result("transport", {"settings": vars(options) | {"repository": None}, "cells": summary})
     return 1 if misses else 0
