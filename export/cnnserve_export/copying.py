@@ -13,7 +13,7 @@ from pathlib import Path
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository import version_files
-from cnnserve.repository.folders import model_folder, scan, version_number
+from cnnserve.repository.folders import model_folder, named, scan, version_number
 from cnnserve.repository.manifest import (
     LOG_TOLERANCES,
     MANIFEST_FILE,
@@ -63,7 +63,7 @@ def upgrade(source: Path, signer: Signs | None = None) -> Path:
 
 def _version(path: Path) -> Path:
     """Returns the folder of the version that a path of a version or of a model names."""
-    folder = _named(path)
+    folder = named(path)
     if not folder.is_dir():
         raise ExportError(f"{folder} has no {MANIFEST_FILE}; give the folder of a version that cnnserve published")
     versions = {} if os.path.lexists(folder / MANIFEST_FILE) else model_folder(folder).versions
@@ -79,17 +79,12 @@ def _manifest(files: VersionFiles) -> Manifest:
 
 
 def _target(to: Path) -> Target:
-    folder = _named(to)
+    folder = named(to)
     number = version_number(folder.name)
     model = folder.parent if number else folder
     if model.is_dir() and any(found.versions for found in scan(model)):
         raise ExportError(f"{model} is a model repository; give {model}/MODEL or {model}/MODEL/VERSION")
     return publish.plan(model.parent, model.name, number)
-
-
-def _named(path: Path) -> Path:
-    # The name of the folder counts, so a link is not resolved; but ".." is no name.
-    return path.resolve() if ".." in path.parts else path.absolute()
 
 
 def _publish(files: VersionFiles, manifest: Manifest, target: Target, signer: Signs | None) -> Path:

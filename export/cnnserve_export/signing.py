@@ -15,7 +15,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository import signature
-from cnnserve.repository.folders import model_folder, version_number
+from cnnserve.repository.folders import model_folder, named, version_number
 from cnnserve.repository.manifest import MANIFEST_FILE, SCHEMA
 from cnnserve.repository.signature import SIGNATURE_FILE
 from cnnserve.trust.certificates import Untrusted, check_leaf
@@ -110,7 +110,7 @@ class Signer:
 
 def sign(path: Path, signer: Signer) -> Path:
     """Signs a version folder, or the files of a model folder beside its versions; returns the path of the signature."""
-    folder = path.resolve() if ".." in path.parts else path.absolute()
+    folder = named(path)
     with explained(folder):
         if (folder / MANIFEST_FILE).exists():
             return signer.sign_version(folder)

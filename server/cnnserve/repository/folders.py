@@ -25,7 +25,9 @@ MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "version_labels.json"
 # The model's own files, which may also lie in the folder of a version that is mounted as a model.
 MODEL_LEVEL = frozenset({"config.pbtxt", "configs", "warmup", LABELS_FILE})
-_LARGEST_MANIFEST = 8 << 20
+# A manifest holds no values of classes, so that 8 MiB are far more than it needs. The parser holds the global
+# interpreter lock: JSON of 100 MB would delay the requests of other models for seconds.
+LARGEST_MANIFEST = 8 << 20
 
 # Path below the model's folder, inode, size (bytes) and modification time (ns).
 FileStat = tuple[str, int, int, int]
@@ -188,6 +190,14 @@ def fingerprint(folder: ModelFolder, version: int, tree: Tree | None = None) -> 
     return Fingerprint(_stats(tree, _files(tree, "")) + named, own, folder.config)
 
 
+def named(path: Path) -> Path:
+    """Returns a path that people gave, as an absolute one.
+
+    The last folder's name is that of a model or a version, so a link is not resolved; but ".." is no name.
+    """
+    return path.resolve() if ".." in path.parts else path.absolute()
+
+
 def file_stat(path: str, state: os.stat_result) -> FileStat:
     """Returns what a fingerprint contains of a file."""
     return path, state.st_ino, state.st_size, state.st_mtime_ns
@@ -254,8 +264,7 @@ def _mounted_version(path: Path, trust: Trust | None) -> dict[int, Path]:
         with Tree(path) if trust is None else SignedTree(path, trust) as tree:
             if not tree.has(MANIFEST_FILE):
                 return {}
-            # No manifest has more. The parser would hold up other threads.
-            data = tree.read(MANIFEST_FILE, _LARGEST_MANIFEST)
+            data = tree.read(MANIFEST_FILE, LARGEST_MANIFEST)
             stated = json_text.loads(data)
     except (OSError, ModelLoadFailed, ValueError):
         return {1: path} if os.path.lexists(path / MANIFEST_FILE) else {}

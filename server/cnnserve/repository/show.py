@@ -16,7 +16,7 @@ from cnnserve.config.spelling import Parser
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository import normalisation, onnx_ending, onnx_files, onnx_precision, show_text
-from cnnserve.repository.folders import ModelFolder, model_folder, scan, version_number
+from cnnserve.repository.folders import ModelFolder, model_folder, named, scan, version_number
 from cnnserve.repository.label_file import doubt, read_labels
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest
 from cnnserve.repository.show_text import Entry
@@ -88,8 +88,7 @@ def _find(path: Path, version: int | None) -> tuple[list[tuple[ModelFolder, int]
     """
     if not path.is_dir():
         raise _NothingToShow(f"{path} {'is a file' if path.exists() else 'does not exist'}, expected a folder")
-    # The folder's name is the name of the model or version, so a link is not resolved; but ".." is not a name.
-    folder = path.resolve() if ".." in path.parts else path.absolute()
+    folder = named(path)
     number = version_number(folder.name)
     if number and ((folder / MANIFEST_FILE).is_file() or any(folder.glob("*.onnx"))):
         if version not in (None, number):

@@ -54,8 +54,7 @@ def verify_parser() -> argparse.ArgumentParser:
 
 def _find(path: Path, trust: Trust) -> Iterator[tuple[ModelFolder, int]]:
     """Yields the models and versions that `path` names; 0: the files beside the versions. Raises `ModelLoadFailed`."""
-    # The name of a folder counts, so a link is not resolved; but ".." is not a name.
-    folder = path.resolve() if ".." in path.parts else path.absolute()
+    folder = folders.named(path)
     number = version_number(folder.name)
     if number and (folder / MANIFEST_FILE).exists():
         yield ModelFolder(folder.parent.name, folder.parent, {number: folder}, trust=trust), number

@@ -9,7 +9,6 @@ from cnnserve.repository.manifest.checks import check_contract, check_own_place,
 from cnnserve.repository.manifest.digests import altered_files, digest, verify, verify_files
 from cnnserve.repository.manifest.limits import (
     LOG_TOLERANCES,
-    MAX_BYTES,
     MAX_GOLDEN_IMAGES,
     TOLERANCES,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "INTERPOLATIONS",
     "LOG_TOLERANCES",
     "MANIFEST_FILE",
-    "MAX_BYTES",
     "MAX_GOLDEN_IMAGES",
     "PROBABILITIES_FILE",
     "SCHEMA",

@@ -32,9 +32,10 @@ def verify(manifest: Manifest, files: VersionFiles) -> dict[str, PrivateCopy]:
     copies.
     """
     copies: dict[str, PrivateCopy] = {}
+    small = _small(manifest)
 
     def digest_of(name: str) -> tuple[str, int]:
-        if name in _small(manifest):
+        if name in small:
             return _read_digest(files, name)
         copies[name] = files.copy(name, manifest.files[name].bytes)
         return copies[name].sha256, copies[name].size
@@ -51,9 +52,10 @@ def verify(manifest: Manifest, files: VersionFiles) -> dict[str, PrivateCopy]:
 
 def altered_files(manifest: Manifest, files: VersionFiles) -> dict[str, str]:
     """Returns the files that differ from the manifest: each name with what is wrong. Keeps files as `verify` does."""
+    small = _small(manifest)
 
     def digest_of(name: str) -> tuple[str, int]:
-        return _read_digest(files, name) if name in _small(manifest) else files.digest(name)
+        return _read_digest(files, name) if name in small else files.digest(name)
 
     problems = {name: _problem(name, expected, digest_of) for name, expected in manifest.files.items()}
     return {name: problem for name, problem in problems.items() if problem}

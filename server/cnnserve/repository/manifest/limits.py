@@ -1,8 +1,5 @@
-"""Limits that no manifest can raise: size, tolerances, ranges of numbers."""
+"""Limits that no manifest can raise: tolerances, ranges of numbers."""
 
-# A manifest holds no values of classes, so that 8 MiB are far more than it needs. The parser holds the global
-# interpreter lock: JSON of 100 MB would delay the requests of other models for seconds.
-MAX_BYTES = 8 << 20
 MAX_GOLDEN_IMAGES = 32
 
 # Largest difference of a probability that a manifest may allow, by the precision of its file. float32 sums in another

@@ -8,10 +8,9 @@ from typing import Any
 from cnnserve import json_text
 from cnnserve.errors import ModelLoadFailed, reason
 from cnnserve.repository import version_files
-from cnnserve.repository.folders import MANIFEST_FILE, ModelFolder
+from cnnserve.repository.folders import LARGEST_MANIFEST, MANIFEST_FILE, ModelFolder
 from cnnserve.repository.manifest import checks
 from cnnserve.repository.manifest.fields import InvalidField, build
-from cnnserve.repository.manifest.limits import MAX_BYTES
 from cnnserve.repository.manifest.preprocessing import check_preprocessing
 from cnnserve.repository.manifest.probabilities import golden_bytes
 from cnnserve.repository.manifest.schema import SCHEMA, Golden, Manifest, Preprocessing
@@ -52,9 +51,9 @@ def any_manifest(folder: ModelFolder) -> bool:
 
 def parse(data: bytes | str) -> Manifest:
     """Returns the manifest that `data` contains. Raises `ModelLoadFailed` with the field that is wrong."""
-    if len(data) > MAX_BYTES:
+    if len(data) > LARGEST_MANIFEST:
         raise ModelLoadFailed(
-            f"{MANIFEST_FILE} has more than {MAX_BYTES >> 20} MiB, the limit; export the model again: golden "
+            f"{MANIFEST_FILE} has more than {LARGEST_MANIFEST >> 20} MiB, the limit; export the model again: golden "
             "probabilities belong into a file of their own"
         )
     try:
