@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -299,12 +299,19 @@ def _observer(config: ServerConfig) -> Observer:
     share = config.access_log_sample if config.access_log else 0.0
     if not config.tracing:
         return Observer(share)
-    try:
+    with _needs("tracing", "otel"):
         # By name: a server that does not trace must not pay for OpenTelemetry.
         return Observer(share, tracing=importlib.import_module("cnnserve.api.tracing").start())
+
+
+@contextlib.contextmanager
+def _needs(setting: str, extra: str) -> Iterator[None]:
+    """Raises `ConfigError` if a package is missing that only the `extra` of a setting installs."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f'tracing needs {error.name}, which is not installed: pip install "cnnserve[otel]"'
+            f'{setting} needs {error.name}, which is not installed: pip install "cnnserve[{extra}]"'
         ) from error
 
 
@@ -342,13 +349,9 @@ def trusted_keys(config: ServerConfig) -> Trust | None:
     """Returns the keys whose signatures count, if there are any. Raises `ConfigError`."""
     if config.trusted_keys is None:
         return None
-    try:
+    with _needs("trusted_keys", "trust"):
         # By name: without trusted keys, the start must not pay for cryptography.
         trusted = importlib.import_module("cnnserve.trust.keys").read(config.trusted_keys)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f'trusted_keys needs {error.name}, which is not installed: pip install "cnnserve[trust]"'
-        ) from error
     for warning in trusted.warnings:
         _log.warning("trusted keys: %s", warning)
     _log.info("only versions with a signature of a trusted key are served; trusted are %s", trusted)

@@ -54,12 +54,15 @@ def add_old_name(parser: argparse.ArgumentParser, flag: str, dest: str, **settin
     parser.add_argument(flag, dest=dest, action=Once, default=suppressed, help=suppressed, **settings)
 
 
-def guess(word: str, known: Collection[str]) -> str:
-    """Returns "; did you mean …?" with the known word that is most like `word`, or "" if none is like it."""
+def guess(word: str, known: Collection[str], likeness: float = 0.7) -> str:
+    """Returns "; did you mean …?" with the known word that is most like `word`, or "" if none is like it.
+
+    `likeness`: how like it has to be, 0 to 1, as `difflib` counts.
+    """
     # Imported only after a mistake.
     from difflib import get_close_matches  # noqa: PLC0415
 
-    return "".join(f"; did you mean {near}?" for near in get_close_matches(word, known, 1, 0.7))
+    return "".join(f"; did you mean {near}?" for near in get_close_matches(word, known, 1, likeness))
 
 
 def mistaken_variables(environment: Mapping[str, str], settings: Iterable[str]) -> Iterator[tuple[str, str]]:

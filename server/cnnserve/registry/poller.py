@@ -196,8 +196,10 @@ class Poller:
             # A version that a label names is served, too. `watch_labels` reads the labels.
             wanted = (sight.request, {*known[name].labels.versions.values()} if name in known else set())
             news = name not in known or self._asked.get(name) != wanted
-            again = self._is_due(name)
-            if (news or again) and name not in self._jobs and not sight.missing:
+            if name in self._jobs:
+                continue
+            again = self._is_due(name, known.get(name))
+            if (news or again) and not sight.missing:
                 self._asked[name] = wanted
                 self._start(name, self._registry.sync(name, sight.loadable, again=again))
         for name in known.keys() - self._seen.keys() - self._jobs.keys():
@@ -207,12 +209,9 @@ class Poller:
         """Waits until all changes that were found are made."""
         await asyncio.gather(*self._jobs.values())
 
-    def _is_due(self, name: str) -> bool:
+    def _is_due(self, name: str, model: ModelEntry | None) -> bool:
         """Returns whether it is time to try again what may pass: a failure, or that a load read other files."""
-        if name in self._jobs:
-            return False
-        known = {model.name: model for model in self._registry.models}
-        if name not in known or not (known[name].may_pass or self._differs(known[name])):
+        if model is None or not (model.may_pass or self._differs(model)):
             self._retries.pop(name, None)
             return False
         now = self._clock()

@@ -18,11 +18,8 @@ from cnnserve.errors import InvalidInput
 from cnnserve.transports.credentials import client_names
 
 # Calls that arrive faster than the server accepts them. Beyond its own limits of 1,000 and 3,000, grpc's core would end
-# them as CANCELLED, which no client tries again.
-# Each takes about 20 KiB, so there is a limit.
+# them as CANCELLED, which no client tries again. Each takes about 20 KiB, so there is a limit.
 _PENDING = 16_384
-
-
 # For the first frame of a client, and for calls of a client that has none. Clients connect again by themselves.
 _HANDSHAKE_MS = 20_000
 _IDLE_MS = 30 * 60_000

@@ -3,15 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client.metrics_core import Metric
-from prometheus_client.samples import Sample
 
 from cnnserve.batching.drift import ENTROPY_BOUNDS, TOP1_BOUNDS, Buckets, Counts, Moments
 from cnnserve.registry.snapshot import Version
-from cnnserve.transports.http.families import Family, Labels, buckets, family
+from cnnserve.transports.http.families import Family, Labels, buckets, counter, family
 
 # A label of a class may have any length.
 _LABEL_LENGTH = 100
-_PREDICTIONS = "cnnserve_predictions"
 _ValueOf = Callable[[Moments], float]
 
 
@@ -26,7 +24,7 @@ def drift_families(versions: Iterable[tuple[Labels, Version]]) -> Iterator[Metri
     rows = ((labels, _pair(counts.entropy)) for labels, _, counts in found if counts.entropy is not None)
     yield Family("histogram", name, text, buckets(name, _bounds(ENTROPY_BOUNDS), rows))
     text = "Number of output rows by most probable class; with more than 1000 classes, the 100 most frequent classes"
-    yield Family("counter", _PREDICTIONS, text, _predictions(found))
+    yield counter("cnnserve_predictions", text, _predictions(found))
     inputs = [
         ({**labels, "set": name}, known)
         for labels, version, counts in found
@@ -47,12 +45,12 @@ _MOMENTS: dict[str, tuple[str, _ValueOf]] = {
 }
 
 
-def _predictions(found: Iterable[tuple[Labels, Version, Counts]]) -> Iterator[Sample]:
+def _predictions(found: Iterable[tuple[Labels, Version, Counts]]) -> Iterator[tuple[Labels, int]]:
     for labels, version, counts in found:
         names = version.labels
         for number, count in counts.classes:
             label = names[number][:_LABEL_LENGTH] if number < len(names) else ""
-            yield Sample(f"{_PREDICTIONS}_total", {**labels, "class": str(number), "label": label}, int(count))
+            yield {**labels, "class": str(number), "label": label}, int(count)
 
 
 def _bounds(bounds: Sequence[float]) -> tuple[str, ...]:

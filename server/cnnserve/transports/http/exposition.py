@@ -13,7 +13,6 @@ from prometheus_client.exposition import generate_latest as plain_text
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.openmetrics.exposition import generate_latest as open_metrics_text
-from prometheus_client.samples import Sample
 
 from cnnserve.batching.statistics import BOUNDS_NS
 from cnnserve.registry.lifecycle import State
@@ -21,7 +20,7 @@ from cnnserve.registry.snapshot import Distribution, Snapshot, Version, Work
 from cnnserve.runtime import gpus
 from cnnserve.runtime.gpus import Gpu
 from cnnserve.transports.http.drift_families import drift_families
-from cnnserve.transports.http.families import Family, Labels, buckets, family
+from cnnserve.transports.http.families import Family, Labels, buckets, counter, family
 
 _T = TypeVar("_T")
 
@@ -135,16 +134,14 @@ class _Families:
             for reason, count in work.failures.items()
         )
         yield family("unknown", _FAILURES, "Number of failed requests, by reason", failures)
-        rows = self._each(lambda work: work.bad_rows)
-        yield Family("counter", _BAD_ROWS, _BAD_ROWS_TEXT, (Sample(f"{_BAD_ROWS}_total", *row) for row in rows))
+        yield counter(_BAD_ROWS, _BAD_ROWS_TEXT, self._each(lambda work: work.bad_rows))
         waiting = self._each(lambda work: work.waiting)
         yield family("gauge", "nv_inference_pending_request_count", "Number of requests in the queue", waiting)
         instances = self._each(lambda work: work.instances)
         yield family(
             "gauge", "cnnserve_instances", "Number of instances, each of which runs one batch at a time", instances
         )
-        busy = self._each(lambda work: work.busy_ns / _NS_PER_S)
-        yield Family("counter", _BUSY, _BUSY_TEXT, (Sample(f"{_BUSY}_total", *row) for row in busy))
+        yield counter(_BUSY, _BUSY_TEXT, self._each(lambda work: work.busy_ns / _NS_PER_S))
         loads = ((labels, version.load_s) for labels, version in self._versions if version.load_s is not None)
         yield family("gauge", "nv_model_load_duration_secs", "Time to load a version until READY, in seconds", loads)
 
@@ -205,8 +202,8 @@ class _Families:
         text = "End of the TLS certificate, in seconds since 1970"
         ends: list[tuple[Labels, float]] = [] if now.certificate_end is None else [({}, now.certificate_end)]
         yield family("gauge", "cnnserve_certificate_expiry_seconds", text, ends)
-        refusals = (Sample(f"{_REFUSALS}_total", {"reason": name}, count) for name, count in now.refusals.items())
-        yield Family("counter", _REFUSALS, _REFUSALS_TEXT, refusals)
+        refusals = (({"reason": name}, count) for name, count in now.refusals.items())
+        yield counter(_REFUSALS, _REFUSALS_TEXT, refusals)
         info = {"version": now.server_version, "onnxruntime": now.runtime_version}
         yield InfoMetricFamily("cnnserve_server", "Versions of cnnserve and ONNX Runtime", info)
 

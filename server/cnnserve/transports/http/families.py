@@ -26,6 +26,11 @@ def family(kind: str, name: str, text: str, values: Iterable[tuple[Labels, float
     return Family(kind, name, text, (Sample(name, labels, value) for labels, value in values))
 
 
+def counter(name: str, text: str, values: Iterable[tuple[Labels, float]]) -> Metric:
+    """Returns a family of counters, whose name gets the suffix `_total`."""
+    return Family("counter", name, text, (Sample(f"{name}_total", labels, value) for labels, value in values))
+
+
 def buckets(
     name: str, bounds: Sequence[str], values: Iterable[tuple[Labels, tuple[Sequence[int], float]]]
 ) -> Iterator[Sample]:
