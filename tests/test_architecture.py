@@ -21,6 +21,8 @@ FORBIDDEN = [
     ("rooms", "cnnserve.repository.show", "import cnnserve.batching.batcher"),
     ("rooms", "cnnserve.app", "import cnnserve.trust.keys"),
     ("rooms", "cnnserve.cli", "import cnnserve.trust.keys"),
+    ("rooms", "cnnserve.app", "import cnnserve.tools"),
+    ("server", "cnnserve.doctor.cli", "import cnnserve_client.errors"),
     ("transports", "cnnserve.transports.http.routes", "import cnnserve.transports.grpcio"),
     ("transports", "cnnserve.transports.lull", "import cnnserve.transports.http.routes"),
     ("server", "cnnserve.model.loader", "import cnnserve_export.contract"),
