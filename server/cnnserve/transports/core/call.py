@@ -245,7 +245,17 @@ class UnaryCall(Call):
     def begin(self) -> None:
         """Reads the request."""
         super().begin()
+        self._transport.accepted()
         self._ask()
+
+    def _on_close(self, event: Any) -> None:
+        if not self._said:
+            self._transport.answered()
+        super()._on_close(event)
+
+    def _say(self, told: Status, message: bytes | None = None) -> None:
+        self._transport.answered()
+        super()._say(told, message)
 
     def _handle(self, data: bytes | None) -> None:
         gate = self._transport.gate

@@ -3,11 +3,16 @@
 Under load the loop takes the events itself, many in one turn, so no thread hands anything over and requests that arrive
 together are handled together. If there is no event, a helper thread blocks in the core without the GIL, hands the first
 event to the loop and then waits until the loop has found the queue empty. So nothing spins while nobody calls.
+
+To hand an event over costs more than a small model's run. A client that was just answered often calls again at once. So
+if the loop has nothing else to do, it waits a moment for the next event by itself. With one LeNet-5 request in flight,
+that took 0.6 of the time and 0.7 of the CPU time.
 """
 
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +25,8 @@ _log = logging.getLogger(__name__)
 # such work: with 64 events, streams beside unary calls had 0.18 of what they reach alone, with 16 events 0.33.
 _EVENTS_A_TURN = 64
 _EVENTS_A_SHARED_TURN = 16
+# What arrives meanwhile for the rest of the loop waits as long.
+_LINGER_S = 0.0005
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
 _SHUTDOWN = cygrpc.CompletionType.queue_shutdown
 
@@ -27,12 +34,14 @@ _SHUTDOWN = cygrpc.CompletionType.queue_shutdown
 class EventPump:
     """Calls the tag of every event of `queue` with the event, on the event loop that runs at `start`.
 
-    `is_shared` returns whether the loop has other work that waits for its turns.
+    `is_shared` returns whether the loop has other work that waits for its turns, and `may_linger` whether nothing is
+    expected on the loop but further events.
     """
 
-    def __init__(self, queue: Any, is_shared: Callable[[], bool]) -> None:
+    def __init__(self, queue: Any, is_shared: Callable[[], bool], may_linger: Callable[[], bool]) -> None:
         self._queue = queue
         self._is_shared = is_shared
+        self._may_linger = may_linger
         # Released by the loop and taken by the helper thread, in turns. A semaphore costs more than the rest of a turn.
         self._resume = threading.Lock()
         self._resume.acquire()
@@ -89,14 +98,27 @@ class EventPump:
                 self._empty_at = self._loop.time()
                 self._behind = count > 0
                 if count:
-                    # Clients that were just answered often call again at once.
+                    # The rest of the loop gets its turn first.
                     self._loop.call_soon(self._turn)
                 else:
-                    self._resume.release()
+                    self._linger()
                 return
             if not self._handle(event):
                 return
         self._loop.call_soon(self._turn)
+
+    def _linger(self) -> None:
+        """Waits a moment for an event if nothing else waits for the loop; without one the helper thread goes on."""
+        assert self._loop is not None
+        if self._may_linger() and not self._is_shared():
+            event = self._queue.poll(time.time() + _LINGER_S)
+            if event.completion_type != _TIMEOUT:
+                self._behind, self._empty_at = True, self._loop.time()
+                if self._handle(event):
+                    self._loop.call_soon(self._turn)
+                return
+            self._empty_at = self._loop.time()
+        self._resume.release()
 
     def _handle(self, event: Any) -> bool:
         """Returns whether more events may follow."""

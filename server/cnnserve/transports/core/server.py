@@ -48,7 +48,7 @@ _SHARED_S = 0.02
 _READERS = 4
 # Calls that the core may hand over at once.
 _ACCEPTS = 64
-# What clients have after the end of the last call to read what was sent, and to leave: the first after a drain that took
+# What clients have after the end of the last call to read what was sent and to leave: the first after a drain that took
 # all its time, the second otherwise, because a client on a busy machine may need seconds.
 _LAST_BYTES_S = (1.0, 5.0)
 
@@ -84,11 +84,13 @@ class CoreTransport:
         self._server = cygrpc.Server((*channel_arguments(max_message_bytes, peers), *_FLOW_CONTROL), False)
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
-        self._pump = EventPump(self._queue, self._is_shared)
+        self._pump = EventPump(self._queue, self._is_shared, lambda: not self._unanswered)
         self.receiving = Receiving(budget, max_message_bytes, pressure, self._relieve, self._pump.caught_up)
         # They ask the core for messages that may have to be unpacked.
         self.readers = ThreadPoolExecutor(_READERS, "grpc-read")
         self._calls: set[Call] = set()
+        # Those of them whose status was not handed over yet, without streams.
+        self._unanswered = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
@@ -158,6 +160,14 @@ class CoreTransport:
         await asyncio.to_thread(self.readers.shutdown)
         self._queue.shutdown()
         await self._pump.ended()
+
+    def accepted(self) -> None:
+        """Counts a call until `answered`."""
+        self._unanswered += 1
+
+    def answered(self) -> None:
+        """Ends the count of a call: nothing of it is expected on the loop but events of the core."""
+        self._unanswered -= 1
 
     def over(self, call: Call) -> None:
         """Forgets a call."""
