@@ -18,7 +18,7 @@ from pathlib import Path
 
 import harness
 import numpy as np
-from harness import BENCH, Server
+from harness import LOAD, Server
 from PIL import Image
 
 from cnnserve.wire import classifier_pb2
@@ -66,7 +66,7 @@ def main() -> int:
 def _commands(server: Server, repository: Path, options: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     """Returns the load generator's command for each cell."""
     http = "127.0.0.1:" + server.wait_for(r"HTTP port (\d+)")[1][1]
-    load = [sys.executable, str(BENCH / "load.py"), "--server-pid", str(server.pid), "--seconds", str(options.seconds)]
+    load = [*LOAD, "--server-pid", str(server.pid), "--seconds", str(options.seconds)]
     load += ["--warm-up-s", str(min(1.0, options.seconds))]
     commands = {}
     for model in options.models:

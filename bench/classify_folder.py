@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import machine
 from harness import Server, median
 
+from cnnserve.tools.load.clocks import cpu_seconds
 from cnnserve_export.digits import held_out_digits, training_digits
 
 TARGET = 0.5
@@ -73,7 +73,7 @@ def _round(server: Server, folder: Path, output: Path) -> dict[str, float]:
 def _client(server: Server, folder: Path, output: Path) -> tuple[dict[str, float], dict[str, int]]:
     words = ["classify", folder, "--model", "lenet5", "--top-k", "1", "--address", server.address, "--output", output]
     command = [sys.executable, "-m", "cnnserve", *map(str, words)]
-    server_before, started = machine.cpu_seconds(server.pid), time.perf_counter()
+    server_before, started = cpu_seconds(server.pid), time.perf_counter()
     children_before = os.times()
     status = subprocess.run(command, timeout=600, check=False).returncode
     seconds, children = time.perf_counter() - started, os.times()
@@ -87,7 +87,7 @@ def _client(server: Server, folder: Path, output: Path) -> tuple[dict[str, float
         raise SystemExit(f"cnnserve classify exited with status {status}")
     records = [json.loads(line) for line in output.read_text().splitlines()]
     classes = {Path(record["file"]).name: int(record["classes"][0]["index"]) for record in records}
-    server_cpu = machine.cpu_seconds(server.pid) - server_before
+    server_cpu = cpu_seconds(server.pid) - server_before
     return {"client_s": seconds, "client_cpu": own, "server_cpu": server_cpu}, classes
 
 

@@ -23,7 +23,8 @@ import grpc
 import harness
 from grpc_health.v1 import health_pb2
 from harness import Server, median
-from machine import percentile
+
+from cnnserve.tools.load.clocks import percentile
 
 CALLERS = 16
 TARGET = 0.25
@@ -79,7 +80,7 @@ def _commands(server: Server, request: Any, folder: Path, seconds: float) -> dic
     (folder / "request").write_bytes(request.SerializeToString())
     (folder / "tensor").write_bytes(request.raw_input_contents[0])
     http = server.wait_for(r"HTTP port (\d+)")[1][1]
-    load = [sys.executable, str(harness.BENCH / "load.py")]
+    load = harness.LOAD
     common = ["--in-flight", str(CALLERS), "--seconds", str(seconds), "--warm-up-s", str(min(1.0, seconds))]
     grpc_body, raw_body = ["--body", str(folder / "request")], ["--body", str(folder / "tensor")]
     path = ["--http-path", f"/v2/models/{request.model_name}/infer", "--header", "Inference-Header-Content-Length: 0"]

@@ -31,6 +31,7 @@ from cnnserve.wire import open_inference_pb2 as pb
 _T = TypeVar("_T")
 
 BENCH = Path(__file__).parent
+LOAD = [sys.executable, "-m", "cnnserve.tools.load"]
 # Tests write their results elsewhere.
 RESULTS = Path(os.environ.get("CNNSERVE_BENCH_RESULTS", BENCH / "results"))
 INFER = "inference.GRPCInferenceService/ModelInfer"
@@ -205,7 +206,7 @@ def load(
             file = Path(folder) / f"{index}.bin"
             file.write_bytes(body)
             words += ["--body", str(file)]
-        command = [sys.executable, str(BENCH / "load.py"), *words]
+        command = [*LOAD, *words]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds + warm_up_s + 120, check=True)
     result: dict[str, float] = json.loads(done.stdout)
     if result["failed"]:

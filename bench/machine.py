@@ -1,27 +1,8 @@
-"""Reads CPU times and memory of processes and of the machine from /proc.
-
-It uses the standard library only, because every process that measures imports it.
-"""
+"""Reads the memory of processes from /proc, and describes the machine."""
 
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
-
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_seconds(pid: int) -> float:
-    """Returns user and system time of a process and all its threads, in seconds."""
-    # The name may contain spaces and parentheses; the fields begin after the last parenthesis.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def busy_seconds() -> float:
-    """Returns the used CPU time of the whole machine in seconds: with stolen time, without idle time and disk waits."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / _TICKS
 
 
 def memory_mib(pid: int) -> float:
@@ -30,11 +11,6 @@ def memory_mib(pid: int) -> float:
         if line.startswith("Pss:"):
             return int(line.split()[1]) / 1024
     raise OSError(f"/proc/{pid}/smaps_rollup has no PSS")
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Returns the value that `share` (0 to 1) of the ordered values do not exceed."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def cores() -> int:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from machine import busy_seconds, cpu_seconds, percentile
+
+from cnnserve.tools.load.clocks import busy_seconds, cpu_seconds, percentile
 
 
 def main() -> int:

@@ -16,8 +16,8 @@ import pytest
 
 from cnnserve.wire import open_inference_pb2 as o
 from cnnserve_export.digits import held_out_digits
-from oip import SERVICE, Oip, tensor
-from support import HANG_S, REPOSITORY, RunningServer
+from oip import Oip
+from support import HANG_S, REPOSITORY
 
 BENCH = REPOSITORY.parent / "bench"
 LENET5 = REPOSITORY / "lenet5" / "1"
@@ -46,7 +46,7 @@ BENCHMARKS = {
     "fairness": ["--rounds", "1", *KEPT, "--seconds", "0.5"],
 }
 # What the tests below start by themselves, and what is no script.
-HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "load", "raw", "uncounted_server"}
+HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "raw", "uncounted_server"}
 MODULES = {"harness", "machine"}
 
 
@@ -139,21 +139,3 @@ def test_the_empty_server_answers_and_ends_with_its_input() -> None:
             assert list(oip("ModelInfer", request).outputs[0].shape) == [2, 10]
         server.communicate(timeout=HANG_S)
     assert server.returncode == 0
-
-
-@pytest.mark.parametrize("connections", ["1", "2"])
-def test_the_load_generator_counts_answers_and_failures(
-    tiny_server: RunningServer, tmp_path: Path, connections: str
-) -> None:
-    (tmp_path / "good.bin").write_bytes(tensor().SerializeToString())
-    (tmp_path / "bad.bin").write_bytes(tensor(model="nobody").SerializeToString())
-    common = ["--method", f"{SERVICE}/ModelInfer", "--in-flight", "2", "--connections", connections]
-    common += ["--warm-up-s", "0.1", "--seconds", "0.3", "--server-pid", str(tiny_server.process.pid)]
-    good = json.loads(run("load", tiny_server.address, *common, "--body", tmp_path / "good.bin"))
-    assert good["failed"] == 0
-    assert good["requests"] > 0
-    assert 0 < good["p50_ms"] <= good["p99_ms"]
-    bodies = ["--body", tmp_path / "good.bin", "--body", tmp_path / "bad.bin"]
-    both = json.loads(run("load", tiny_server.address, *common, *bodies))
-    assert both["failed"] > 0
-    assert both["requests"] > 0

@@ -1,26 +1,13 @@
-"""A closed-loop gRPC load generator that uses a tenth of a gRPC library's CPU time.
+"""gRPC over a bare HTTP/2 connection.
 
-It runs on the same machine as the server that it measures, so it must use little CPU time. Therefore it speaks HTTP/2
-on a bare socket. All requests consist of the same few bytes with different stream numbers. Of a response, the generator
-reads only whether it has a message, and its end. A response without a message counts as a failed request. The result is
-one line of JSON.
-
-    python bench/load.py 127.0.0.1:8001 --method inference.GRPCInferenceService/ModelInfer --body request.bin
+All requests consist of the same few bytes with different stream numbers. Of a response, the connection reads only
+whether it has a message, and its end. A response without a message counts as a failed request.
 """
 
-import argparse
-import json
-import os
-import re
-import selectors
 import socket
 import struct
-import sys
 import time
 from collections import deque
-from pathlib import Path
-
-from machine import busy_seconds, cpu_seconds, percentile
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -169,100 +156,6 @@ class Connection:
         self._out.append(_frame(_SETTINGS, _ACK, 0, b""))
 
 
-class HttpConnection:
-    """One HTTP/1.1 connection that sends the same request again as soon as its response is complete."""
-
-    def __init__(self, address: str, path: str, body: bytes, headers: str) -> None:
-        host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=60)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.ended: list[tuple[float, float]] = []
-        self.failed = 0
-        head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-        self._request = head.encode() + body
-        self._sent_at = 0.0
-        self._buffer = b""
-        self._is_free = True
-
-    def fill(self) -> None:
-        """Sends the request if no response is awaited."""
-        if self._is_free:
-            self._is_free = False
-            self._sent_at = time.perf_counter()
-            self.socket.sendall(self._request)
-
-    def receive(self) -> None:
-        """Reads what has arrived. Raises `ConnectionError` if the server has ended the connection."""
-        data = self.socket.recv(262144)
-        if not data:
-            raise ConnectionError("the server closed the connection")
-        self._buffer += data
-        head, separator, rest = self._buffer.partition(b"\r\n\r\n")
-        match = re.search(rb"(?i)content-length: (\d+)", head)
-        if not separator or match is None or len(rest) < int(match[1]):
-            return
-        now = time.perf_counter()
-        if head.startswith(b"HTTP/1.1 200"):
-            self.ended.append((now, now - self._sent_at))
-        else:
-            self.failed += 1
-        self._buffer = b""
-        self._is_free = True
-
-
-def run(
-    connections: list[Connection] | list[HttpConnection], warm_up_s: float, seconds: float, server_pid: int
-) -> dict[str, float]:
-    """Keeps all connections busy and returns the rates, latencies and CPU times between the warm-up and the end."""
-    selector = selectors.DefaultSelector()
-    for connection in connections:
-        selector.register(connection.socket, selectors.EVENT_READ, connection)
-        connection.fill()
-    started = time.perf_counter()
-    _loop(selector, started + warm_up_s)
-    before = _clocks(server_pid)
-    _loop(selector, started + warm_up_s + seconds)
-    server_s, own_s, busy_s = (after - first for first, after in zip(before, _clocks(server_pid), strict=True))
-    ended = sorted(pair for connection in connections for pair in connection.ended)
-    result = _summary(ended, started + warm_up_s)
-    result["failed"] = sum(connection.failed for connection in connections)
-    result["server_cpu_us"] = server_s / seconds / result["rate"] * 1e6 if result["rate"] else 0.0
-    result["server_cores"] = server_s / seconds
-    result["load_cores"] = own_s / seconds
-    result["other_cores"] = max(0.0, busy_s - server_s - own_s) / seconds
-    return result
-
-
-def _loop(selector: selectors.BaseSelector, end: float) -> None:
-    while (left := end - time.perf_counter()) > 0:
-        for key, _ in selector.select(left):
-            key.data.receive()
-            key.data.fill()
-
-
-def _clocks(server_pid: int) -> tuple[float, float, float]:
-    server_s = cpu_seconds(server_pid) if server_pid else 0.0
-    return server_s, cpu_seconds(os.getpid()), busy_seconds()
-
-
-def _summary(ended: list[tuple[float, float]], since: float) -> dict[str, float]:
-    """Returns rate and latencies.
-
-    The time for the rate begins and ends with a response, so that it contains whole batches.
-    """
-    window = [pair for pair in ended if pair[0] > since]
-    if not window:
-        return {"rate": 0.0, "requests": 0, "p50_ms": 0.0, "p99_ms": 0.0}
-    first = max((at for at, _ in ended if at <= since), default=since)
-    latencies = sorted(latency for _, latency in window)
-    return {
-        "rate": len(window) / (window[-1][0] - first),
-        "requests": len(window),
-        "p50_ms": percentile(latencies, 0.5) * 1e3,
-        "p99_ms": percentile(latencies, 0.99) * 1e3,
-    }
-
-
 def _frame(kind: int, flags: int, stream: int, payload: bytes | memoryview) -> bytes:
     return b"".join((len(payload).to_bytes(3, "big"), struct.pack("!BBI", kind, flags, stream), payload))
 
@@ -292,42 +185,3 @@ def _text(value: str) -> bytes:
     if len(data) > 126:
         raise ValueError(f"{value!r} has {len(data)} bytes, the limit is 126")
     return bytes([len(data)]) + data
-
-
-def _connections(options: argparse.Namespace) -> list[Connection] | list[HttpConnection]:
-    bodies = [path.read_bytes() for path in options.body]
-    if options.http_path:
-        headers = "".join(f"{header}\r\n" for header in options.header)
-        count = range(options.in_flight)
-        return [HttpConnection(options.address, options.http_path, bodies[0], headers) for _ in count]
-    count = min(options.connections, options.in_flight)
-    shares = [options.in_flight // count + (index < options.in_flight % count) for index in range(count)]
-    method, streaming = options.method, options.streaming
-    return [Connection(options.address, method, bodies, share, streaming=streaming) for share in shares]
-
-
-def main() -> int:
-    """Runs one measurement and returns the exit status."""
-    parser = argparse.ArgumentParser(description="Send gRPC requests over bare sockets and print the result as JSON.")
-    parser.add_argument("address", help="HOST:PORT of the server")
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--method", help="method to call: package.Service/Method")
-    target.add_argument("--http-path", help="send HTTP/1.1 requests to this path instead, one at a time a connection")
-    parser.add_argument("--header", action="append", default=[], help="NAME: VALUE of HTTP requests; may be repeated")
-    parser.add_argument("--streaming", action="store_true", help="keep each call open: one message after the other")
-    parser.add_argument(
-        "--body", type=Path, action="append", required=True, help="file with a serialized request; may be repeated"
-    )
-    parser.add_argument("--in-flight", type=int, default=1, help="number of open requests (default: %(default)s)")
-    parser.add_argument("--connections", type=int, default=1, help="number of connections (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="seconds to measure (default: %(default)s)")
-    parser.add_argument("--warm-up-s", type=float, default=1.0, help="seconds before that (default: %(default)s)")
-    parser.add_argument("--server-pid", type=int, default=0, help="process whose CPU time to report (default: none)")
-    options = parser.parse_args()
-    connections = _connections(options)
-    print(json.dumps(run(connections, options.warm_up_s, options.seconds, options.server_pid)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
