@@ -98,9 +98,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
+    # In a folder of their own: the wheel in the environment beside them contains images too.
+    folder = tmp_path / "digits"
+    folder.mkdir()
     paths = []
     for number, (data, _) in enumerate(held_out_digits()[:DIGITS]):
-        paths.append(tmp_path / f"{number:03}.png")
+        paths.append(folder / f"{number:03}.png")
         paths[-1].write_bytes(data)
     return paths
 
@@ -139,7 +142,8 @@ def test_the_client_alone(
     answer = environment.run("python", "-W", "error", "-c", ASK, server.address, *files).stdout.split()
     digits = [str(value) for _, value in held_out_digits()[:DIGITS]]
     assert sum(map(str.__eq__, answer, digits)) >= DIGITS - 2
-    table = environment.run("cnnserve", "classify", tmp_path, "--csv", "--top-k", "1", "--address", server.address)
+    folder = files[0].parent
+    table = environment.run("cnnserve", "classify", folder, "--csv", "--top-k", "1", "--address", server.address)
     rows = list(csv.DictReader(table.stdout.splitlines()))
     assert [row["label"] for row in rows] == answer
     if beside == ["tritonclient[grpc]"]:
