@@ -44,6 +44,7 @@ BENCHMARKS = {
     "throughput": [*ONE, *KEPT, "--seconds", "0.2", "--again", "0"],
     "transport": ["--rounds", "1", *KEPT, "--seconds", "0.2"],
     "fairness": ["--rounds", "1", *KEPT, "--seconds", "0.5"],
+    "latency_target": [*ONE, *KEPT, "--seconds", "0.1", "--target-ms", "50"],
 }
 # What the tests below start by themselves, and what is no script.
 HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "raw", "uncounted_server"}

@@ -22,6 +22,7 @@ from cnnserve.batching.policy import BatchPolicy, Dispatch, next_action
 from cnnserve.batching.request_queue import RequestQueue
 from cnnserve.batching.row_check import Streak
 from cnnserve.batching.statistics import Statistics
+from cnnserve.batching.target import Target
 from cnnserve.batching.turnover import Turnover
 from cnnserve.datatypes import Rows
 from cnnserve.errors import (
@@ -171,6 +172,7 @@ class DynamicBatcher:
         self._admitted: Counter[int] = Counter()
         self._running: deque[_Batch] = deque()
         self._turnover = Turnover()
+        self._target = Target(policy.target_ms, policy.max_batch_size) if policy.target_ms else None
         self.statistics = Statistics()
         self._closing = False
         self._drained = asyncio.Event()
@@ -240,8 +242,9 @@ class DynamicBatcher:
         `deadline_ns` (monotonic) always applies. `timeout_us` is the request's own queue timeout; it applies only if
         the queue policy allows it. Raises `DeadlineExceeded` if the deadline passes or the timeout ends before the run
         begins (a policy with `delay_expired` moves the request to the end of the queue at the timeout instead),
-        `InferenceFailed` if the run fails, or `InvalidInput` if it fails and the model has `free_sizes`. If the caller
-        is cancelled, its request is dropped; the other requests of the batch are not affected.
+        `InferenceFailed` if the run fails, or `InvalidInput` if it fails and the model has `free_sizes`. If the model
+        has a latency target, raises `QueueFull` or `DeadlineExceeded` as soon as the target or the deadline cannot be
+        met. If the caller is cancelled, its request is dropped; the other requests of the batch are not affected.
         """
         future: asyncio.Future[BatchResult] = self._loop.create_future()
         entry = self.enqueue(rows, permit, partial(_settle, future), deadline_ns, timeout_us)
@@ -266,6 +269,9 @@ class DynamicBatcher:
         """
         self._check_failure()
         entry = self._entry(rows, permit, on_done, deadline_ns, timeout_us)
+        if self._target is not None and self._is_hopeless(self._target, entry):
+            permit.release()
+            raise self._too_late(entry, deadline_ns)
         self._queue.put(entry)
         self._turnover.arrived(entry.arrived_ns)
         self._schedule_pump()
@@ -386,8 +392,10 @@ class DynamicBatcher:
             self._delay_timer = None
         while self._idle and self._queue:
             now = self._clock()
+            if self._target is not None and self._refuse_first(self._target, now):
+                continue
             hold_until_ns = 0 if self._closing else self._turnover.hold_until_ns
-            action = next_action(self._policy_now(), self._queue, now, hold_until_ns)
+            action = next_action(self._policy_now(), self._queue, now, hold_until_ns, self._target)
             if isinstance(action, Dispatch):
                 if self._dispatch(action.count, now):
                     # Other clients of the event loop get their turn between two runs on it.
@@ -397,6 +405,38 @@ class DynamicBatcher:
             if action.until_ns is not None:
                 self._delay_timer = self._loop.call_later(max(0.0, (action.until_ns - now) / 1e9), self._pump)
             return
+
+    def _is_hopeless(self, target: Target, entry: Entry) -> bool:
+        runs_ns = (
+            batch.dispatched_ns + target.run_ns(sum(entry.size for entry in batch.entries))
+            for batch in self._running
+            if batch.outcome is None
+        )
+        now = self._clock()
+        free_ns = now if self._idle else max(now, min(runs_ns, default=now))
+        # A request of a higher priority does not wait for the others.
+        ahead = sum(other.size for other in self._queue if other.level <= entry.level)
+        return target.is_hopeless(entry, ahead + entry.size, len(self._instances), free_ns)
+
+    def _refuse_first(self, target: Target, now: int) -> bool:
+        """Refuses the first request of the queue if it is too late for it; returns whether it was."""
+        entry = self._queue.head()
+        if not target.is_too_late(entry, now, sum(other.size for other in self._queue)):
+            return False
+        on_done = entry.on_done
+        self.withdraw(entry)
+        if on_done is not None:
+            on_done(self._too_late(entry, entry.deadline_ns))
+        return True
+
+    def _too_late(self, entry: Entry, deadline_ns: int | None) -> DeadlineExceeded | QueueFull:
+        if deadline_ns is not None and deadline_ns <= entry.arrived_ns + self._policy.target_ms * 1e6:
+            return DeadlineExceeded("the deadline would pass before the request's run ends, so it is not computed")
+        return QueueFull(
+            f"the model is overloaded: the request cannot be answered within the model's target of "
+            f"{self._policy.target_ms:g} ms; try again later",
+            self._retry_after_ms(),
+        )
 
     def _dispatch(self, count: int, now: int) -> bool:
         """Runs the first `count` requests; returns whether the event loop has run them."""
@@ -459,6 +499,8 @@ class DynamicBatcher:
         if outcome.error is None:
             size = sum(entry.size for entry in batch.entries)
             self._turnover.ran(size, run_ns, len(batch.entries), self._admitted.total(), self._clock())
+            if self._target is not None:
+                self._target.times.learn(size, run_ns)
         # The next batch is dispatched before this batch's results are built, so the instance does not wait for them.
         if not inline:
             self._pump()

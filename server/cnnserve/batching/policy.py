@@ -10,6 +10,8 @@ Rules, in this order:
 5. Otherwise every request has a latest start: its arrival plus the queue delay (default 0), or the end of the hold that
    `turnover` sets if that is later, but at most half the time from its arrival to its deadline. The earliest of these
    times dispatches all requests that fit.
+6. If there is a latency target, a request with which the run would end too late for the first of the batch closes the
+   batch, and the batch starts early enough to meet the target.
 
 The policy is asked only while an instance is free. With delay 0 and no hold, an idle instance therefore never waits,
 and batches form by themselves under load.
@@ -18,6 +20,9 @@ and batches form by themselves under load.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
+
+# Later than every time of the clock.
+NEVER_NS = 2**63
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class BatchPolicy:
     default_priority: int = 1
     priority_queues: dict[int, QueuePolicy] = field(default_factory=dict)
     preserve_ordering: bool = False
+    # Answers later than this are of no use; 0: all are.
+    target_ms: float = 0.0
 
     def level(self, priority: int) -> int:
         """Returns the queue level for a request's priority. 0 and unknown levels mean the default, as in Triton."""
@@ -83,28 +90,46 @@ class Wait:
     until_ns: int | None
 
 
-def next_action(policy: BatchPolicy, queue: Iterable[Waiting], now_ns: int, hold_until_ns: int = 0) -> Dispatch | Wait:
+class LatencyTarget(Protocol):
+    """What rule 6 asks: until when the run of a request has to end, and how long a run of a number of rows takes."""
+
+    def due_ns(self, entry: Waiting) -> int: ...  # noqa: D102
+
+    def run_ns(self, rows: int) -> int: ...  # noqa: D102
+
+
+def next_action(
+    policy: BatchPolicy,
+    queue: Iterable[Waiting],
+    now_ns: int,
+    hold_until_ns: int = 0,
+    target: LatencyTarget | None = None,
+) -> Dispatch | Wait:
     """Returns the decision for the requests of `queue`, in leaving order, if an instance is free.
 
     Times are in ns of one clock. `hold_until_ns` is the end of the hold in rule 5; 0: no hold.
     """
     total = count = preferred_count = 0
-    due_ns: int | None = None
+    due_ns, ends_ns = NEVER_NS, NEVER_NS
     full = False
     for entry in queue:
+        start_ns = NEVER_NS
+        if target is not None:
+            ends_ns = min(ends_ns, target.due_ns(entry))
+            start_ns = ends_ns - target.run_ns(total + entry.size)
         # The policy cannot refuse requests, so a request that is larger than any batch runs alone instead of blocking.
-        if count and total + entry.size > policy.max_batch_size:
+        if count and (total + entry.size > policy.max_batch_size or start_ns < now_ns):
             full = True
             break
         total += entry.size
         count += 1
-        due_ns = _earlier(due_ns, _latest_start(policy, entry, hold_until_ns))
+        due_ns = min(due_ns, _latest_start(policy, entry, hold_until_ns), start_ns)
         if total in policy.preferred_batch_sizes:
             preferred_count = count
         if total >= policy.max_batch_size:
             full = True
             break
-    if due_ns is None:
+    if not count:
         return Wait(None)
     if preferred_count or full:
         return Dispatch(preferred_count or count)
@@ -116,7 +141,3 @@ def _latest_start(policy: BatchPolicy, entry: Waiting, hold_until_ns: int) -> in
     if entry.deadline_ns is None:
         return due_ns
     return min(due_ns, (entry.arrived_ns + entry.deadline_ns) // 2)
-
-
-def _earlier(one: int | None, other: int) -> int:
-    return other if one is None else min(one, other)

@@ -8,6 +8,7 @@ from cnnserve.errors import ModelLoadFailed
 _PREFIX = "cnnserve."
 # Parameters of this server. `execution` reads those without a comment.
 ALLOW_UNVERIFIED = "cnnserve.allow_unverified"
+TARGET = "cnnserve.target_p99_ms"
 OWN_PARAMETERS = (
     "cnnserve.allow_cpu_fallback",
     # `pbtxt` reads the next one.
@@ -18,6 +19,8 @@ OWN_PARAMETERS = (
     "cnnserve.max_pixels",
     "cnnserve.preprocess",
     "cnnserve.run_timeout_s",
+    # `settings` reads the next one.
+    TARGET,
 )
 
 # `in_force.report` adds these to the config that clients see. In a config.pbtxt they have no effect.
@@ -42,6 +45,7 @@ _ELSEWHERE = {
     "instances never do; remove it",
 }
 _SHORTEST_S, _LONGEST_S = 0.001, 86400
+_SHORTEST_MS, _LONGEST_MS = 0.1, 60_000
 _BOOLEANS = {"0": "0", "false": "0", "1": "1", "true": "1"}
 
 
@@ -71,12 +75,21 @@ def whole(source: str, name: str, text: str, minimum: int) -> int:
 
 def seconds(source: str, name: str, text: str) -> float:
     """Returns the value of a time of 0.001 s to a day. Raises `ModelLoadFailed`."""
+    return _between(source, name, text, (_SHORTEST_S, _LONGEST_S), "seconds")
+
+
+def milliseconds(source: str, name: str, text: str) -> float:
+    """Returns the value of a time of 0.1 ms to a minute. Raises `ModelLoadFailed`."""
+    return _between(source, name, text, (_SHORTEST_MS, _LONGEST_MS), "milliseconds")
+
+
+def _between(source: str, name: str, text: str, limits: tuple[float, float], unit: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not _SHORTEST_S <= value <= _LONGEST_S:
-        raise bad_value(source, name, text, f"a number of seconds from {_SHORTEST_S} to {_LONGEST_S}")
+    if not limits[0] <= value <= limits[1]:
+        raise bad_value(source, name, text, f"a number of {unit} from {limits[0]} to {limits[1]}")
     return value
 
 

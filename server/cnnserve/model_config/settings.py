@@ -11,6 +11,7 @@ from types import MappingProxyType
 from cnnserve.batching.policy import BatchPolicy, QueuePolicy
 from cnnserve.datatypes import TensorSpec
 from cnnserve.errors import ModelLoadFailed
+from cnnserve.model_config.parameters import TARGET, milliseconds
 from cnnserve.model_config.pbtxt import CONFIG_FILE
 from cnnserve.repository.manifest import Manifest
 from cnnserve.wire import model_config_pb2 as pb
@@ -267,7 +268,13 @@ def _batch_policy(config: pb.ModelConfig, maximum: int) -> BatchPolicy:
         default_priority=max(1, default),
         priority_queues={level: _queue_policy(q, maximum) for level, q in dynamic.priority_queue_policy.items()},
         preserve_ordering=dynamic.preserve_ordering,
+        target_ms=_target_ms(config),
     )
+
+
+def _target_ms(config: pb.ModelConfig) -> float:
+    text = config.parameters[TARGET].string_value if TARGET in config.parameters else ""
+    return milliseconds("parameter", TARGET, text) if text else 0.0
 
 
 def _queue_policy(queue: pb.ModelQueuePolicy, maximum: int) -> QueuePolicy:

@@ -150,3 +150,60 @@ async def test_a_permit_that_shrinks_gives_back_the_difference_once() -> None:
     with pytest.raises(InvalidInput):
         batcher.reserve(9)
     await asyncio.wait_for(batcher.close(), HANG_S)
+
+
+def with_target(session: FakeSession, clock: FakeClock, run_ms: float) -> DynamicBatcher:
+    """A batcher with a target of 100 ms, whose runs are known to take `run_ms` for each row."""
+    policy = BatchPolicy(4, target_ms=100)
+    batcher = DynamicBatcher(policy, [ModelInstance(session, "target")], clock)
+    assert batcher._target is not None
+    for size in (1, 2, 4):
+        batcher._target.times.learn(size, round(size * run_ms * 1e6))
+    return batcher
+
+
+async def test_a_request_that_cannot_meet_the_target_is_refused_when_it_arrives() -> None:
+    session, clock = FakeSession(held=True), FakeClock()
+    batcher = with_target(session, clock, 30)
+    running = asyncio.create_task(batcher.submit(row(), batcher.reserve(1)))
+    await entered(session)
+    second = asyncio.create_task(batcher.submit(row(), batcher.reserve(1)))
+    await asyncio.sleep(0)
+    # The run ends in 30 ms; three rows need 90 ms more.
+    with pytest.raises(QueueFull, match="cannot be answered within the model's target of 100 ms"):
+        await batcher.submit(np.ones((2, 2)), batcher.reserve(2))
+    with pytest.raises(DeadlineExceeded, match="before the request's run ends"):
+        await batcher.submit(row(), batcher.reserve(1), clock.now_ns + 50_000_000)
+    assert "queued=1 admitted=1" in repr(batcher)
+    session.let(2)
+    await asyncio.wait_for(asyncio.gather(running, second), HANG_S)
+    await asyncio.wait_for(batcher.close(), HANG_S)
+
+
+async def test_a_request_that_can_no_longer_meet_the_target_is_not_computed() -> None:
+    session, clock = FakeSession(held=True), FakeClock()
+    batcher = with_target(session, clock, 30)
+    running = asyncio.create_task(batcher.submit(row(), batcher.reserve(1)))
+    await entered(session)
+    late = asyncio.create_task(batcher.submit(row(), batcher.reserve(1)))
+    await asyncio.sleep(0)
+    clock.advance_us(80_000)
+    session.let()
+    await asyncio.wait_for(running, HANG_S)
+    with pytest.raises(QueueFull, match="target of 100 ms"):
+        await asyncio.wait_for(late, HANG_S)
+    assert session.sizes == [1]
+    await asyncio.wait_for(batcher.close(), HANG_S)
+
+
+async def test_a_refusal_through_callbacks_gives_its_places_back() -> None:
+    session, clock = FakeSession(held=True), FakeClock()
+    batcher = with_target(session, clock, 30)
+    running = asyncio.create_task(batcher.submit(row(), batcher.reserve(1)))
+    await entered(session)
+    with pytest.raises(QueueFull):
+        batcher.enqueue(np.ones((3, 2)), batcher.reserve(3), lambda _: None)
+    assert "queued=0 admitted=0" in repr(batcher)
+    session.let()
+    await asyncio.wait_for(running, HANG_S)
+    await asyncio.wait_for(batcher.close(), HANG_S)

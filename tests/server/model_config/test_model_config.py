@@ -201,3 +201,21 @@ def test_any_name_of_a_tensor_is_rendered_so_that_it_reads_back(name: str, tmp_p
     tensors = [dataclasses.replace(INPUT, name=name)], [dataclasses.replace(OUTPUT, name=f"{name}!")]
     settings = resolve("m", parse(text, "m"), manifest, *tensors)
     assert (settings.input.name, settings.outputs[0].name) == (name, f"{name}!")
+
+
+def target_of(value: str) -> float:
+    config = text_format.Parse(
+        f'parameters {{ key: "cnnserve.target_p99_ms" value {{ string_value: "{value}" }} }}', pb.ModelConfig()
+    )
+    return resolve("m", config, None, [INPUT], [OUTPUT]).policy.target_ms
+
+
+@pytest.mark.parametrize(("value", "target_ms"), [("50", 50), ("0.5", 0.5), ("60000", 60000)])
+def test_latency_target(value: str, target_ms: float) -> None:
+    assert target_of(value) == target_ms
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "50ms", "nan", "60001"])
+def test_a_latency_target_that_is_none_fails_the_load(value: str) -> None:
+    with pytest.raises(ModelLoadFailed, match=rf'target_p99_ms is "{value}", expected a number of milliseconds'):
+        target_of(value)
