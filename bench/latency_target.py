@@ -65,7 +65,8 @@ def _measure(root: Path, model: str, options: argparse.Namespace) -> dict[str, A
                 closed = harness.load(server.address, [body], in_flight=IN_FLIGHT, seconds=min(4, options.seconds))
                 capacity = capacity or closed["rate"]
                 for load in LOADS:
-                    cell = _open_loop(
+                    rate = load * capacity
+                    cell = _open_loop(server, body, rate, options.target_ms, seconds=options.seconds, seed=number)
                         server, body, load * capacity, options.target_ms, seconds=options.seconds, seed=number
                     )
                     cells[str(load)][name].append(cell)

@@ -1,5 +1,6 @@
 """The latency target: as rules, and in simulated time against fixed settings."""
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -76,7 +77,7 @@ def test_times_are_positive_and_rise_with_the_size(runs: list[tuple[int, float]]
     for size, ms in runs:
         times.learn(size, round(ms * MS))
     estimates = [times.longest(size) for size in range(1, 65)]
-    assert all(0 < one <= other for one, other in zip(estimates, estimates[1:], strict=False))
+    assert all(0 < one <= other for one, other in itertools.pairwise(estimates))
 
 
 @pytest.mark.parametrize(("fixed", "row"), [(8.0, 7.3), (0.0, 20.0), (3.0, 0.1)])

@@ -204,9 +204,7 @@ def test_any_name_of_a_tensor_is_rendered_so_that_it_reads_back(name: str, tmp_p
 
 
 def target_of(value: str) -> float:
-    config = text_format.Parse(
-        f'parameters {{ key: "cnnserve.target_p99_ms" value {{ string_value: "{value}" }} }}', pb.ModelConfig()
-    )
+    config = parse(f'parameters {{ key: "cnnserve.target_p99_ms" value {{ string_value: "{value}" }} }}', "m")
     return resolve("m", config, None, [INPUT], [OUTPUT]).policy.target_ms
 
 
