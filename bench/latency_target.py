@@ -21,8 +21,9 @@ from typing import Any
 import grpc
 import harness
 from harness import Server, median
-from machine import cores, percentile
+from machine import cores
 
+from cnnserve.tools.load.clocks import percentile
 from cnnserve.wire import open_inference_pb2 as pb
 
 LOADS = (0.6, 0.8, 1.0, 1.2, 1.5)
@@ -67,8 +68,6 @@ def _measure(root: Path, model: str, options: argparse.Namespace) -> dict[str, A
                 for load in LOADS:
                     rate = load * capacity
                     cell = _open_loop(server, body, rate, options.target_ms, seconds=options.seconds, seed=number)
-                        server, body, load * capacity, options.target_ms, seconds=options.seconds, seed=number
-                    )
                     cells[str(load)][name].append(cell)
     return {"capacity": capacity, "cores": cores(), "cells": cells}
 
