@@ -47,6 +47,8 @@ preprocessing of the model's manifest from the start, pass the file itself.
 _PATH = (str, os.PathLike)
 _BYTES = (bytes, bytearray, memoryview)
 _PIECE_BYTES = 2**16
+# On Windows, a file that is opened as text ends at its first Ctrl-Z.
+_BINARY: int = getattr(os, "O_BINARY", 0)
 _RAW_MODES = ("L", "RGB", "RGBA")
 
 
@@ -156,7 +158,7 @@ def _read(path: str | os.PathLike[str], name: str, limit: int | None) -> bytes:
 def read_file(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
     """Returns the bytes of a file, at most the first `limit` + 1, because `path` may be a device without an end."""
     # A file descriptor, because creating a file object takes as long as opening and reading a small file.
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    file = os.open(path, os.O_RDONLY | _BINARY)
     try:
         left = sys.maxsize if limit is None else limit + 1
         piece = max(os.fstat(file).st_size + 1, _PIECE_BYTES)

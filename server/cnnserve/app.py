@@ -399,11 +399,8 @@ async def load_first(config: ServerConfig, registry: Registry) -> None:
 
 async def _check_repository(config: ServerConfig) -> None:
     """Raises `OSError` if there is nothing to serve, and nothing may come later."""
-    root = models_of(config)
-    if not isinstance(root, Path):
-        return
     with contextlib.suppress(ServingError):  # which `load_first` has logged
-        if problem := await on_thread(partial(layout.problem, root)):
+        if problem := await on_thread(partial(layout.problem, models_of(config))):
             if config.model_control_mode == "none":
                 raise OSError(problem)
             _log.warning("%s", problem)

@@ -95,6 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         guess = spelling.guess(words[0], _COMMANDS)
         print(f"cnnserve: unknown command {words[0]!r}{guess} (see cnnserve --help)", file=sys.stderr)
         return 2
+    # The others read files in ways that Windows does not have (fcntl, and folders that are opened as files).
+    if sys.platform == "win32" and not command.module.startswith("cnnserve_client."):
+        print(
+            f"cnnserve {words[0]} does not run on Windows; run it in WSL (Windows Subsystem for Linux) or in a "
+            "container",
+            file=sys.stderr,
+        )
+        return 1
     try:
         function = getattr(importlib.import_module(command.module), command.function)
         return int(function(words[1:]))

@@ -214,6 +214,14 @@ def test_a_repository_given_too_high_is_named(tmp_path: Path) -> None:
     assert f"but models does; the model repository is probably {tmp_path / 'above' / 'models'}" in server.log
 
 
+def test_a_repository_given_as_a_model_is_named(tmp_path: Path) -> None:
+    write_version(tmp_path / "models" / "tiny" / "1")
+    server = spawn(tmp_path / "log", "--model", f"a={tmp_path}/models")
+    assert server.wait() == 1
+    assert "model a is not served: its folder holds no version folder, but models (tiny), so it is a" in server.log
+    assert "name it with --repository, or name the folder of one model: --model tiny=…/tiny" in server.log
+
+
 def test_models_that_failed_leave_the_server_up(tmp_path: Path) -> None:
     (tmp_path / "repository" / "broken" / "1").mkdir(parents=True)
     (tmp_path / "repository" / "broken" / "1" / "model.onnx").write_text("no model")

@@ -48,7 +48,9 @@ class File:
     """Writes a file in UTF-8. The contents of an existing file are replaced."""
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        # On Windows, files are opened as text otherwise, and each line would end in another way.
+        binary: int = getattr(os, "O_BINARY", 0)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | binary, 0o666)
         self._whole = 0
 
     def write(self, text: str) -> None:

@@ -56,6 +56,8 @@ def listed(file: str) -> Iterator[Entry]:
     try:
         with open(0 if file == STANDARD_INPUT else file, "rb", closefd=file != STANDARD_INPUT) as lines:
             for number, line in enumerate(lines):
+                if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise ValueError("it is UTF-16, as > of Windows PowerShell writes it; save it as UTF-8")
                 # Editors of Windows begin a text with a byte-order mark.
                 bare = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
                 if path := os.fsdecode(bare.rstrip(b"\r\n")):

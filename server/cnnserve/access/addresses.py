@@ -38,6 +38,11 @@ def networks(texts: Sequence[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text) for text in texts)
 
 
+def is_address(host: str) -> bool:
+    """Returns whether `host` is an IP address, not a name."""
+    return _parsed(host) is not None
+
+
 def is_this_machine(host: str) -> bool:
     """Returns whether only programs of this machine reach a server that listens on `host`."""
     if host == "localhost":

@@ -60,7 +60,7 @@ class ServerConfig:
         default=(),
         metadata={
             "help": "serve this model in place of a model repository: an ONNX file, or the folder of a version or a "
-            "model; repeat the flag for several (default: the models of the repository)",
+            "model; repeat the flag for several (default: the models of --repository)",
             "metavar": "NAME=PATH",
         },
     )

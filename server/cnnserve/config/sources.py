@@ -46,6 +46,8 @@ def gather(flags: Mapping[str, Any], environment: Mapping[str, str] | None = Non
     for wrong, meant in spelling.mistaken_variables(environment, _variables()):
         if meant:
             raise ConfigError(f"unknown environment variable {wrong}; did you mean {meant}? Correct or remove it")
+    if flags.get("model") and flags.get("repository"):
+        raise ConfigError("--model and --repository exclude each other; omit --model to serve the whole repository")
     found = _from_file(flags, environment)
     for field in dataclasses.fields(ServerConfig):
         name = field.name
@@ -66,6 +68,13 @@ def doubts(flags: Mapping[str, Any], environment: Mapping[str, str] | None = Non
         for at, text in _set(name, environment):
             if flags.get(name) is None and _from_variable(name, text, at).value != setting.value:
                 found.append(f"{setting.source} has no effect, because {at} is {text!r}; remove one of the two")
+    settings = gather(flags, environment)
+    model, repository = settings["model"], settings["repository"]
+    # A flag is given on purpose.
+    if model.value and repository.value and not flags.get("model"):
+        found.append(
+            f"{repository.source} has no effect, because {model.source} names single models; remove one of the two"
+        )
     return found
 
 

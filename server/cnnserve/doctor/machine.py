@@ -1,19 +1,20 @@
 """Checks the CPU budget, the memory and the ports."""
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cnnserve.doctor import versions
-from cnnserve.doctor.findings import Context, Finding, Status, many
+from cnnserve.doctor.findings import Context, Finding, Status, many, parted
 from cnnserve.process import cpu, memory_limit
 from cnnserve.process.cpu import CGROUP_ROOT, MEMBERSHIP
+from cnnserve.transports import addresses
 
 _MIB = 2**20
 # The size of a server without models.
 _IDLE_BYTES = 60 * _MIB
+_MAX_PORT = 65535
 
 
 def cpus(context: Context, root: Path = CGROUP_ROOT, membership: Path = MEMBERSHIP) -> Iterator[Finding]:
@@ -73,21 +74,19 @@ def memory(context: Context, root: Path = CGROUP_ROOT, membership: Path = MEMBER
 def ports(context: Context) -> Iterator[Finding]:
     """Yields for each port whether the server could listen on it."""
     host = str(context.settings.get("host", "127.0.0.1"))
-    for name in ("grpc_port", "http_port"):
+    for name in ("grpc_port", "http_port", "health_grpc_port", "health_http_port"):
         port = context.settings.get(name)
-        if not isinstance(port, int):
+        if not isinstance(port, int) or not 0 <= port <= _MAX_PORT:
             continue
-        title, flag = name.replace("_", " "), "--" + name.replace("_", "-")
+        title = name.replace("_", " ")
         data = {"host": host, "port": port}
         if port == 0:
             yield Finding(title, Status.OK, "the server chooses a free port and logs it", data=data)
             continue
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            socket.create_server((host, port), family=family).close()
-        except (OSError, OverflowError) as error:
-            text = f"the server cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}"
-            fix = f"stop what listens there (ss -ltnp 'sport = :{port}'), or choose another port with {flag}"
+            addresses.check_free(host, port, name)
+        except OSError as error:
+            text, fix = parted(str(error))
             yield Finding(title, Status.PROBLEM, text, fix, data)
         else:
             yield Finding(title, Status.OK, f"{host} port {port} is free", data=data)

@@ -37,7 +37,9 @@ def find(root: Path = CGROUP_ROOT, membership: Path = MEMBERSHIP) -> CpuBudget:
     """Returns the CPU budget: of the quotas from this process's cgroup up to the root, the smallest counts."""
     folders = cgroup_folders(root, membership, "cpu")
     quotas = [(quota, folder) for folder in folders if (quota := _read_quota(folder)) is not None]
-    return CpuBudget(len(os.sched_getaffinity(0)), *min(quotas, default=(None, None)))
+    # macOS has no affinity masks.
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return CpuBudget(affinity, *min(quotas, default=(None, None)))
 
 
 def decoding_threads(threads: int) -> int:

@@ -7,7 +7,7 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config import pbtxt
 from cnnserve.registry import version_labels
 from cnnserve.registry.lifecycle import VersionLabels
-from cnnserve.repository import folders
+from cnnserve.repository import folders, layout
 from cnnserve.repository.folders import Fingerprint, ModelFolder
 from cnnserve.repository.signature import Trust
 
@@ -58,7 +58,7 @@ def read(
 
 def _choose(folder: ModelFolder, present: list[int]) -> tuple[list[int], str]:
     if not folder.versions:
-        return [], "its folder holds no version folder; add one with a number as its name (1, 2, 3, ...)"
+        return [], layout.without_versions(folder)
     if not present:
         return [], f"version {max(folder.versions)} is not complete yet"
     try:

@@ -60,6 +60,8 @@ def load(files: VersionFiles, name: str, manifest: Manifest | None) -> OnnxFiles
         copies = manifests.verify(manifest, files) if manifest is not None else {}
         model = copies[name] = copies.get(name) or _copy(files, name)
         external = {}
+        if not model.size:
+            raise ModelLoadFailed(f"{name} is empty")
         with model.open() as file:
             references = _references(file, name)
         for reference in references:
@@ -106,7 +108,9 @@ def _references(file: BinaryIO, name: str) -> list[Reference]:
         return onnx_external.references(file)
     except ValueError as error:
         name = PurePosixPath(name).name
-        raise ModelLoadFailed(f"{name} cannot be loaded: it is no ONNX file: {error}") from None
+        raise ModelLoadFailed(
+            f"{name} cannot be loaded: it is no ONNX file, or not complete ({error}); copy it again"
+        ) from None
 
 
 def _close(copies: Iterable[PrivateCopy]) -> None:

@@ -44,7 +44,7 @@ def fields(file: BinaryIO, message: Span | None = None) -> Iterator[tuple[int, i
         else:
             raise ValueError(f"not protobuf: unknown wire type {kind}")
         if position > end:
-            raise ValueError("not protobuf: a field ends behind its message")
+            raise ValueError(f"not protobuf: a field ends at byte {position}, its message at byte {end}")
         yield number, value
 
 

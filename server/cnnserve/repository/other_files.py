@@ -10,6 +10,8 @@ _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html)", re.IGNORECASE)
 
 def named(head: bytes) -> str:
     """Returns what a file is that begins with `head`, and what to do; "" if it is nothing of that kind."""
+    if not head:
+        return "empty (0 bytes), perhaps because a copy or a download of it was ended; copy or download it again"
     if head.startswith(_LFS):
         return "a Git LFS pointer, not the file itself; run `git lfs pull` in the repository from which it was copied"
     if _HTML.match(head):

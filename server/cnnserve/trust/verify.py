@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cnnserve.config.settings import ConfigError
+from cnnserve.config.spelling import Parser
 from cnnserve.errors import ModelLoadFailed, ServingError, reason
 from cnnserve.repository import folders
 from cnnserve.repository import manifest as manifests
@@ -36,7 +37,7 @@ def verify(argv: Sequence[str]) -> int:
 
 def verify_parser() -> argparse.ArgumentParser:
     """Returns the parser of `cnnserve verify`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cnnserve verify",
         description="Check that versions, and the files beside them, are signed by a trusted key and unaltered.",
         epilog="Example: cnnserve verify models --trusted-keys keys",

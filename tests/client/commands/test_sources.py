@@ -1,6 +1,8 @@
 """The images that a command line names."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -142,6 +144,20 @@ def test_every_ending_of_an_image_is_one(tmp_path, suffix):
     image.parent.mkdir()
     image.write_bytes(b"x")
     assert found(str(image.parent)) == [str(image)]
+
+
+def test_a_list_on_standard_input_may_begin_with_a_byte_order_mark(tmp_path):
+    program = "from cnnserve_client.commands.sources import listed; print([entry.name for entry in listed('-')])"
+    data = b"\xef\xbb\xbf/no/such.png\r\n/nor/this.png"
+    ended = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
+    assert ended.stdout.decode() == "['/no/such.png', '/nor/this.png']\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_list_in_utf_16_is_refused(tmp_path, encoding):
+    (tmp_path / "list").write_bytes("\ufeffa.png\r\n".encode(encoding))
+    with pytest.raises(InvalidInputError, match=r"it is UTF-16, .* save it as UTF-8"):
+        list(listed(str(tmp_path / "list")))
 
 
 def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):

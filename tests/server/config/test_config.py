@@ -76,7 +76,7 @@ def test_names_may_be_repeated_or_have_commas_between_them(tmp_path: Path) -> No
 )
 def test_a_bad_value_is_named(tmp_path: Path, arguments: list[str], environment: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        from_sources(["--model-repository", str(tmp_path), *arguments], environment)
+        from_sources(arguments, {"CNNSERVE_REPOSITORY": str(tmp_path), **environment})
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,22 @@ def test_variables_of_kubernetes_and_of_the_client_pass_and_others_are_told(tmp_
 def test_a_service_link_in_place_of_a_port_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"CNNSERVE_GRPC_PORT is 'tcp://.*Kubernetes .* enableServiceLinks: false"):
         from_sources(["--repository", str(tmp_path)], {"CNNSERVE_GRPC_PORT": "tcp://10.0.0.1:8001"})
+
+
+def test_single_models_and_a_repository_exclude_each_other(tmp_path: Path) -> None:
+    model = f"tiny={tmp_path}"
+    with pytest.raises(ConfigError, match="--model and --repository exclude each other"):
+        from_sources(["--repository", str(tmp_path), "--model", model], {})
+    repository = {"CNNSERVE_REPOSITORY": str(tmp_path)}
+    assert list(from_sources(["--model", model], repository).models) == ["tiny"]
+    # As in the image, whose environment names a repository.
+    assert doubts({"model": [model]}, repository) == []
+    assert doubts({}, repository | {"CNNSERVE_MODEL": model}) == [
+        "CNNSERVE_REPOSITORY has no effect, because CNNSERVE_MODEL names single models; remove one of the two"
+    ]
+    assert doubts({"repository": str(tmp_path)}, {"CNNSERVE_MODEL": model}) == [
+        "--repository has no effect, because CNNSERVE_MODEL names single models; remove one of the two"
+    ]
 
 
 def test_a_key_that_loses_to_a_variable_is_told(tmp_path: Path) -> None:

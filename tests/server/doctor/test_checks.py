@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import socket
 import tomllib
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def test_a_runtime_whose_files_another_took_along_is_told(tmp_path: Path) -> Non
     assert found.status is Status.PROBLEM
     assert "onnxruntime/capi/state.so" in found.text
     assert found.fix == "pip install --force-reinstall --no-deps onnxruntime==1.32.0"
+
+
+def test_a_port_that_is_taken_is_told_as_the_server_tells_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        settings = {"host": "127.0.0.1", "grpc_port": 0, "http_port": 70000, "health_http_port": number}
+        free, busy = machine.ports(Context(settings))
+    assert (free.name, free.status) == ("grpc port", Status.OK)
+    assert (busy.name, busy.status) == ("health http port", Status.PROBLEM)
+    assert busy.text == f"cannot listen on 127.0.0.1:{number} (health_http_port): another process uses this port"
+    assert busy.fix == "choose another one, or --health-http-port 0 for a free one"
 
 
 def test_one_whole_runtime_and_none(tmp_path: Path) -> None:

@@ -14,14 +14,20 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 4
 PAGES = (b"<!DOCTYPE html><html>sign in</html>", b"\xef\xbb\xbf \n<HTML lang=en>")
 
 
-@pytest.mark.parametrize("data", [b"", tiny_onnx(), b"PK\x03\x04", b"version 1", b"<htm", b"htmlpage"])
+@pytest.mark.parametrize("data", [b"\n", tiny_onnx(), b"PK\x03\x04", b"version 1", b"<htm", b"htmlpage"])
 def test_other_bytes_are_not_named(data: bytes) -> None:
     assert named(data) == ""
 
 
 @pytest.mark.parametrize("verified", [True, False])
 @pytest.mark.parametrize(
-    ("data", "said"), [(POINTER, "a Git LFS pointer"), (PAGES[0], "an HTML page"), (PAGES[1], "an HTML page")]
+    ("data", "said"),
+    [
+        (POINTER, "is a Git LFS pointer"),
+        (PAGES[0], "is an HTML page"),
+        (PAGES[1], "is an HTML page"),
+        (b"", r"is empty \(0 bytes\)"),
+    ],
 )
 async def test_a_model_of_another_kind_is_named(
     tmp_path: Path, registry: Registry, data: bytes, said: str, verified: bool
@@ -31,7 +37,18 @@ async def test_a_model_of_another_kind_is_named(
     if not verified:
         (folder / "manifest.json").unlink()
     await registry.load_all()
-    with pytest.raises(ModelNotReady, match=f"UNAVAILABLE: model.onnx is {said}"):
+    with pytest.raises(ModelNotReady, match=f"UNAVAILABLE: model.onnx {said}"):
+        registry.get("m")
+
+
+async def test_a_model_that_is_cut_off_is_called_so(tmp_path: Path, registry: Registry) -> None:
+    folder = write_version(tmp_path / "m" / "1")
+    (folder / "manifest.json").unlink()
+    whole = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(whole[:-100])
+    await registry.load_all()
+    said = rf"or not complete \(not protobuf: .* byte {len(whole) - 100}\); copy it again"
+    with pytest.raises(ModelNotReady, match=said):
         registry.get("m")
 
 

@@ -120,12 +120,21 @@ class _Form(MultiPartParser):
 
     spool_max_size = 2**62
 
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        part = self._current_part
+        if part.file is None:
+            raise InvalidInput(
+                f"the field {part.field_name!r:.100} of the form is no file; send each image as a file, such as -F "
+                f"image=@FILE of curl, and {_TOP_K} in the query (?{_TOP_K}=3)"
+            )
+
     def on_end(self) -> None:
         self.complete = True
 
 
 async def _files(exchange: Exchange, reader: BodyReader) -> list[bytes]:
-    form = _Form(exchange.request.headers, _stream(reader.pieces()), max_files=MAX_FILES, max_fields=0)
+    form = _Form(exchange.request.headers, _stream(reader.pieces()), max_files=MAX_FILES, max_fields=1)
     try:
         items = (await form.parse()).multi_items()
     except (MultiPartException, FormParserError) as error:

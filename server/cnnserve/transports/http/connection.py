@@ -37,6 +37,8 @@ _SLICE = 8 * 2**10
 # How long the system of a client that has left takes to say so.
 _LEFT_S = 0.05
 _TCP_CLOSE = 7
+# Without it, as on macOS, the server answers also a client that has left.
+_TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
 
 
 class _Refused(Exception):
@@ -348,9 +350,9 @@ class Connection(HttpToolsProtocol):
 
     def _drop_if_left(self) -> None:
         connected: socket.socket = self._raw.get_extra_info("socket")
-        if connected.family == socket.AF_UNIX or self._raw.is_closing():
+        if connected.family == socket.AF_UNIX or self._raw.is_closing() or _TCP_INFO is None:
             return
-        (state,) = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        (state,) = connected.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)
         if state == _TCP_CLOSE:
             self.drop()
 

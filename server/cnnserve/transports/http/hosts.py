@@ -4,13 +4,13 @@ Such a page reaches the server under a name of its own, whose address it has cha
 Or it sends requests whose responses it cannot read: `Origin` shows it.
 """
 
-import ipaddress
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from cnnserve.access.addresses import is_address, is_this_machine
 from cnnserve.errors import PermissionDenied
 
 
@@ -27,7 +27,7 @@ class HostCheck:
         An address passes as `Host`, because a browser that sends it was not led astray by a name.
         """
         host = _name(f"//{headers.get('host', '')}")
-        if host and not _is_address(host) and not self._knows(host):
+        if host and not is_address(host) and not self._knows(host):
             raise PermissionDenied(
                 f"the server does not serve the host {host[:100]!r}; if this is its name, start it with "
                 f"--allowed-host {host[:100]}"
@@ -43,7 +43,7 @@ class HostCheck:
             )
 
     def _knows(self, host: str) -> bool:
-        return _is_loopback(host) or any(fnmatchcase(host, name) for name in self._names)
+        return is_this_machine(host) or any(fnmatchcase(host, name) for name in self._names)
 
 
 def _name(url: str) -> str:
@@ -51,15 +51,3 @@ def _name(url: str) -> str:
         return (urlsplit(url).hostname or "").rstrip(".")
     except ValueError:
         return ""
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)

@@ -18,14 +18,17 @@ from cnnserve.wire import open_inference_pb2 as pb
 
 _METADATA = f"{INFERENCE}/ModelMetadata"
 _INSTANCES, _SIGNATURE = "instances", "signature_name"
+# The clients of KServe and TensorFlow Serving often name an encoded image so, whatever the model calls its input.
+_IMAGE_BYTES = "image_bytes"
 
 
 @dataclass(frozen=True)
 class _Instances:
-    """Images, or the rows of a tensor, nested as in its shape."""
+    """Images, or the rows of a tensor, nested as in its shape. `named`: the inputs that instances name, in order."""
 
     images: list[bytes]
     rows: list[Any]
+    named: tuple[str, ...] = ()
 
 
 async def predict(exchange: Exchange) -> Response:
@@ -56,22 +59,26 @@ def _read(body: bytes) -> _Instances:
         )
     if not isinstance(instances, list) or not instances:
         raise InvalidInput(f"{_INSTANCES} is {instances!r:.100}, expected a list with one item for each row")
-    instances = [_unnamed(item) for item in instances]
+    named: dict[str, None] = {}
+    instances = [_unnamed(item, named) for item in instances]
     if not any(base64_json.is_image(item) for item in instances):
-        return _Instances([], instances)
+        return _Instances([], instances, tuple(named))
     if not all(base64_json.is_image(item) for item in instances):
         raise InvalidInput(f"{_INSTANCES} has both images ({base64_json.KEY}) and other values; send one kind")
-    return _Instances([base64_json.take(item, f"instance {index}") for index, item in enumerate(instances)], [])
+    images = [base64_json.take(item, f"instance {index}") for index, item in enumerate(instances)]
+    return _Instances(images, [], tuple(named))
 
 
-def _unnamed(item: Any) -> Any:
-    """Returns the value of `{"INPUT": value}`, and any other value as it is."""
+def _unnamed(item: Any, named: dict[str, None]) -> Any:
+    """Returns the value of `{"INPUT": value}` and adds the name to `named`; any other value is returned as it is."""
     if not isinstance(item, dict) or base64_json.is_image(item):
         return item
     if len(item) != 1:
         names = ", ".join(item)[:200]
         raise InvalidInput(f"an instance has the keys {names!r}, expected {base64_json.KEY} or the name of one input")
-    return next(iter(item.values()))
+    ((name, value),) = item.items()
+    named[name] = None
+    return value
 
 
 def _request(
@@ -80,6 +87,10 @@ def _request(
     if len(metadata.inputs) != 1:
         raise InvalidInput(f"model '{model}' has {len(metadata.inputs)} inputs; use /v2/models/{model}/infer")
     (tensor,) = metadata.inputs
+    right = (tensor.name, _IMAGE_BYTES) if instances.images else (tensor.name,)
+    for name in instances.named:
+        if name not in right:
+            raise InvalidInput(f"an instance has the input {name!r:.100}, the input of '{model}' is {tensor.name!r}")
     request = pb.ModelInferRequest(model_name=model, model_version=version)
     if instances.images:
         request.inputs.add(name=tensor.name, datatype=BYTES, shape=[len(instances.images), 1])

@@ -98,7 +98,7 @@ def test_refused_requests(http: httpx.Client, path: str, code: int, said: str) -
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\ntext\r\n--x--\r\n',
             "multipart/form-data; boundary=x",
             400,
-            "send each image as a file",
+            "the field 'a' of the form is no file; send each image as a file, such as -F image=@FILE",
         ),
         (b"--x\r\n\r\ntext\r\n--x--\r\n", "multipart/form-data; boundary=x", 400, '"name" must be provided'),
     ],
