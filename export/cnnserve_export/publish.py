@@ -21,9 +21,9 @@ from cnnserve.model_config.settings import resolve
 from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import MAX_VERSION, MODEL_NAME
 from cnnserve.repository.manifest import MANIFEST_FILE, Manifest, TensorInfo
+from cnnserve.repository.staging import EXPORTS, alone, explained, flush, hidden_folder, sync
 from cnnserve_export.contract import LARGEST_BATCH_SIZE, Contract
 from cnnserve_export.errors import ExportError
-from cnnserve_export.staging import alone, explained, flush, hidden_folder, sync
 
 
 class Signs(Protocol):
@@ -67,7 +67,7 @@ def plan(repository: Path, model: str, version: int | None = None) -> Target:
             f"{model!r} is not a model name; choose one with at most 128 letters, digits, '.', '_' and '-', the first "
             "of them a letter or a digit"
         )
-    with explained(repository):
+    with explained(repository, ExportError):
         for folder in (repository, repository / model):
             _refuse_unusable(folder)
         _refuse_elsewhere(repository, repository / model)
@@ -93,7 +93,7 @@ def check_compatible(target: Target, contract: Contract, max_batch_size: int) ->
 @contextmanager
 def staging(target: Target) -> Iterator[Path]:
     """Yields a folder for the version's files; at the end, files that `commit` has not published are removed."""
-    with hidden_folder(target.repository) as root:
+    with hidden_folder(target.repository, EXPORTS, ExportError) as root:
         folder = root / str(target.version)
         folder.mkdir()
         yield folder

@@ -18,9 +18,9 @@ from cnnserve.repository import signature
 from cnnserve.repository.folders import model_folder, named, version_number
 from cnnserve.repository.manifest import MANIFEST_FILE, SCHEMA
 from cnnserve.repository.signature import SIGNATURE_FILE
+from cnnserve.repository.staging import explained, sync
 from cnnserve.trust.certificates import Untrusted, check_leaf
 from cnnserve_export.errors import ExportError
-from cnnserve_export.staging import explained, sync
 
 _NEW_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem"
 
@@ -111,7 +111,7 @@ class Signer:
 def sign(path: Path, signer: Signer) -> Path:
     """Signs a version folder, or the files of a model folder beside its versions; returns the path of the signature."""
     folder = named(path)
-    with explained(folder):
+    with explained(folder, ExportError):
         if (folder / MANIFEST_FILE).exists():
             return signer.sign_version(folder)
         if model_folder(folder).versions:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cnnserve.repository import manifest as manifests
+from disks import mounted
 from exporting import NOBODY, Ended, Exports
 
 
@@ -19,13 +20,6 @@ def shared() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
-
-
-def mounted(folder: Path, kib: int) -> bool:
-    """Mounts a file system of `kib` KiB at the folder. Returns whether this was possible."""
-    folder.mkdir(exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
-    return os.getuid() == 0 and subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def refused(ended: Ended, message: str) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model_config import pbtxt
 from cnnserve.repository import manifest as manifests
-from cnnserve_export import pipeline, publish, staging, verify
+from cnnserve.repository import staging
+from cnnserve_export import pipeline, publish, verify
 from cnnserve_export.errors import ExportError
 from cnnserve_export.pipeline import Export
 from cnnserve_export.progress import Progress

@@ -1,10 +1,10 @@
-"""The hidden folder in which a version is made, and errors of the disk.
+"""The hidden folder in which a version is made or fetched, and errors of the disk.
 
-An export locks its folder. The kernel releases the lock whatever ends the process, so a folder that another export can
-lock was left by an export that was killed, and the next export removes it.
+Who publishes locks the folder. The kernel releases the lock whatever ends the process, so a folder that another process
+can lock was left by one that was killed, and the next one removes it.
 
-Some file systems (of networks, in user space) cannot lock, flush a folder, or set modes. An export works there, too,
-and warns of what is not guaranteed.
+Some file systems (of networks, in user space) cannot lock, flush a folder, or set modes. Exports and pulls work there,
+too, and warn of what is not guaranteed.
 """
 
 import errno
@@ -19,42 +19,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cnnserve_export.errors import ExportError
-
 _log = logging.getLogger(__name__)
 
 # A file system that lacks an operation gives one of these. NFS locks only files that are open for writing: EBADF.
 _LACKING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF, errno.ENOTTY}
 _NO_LOCKS = (
-    "the file system of %s cannot lock: of exports at the same time, some may fail with 'somebody else published', and "
-    "hidden folders .publish-* of exports that were killed stay; remove them by hand"
+    "the file system of %s cannot lock: of exports or pulls at the same time, some may fail with 'somebody else "
+    "published', and hidden folders .publish-* or .pull-* of those that were killed stay; remove them by hand"
 )
 _NO_FLUSH = "the file system of %s cannot flush: the version may be lost if the machine or the network fails now"
 _NO_MODES = "the file system of %s cannot set modes: check that the user of the server may read the version"
 # The server ignores hidden folders.
-PREFIX = ".publish-"
-# Containers read the repository as another user, so the umask of the exporting user must not matter.
+EXPORTS, PULLS = ".publish-", ".pull-"
+# Containers read the repository as another user, so the umask of the publishing user must not matter.
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
 
-_ELSEWHERE = "or choose another --repository"
+# Before the advice to choose another folder.
 _FIXES = {
-    errno.ENOSPC: f"free space on the disk, {_ELSEWHERE}",
-    errno.EDQUOT: f"free some of your quota, {_ELSEWHERE}",
-    errno.EFBIG: f"raise the limit on the size of files (ulimit -f), {_ELSEWHERE}",
-    errno.EACCES: f"get permission to write there, {_ELSEWHERE}",
-    errno.EPERM: f"get permission to write there, {_ELSEWHERE}",
-    errno.EROFS: "choose another --repository",
+    errno.ENOSPC: "free space on the disk, or ",
+    errno.EDQUOT: "free some of your quota, or ",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or ",
+    errno.EACCES: "get permission to write there, or ",
+    errno.EPERM: "get permission to write there, or ",
+    errno.EROFS: "",
 }
 
 
 @contextmanager
-def hidden_folder(repository: Path) -> Iterator[Path]:
+def hidden_folder(repository: Path, prefix: str, error: type[Exception], flag: str = "--repository") -> Iterator[Path]:
     """Yields a new hidden folder in `repository`; makes the repository if it is missing.
 
-    First it removes the hidden folders of exports that were killed. At the end it removes the folder with all files
-    that are still in it, and the empty folders that it made. Raises errors of the disk as `ExportError`.
+    `prefix`: `EXPORTS` or `PULLS`. First it removes the hidden folders with this prefix that killed processes have
+    left. At the end it removes the folder with all files that are still in it, and the empty folders that it made.
+    Raises errors of the disk as `error`; `flag` chooses another repository.
     """
-    with explained(repository):
+    with explained(repository, error, flag):
         made = [path for path in (repository, *repository.parents) if not path.exists()]
         try:
             repository.mkdir(parents=True, exist_ok=True)
@@ -62,9 +61,9 @@ def hidden_folder(repository: Path) -> Iterator[Path]:
                 _set_mode(path, _FOLDER_MODE)
             with alone(repository):
                 if _can_lock(repository):
-                    _sweep(repository)
-                # Locked at once: without the lock, the next export would remove the folder.
-                root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=repository))
+                    _sweep(repository, prefix)
+                # Locked at once: without the lock, the next process would remove the folder.
+                root = Path(tempfile.mkdtemp(prefix=prefix, dir=repository))
                 lock = _locked(root)
             try:
                 yield root
@@ -79,23 +78,24 @@ def hidden_folder(repository: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explained(repository: Path) -> Iterator[None]:
-    """Raises errors of the disk in `repository` as an `ExportError` that says what to do."""
+def explained(repository: Path, error: type[Exception], flag: str = "--repository") -> Iterator[None]:
+    """Raises errors of the disk in `repository` as an `error` that says what to do, as `hidden_folder` does."""
     try:
         yield
-    except OSError as error:
+    except OSError as problem:
         # Errors of image decoders have no number; errors of other files name a path outside.
-        foreign = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(repository)
-        if error.errno is None or foreign:
+        foreign = problem.filename is not None and not Path(os.fsdecode(problem.filename)).is_relative_to(repository)
+        if problem.errno is None or foreign:
             raise
-        fix = _FIXES.get(error.errno)
-        reason = f"{os.strerror(error.errno)}; {fix}" if fix else os.strerror(error.errno)
-        raise ExportError(f"the repository {repository} cannot be written: {reason}") from error
+        fix = _FIXES.get(problem.errno)
+        advice = "" if fix is None else f"; {fix}choose another {flag}"
+        reason = f"{os.strerror(problem.errno)}{advice}"
+        raise error(f"the repository {repository} cannot be written: {reason}") from problem
 
 
 @contextmanager
 def alone(repository: Path) -> Iterator[None]:
-    """Makes other exports into the same repository wait while the block runs."""
+    """Makes others that publish into the same repository wait while the block runs."""
     descriptor = os.open(repository, os.O_RDONLY)
     try:
         _lock(descriptor, fcntl.LOCK_EX, repository)
@@ -150,7 +150,7 @@ def _lock(descriptor: int, operation: int, path: Path) -> None:
 
 
 def _can_lock(folder: Path) -> bool:
-    """Returns whether the file system of a folder can lock: otherwise no lock shows that an export is still running."""
+    """Returns whether the file system of a folder can lock: otherwise no lock shows that a process still runs."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -162,8 +162,9 @@ def _can_lock(folder: Path) -> bool:
 
 
 def _warn(text: str, path: Path) -> None:
-    # In an export, a name that the user knows: hidden folders are gone soon.
-    shown = next((parent.parent for parent in (path, *path.parents) if parent.name.startswith(PREFIX)), path)
+    # A name that the user knows: hidden folders are gone soon.
+    hidden = (EXPORTS, PULLS)
+    shown = next((parent.parent for parent in (path, *path.parents) if parent.name.startswith(hidden)), path)
     _warn_once(text, shown)
 
 
@@ -172,8 +173,8 @@ def _warn_once(text: str, path: Path) -> None:
     _log.warning(f"warning: {text}", path)
 
 
-def _sweep(repository: Path) -> None:
-    for path in repository.glob(f"{PREFIX}*"):
+def _sweep(repository: Path, prefix: str) -> None:
+    for path in repository.glob(f"{prefix}*"):
         # A locked folder is in use. A folder that cannot be removed belongs to another user and does no harm.
         with suppress(OSError):
             lock = _locked(path)
