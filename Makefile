@@ -14,6 +14,7 @@ WORKERS ?= auto
 MUTANTS ?= 200
 SEED ?= 0
 MUTMUT := mutmut==3.8.1
+REMOTE := s3fs==2026.9.0 'moto[server]==5.2.5'
 # The oldest grpcio of each gRPC transport, in its newest correction.
 GRPCIO_AIO := 1.63.2
 GRPCIO_CORE := 1.80.1
@@ -21,7 +22,7 @@ GRPCIO_CORE := 1.80.1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants interop platforms image-test clean
+.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants interop remote platforms image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +103,14 @@ mutants: $(VENV)/mutmut/.installed ## change the pure core in small ways, count 
 
 interop: setup ## other people's clients, and the wheel, in environments of their own (installs from the index)
 	CNNSERVE_INTEROP=1 $(BIN)/python -m pytest -m "" -rP tests/interop
+
+# In a folder of their own: they are large, and only this target needs them.
+$(VENV)/remote/.installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/remote $(REMOTE)
+	@touch $@
+
+remote: $(VENV)/remote/.installed ## the tests of pulls from S3, with a local server (installs from the index)
+	CNNSERVE_TEST_REMOTE=$(abspath $(VENV))/remote $(BIN)/python -m pytest -rP tests/server/sources/test_object_stores.py
 
 platforms: setup ## see whether pip finds a wheel of every dependency on Linux, macOS and Windows (asks the index)
 	$(BIN)/python tests/platforms.py

@@ -338,7 +338,7 @@ def spawn(log_file: Path, *arguments: str | Path, stdin: int | None = subprocess
 
 @contextlib.contextmanager
 def serving(
-    log_file: Path, repository: Path, *arguments: str | Path, stdin: int | None = subprocess.DEVNULL
+    log_file: Path, repository: Path | str, *arguments: str | Path, stdin: int | None = subprocess.DEVNULL
 ) -> Iterator[RunningServer]:
     """Yields a server that has tried to load all its models. Stops it at the end."""
     server = spawn(log_file, "--model-repository", repository, *arguments, stdin=stdin)

@@ -360,7 +360,11 @@ def trusted_keys(config: ServerConfig) -> Trust | None:
 
 def models_of(config: ServerConfig) -> Models:
     """Returns where the models are: a model repository, or single models."""
-    return config.repository if config.repository is not None and not config.model else NamedModels(config.models)
+    if config.model:
+        return NamedModels(config.models)
+    # What is at an address was pulled before.
+    assert isinstance(config.repository, Path)
+    return config.repository
 
 
 def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, budget: MemoryBudget) -> Registry:

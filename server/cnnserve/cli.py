@@ -56,6 +56,10 @@ _COMMANDS = {
     "show": _Command(
         "cnnserve.repository.show", "show", "print a version's manifest and compare its files with their digests"
     ),
+    "pack": _Command("cnnserve.sources.command", "pack", "make a pack of a version, for registries and other machines"),
+    "pull": _Command(
+        "cnnserve.sources.command", "pull", "publish versions from a pack, a registry, an object store or a web server"
+    ),
     "token": _Command("cnnserve.access.command", "main", "make a token for --tokens-file of serve"),
     "classify": _Command("cnnserve_client.commands.cli", "classify", "classify images with a running server"),
     "models": _Command("cnnserve_client.commands.cli", "models", "list the models on a running server"),
@@ -123,7 +127,7 @@ def serve(arguments: Sequence[str]) -> int:
     With `--dry-run`, 1 means that a model cannot be served.
     """
     _end_at_signals()
-    from cnnserve.config.settings import ConfigError
+    from cnnserve.config.settings import Address, ConfigError
     from cnnserve.config.sources import build, doubts, gather, serve_parser
 
     flags = vars(serve_parser().parse_args(arguments))
@@ -150,6 +154,11 @@ def serve(arguments: Sequence[str]) -> int:
     logs.configure(config.log_level, config.log_format)
     for doubt in doubtful:
         logging.getLogger(__name__).warning("%s", doubt)
+    if isinstance(config.repository, Address) and not config.model:
+        serving = importlib.import_module("cnnserve.sources.serving")
+        config, code = serving.pulled(config)
+        if code:
+            return int(code)
     if flags["dry_run"]:
         return int(importlib.import_module("cnnserve.doctor.dry_run").run(config))
     return app.run(config)

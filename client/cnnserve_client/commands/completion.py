@@ -27,6 +27,8 @@ _PARSERS = {
     "sign": ("cnnserve_export.flags", "sign_parser"),
     "verify": ("cnnserve.trust.verify", "verify_parser"),
     "show": ("cnnserve.repository.show", "show_parser"),
+    "pack": ("cnnserve.sources.command", "pack_parser"),
+    "pull": ("cnnserve.sources.command", "pull_parser"),
     "token": ("cnnserve.access.command", "token_parser"),
     "classify": (_CLIENT, "classify_parser"),
     "models": (_CLIENT, "models_parser"),

@@ -26,10 +26,20 @@ _CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 LOAD_TIMEOUT_S, BUILD_TIMEOUT_S = 300.0, 3600.0
 DEFAULT_ENGINE_CACHE = Path("~/.cache/cnnserve/tensorrt")
+DEFAULT_PULL_CACHE = Path("~/.cache/cnnserve/models")
 
 
 class ConfigError(Exception):
     """A setting is not valid. The text names the setting or its source, the value and what is expected."""
+
+
+class Address(str):
+    """An address in place of a folder, such as s3://bucket/models: its models are pulled at the start."""
+
+    __slots__ = ()
+
+
+PLACE = Path | Address | None
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,11 @@ def _setting(default: Any, help_text: str) -> Any:
 class ServerConfig:
     """All settings of `cnnserve serve`."""
 
-    repository: Path | None = dataclasses.field(
+    repository: Path | Address | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "model repository: folder with one subfolder per model, MODEL/VERSION/model.onnx",
+            "help": "model repository: folder with one subfolder per model, MODEL/VERSION/model.onnx; or an address, "
+            "as cnnserve pull takes it (s3://, oci://, ...), which is pulled once at the start",
             "alias": "model_repository",
             "metavar": "DIR",
         },
@@ -64,6 +75,11 @@ class ServerConfig:
             "metavar": "NAME=PATH",
         },
     )
+    pull_cache: Path = dataclasses.field(
+        default=DEFAULT_PULL_CACHE,
+        metadata={"help": "folder in which the models of a repository that is an address are kept between starts"},
+    )
+    max_pull_gib: int = _setting(16, "largest size of the files of a repository that is an address, in GiB")
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for all interfaces")
     grpc_port: int = _setting(8001, "port for gRPC; 0: choose a free port and log its number")
     http_port: int = _setting(8000, "port for HTTP; 0: choose a free port and log its number")
@@ -261,6 +277,7 @@ class ServerConfig:
         _check_range("drain_grace_s", self.drain_grace_s, 0, 3600)
         _check_range("load_timeout_s", self.load_timeout_s, 1, 86400)
         _check_range("build_timeout_s", self.build_timeout_s, 1, 86400)
+        _check_range("max_pull_gib", self.max_pull_gib, 1, 2**20)
         _check_range("cpu_threads", self.cpu_threads, 0, 1024)
         _check_range("decode_threads", self.decode_threads, 0, 1024)
         if self.device not in ("cpu", "cuda"):
@@ -300,8 +317,7 @@ class ServerConfig:
                     "repository is missing: set the folder to serve with --repository DIR or "
                     f"{variable('repository')}, or serve single models with --model NAME=PATH"
                 )
-            if not self.repository.is_dir():
-                raise ConfigError(f"repository {str(self.repository)!r} is not a folder")
+            self._check_repository(self.repository)
         for text in self.model:
             name, _, path = text.partition("=")
             if not _MODEL_NAME.fullmatch(name) or not path:
@@ -313,6 +329,16 @@ class ServerConfig:
                 raise ConfigError(f"model is {text!r}, but {path!r} does not exist")
         if len(self.models) < len(self.model):
             raise ConfigError(f"model is {','.join(self.model)!r}, expected each name once")
+
+    def _check_repository(self, repository: Path | Address) -> None:
+        if isinstance(repository, Path):
+            if not repository.is_dir():
+                raise ConfigError(f"repository {str(repository)!r} is not a folder")
+        elif self.model_control_mode == "poll":
+            raise ConfigError(
+                f"repository is {str(repository)!r}, pulled once at the start, but model_control_mode is poll; "
+                "use none or explicit, or poll a folder and put versions there with cnnserve pull"
+            )
 
     def _check_http(self) -> None:
         for name in self.allowed_host:

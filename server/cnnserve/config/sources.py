@@ -17,7 +17,9 @@ from cnnserve.config.settings import (
     DEFAULT,
     FILE,
     NAMES,
+    PLACE,
     PORT,
+    Address,
     ConfigError,
     ServerConfig,
     Setting,
@@ -199,9 +201,11 @@ def _convert(name: str, value: object, source: str) -> object:
         return _names(value, source)
     if kind == PORT:
         kind = int
+    text = str(value).strip() if not isinstance(value, bool) else str(value).lower()
+    if kind == PLACE:
+        kind = Address if "://" in text else Path
     if kind == FILE:
         kind = Path
-    text = str(value).strip() if not isinstance(value, bool) else str(value).lower()
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cnnserve.config.settings import BUILD_TIMEOUT_S, DEFAULT_ENGINE_CACHE, LOAD_TIMEOUT_S
+from cnnserve.config.settings import BUILD_TIMEOUT_S, DEFAULT_ENGINE_CACHE, LOAD_TIMEOUT_S, Address
 from cnnserve.doctor import child
 from cnnserve.doctor.child import ChildFailed, Event
 from cnnserve.doctor.findings import Context, Finding, Status, parted
@@ -46,6 +46,10 @@ class _Version:
 def check(context: Context) -> Iterator[Finding]:
     """Yields a finding for each version, and for folders that hold none."""
     root = context.models
+    if root is None and isinstance(address := context.settings.get("repository"), Address):
+        text = f"not checked, because {address} is pulled when the server starts"
+        yield Finding("repository", Status.NOTE, text, "pull it into a folder and check that: cnnserve pull")
+        return
     if root is None:
         yield Finding("repository", Status.NOTE, "not checked, because no setting names it", "add --repository DIR")
         return

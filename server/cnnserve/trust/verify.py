@@ -10,13 +10,11 @@ from cnnserve.config.settings import ConfigError
 from cnnserve.config.spelling import Parser
 from cnnserve.errors import ModelLoadFailed, ServingError, reason
 from cnnserve.repository import folders
-from cnnserve.repository import manifest as manifests
 from cnnserve.repository.folders import ModelFolder, version_number
 from cnnserve.repository.manifest import MANIFEST_FILE
 from cnnserve.repository.show_text import printable
-from cnnserve.repository.signature import Signed, Trust
-from cnnserve.repository.signed_tree import SignedTree
-from cnnserve.repository.version_files import VersionFiles
+from cnnserve.repository.signature import Trust
+from cnnserve.repository.verification import check_beside, check_version
 from cnnserve.trust import keys
 
 
@@ -75,34 +73,14 @@ def _report(folder: ModelFolder, version: int, *, absolute: bool) -> bool:
     path = folder.versions[version] if version else folder.path
     where = str(path) if absolute else os.path.relpath(path)
     try:
-        signed = _version(folder, version) if version else _beside(folder)
+        signed = check_version(folder, version) if version else check_beside(folder)
     except OSError as error:
         print(f"error: {printable(f'{where}: {reason(error)}')}", file=sys.stderr)
         return False
     except ModelLoadFailed as error:
         print(f"error: {printable(f'{where}: {error}')}", file=sys.stderr)
         return False
+    assert signed is not None
     count = len(signed.files)
     print(printable(f"{where}: {count} {'file' if count == 1 else 'files'} signed by {signed.signer}"))
     return True
-
-
-def _version(folder: ModelFolder, version: int) -> Signed:
-    with VersionFiles(folder, version) as files:
-        manifest = manifests.read_from(files)
-        if manifest is None:
-            raise ModelLoadFailed(f"it has no {MANIFEST_FILE}; sign a version that cnnserve published")
-        manifests.check_own_place(manifest, folder, version)
-        manifests.check_contract(manifest)
-        if altered := manifests.altered_files(manifest, files):
-            raise ModelLoadFailed(next(iter(altered.values())))
-        files.check_others()
-        assert files.signed is not None
-        return files.signed
-
-
-def _beside(folder: ModelFolder) -> Signed:
-    with folder.open() as tree:
-        assert isinstance(tree, SignedTree)
-        tree.check_others("")
-        return tree.signed("")
