@@ -99,7 +99,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def http_error_302(self, *_: object) -> None:
         """Does nothing, so that the redirect becomes an `HTTPError`."""
 
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302  # type: ignore[assignment]
 
 
 class Body:
