@@ -18,6 +18,7 @@ import cnnserve
 from cnnserve.access import exposure
 from cnnserve.access.accounts import ClientLimits
 from cnnserve.access.control import AccessControl
+from cnnserve.access.following import Followed
 from cnnserve.access.lists import AccessError
 from cnnserve.access.tls import Tls, TlsFiles
 from cnnserve.api.classifier import ClassifierService
@@ -124,7 +125,9 @@ def _look(config: ServerConfig, look: asyncio.Event, reread: asyncio.Event) -> N
     reread.set()
     if config.model_control_mode == POLL:
         look.set()
-    elif not (config.tokens_file or config.certificate_scopes_file or config.tls_certificate):
+    elif not any(
+        (config.tokens_file, config.certificate_scopes_file, config.tls_certificate, config.trusted_keys),
+    ):
         _log.info("SIGHUP: nothing to do, because model_control_mode is %s, not poll", config.model_control_mode)
 
 
@@ -192,7 +195,11 @@ async def serve(
     _announce(config, ports, threads)
     if on_bound is not None:
         on_bound(ports)
-    kept = (_load(config, registry, health, look), watch_labels(registry), access.follow(reread))
+    kept = (
+        _load(config, registry, health, look),
+        watch_labels(registry),
+        access.follow(reread, _keys(config, registry)),
+    )
     keeping = [asyncio.create_task(work) for work in kept]
     http_task = asyncio.create_task(
         _serve_http(
@@ -356,6 +363,13 @@ def trusted_keys(config: ServerConfig) -> Trust | None:
         _log.warning("trusted keys: %s", warning)
     _log.info("only versions with a signature of a trusted key are served; trusted are %s", trusted)
     return cast("Trust", trusted)
+
+
+def _keys(config: ServerConfig, registry: Registry) -> list[Followed]:
+    """Returns the trusted keys, which are read again as the files of access control are."""
+    if config.trusted_keys is None or registry.trust is None:
+        return []
+    return [Followed("trusted keys", (config.trusted_keys,), registry.trust.reload)]
 
 
 def models_of(config: ServerConfig) -> Models:

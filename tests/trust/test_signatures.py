@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -26,7 +27,7 @@ from cnnserve.repository.signature import Trust
 from cnnserve.repository.signed_tree import SignedTree
 from cnnserve.trust import keys
 from cnnserve.trust.verify import verify
-from cnnserve_client import Client
+from cnnserve_client import Client, FailedPreconditionError
 from cnnserve_export.signing import Signer, sign
 from signing import Authority, model_signing, new_key, public_key
 from spoiling import lenet5, refusal
@@ -412,6 +413,34 @@ def test_nothing_of_it_is_imported_without_trusted_keys(tiny: Path) -> None:
         [sys.executable, "-c", code, str(tiny)], capture_output=True, text=True, timeout=60, check=True
     )
     assert ended.stdout.endswith("\n[]\n")
+
+
+def test_a_key_is_replaced_without_a_restart(root: Path, tmp_path: Path, key: Path, signer: Signer) -> None:
+    trusted, new = tmp_path / "trusted", new_key(tmp_path / "new.pem")
+    trusted.mkdir()
+    shutil.copy(public_key(key), trusted / "old.pub")
+    sign(write_version(root / "tiny" / "1"), signer)
+    sign(root / "tiny", signer)
+    flags = ["--trusted-keys", trusted, "--model-control-mode", "explicit", "--allow-model-control"]
+    with (
+        serving(tmp_path / "log", root, *flags, "--load-model", "tiny") as server,
+        Client(server.address, retries=0) as client,
+    ):
+        (trusted / "new.pub").write_text("half")
+        server.wait_for("trusted keys changed and cannot be used, so the old ones stay in force: .*new.pub is neither")
+        shutil.copy(public_key(new), trusted / "new.pub")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("trusted keys read again")
+        sign(write_version(root / "tiny" / "2"), Signer(new))
+        client.load_model("tiny")
+        assert client.classify(picture("left"), model="tiny").version == "2"
+        assert "model tiny version 2 is signed by new.pub" in server.log
+        (trusted / "old.pub").unlink()
+        server.wait_for("(?s)trusted keys read again.*trusted keys read again")
+        assert client.classify(picture("left"), model="tiny", version="2").version == "2"
+        sign(write_version(root / "tiny" / "3"), signer)
+        with pytest.raises(FailedPreconditionError, match=r"made with another key than the trusted ones \(new\.pub\)"):
+            client.load_model("tiny")
 
 
 def test_verify_says_what_is_signed_by_whom(

@@ -48,9 +48,9 @@ class AccessControl:
         """The end of the certificate in seconds since 1970, None if there is none."""
         return self.tls.identity.expires if self.tls else None
 
-    async def follow(self, reread: asyncio.Event | None = None) -> None:
-        """Reads changed files again until it is cancelled; all of them each time `reread` is set."""
-        await follow(self._files, reread, also=self.tls.warn if self.tls else None)
+    async def follow(self, reread: asyncio.Event | None = None, more: Sequence[Followed] = ()) -> None:
+        """Reads changed files, and `more`, again until it is cancelled; all of them each time `reread` is set."""
+        await follow([*self._files, *more], reread, also=self.tls.warn if self.tls else None)
 
     def _read_tokens(self, path: Path) -> None:
         self._tokens = read_tokens(path)

@@ -15,7 +15,10 @@ _State = tuple[tuple[int, int, int] | None, ...]
 
 
 class Followed:
-    """Files that belong together, and what reads them. `read` takes effect itself; it raises `AccessError` if not."""
+    """Files that belong together, or a folder of them, and what reads them.
+
+    `read` takes effect itself; it raises `AccessError` if not.
+    """
 
     def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], object]) -> None:
         self._what = what
@@ -44,7 +47,7 @@ class Followed:
             _log.info("%s read again: %s", self._what, ", ".join(map(str, self._paths)))
 
     def _state(self) -> _State:
-        return tuple(_stat(path) for path in self._paths)
+        return tuple(_stat(path) for given in self._paths for path in (given, *_inside(given)))
 
 
 async def follow(
@@ -67,6 +70,14 @@ async def follow(
         reread.clear()
         if also is not None:
             also()
+
+
+def _inside(path: Path) -> list[Path]:
+    """Returns what is in a folder, and nothing for a file."""
+    try:
+        return sorted(path.iterdir())
+    except OSError:
+        return []
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

@@ -44,6 +44,9 @@ class Trust(Protocol):
     def verify(self, bundle: bytes) -> Signed:
         """Returns what a trusted key has signed. Raises `ModelLoadFailed` if the signature is not valid or trusted."""
 
+    def reload(self) -> None:
+        """Reads the keys again: those that are read count for all later loads."""
+
 
 @dataclass(frozen=True)
 class Envelope:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import stat
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -11,6 +10,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cnnserve.access.lists import AccessError
 from cnnserve.config.settings import ConfigError
 from cnnserve.errors import ModelLoadFailed, reason
 from cnnserve.repository import signature
@@ -24,15 +24,14 @@ _PUBLIC = "openssl pkey -in KEY -pubout"
 
 
 class TrustedKeys:
-    """Public keys and certificates of authorities, by the names of their files. It is a `signature.Trust`."""
+    """The public keys and certificates of authorities at `path`, see `read`. It is a `signature.Trust`.
 
-    def __init__(
-        self,
-        keys: Mapping[str, ec.EllipticCurvePublicKey],
-        authorities: Mapping[str, Sequence[x509.Certificate]],
-    ) -> None:
-        self._keys = keys
-        self._authorities = authorities
+    Raises `ConfigError`, as `read`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys, self._authorities = _read(path)
 
     def __str__(self) -> str:
         return ", ".join(sorted({*self._keys, *self._authorities}))
@@ -42,6 +41,13 @@ class TrustedKeys:
         """What is wrong with trusted certificates without making the others useless."""
         found = [(file, certificates.expired(one)) for file, many in self._authorities.items() for one in many]
         return [f"{file}: {problem}; no signature counts because of it" for file, problem in found if problem]
+
+    def reload(self) -> None:
+        """Reads the files again. Raises `AccessError` if one cannot be used; then the keys stay as they are."""
+        try:
+            self._keys, self._authorities = _read(self._path)
+        except ConfigError as error:
+            raise AccessError(str(error)) from error
 
     def verify(self, bundle: bytes) -> Signed:
         """Returns what a trusted key has signed. Raises `ModelLoadFailed` if the signature is not valid or trusted."""
@@ -83,6 +89,11 @@ def read(path: Path) -> TrustedKeys:
 
     Raises `ConfigError`, which names the file, if there is anything else than public keys and certificates.
     """
+    return TrustedKeys(path)
+
+
+def _read(path: Path) -> tuple[dict[str, ec.EllipticCurvePublicKey], dict[str, list[x509.Certificate]]]:
+    """Returns the keys and the authorities, by the names of their files."""
     try:
         files = [path] if path.is_file() else sorted(file for file in path.iterdir() if not file.name.startswith("."))
     except OSError as error:
@@ -104,7 +115,7 @@ def read(path: Path) -> TrustedKeys:
         raise ConfigError(
             f"the folder of trusted keys {str(path)!r} is empty; put public keys ({_PUBLIC}) or certificates there"
         )
-    return TrustedKeys(keys, authorities)
+    return keys, authorities
 
 
 def _hint(key: ec.EllipticCurvePublicKey) -> str:
