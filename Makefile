@@ -4,6 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PROTO_VENV := .venv-proto
+RAY_VENV := .venv-ray
+# A network with nothing but loopback: Ray's processes and Serve's proxies listen on every interface.
+LOOPBACK := unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$@"' --
 PROTOC := $(PROTO_VENV)/bin/python -W ignore -m grpc_tools.protoc -Iproto
 PROTOS := cnnserve/wire/classifier.proto cnnserve/wire/model_config.proto cnnserve/wire/open_inference.proto
 SOURCES := server export client examples tests bench docs
@@ -22,7 +25,7 @@ GRPCIO_CORE := 1.80.1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants interop remote platforms image-test clean
+.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants interop remote platforms ray-test ray-bench image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -115,8 +118,20 @@ remote: $(VENV)/remote/.installed ## the tests of pulls from S3, with a local se
 platforms: setup ## see whether pip finds a wheel of every dependency on Linux, macOS and Windows (asks the index)
 	$(BIN)/python tests/platforms.py
 
+# Ray in an environment of its own, because nothing else needs its many packages.
+$(RAY_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,ray]' pytest pytest-timeout pytest-asyncio
+	@touch $@
+
+ray-test: $(RAY_VENV)/.installed ## the tests on a local Ray cluster, in a network of their own (installs Ray)
+	$(LOOPBACK) $(RAY_VENV)/bin/python -m pytest -q --disable-warnings -W default -p no:cacheprovider --confcutdir tests/ray tests/ray
+
+ray-bench: $(RAY_VENV)/.installed ## Ray Serve on three nodes of this machine: a lost node, scaling, a rolling update, images/s
+	$(LOOPBACK) $(RAY_VENV)/bin/python bench/ray_serve.py
+
 image-test: setup ## build the container image and try it; run this before a change to deploy/ is done
 	bash deploy/docker/image-test.sh
 
 clean: ## remove the environments and everything built
-	rm -rf $(VENV) $(PROTO_VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .demo
+	rm -rf $(VENV) $(PROTO_VENV) $(RAY_VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .demo

@@ -42,6 +42,8 @@ FORBIDDEN = [
     ("prometheus", "cnnserve.registry.snapshot", "import prometheus_client"),
     ("nvml", "cnnserve.transports.http.exposition", "import pynvml"),
     ("opentelemetry", "cnnserve.api.observing", "import opentelemetry"),
+    ("ray", "cnnserve.transports.ray_calls", "import ray"),
+    ("rooms", "cnnserve.assembly", "import cnnserve.transports.ray_calls"),
     ("onnxruntime", "cnnserve.runtime.workers", "import onnxruntime"),
     ("pillow", "cnnserve.model.loader", "import PIL"),
     ("opencv", "cnnserve.images.geometry", "import cv2"),

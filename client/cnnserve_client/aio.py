@@ -165,7 +165,8 @@ class AsyncClient:
             number = attempts.begin()
             try:
                 stub = self._stubs[number][method.path]
-                response = await stub(call.request, timeout=attempts.try_s, metadata=target.metadata)
+                allowed_s = attempts.try_s
+                response = await stub(call.request, timeout=allowed_s, metadata=target.metadata_of(allowed_s))
             except grpc.aio.AioRpcError as failure:
                 error = self._error(failure, number, about=call.about, timeout_s=timeout_s)
                 wait_s = attempts.wait_s(error)

@@ -255,7 +255,8 @@ class Client:
             number = attempts.begin()
             try:
                 stub = self._stubs[number][method.path]
-                response = stub(call.request, timeout=attempts.try_s, metadata=target.metadata)
+                allowed_s = attempts.try_s
+                response = stub(call.request, timeout=allowed_s, metadata=target.metadata_of(allowed_s))
             except grpc.RpcError as failure:
                 error = self._error(cast("Failure", failure), number, about=call.about, timeout_s=timeout_s)
                 wait_s = attempts.wait_s(error)

@@ -1,5 +1,6 @@
 """The addresses and limits of a client, and the exceptions for gRPC's statuses. Imports neither grpc nor protobuf."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,11 @@ _HOST_PORT: Final = re.compile(r"(?:\[[^\[\]/]+\]|[^:/\[\]\s]+):(?P<port>[0-9]{1
 _PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 
 _RANGES: Final = (("max_message_mib", 1, 2047), ("retries", 0, 1000), ("connections", 1, 100))
+# What a try may take, in ms. Servers read gRPC's own timeout; proxies that receive the call themselves, such as Ray
+# Serve's, do not hand it on, but they do hand on metadata.
+_TIMEOUT: Final = "cnnserve-timeout-ms"
+# Ray Serve answers INTERNAL with the text of Ray's ActorDiedError or ActorUnavailableError if a replica is lost.
+_LOST_REPLICA: Final = re.compile(r"The actor (?:\S+ is unavailable|died|is dead)")
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
 _LONGEST_TIMEOUT_S: Final = 1e9  # For timeouts beyond the range of its clock, gRPC computes a deadline in the past.
 
@@ -120,6 +126,10 @@ class Target:
             ("grpc.min_reconnect_backoff_ms", 5000),
         ]
 
+    def metadata_of(self, timeout_s: float) -> tuple[tuple[str, str], ...]:
+        """Returns the gRPC metadata of a unary call that may take `timeout_s` seconds."""
+        return (*self.metadata, (_TIMEOUT, str(math.ceil(1000 * timeout_s))))
+
     def one_server(self, method: str) -> None:
         """Raises `InvalidInputError` if there are several servers, because `method` would change only one of them."""
         if len(self.addresses) > 1:
@@ -154,6 +164,8 @@ class Target:
                 # The client cancels only calls whose errors nobody reads. A server that stops may cancel calls that it
                 # has not begun, so such a call may be tried again.
                 return errors.UnavailableError(f"{address}: the server cancelled the call ({details}); try again later")
+            case "INTERNAL" if _LOST_REPLICA.match(details):
+                return errors.UnavailableError(f"{address}: the replica ended during the call ({details}); try again")
             case "DEADLINE_EXCEEDED":
                 return errors.no_response(address, timeout_s, f" ({details})")
             case "RESOURCE_EXHAUSTED":

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 import cnnserve_client as cc
-from peer import Peer, running
+from peer import Peer, running, two_models
 from support import HANG_S
 
 
@@ -144,3 +144,27 @@ def test_a_client_does_not_cross_a_fork(peer):
         [sys.executable, "-c", code, peer.address], capture_output=True, text=True, timeout=HANG_S, check=True
     )
     assert done.stdout == "this Client was created before the process forked: create a Client in each process\n2\n"
+
+
+def test_every_call_says_in_its_metadata_what_it_may_take(ask, peer):
+    ask(peer.address, "list_models", timeout_s=5)
+    assert 4000 < int(peer.metadata[0]["cnnserve-timeout-ms"]) <= 5000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The actor b3f6 is unavailable: The actor is temporarily unavailable: RpcError: Socket closed",
+        "The actor died unexpectedly before finishing this task.",
+        "The actor is dead because its node has died.",
+    ],
+)
+def test_a_replica_of_ray_serve_that_is_lost_is_tried_again(ask, peer, text):
+    def script(request, context):
+        if len(peer.of("ListModels")) < 2:
+            context.abort(grpc.StatusCode.INTERNAL, text)
+        return two_models(request, context)
+
+    peer.scripts["ListModels"] = script
+    assert ask(peer.address, "list_models", timeout_s=20)
+    assert len(peer.of("ListModels")) == 2

@@ -31,6 +31,10 @@ class Kind(enum.Enum):
 # Headers of a request, and the fields of `CallContext` that have them.
 HEADERS = {"x-request-id": "request_id", "traceparent": "traceparent", "tracestate": "tracestate"}
 
+# What a call may take, in ms, as a header. Clients send it beside gRPC's own timeout, which proxies that receive the
+# call themselves, such as Ray Serve's, do not hand on.
+TIMEOUT = "cnnserve-timeout-ms"
+
 
 @dataclass
 class Record:

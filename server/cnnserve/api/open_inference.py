@@ -19,7 +19,7 @@ from cnnserve.wire import open_inference_pb2 as pb
 
 _PLATFORM = "onnxruntime_onnx"
 # If a stream's metadata has this key with the value "true", an error ends the stream with the error's status.
-_ERROR_HEADER = "triton_grpc_error"
+STREAM_ERRORS = "triton_grpc_error"
 _FINAL = "triton_final_response"
 # Only extensions that this server has. Triton does not have the last one: images in a BYTES tensor.
 _BEFORE = ("classification",)
@@ -161,7 +161,7 @@ class InferenceService:
             if final:
                 answer.infer_response.parameters[_FINAL].bool_param = True
         except Exception as error:
-            if context.metadata.get(_ERROR_HEADER) == "true":
+            if context.metadata.get(STREAM_ERRORS) == "true":
                 raise
             answer.error_message = status.of(error, _STREAM, self._statuses).message
             answer.infer_response.model_name = request.model_name[: answer_size.ECHOED]

@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from cnnserve import app
+from cnnserve import app, assembly
 from cnnserve.access.lists import AccessError
 from cnnserve.config.settings import ServerConfig
 from cnnserve.images.decoding_pool import DecodingPool
@@ -26,13 +26,13 @@ def run(config: ServerConfig) -> int:
 
 async def _run(config: ServerConfig) -> int:
     try:
-        app.access_control(config)
+        assembly.access_control(config)
     except AccessError as error:
         sys.stdout.write(f"NOT ready: {error}\n")
         return 1
     decoders = DecodingPool(1)
-    registry = app.make_registry(config, app.cpu_threads(config), decoders, app.memory_budget(config))
-    await app.load_first(config, registry)
+    registry = assembly.make_registry(config, assembly.cpu_threads(config), decoders, assembly.memory_budget(config))
+    await assembly.load_first(config, registry)
     rows = list(_rows(registry))
     failed = sum(row[2] != State.READY.value for row in rows)
     good = not failed and (bool(rows) or config.model_control_mode == EXPLICIT)

@@ -13,7 +13,7 @@ from cnnserve.access.guard import Caller, Guard
 from cnnserve.access.scopes import Scope
 from cnnserve.api import answer_size
 from cnnserve.api.field_count import check_fields
-from cnnserve.api.methods import HEADERS, Method
+from cnnserve.api.methods import HEADERS, CallContext, Method
 from cnnserve.errors import InvalidInput
 from cnnserve.transports.credentials import client_names
 
@@ -78,6 +78,30 @@ def channel_arguments(max_message_bytes: int, peers: PeerLimits) -> list[tuple[s
 def limits_images(account: Account | None) -> bool:
     """Returns whether the images of a request have to be counted, which `Method.quick` does not."""
     return account is not None and account.limits_images
+
+
+async def quick(method: Method, data: bytes | None, call: CallContext) -> bytes | None:
+    """Returns the response to a request that the method knows by its bytes, None if it does not."""
+    if method.quick is None or data is None or limits_images(call.account):
+        return None
+    future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+
+    def respond(response: bytes | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(response)
+
+    end_early = method.quick(data, call.deadline_ns, respond)
+    if end_early is None:
+        return None
+    try:
+        return await future
+    finally:
+        # If the call was cancelled; otherwise it does nothing.
+        end_early()
 
 
 def parse(method: Method, data: bytes | None, most_bytes: int) -> Any:

@@ -25,8 +25,8 @@ from cnnserve.transports.calls import (
     admit,
     channel_arguments,
     headers_in,
-    limits_images,
     parse,
+    quick,
     serialized,
 )
 from cnnserve.transports.credentials import server_credentials
@@ -132,7 +132,7 @@ def _unary(method: Method, gate: Gate, max_bytes: int, guard: Guard | None) -> C
             if not method.while_draining:
                 await gate.arrived()
             call = _call_context(context, account)
-            response = await _quick(method, data, call)
+            response = await quick(method, data, call)
             if response is None:
                 response = serialized(await handler(parse(method, data, max_bytes), call), max_bytes)
             if not method.while_draining:
@@ -170,30 +170,6 @@ def _streaming(
             await _abort(context, error, method)
 
     return behavior
-
-
-async def _quick(method: Method, data: bytes | None, call: CallContext) -> bytes | None:
-    """Returns the response to a request that the method knows by its bytes, None if it does not."""
-    if method.quick is None or data is None or limits_images(call.account):
-        return None
-    future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-
-    def respond(response: bytes | None, error: Exception | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(response)
-
-    end_early = method.quick(data, call.deadline_ns, respond)
-    if end_early is None:
-        return None
-    try:
-        return await future
-    finally:
-        # If the call was cancelled; otherwise it does nothing.
-        end_early()
 
 
 def _raise_if_cancelled(error: BaseException) -> None:

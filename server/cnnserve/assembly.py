@@ -1,0 +1,225 @@
+"""A server without its ports: settings in, registry and method table out. The server and Ray's replicas build on it."""
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from cnnserve.access.accounts import ClientLimits
+from cnnserve.access.control import AccessControl
+from cnnserve.access.tls import TlsFiles
+from cnnserve.api.classifier import ClassifierService
+from cnnserve.api.health import HealthService
+from cnnserve.api.inspection import InspectionService
+from cnnserve.api.methods import Method
+from cnnserve.api.model_control import RepositoryService
+from cnnserve.api.model_infer import Inference
+from cnnserve.api.observing import Observer
+from cnnserve.api.open_inference import InferenceService
+from cnnserve.api.regions import SharedMemory
+from cnnserve.api.shared_memory import SharedMemoryService
+from cnnserve.config.settings import ConfigError, ServerConfig
+from cnnserve.errors import ServingError
+from cnnserve.images.decoding_pool import DecodingPool
+from cnnserve.model import loader
+from cnnserve.model_config.execution import Device
+from cnnserve.process import memory_limit
+from cnnserve.process.admission import MemoryBudget
+from cnnserve.process.cpu import cpu_budget, decoding_threads
+from cnnserve.process.pressure import MemoryPressure, resident_bytes
+from cnnserve.registry.control import EXPLICIT, ModelControl
+from cnnserve.registry.health import Health
+from cnnserve.registry.opening import LoadLimits, VersionOpener
+from cnnserve.registry.registry import Registry
+from cnnserve.repository.folders import Models, NamedModels
+from cnnserve.repository.signature import Trust
+
+_log = logging.getLogger(__name__)
+
+# Limits of the number of loads at the same time. Several, so that a model that builds for minutes does not delay the
+# others; few, because each load needs the memory of its model twice.
+_LOADS_AT_LEAST = 2
+_LOADS_AT_MOST = 4
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What answers requests, whatever carries them. `streaming`: the services whose streams have to be drained."""
+
+    registry: Registry
+    health: Health
+    methods: tuple[Method, ...]
+    streaming: tuple[ClassifierService | InferenceService, ...]
+    observer: Observer
+    decoders: DecodingPool
+    budget: MemoryBudget
+    pressure: MemoryPressure
+    max_message_bytes: int
+
+
+def assemble(config: ServerConfig) -> Parts:
+    """Returns the parts of a server. Nothing is loaded yet. Raises `ConfigError`, see `make_registry`."""
+    threads = cpu_threads(config)
+    decoders = DecodingPool(config.decode_threads or decoding_threads(threads))
+    budget = memory_budget(config)
+    registry = make_registry(config, threads, decoders, budget)
+    control = ModelControl(
+        registry, models_of(config), mode=config.model_control_mode, allowed=config.allow_model_control
+    )
+    health = Health(registry, strict=config.strict_readiness, may_be_empty=config.model_control_mode == EXPLICIT)
+    max_message_bytes = _largest_message(config, budget)
+    observer = _observer(config)
+    classifier = ClassifierService(registry, budget, max_message_bytes, observer)
+    repository, regions = RepositoryService(control), SharedMemory(config.shared_memory_prefix)
+    shared_memory, inspection = SharedMemoryService(regions), InspectionService(registry)
+    inference = InferenceService(
+        registry,
+        Inference(budget, regions, max_message_bytes),
+        lambda: health.is_ready,
+        (*repository.extensions, *inspection.extensions, *shared_memory.extensions),
+        triton_status=config.triton_status_codes,
+        observer=observer,
+    )
+    services = (inference, inspection, shared_memory, classifier, repository, HealthService(health))
+    methods = observer.methods(method for service in services for method in service.methods())
+    pressure = MemoryPressure(budget)
+    registry.on_change(pressure.learn)
+    registry.on_change(partial(_follow_memory, config.max_pending_mib, budget, pressure))
+    return Parts(
+        registry,
+        health,
+        tuple(methods),
+        (classifier, inference),
+        observer,
+        decoders,
+        budget,
+        pressure,
+        max_message_bytes,
+    )
+
+
+def cpu_threads(config: ServerConfig) -> int:
+    """Returns the number of CPU threads for the runs of one model."""
+    return config.cpu_threads or cpu_budget()
+
+
+def access_control(config: ServerConfig) -> AccessControl:
+    """Reads the files of access control. Raises `AccessError` if one of them cannot be used."""
+    files = None
+    if config.tls_certificate and config.tls_key:
+        files = TlsFiles(config.tls_certificate, config.tls_key, config.tls_client_ca)
+    limits = ClientLimits(config.client_requests_per_second, config.client_images_in_flight)
+    return AccessControl(
+        config.tokens_file, config.certificate_scopes_file, config.trusted_proxy, tls_files=files, limits=limits
+    )
+
+
+def _observer(config: ServerConfig) -> Observer:
+    """Returns what logs and traces requests. Raises `ConfigError` if OpenTelemetry is wanted and not installed."""
+    share = config.access_log_sample if config.access_log else 0.0
+    if not config.tracing:
+        return Observer(share)
+    with _needs("tracing", "otel"):
+        # By name: a server that does not trace must not pay for OpenTelemetry.
+        return Observer(share, tracing=importlib.import_module("cnnserve.api.tracing").start())
+
+
+@contextlib.contextmanager
+def _needs(setting: str, extra: str) -> Iterator[None]:
+    """Raises `ConfigError` if a package is missing that only the `extra` of a setting installs."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'{setting} needs {error.name}, which is not installed: pip install "cnnserve[{extra}]"'
+        ) from error
+
+
+def memory_budget(config: ServerConfig) -> MemoryBudget:
+    """Returns the memory that requests may hold, and logs it with its source."""
+    found = memory_limit.budget(config.max_pending_mib, memory_limit.memory_limit(), resident_bytes())
+    if found.warning:
+        _log.warning("%s", found.warning)
+    _log.info("requests may hold %d MiB of memory: %s", found.mib, found.reason)
+    return MemoryBudget(found.mib * 2**20)
+
+
+def _largest_message(config: ServerConfig, budget: MemoryBudget) -> int:
+    """Returns the message limit in bytes: a message is in memory twice, and two of them must fit into the budget."""
+    wanted = config.max_message_mib * 2**20
+    if config.max_pending_mib or 2 * wanted <= budget.limit_bytes:
+        return wanted
+    smaller = budget.limit_bytes // 2
+    _log.warning(
+        "messages may have %d MiB instead of %d (max_message_mib): two of them must fit into the memory for requests",
+        smaller >> 20,
+        config.max_message_mib,
+    )
+    return smaller
+
+
+def _follow_memory(asked_mib: int, budget: MemoryBudget, pressure: MemoryPressure) -> None:
+    """What models take, requests may not hold; called after each load and unload."""
+    limit = memory_limit.memory_limit()
+    if limit is not None:
+        budget.limit_bytes = memory_limit.budget(asked_mib, limit, pressure.idle_bytes).mib * 2**20
+
+
+def trusted_keys(config: ServerConfig) -> Trust | None:
+    """Returns the keys whose signatures count, if there are any. Raises `ConfigError`."""
+    if config.trusted_keys is None:
+        return None
+    with _needs("trusted_keys", "trust"):
+        # By name: without trusted keys, the start must not pay for cryptography.
+        trusted = importlib.import_module("cnnserve.trust.keys").read(config.trusted_keys)
+    for warning in trusted.warnings:
+        _log.warning("trusted keys: %s", warning)
+    _log.info("only versions with a signature of a trusted key are served; trusted are %s", trusted)
+    return cast("Trust", trusted)
+
+
+def models_of(config: ServerConfig) -> Models:
+    """Returns where the models are: a model repository, or single models."""
+    if config.model:
+        return NamedModels(config.models)
+    # What is at an address was pulled before.
+    assert isinstance(config.repository, Path)
+    return config.repository
+
+
+def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, budget: MemoryBudget) -> Registry:
+    """Returns the registry of the model repository. Nothing is loaded yet. Raises `ConfigError`, see `trusted_keys`."""
+    trust = trusted_keys(config)
+    device: Device = "cuda" if config.device == "cuda" else "cpu"
+    open_version = partial(
+        loader.open_version,
+        cpu_threads=threads,
+        device=device,
+        engine_cache=config.engine_cache,
+        budget=budget,
+        load_timeout_s=config.load_timeout_s,
+        build_timeout_s=config.build_timeout_s,
+        counts_drift=not config.no_drift_metrics,
+    )
+    at_once = min(max(threads, _LOADS_AT_LEAST), _LOADS_AT_MOST)
+    opener = VersionOpener(
+        open_version,
+        decoders,
+        at_once=at_once,
+        require_manifest=config.require_manifest or trust is not None,
+        limits=LoadLimits(config.load_timeout_s, config.build_timeout_s),
+    )
+    return Registry(models_of(config), opener, config.model_config_name, trust)
+
+
+async def load_first(config: ServerConfig, registry: Registry) -> None:
+    """Loads the models to be served at start. What fails is logged."""
+    explicit = config.model_control_mode == EXPLICIT
+    try:
+        await registry.load_all(config.load_model if explicit and "*" not in config.load_model else None)
+    except ServingError as error:
+        _log.error("%s", error)
