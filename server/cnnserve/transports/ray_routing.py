@@ -75,7 +75,7 @@ class Routing:
     ) -> None:
         self._models = tuple(places)
         # One model of each deployment.
-        self._first = tuple({place: model for model, place in reversed(places.items())}.values())[::-1]
+        self._first = tuple({place: model for model, place in reversed(list(places.items()))}.values())[::-1]
         self._forward = forward
         self._max_bytes = max_message_bytes
         self._stream_s = stream_s
