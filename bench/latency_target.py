@@ -63,7 +63,9 @@ def _measure(root: Path, model: str, options: argparse.Namespace) -> dict[str, A
         for name in harness.in_turn(settings, number):
             with _server(root, model, *settings[name]) as server:
                 # The server learns its run times here.
-                closed = harness.load(server.address, [body], in_flight=IN_FLIGHT, seconds=min(4, options.seconds))
+                closed = harness.load(
+                    server.address, [body], in_flight=IN_FLIGHT, seconds=min(4, options.seconds), warm_up_s=0.2
+                )
                 capacity = capacity or closed["rate"]
                 for load in LOADS:
                     rate = load * capacity
@@ -130,19 +132,21 @@ def _open_loop(server: Server, body: bytes, rate: float, target_ms: float, *, se
 
 def _print(model: str, result: dict[str, Any]) -> bool:
     print(f"\n{model}, {result['cores']} threads, {result['capacity']:.1f}/s with {IN_FLIGHT} in flight")
-    rows, passed = [], True
+    rows, verdicts = [], []
     for load, cells in result["cells"].items():
         values = {name: harness.medians(runs) for name, runs in cells.items()}
         own = values["target"]["goodput"]
         best = max(cell["goodput"] for name, cell in values.items() if name != "target")
-        good = own > best if float(load) > ABOVE else own >= BELOW * best
-        passed = passed and good
+        verdicts.append((own > best if float(load) > ABOVE else own >= BELOW * best, load, own, best))
         for name, cell in values.items():
             numbers = [f"{cell[key]:,.1f}" for key in ("rate", "goodput", "late", "refused", "p99_ms")]
-            rows.append([f"{load} {name}", *numbers, harness.verdict(passed=good) if name == "target" else ""])
-    print(harness.table(["load", "sent/s", "goodput/s", "late", "refused", "p99 ms", ""], rows))
+            rows.append([f"{load} {name}", *numbers])
+    print(harness.table(["load", "sent/s", "goodput/s", "late", "refused", "p99 ms"], rows))
+    for good, load, own, best in verdicts:
+        word = harness.verdict(passed=good)
+        print(f"  {word:<6}  load {load}: goodput {own:,.1f}/s, the best fixed settings {best:,.1f}/s")
     sys.stdout.flush()
-    return passed
+    return all(good for good, *_ in verdicts)
 
 
 if __name__ == "__main__":
