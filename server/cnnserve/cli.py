@@ -43,6 +43,9 @@ _COMMANDS = {
     "train-lenet": _Command(
         "cnnserve_export.cli", "train_lenet", "train LeNet-5 on scanned digits and publish it", "cpu,export,train"
     ),
+    "tune": _Command(
+        "cnnserve.tools.tuning.cli", "tune", "find the best layout of a model on this machine and write it down", "cpu"
+    ),
     "copy": _Command("cnnserve_export.cli", "copy", "publish a copy of a version under another name or number", "cpu"),
     "upgrade": _Command(
         "cnnserve_export.cli", "upgrade", "publish a version of contract 1 again, with contract 2", "cpu"

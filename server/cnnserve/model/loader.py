@@ -92,9 +92,9 @@ def open_version(
     """
     folder, version = files.folder, files.version
     config = pbtxt.of(folder, files.shared)
-    manifest = _read_manifest(files)
+    manifest = read_manifest(files)
     execution = executions.read(config, device)
-    model_file = _model_file(files, config, manifest)
+    model_file = model_file_of(files, config, manifest)
     if manifest is not None and (unnamed := onnx_files.unnamed(files, manifest)):
         _log.warning("model %s version %d: %s", folder.name, version, unnamed)
     with contextlib.closing(onnx_files.load(files, model_file, manifest)) as model:
@@ -210,7 +210,8 @@ def _preprocessor(
     return None
 
 
-def _read_manifest(files: VersionFiles) -> Manifest | None:
+def read_manifest(files: VersionFiles) -> Manifest | None:
+    """Returns the manifest of a version, None if it has none. Raises `ModelLoadFailed` if it is not its own."""
     manifest = manifests.read_from(files)
     if manifest is not None:
         manifests.check_own_place(manifest, files.folder, files.version)
@@ -260,7 +261,7 @@ def _check_tensors(manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Se
             )
 
 
-def _model_file(files: VersionFiles, config: ModelConfig | None, manifest: Manifest | None) -> str:
+def model_file_of(files: VersionFiles, config: ModelConfig | None, manifest: Manifest | None) -> str:
     """Returns the path of the ONNX file in the version's folder."""
     if manifest is not None:
         if files.folder.asked not in ("", manifest.onnx.file):

@@ -1,6 +1,7 @@
 """The number of CPU threads that this process may use."""
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,16 @@ def find(root: Path = CGROUP_ROOT, membership: Path = MEMBERSHIP) -> CpuBudget:
     # macOS has no affinity masks.
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return CpuBudget(affinity, *min(quotas, default=(None, None)))
+
+
+def processor() -> str:
+    """Returns the name of the processor, or that of its architecture if the system does not tell more."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def decoding_threads(threads: int) -> int:

@@ -1,0 +1,139 @@
+"""Measures layouts of a version with its own instances and batcher, in this process, without clients.
+
+The runs compute zeros, whose time is that of any image, and nobody gets their outputs.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cnnserve.batching.batcher import DynamicBatcher
+from cnnserve.batching.inline import InlineRuns
+from cnnserve.batching.instance import ModelInstance
+from cnnserve.batching.policy import BatchPolicy, QueuePolicy
+from cnnserve.datatypes import Rows
+from cnnserve.errors import ModelLoadFailed, ServingError
+from cnnserve.model.loader import read_manifest
+from cnnserve.model_config import execution as executions
+from cnnserve.model_config import pbtxt
+from cnnserve.model_config.execution import Device, Execution
+from cnnserve.model_config.layout import Layout
+from cnnserve.model_config.settings import Settings, resolve
+from cnnserve.repository.onnx_files import OnnxFiles
+from cnnserve.repository.version_files import VersionFiles
+from cnnserve.runtime.session import Session
+from cnnserve.runtime.workers import inline_runs, make_workers, open_sessions
+from cnnserve.wire import model_config_pb2 as pb
+
+IN_FLIGHT = 16
+# Runs that a measurement needs at least.
+_RUNS = 4
+
+
+@dataclass(frozen=True)
+class Load:
+    """Rows per second, the latencies of requests in ms, and CPU time in ms a row."""
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    cpu_ms: float
+
+
+class Layouts:
+    """Makes batchers of one version in any layout. `current` is that of its config. `digest`: of the ONNX files.
+
+    Raises `ModelLoadFailed` if the version cannot be opened, or if it is one without CPU layouts.
+    """
+
+    def __init__(self, files: VersionFiles, model: OnnxFiles, cpu_threads: int, device: Device = "cpu") -> None:
+        self._name = f"{files.folder.name}-{files.version}"
+        self._model = model
+        self._cpu_threads = cpu_threads
+        self._manifest = read_manifest(files)
+        self.config = pbtxt.of(files.folder, files.shared)
+        execution = executions.read(self.config, device)
+        if execution.gpus or execution.batch_buckets is not None:
+            raise ModelLoadFailed(
+                "only layouts of models that run on the CPU without batch_buckets are measured; this one "
+                + ("runs on a GPU" if execution.gpus else "has cnnserve.batch_buckets")
+            )
+        self._session = self._open(execution)
+        self._key = (self._session.threads, execution.cpu_instances == 1)
+        self.settings = self._resolved(self.config)
+        spec = self._session.inputs[0]
+        if -1 in spec.shape[1:] or self.settings.fixed_batch is not None:
+            raise ModelLoadFailed("only layouts of models with images of one size and a free batch are measured")
+        policy = self.settings.policy
+        batch = max(policy.preferred_batch_sizes, default=policy.max_batch_size)
+        self.current = Layout(execution.cpu_instances, self._session.threads, batch, policy.max_queue_delay_us)
+        self.row = spec.zeros(1)
+
+    @property
+    def digest(self) -> str:
+        """A digest of the ONNX file and its external data, in hexadecimal digits."""
+        return self._model.digest
+
+    def prepare(self, layout: Layout) -> "Prepared":
+        """Opens the session of a layout and starts its instances. Blocks."""
+        config = layout.applied(self.config)
+        execution = executions.read(config)
+        key = (layout.threads, layout.instances == 1)
+        if key != self._key:
+            self._session, self._key = self._open(execution), key
+        settings = self._resolved(config)
+        workers = make_workers(f"{self._name}-layout", execution, [self._session], settings)
+        # Nothing is refused.
+        policy = replace(settings.policy, target_ms=0.0, queue=QueuePolicy(2 * settings.max_batch_size + IN_FLIGHT))
+        return Prepared(policy, [worker.instance for worker in workers], inline_runs(execution, workers, settings))
+
+    def _open(self, execution: Execution) -> Session:
+        _, sessions = open_sessions(self._model, execution, self._cpu_threads, Path(), lambda _: None)
+        return sessions[0]
+
+    def _resolved(self, config: pb.ModelConfig | None) -> Settings:
+        session = self._session
+        name = self._name.rpartition("-")[0]
+        return resolve(name, config, self._manifest, session.inputs, session.outputs, left_out=session.left_out)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The instances of a layout, for one measurement."""
+
+    policy: BatchPolicy
+    instances: list[ModelInstance]
+    inline: InlineRuns | None
+
+    async def measure(self, row: Rows, seconds: float) -> Load:
+        """Keeps `IN_FLIGHT` requests in flight for `seconds`, or until some runs have ended, and ends the instances.
+
+        Raises `ServingError` if a run fails. If the caller is cancelled, the runs are ended.
+        """
+        batcher = DynamicBatcher(self.policy, self.instances, inline=self.inline)
+        latencies_s: list[float] = []
+        began, cpu_s = time.perf_counter(), time.process_time()
+
+        async def client() -> None:
+            while (sent := time.perf_counter()) < began + seconds or batcher.statistics.executions < _RUNS:
+                await batcher.submit(row, batcher.reserve(1))
+                latencies_s.append(time.perf_counter() - sent)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(IN_FLIGHT):
+                    group.create_task(client())
+        except* ServingError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            for instance in self.instances:
+                instance.terminate()
+                instance.close()
+        return _load(latencies_s, time.perf_counter() - began, time.process_time() - cpu_s)
+
+
+def _load(latencies_s: list[float], elapsed_s: float, cpu_s: float) -> Load:
+    latencies = sorted(latencies_s)
+    count = len(latencies)
+    return Load(count / elapsed_s, latencies[count // 2] * 1e3, latencies[int(0.99 * count)] * 1e3, cpu_s * 1e3 / count)
