@@ -67,6 +67,9 @@ _COMMANDS = {
     "classify": _Command("cnnserve_client.commands.cli", "classify", "classify images with a running server"),
     "models": _Command("cnnserve_client.commands.cli", "models", "list the models on a running server"),
     "labels": _Command("cnnserve_client.commands.cli", "labels", "list the labels of a model on a running server"),
+    "evaluate": _Command(
+        "cnnserve.tools.evaluation.cli", "evaluate", "judge a model on labelled images, or compare two models", "cpu"
+    ),
     "load": _Command(
         "cnnserve_client.commands.cli", "load", "load a model, or its changed versions, on a running server"
     ),

@@ -103,7 +103,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"cnnserve", "cnnserve_client", "cnnserve_export"}
     assert {"cnnserve/py.typed", "cnnserve/wire/classifier_pb2.pyi", "cnnserve_client/client.py"} <= names
-    assert "cnnserve_export/imagenet_labels.txt" in names
+    assert {"cnnserve_export/imagenet_labels.txt", "cnnserve/tools/evaluation/page/style.css"} <= names
     base = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
     assert sorted(line.split()[1].partition(">")[0].partition("<")[0] for line in base) == [
         "grpcio",

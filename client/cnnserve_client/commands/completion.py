@@ -33,6 +33,7 @@ _PARSERS = {
     "classify": (_CLIENT, "classify_parser"),
     "models": (_CLIENT, "models_parser"),
     "labels": (_CLIENT, "labels_parser"),
+    "evaluate": ("cnnserve.tools.evaluation.cli", "evaluate_parser"),
     "load": (_CLIENT, "load_parser"),
     "unload": (_CLIENT, "unload_parser"),
     "health": (_CLIENT, "health_parser"),
