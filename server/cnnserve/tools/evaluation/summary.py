@@ -75,7 +75,7 @@ def remarks(findings: Findings) -> Iterator[str]:
         yield from _more(len(collected.failed))
     if unknown := collected.unknown:
         count = sum(unknown.values())
-        yield f"images of unknown classes, not sent (a class has to be {collected.expected}): {count:,}"
+        yield f"images of unknown classes, not sent (a name has to be {collected.expected}): {count:,}"
         yield from (f"  {printable(name)}: {many(images, 'image')}" for name, images in unknown.most_common(_NAMES))
         yield from _more(len(unknown))
     yield from map(printable, findings.remarks)

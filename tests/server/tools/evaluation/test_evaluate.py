@@ -1,5 +1,6 @@
 """`cnnserve evaluate` with real servers, and in process: the same numbers, which are those of scikit-learn."""
 
+import contextlib
 import csv
 import io
 import json
@@ -16,7 +17,11 @@ from PIL import Image
 from sklearn import metrics as sklearn
 
 from cnnserve.tools.evaluation import cli
+from cnnserve.tools.evaluation.local import LocalRunner
+from cnnserve.tools.evaluation.remote import RemoteRunner
+from cnnserve.tools.evaluation.runner import Runner
 from cnnserve_client import Client
+from cnnserve_client.commands import sources
 from cnnserve_client.commands.terminal import Progress
 from cnnserve_export.digits import held_out_digits, write_folder
 from support import CLASSES, RunningServer, picture, png, serving, tiny_onnx, write_version
@@ -318,9 +323,31 @@ def test_the_summary_names_everything(images: Path, repository: Path, capsys: py
         "Most confidently wrong of tiny version 1",
         "same top-1 for 3 of 6 images (50.00%)",
         "3 images flipped: 0 corrected, 2 broken, 1 wrong with both",
-        "images of unknown classes, not sent (a class has to be the label of exactly one class): 1\n",
+        "images of unknown classes, not sent (a name has to be the label of exactly one class): 1\n",
         "unheard: 1 image",
         "left/\\x1b[2Jbroken.png: the image is empty (0 bytes)",
     ):
         assert text in out
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("where", ["server", "local"])
+def test_only_the_images_needed_next_are_read(where: str, many: Path, repository: Path, server: RunningServer) -> None:
+    taken = 0
+
+    def entries() -> Iterator[sources.Entry]:
+        nonlocal taken
+        for entry in sources.find([str(many)]):
+            taken += 1
+            yield entry
+
+    with contextlib.ExitStack() as stack:
+        if where == "local":
+            runner: Runner = stack.enter_context(LocalRunner(repository, "tiny", "1"))
+        else:
+            runner = RemoteRunner(stack.enter_context(Client(server.address)), "tiny", "1")
+        with contextlib.closing(runner.results(entries(), 5)) as results:
+            for number, result in enumerate(results, 1):
+                assert result.ok
+                assert taken - number < 300
+    assert taken == number == 3000

@@ -84,8 +84,8 @@ def _model(model: ModelFindings) -> Markup:
 def _reliability(model: ModelFindings) -> Markup:
     text = (
         "Of the images with a top probability near p, a share of p should be right. Blue bars are the share that is "
-        "right; red ones are how far it is from the mean probability. The expected calibration error, the mean of "
-        f"these distances weighted by images, is {model.ece:.2%}."
+        "right; the parts outlined in red are how far it is from the mean probability. The expected calibration error, "
+        f"the mean of these distances weighted by images, is {model.ece:.2%}."
     )
     return element(
         "section",
