@@ -92,6 +92,7 @@ docs: setup ## build the documentation into site/ (open site/index.html)
 pictures: setup ## make the pictures of README and docs again, from real commands
 	$(BIN)/python docs/pictures/make.py
 	$(BIN)/python docs/pictures/dashboard.py
+	$(BIN)/python docs/pictures/page.py
 
 soak: setup ## minutes of load, bursts, hostile clients, reloads, kills and changing versions (SOAK_MINUTES=10)
 	CNNSERVE_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/soak

@@ -23,6 +23,7 @@ from cnnserve.access.tls import Tls
 from cnnserve.api.classifier import ClassifierService
 from cnnserve.api.methods import Method
 from cnnserve.api.open_inference import InferenceService
+from cnnserve.api.page import PageService
 from cnnserve.assembly import access_control, assemble, cpu_threads, load_first, models_of
 from cnnserve.config.settings import COMPRESSION_LEVELS, ConfigError, ServerConfig
 from cnnserve.errors import ServingError
@@ -163,6 +164,7 @@ async def serve(
             lambda: snapshot.snapshot(registry, parts.budget, access.certificate_end),
             access,
             settings=_http_settings(config),
+            page=PageService(registry, parts.budget),
             connections=_connection_limits(config, files),
             listening=http_socket,
             end=http_end,
@@ -236,7 +238,7 @@ def _bind(grpc: GrpcTransport, config: ServerConfig, tls: Tls | None) -> int:
 def _http_settings(config: ServerConfig) -> HttpSettings:
     """A client that may change models must not be a page that happens to run in the browser of somebody near."""
     names = (config.host, *config.allowed_host)
-    return HttpSettings(names if config.allow_model_control else None, config.cors_origin)
+    return HttpSettings(names if config.allow_model_control else None, config.cors_origin, not config.no_page)
 
 
 def _keys(config: ServerConfig, registry: Registry) -> list[Followed]:
@@ -277,6 +279,7 @@ async def _serve_http(
     access: AccessControl,
     *,
     settings: HttpSettings,
+    page: PageService,
     connections: ConnectionLimits,
     listening: socket.socket,
     end: asyncio.Event,
@@ -284,7 +287,7 @@ async def _serve_http(
     """Serves HTTP until `end` is set."""
     # Imported on a thread while models load: a start that waited for this import took 5 % longer.
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
-    application = http.application(methods, limits, in_flight, snapshot, settings, guard=access.guard)
+    application = http.application(methods, limits, in_flight, snapshot, settings, page=page, guard=access.guard)
     server = http.HttpServer(application, listening, limits.budget, connections, access.tls)
     serving, ending = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
     await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)

@@ -235,7 +235,13 @@ class DynamicBatcher:
         self._check_drained()
 
     async def submit(
-        self, rows: Rows, permit: Permit, deadline_ns: int | None = None, timeout_us: int = 0
+        self,
+        rows: Rows,
+        permit: Permit,
+        deadline_ns: int | None = None,
+        timeout_us: int = 0,
+        *,
+        last: bool = False,
     ) -> BatchResult:
         """Runs `rows` (one per image) in a batch and returns their rows of every output. Dispatch releases the permit.
 
@@ -244,10 +250,11 @@ class DynamicBatcher:
         begins (a policy with `delay_expired` moves the request to the end of the queue at the timeout instead),
         `InferenceFailed` if the run fails, or `InvalidInput` if it fails and the model has `free_sizes`. If the model
         has a latency target, raises `QueueFull` or `DeadlineExceeded` as soon as the target or the deadline cannot be
-        met. If the caller is cancelled, its request is dropped; the other requests of the batch are not affected.
+        met. If the caller is cancelled, its request is dropped; the other requests of the batch are not affected. With
+        `last`, requests of every priority go first.
         """
         future: asyncio.Future[BatchResult] = self._loop.create_future()
-        entry = self.enqueue(rows, permit, partial(_settle, future), deadline_ns, timeout_us)
+        entry = self.enqueue(rows, permit, partial(_settle, future), deadline_ns, timeout_us, last=last)
         timers = [
             self._loop.call_later(max(0.0, (due_ns - entry.arrived_ns) / 1e9), act, entry)
             for due_ns, act in ((entry.deadline_ns, self._expire), (entry.demote_ns, self._demote))
@@ -261,7 +268,14 @@ class DynamicBatcher:
             self.withdraw(entry)
 
     def enqueue(
-        self, rows: Rows, permit: "Permit", on_done: OnDone, deadline_ns: int | None = None, timeout_us: int = 0
+        self,
+        rows: Rows,
+        permit: "Permit",
+        on_done: OnDone,
+        deadline_ns: int | None = None,
+        timeout_us: int = 0,
+        *,
+        last: bool = False,
     ) -> Entry:
         """Queues `rows` and returns at once; `on_done` gets the result or the error. Otherwise as `submit`.
 
@@ -273,6 +287,9 @@ class DynamicBatcher:
             permit.release()
             raise self._too_late(entry, deadline_ns)
         self._queue.put(entry)
+        if last:
+            entry.demote_ns = None
+            self._queue.demote(entry)
         self._turnover.arrived(entry.arrived_ns)
         self._schedule_pump()
         return entry

@@ -247,6 +247,7 @@ class ServerConfig:
         "port for /v2/health/live and /v2/health/ready alone, without TLS and tokens, for probes (default: none)",
     )
     no_reflection: bool = _setting(False, "switch gRPC's server reflection off (default: on, with scope read)")
+    no_page: bool = _setting(False, "switch the page at / of the HTTP port off (default: on)")
     trusted_proxy: tuple[str, ...] = _setting(
         (),
         "address or network (such as 10.0.0.0/8) of proxies whose header X-Forwarded-For names the client; repeat the "

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cnnserve.datatypes import NUMPY_TYPES
 from cnnserve.errors import InvalidInput
-from cnnserve.images import geometry, memory_use, opencv, resampling, resizing
+from cnnserve.images import geometry, memory_use, opencv, resampling, resizing, showing
 from cnnserve.images.decoding import Mode, decode, to_mode
 from cnnserve.images.decoding_times import Work
 from cnnserve.images.geometry import Placement
@@ -135,6 +135,15 @@ class Preprocessor:
             mode = _RAW_MODES[image.channels]
             pixels = Image.frombuffer(mode, (width, height), image.data, "raw", mode, 0, 1)
             return self._row(to_mode(pixels, self._mode), pixels.size, (0, 0, width, height))
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether rows are height x width x channels, not channels x height x width."""
+        return self._tensor.layout != "NCHW"
+
+    def picture(self, row: NDArray[np.generic]) -> bytes:
+        """Returns a PNG of the pixels in a row of the model's input."""
+        return showing.png(row, self._spec, self._tensor)
 
     def work(self, image: ImageSource) -> Work:
         """Returns what reading the image means, from its header. Takes microseconds."""

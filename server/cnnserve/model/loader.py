@@ -141,6 +141,7 @@ def open_version(
         findings.probe,
         findings.placement,
         effective(config, settings, execution, model_file.partition("/")[0]),
+        folder,
     )
     report(
         info.config,

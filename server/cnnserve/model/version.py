@@ -24,6 +24,7 @@ from cnnserve.model.class_rows import ClassRows
 from cnnserve.model.image_rows import ImageRows
 from cnnserve.model.selftest import Probe, SelfTest
 from cnnserve.model_config.settings import Settings
+from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.manifest import Manifest
 from cnnserve.wire.model_config_pb2 import ModelConfig
 
@@ -39,7 +40,7 @@ MAX_CLASSES = 100_000
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """All that is known about a loaded version. Clients may see all of it."""
+    """All that is known about a loaded version. Clients may see all of it but `folder`."""
 
     name: str
     version: int
@@ -53,6 +54,8 @@ class ModelInfo:
     placement: dict[str, int] = field(default_factory=dict)
     # The config in force: the settings of config.pbtxt, and those that were derived.
     config: ModelConfig = field(default_factory=ModelConfig)
+    # Where the version's files were when it was loaded. No client sees it.
+    folder: ModelFolder | None = None
 
     @property
     def rows(self) -> ClassRows:
@@ -226,8 +229,7 @@ class Model:
         An image fails if it cannot be read, or if the model's row for it is bad. `client` is the connection that the
         images came from. Raises `ServingError`s.
         """
-        if refusal := self.info.rows.refusal:
-            raise Unsupported(f"model '{self.info.name}' has no classes for Classify: {refusal}; or use ModelInfer")
+        self._check_has_classes()
         self._check_classes(len(images), top_k)
         share = Share(self._decoders, client)
         work, result, preprocess_ns = await self._run_images(images, share, deadline_ns)
@@ -242,6 +244,36 @@ class Model:
         return Classification(
             outcomes, Timings(result.queue_ns, preprocess_ns, result.compute_ns, result.started_ns, result.batch_size)
         )
+
+    async def image_row(self, image: ImageSource, deadline_ns: int | None = None, client: str = "") -> Rows:
+        """Returns the row (1, ...) that the model gets for an image. Nothing is run. Raises `ServingError`s."""
+        work = ImageRows(self._images_reader(), [image], deadline_ns, self._times)
+        await work.read(Share(self._decoders, client))
+        if work.errors:
+            raise work.errors[0]
+        return work.good_rows()
+
+    def picture(self, row: Rows) -> bytes:
+        """Returns a PNG of a row (1, ...) of `image_row`. Takes some ms. Raises `Unsupported`."""
+        return self._images_reader().picture(row[0])
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the rows of images are height x width x channels, not channels x height x width."""
+        return self._images_reader().channels_last
+
+    async def run_last(self, rows: Rows, deadline_ns: int | None = None) -> tuple[Rows, int]:
+        """Runs rows of `image_row` after the requests of all priorities.
+
+        Returns the probabilities (N, classes) and the time of the run in ns. Raises `ServingError`s.
+        """
+        self._check_has_classes()
+        started_ns = time.monotonic_ns()
+        with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(rows)) as permit:
+            result = await self._batcher.submit(rows, permit, deadline_ns, last=True)
+            _check_rows(result, "row")
+        self._count(result, len(rows), started_ns)
+        return self.info.rows.probabilities(result.outputs[self.info.settings.label_output]), result.compute_ns
 
     async def close(self) -> None:
         """Waits until all accepted requests have their results, then ends the instances."""
@@ -261,16 +293,11 @@ class Model:
 
         The result is None if no image could be read or, without `alone`, if one could not.
         """
-        if self._preprocessor is None:
-            raise Unsupported(
-                f"model '{self.info.name}' takes no images, because it has no manifest that says how an image becomes "
-                "its input; send tensors with ModelInfer, set cnnserve.image in config.pbtxt, or export the model with "
-                "cnnserve"
-            )
+        preprocessor = self._images_reader()
         started_ns = time.monotonic_ns()
         self.check_count(len(images), "images")
         with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(images), priority) as permit:
-            work = ImageRows(self._preprocessor, images, deadline_ns, self._times)
+            work = ImageRows(preprocessor, images, deadline_ns, self._times)
             await work.read(share)
             preprocess_ns = time.monotonic_ns() - started_ns
             rows = work.good_rows()
@@ -282,6 +309,19 @@ class Model:
                 _check_rows(result, "image")
         self._count(result, len(rows), started_ns, preprocess_ns)
         return work, result, preprocess_ns
+
+    def _images_reader(self) -> Preprocessor:
+        if self._preprocessor is None:
+            raise Unsupported(
+                f"model '{self.info.name}' takes no images, because it has no manifest that says how an image becomes "
+                "its input; send tensors with ModelInfer, set cnnserve.image in config.pbtxt, or export the model with "
+                "cnnserve"
+            )
+        return self._preprocessor
+
+    def _check_has_classes(self) -> None:
+        if refusal := self.info.rows.refusal:
+            raise Unsupported(f"model '{self.info.name}' has no classes for Classify: {refusal}; or use ModelInfer")
 
     def _count(self, result: BatchResult, images: int, started_ns: int, preprocess_ns: int | None = None) -> None:
         self.statistics.answered(

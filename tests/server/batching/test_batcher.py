@@ -370,3 +370,35 @@ async def test_what_leaves_the_queue_can_make_room_for_a_full_batch(make_batcher
     await settle()
     large.cancel()
     assert [await outcome(task) for task in small] == [[4], [5]]
+
+
+async def test_what_goes_last_waits_for_every_priority_and_for_later_requests(make_batcher: MakeBatcher) -> None:
+    session = FakeSession(held=True)
+    delayed = QueuePolicy(default_timeout_us=1000, delay_expired=True)
+    batcher = make_batcher(session, max_batch_size=1, priority_levels=2, default_priority=2, queue=delayed)
+    first = submit(batcher, 0)
+    await entered(session)
+    order: list[float] = []
+    tasks = [asyncio.create_task(batcher.submit(np.array([[9.0]]), batcher.reserve(1, 1), last=True))]
+    await settle()
+    tasks += [submit(batcher, 2, priority=2), submit(batcher, 1, priority=1)]
+    for task in tasks:
+        task.add_done_callback(lambda done: order.append(float(done.result().outputs[0][0, 0])))
+    await settle()
+    session.let(4)
+    await asyncio.gather(first, *tasks)
+    assert order == [1, 2, 9]
+
+
+async def test_what_goes_last_can_be_cancelled(make_batcher: MakeBatcher) -> None:
+    session = FakeSession(held=True)
+    batcher = make_batcher(session)
+    first = submit(batcher, 0)
+    await entered(session)
+    last = asyncio.create_task(batcher.submit(np.array([[9.0]]), batcher.reserve(1), last=True))
+    await settle()
+    last.cancel()
+    await settle()
+    assert "queued=0" in repr(batcher)
+    session.let()
+    await first

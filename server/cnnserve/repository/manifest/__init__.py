@@ -6,7 +6,7 @@ file that the manifest names, and repeats the golden images before the version b
 
 from cnnserve.repository.folders import MANIFEST_FILE
 from cnnserve.repository.manifest.checks import check_contract, check_own_place, check_place
-from cnnserve.repository.manifest.digests import altered_files, digest, verify, verify_files
+from cnnserve.repository.manifest.digests import altered_files, digest, read_again, verify, verify_files
 from cnnserve.repository.manifest.limits import (
     LOG_TOLERANCES,
     MAX_GOLDEN_IMAGES,
@@ -74,6 +74,7 @@ __all__ = [
     "parse",
     "parse_preprocessing",
     "read",
+    "read_again",
     "read_from",
     "to_json",
     "verify",

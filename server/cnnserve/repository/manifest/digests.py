@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import version_files
+from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.manifest.schema import FileDigest, Manifest
 from cnnserve.repository.private_copy import PrivateCopy
 from cnnserve.repository.version_files import VersionFiles
@@ -48,6 +50,13 @@ def verify(manifest: Manifest, files: VersionFiles) -> dict[str, PrivateCopy]:
             copy.close()
         raise
     return copies
+
+
+def read_again(manifest: Manifest, folder: ModelFolder, version: int, name: str) -> bytes:
+    """Returns a small file of a version that is loaded. Raises `ModelLoadFailed` if it has changed since."""
+    with VersionFiles(folder, version) as files:
+        _require(_problem(name, manifest.files[name], partial(_read_digest, files)))
+        return files.read(name)
 
 
 def altered_files(manifest: Manifest, files: VersionFiles) -> dict[str, str]:

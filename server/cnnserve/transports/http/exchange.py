@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Coroutine, Iterator, Mapping
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
@@ -17,6 +17,8 @@ from cnnserve.errors import DeadlineExceeded, InvalidInput
 from cnnserve.transports.http.body import MAX_JSON_BYTES, BodyReader, read_object
 from cnnserve.transports.http.connection import NAMES
 from cnnserve.transports.http.in_flight import Limits
+
+_T = TypeVar("_T")
 
 TIMEOUT = "Grpc-Timeout"
 # gRPC's format of a timeout: at most eight digits and a unit.
@@ -95,7 +97,14 @@ class Exchange:
         method = self.method if rpc is None else self._methods[rpc]
         handler: Any = method.handler
         request = method.request(**self.path) if message is None else message
-        answer = asyncio.ensure_future(handler(request, self._context()))
+        return await self.wait(handler(request, self.context()))
+
+    async def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Returns what `work` returns, and cancels it if the client disconnects or the request's timeout ends.
+
+        Raises as `ask`.
+        """
+        answer = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(self._disconnect())
         delay_s = None if self._deadline_ns is None else max(0.0, (self._deadline_ns - time.monotonic_ns()) / 1e9)
         try:
@@ -111,7 +120,8 @@ class Exchange:
             # The traceback of an error refers to this frame: with the task, it would be a cycle that keeps the request.
             del answer
 
-    def _context(self) -> CallContext:
+    def context(self) -> CallContext:
+        """Returns what handlers may know of the request."""
         headers: dict[str, Any] = {field: self.request.headers.get(name, "") for name, field in HEADERS.items()}
         return CallContext(self._deadline_ns, client_of(self.request), account=self._account, **headers)
 

@@ -31,10 +31,16 @@ class InFlight:
 
     def __init__(self) -> None:
         self.count = 0
-        self.draining = False
+        # Set when the drain begins, for responses that would never end.
+        self.ending = asyncio.Event()
         self._last_refusal = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server drains."""
+        return self.ending.is_set()
 
     @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
@@ -55,7 +61,7 @@ class InFlight:
         """Refuses new requests, waits for those in flight, then for a lull: all within `grace_s` seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
-        self.draining = True
+        self.ending.set()
         self._last_refusal = loop.time()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):

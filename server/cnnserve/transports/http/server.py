@@ -22,6 +22,7 @@ from cnnserve.access.guard import Guard
 from cnnserve.access.scopes import Scope as Needed
 from cnnserve.access.tls import Tls
 from cnnserve.api.methods import Method
+from cnnserve.api.page import PageService
 from cnnserve.api.status import STATUS
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.registry.snapshot import Snapshot
@@ -33,6 +34,8 @@ from cnnserve.transports.http.exchange import Exchange, caller_of
 from cnnserve.transports.http.hosts import HostCheck
 from cnnserve.transports.http.in_flight import InFlight, Limits
 from cnnserve.transports.http.infer_json import HEADER_LENGTH
+from cnnserve.transports.http.page.live import Live
+from cnnserve.transports.http.page.routes import page_operations
 from cnnserve.transports.http.routes import Operation, description, operations, scraping
 from cnnserve.transports.http.scraping import Scraping
 from cnnserve.transports.http.settings import HttpSettings
@@ -53,9 +56,10 @@ def application(
     snapshot: Callable[[], Snapshot],
     settings: HttpSettings = HttpSettings(),  # noqa: B008 - it is frozen
     *,
+    page: PageService | None = None,
     guard: Guard | None = None,
 ) -> Starlette:
-    """Returns the application: the routes whose RPC is in the method table, and the metrics of `snapshot`."""
+    """Returns the application: the routes whose RPC is in the method table, the metrics of `snapshot`, and the page."""
     rows = [*methods]
     metrics = scraping(Scraping(snapshot).scrape)
     document = openapi.document([*_served(rows), metrics], limits.max_body_bytes)
@@ -63,7 +67,9 @@ def application(
     async def describe(_: Exchange) -> Response:
         return answer(document)
 
-    own = (description(describe), metrics)
+    own = [description(describe), metrics]
+    if page is not None and settings.page:
+        own += page_operations(page, Live(snapshot, in_flight.ending))
     return routed(rows, limits, in_flight, settings, own=own, guard=guard)
 
 
@@ -232,8 +238,10 @@ class _Endpoint:
                 if method is not None and not method.while_draining:
                     inside.enter_context(self._in_flight.enter())
                 response = await operation.handle(Exchange(request, operation.rpc, self._table, self._limits, account))
-                if len(response.body) > _SMALL_BYTES:
-                    inside.enter_context(self._limits.budget.hold(len(response.body)))
+                # A stream has no body.
+                size = len(getattr(response, "body", b""))
+                if size > _SMALL_BYTES:
+                    inside.enter_context(self._limits.budget.hold(size))
             except ClientDisconnect:
                 return
             except Exception as error:
