@@ -36,7 +36,7 @@ class Web:
     """
 
     def __init__(self, credential_hosts: Collection[str] = ()) -> None:
-        self._credential_hosts = frozenset(credential_hosts)
+        self._credential_hosts = frozenset(name.lower().removesuffix(":443") for name in credential_hosts)
         self._opener = urllib.request.build_opener(
             urllib.request.HTTPSHandler(context=ssl.create_default_context()), _NoRedirects
         )
