@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-# C0, DEL, C1 and Unicode's line separators: names from files and clients may hold them, and they could move the cursor
-# of a terminal or look like a new line.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_CONTROL_IN_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+# C0, DEL, C1, Unicode's line separators, and what turns the direction of a text: names from files and clients may hold
+# them, and they could move the cursor of a terminal, look like a new line, or show the line in another order.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_CONTROL_IN_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _STDERR = 2
 # The logger of audit lines: who did what, from where, and what came of it.
 AUDIT = "cnnserve.audit"

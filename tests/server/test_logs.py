@@ -1,5 +1,6 @@
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import re
@@ -7,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cnnserve.logs import AUDIT, BackgroundHandler, Formatter
+from cnnserve.logs import AUDIT, BackgroundHandler, Formatter, JsonFormatter
 
 
 def record(message: str, *, failed: Exception | None = None) -> logging.LogRecord:
@@ -16,8 +17,16 @@ def record(message: str, *, failed: Exception | None = None) -> logging.LogRecor
 
 
 def test_a_message_is_one_line_without_control_characters() -> None:
-    text = Formatter("%(levelname)s %(message)s").format(record('input is "\x1b[31m\n\x9b€"\r\x7f\u2028'))
-    assert text == r'ERROR load: input is "\x1b[31m\n\x9b€"\r\x7f\u2028'
+    text = Formatter("%(levelname)s %(message)s").format(record('input is "\x1b[31m\n\x9b€"\r\x7f\u2028\u202e\u2066'))
+    assert text == r'ERROR load: input is "\x1b[31m\n\x9b€"\r\x7f\u2028\u202e\u2066'
+
+
+def test_json_has_neither_further_lines_nor_turned_texts() -> None:
+    message = 'a", "level": "INFO\n{}\u2028\u202e\x9b'
+    line = JsonFormatter().format(record(message))
+    assert json.loads(line)["message"] == f"load: {message}"
+    assert line.isascii()
+    assert line.isprintable()
 
 
 def test_a_traceback_keeps_its_lines_and_no_other_control_character() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -171,6 +172,23 @@ def test_http_requests_and_known_requests_are_traced(tmp_path: Path) -> None:
     spans = collector.named("inference.GRPCInferenceService/ModelInfer")
     assert len(spans) == 5
     assert [span.trace_id.hex() == PARENT[3:35] for span in spans] == [False] * 4 + [True]
+
+
+def test_a_collector_that_is_away_costs_no_request_and_no_long_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_version(tmp_path / "repository" / "tiny" / "1")
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    with serving(tmp_path / "log", tmp_path / "repository", "--tracing", "--drain-grace-s", "0") as server:
+        for _ in range(3):
+            classify(server, picture("left"))
+        server.wait_for("Transient error")
+        classify(server, picture("left"))
+        assert server.terminate() == 0
+    assert "Traceback" not in server.log
 
 
 def test_an_unknown_exporter_is_told(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ Each line has the name of a client and its scopes, in the tokens file also the S
 lines that begin with `#` are comments.
 """
 
+import errno
 import hashlib
 import hmac
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +70,15 @@ def valid_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def contents(path: Path, limit: int) -> bytes:
+    """Returns a file's bytes, at most `limit`. Raises `OSError`, also for a pipe, which might never end."""
+    # Before it is opened, because that waits for the writer. Whoever may replace the file in between writes it anyway.
+    if stat.S_ISFIFO(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "It is a pipe")
+    with path.open("rb") as file:
+        return file.read(limit)
+
+
 def read_tokens(path: Path) -> Tokens:
     """Reads a tokens file. Raises `AccessError`."""
     entries: dict[bytes, Client] = {}
@@ -109,8 +120,7 @@ def read_certificates(path: Path) -> Certificates:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        data = contents(path, _MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise AccessError(f"{path} has more than {_MAX_BYTES} bytes; name a file with one client a line")
         text = data.decode("utf-8-sig")

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnserve.access.lists import AccessError
+from cnnserve.access.lists import AccessError, contents
 from cnnserve.errors import reason
 
 _log = logging.getLogger(__name__)
 
 WARN_S = 14 * 86400
 _WARN_AGAIN_S = 86400
+_MAX_BYTES = 2**20
 _FIRST_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -167,7 +168,7 @@ def _handshake(client: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, Any]
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return contents(path, _MAX_BYTES)
     except OSError as error:
         raise AccessError(f"{path} cannot be read: {reason(error)}; name a readable PEM file") from error
 

@@ -120,7 +120,9 @@ def _read(tree: Tree, model: str, instead: str) -> pb.ModelConfig | None:
         if tree.has(name):
             try:
                 return parse(tree.read(name).decode("utf-8-sig"), model)
-            except (OSError, UnicodeDecodeError) as error:
+            except UnicodeDecodeError as error:
+                raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {reason(error)}; save it as UTF-8") from error
+            except OSError as error:
                 raise ModelLoadFailed(f"{CONFIG_FILE} cannot be read: {reason(error)}") from error
     return None
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,9 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, read: object) -> Non
         read(tmp_path / "nowhere")
     with pytest.raises(AccessError, match="cannot be read: Is a directory"):
         read(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(AccessError, match="pipe cannot be read: It is a pipe; name a readable text file"):
+        read(tmp_path / "pipe")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(AccessError, match="binary cannot be read: 'utf-8'"):
         read(tmp_path / "binary")

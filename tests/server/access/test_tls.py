@@ -2,6 +2,7 @@
 
 import datetime as dt
 import logging
+import os
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,11 @@ def now() -> dt.datetime:
 def half(path: Path) -> Path:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
+
+
+def pipe(key: Path) -> Path:
+    os.mkfifo(key.with_name("pipe"))
+    return key.with_name("pipe")
 
 
 def with_passphrase(path: Path) -> Path:
@@ -76,6 +82,10 @@ BROKEN: dict[str, tuple[Callable[[Authority, TlsFiles], TlsFiles], str]] = {
     "no file": (
         lambda _, files: TlsFiles(files.certificate.with_name("nowhere"), files.key),
         "nowhere cannot be read: No such file or directory; name a readable PEM file",
+    ),
+    "a pipe": (
+        lambda _, files: TlsFiles(files.certificate, pipe(files.key)),
+        "pipe cannot be read: It is a pipe; name a readable PEM file",
     ),
     "an authority that is none": (
         lambda _, files: TlsFiles(files.certificate, files.key, files.key),

@@ -66,7 +66,7 @@ def test_its_version_policy_counts(tmp_path: Path) -> None:
         ("max_batch_size: -2", r"^configs/small\.pbtxt: max_batch_size is -2"),
         ("optimization { graph { level: 7 } }", r"^configs/small\.pbtxt: optimization\.graph\.level is 7"),
         # A file that is not UTF-8 is an error; the server must not read config.pbtxt instead.
-        ("\xff", r"^configs/small\.pbtxt cannot be read"),
+        ("\xff", r"^configs/small\.pbtxt cannot be read: .*; save it as UTF-8"),
         ('name: "other"', r'^configs/small\.pbtxt: name is "other"'),
     ],
 )
