@@ -70,6 +70,9 @@ _COMMANDS = {
     "evaluate": _Command(
         "cnnserve.tools.evaluation.cli", "evaluate", "judge a model on labelled images, or compare two models", "cpu"
     ),
+    "bench": _Command(
+        "cnnserve.tools.bench.cli", "bench", "put load on a server and measure throughput and latency", "cpu,plot"
+    ),
     "load": _Command(
         "cnnserve_client.commands.cli", "load", "load a model, or its changed versions, on a running server"
     ),

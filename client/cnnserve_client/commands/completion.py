@@ -34,6 +34,7 @@ _PARSERS = {
     "models": (_CLIENT, "models_parser"),
     "labels": (_CLIENT, "labels_parser"),
     "evaluate": ("cnnserve.tools.evaluation.cli", "evaluate_parser"),
+    "bench": ("cnnserve.tools.bench.cli", "bench_parser"),
     "load": (_CLIENT, "load_parser"),
     "unload": (_CLIENT, "unload_parser"),
     "health": (_CLIENT, "health_parser"),

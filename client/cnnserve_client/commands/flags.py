@@ -82,7 +82,7 @@ def connect(args: argparse.Namespace, *, retries: int = 4) -> "Client":
         args.address,
         timeout_s=args.timeout_s,
         tls=tls,
-        token=_token(args),
+        token=token_of(args),
         token_over_plain_text=args.token_over_plain_text,
         retries=retries,
     )
@@ -92,7 +92,8 @@ def _names_tls(args: argparse.Namespace) -> bool:
     return any((args.root_certificates, args.certificate, args.key))
 
 
-def _token(args: argparse.Namespace) -> str:
+def token_of(args: argparse.Namespace) -> str:
+    """Returns the token of `--token-file` or of the environment, empty for none. Raises `InvalidInputError`."""
     # No flag takes the token itself, because other users of the machine can see the flags of a process.
     if args.token_file is None:
         return os.environ.get(_TOKEN_VARIABLE, "")

@@ -1,0 +1,1 @@
+"""`cnnserve bench`: load on a running server, and what it bears."""

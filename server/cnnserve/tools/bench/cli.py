@@ -1,0 +1,127 @@
+"""The command `cnnserve bench`.
+
+Exit status: 0 success; 1 no response at some load, or an error, named on standard error; 2 wrong usage; 130 interrupted
+with Ctrl-C.
+"""
+
+import argparse
+from pathlib import Path
+
+from cnnserve_client.commands.flags import client_parser
+
+_TRANSPORTS = ("grpc", "stream", "http")
+_PLOTS = (".svg", ".png", ".html")
+
+
+def bench(argv: list[str]) -> int:
+    """Loads a server and prints what it bears. Returns the exit status."""
+    parser = bench_parser()
+    args = parser.parse_args(argv)
+    if args.plot and args.plot.suffix not in _PLOTS:
+        parser.error(f"--plot {args.plot}: the name must end in {', '.join(_PLOTS)}")
+    if args.images and args.batch > 1 and args.transport == "http":
+        parser.error("--batch: HTTP sends one image file in each request; use --transport grpc")
+    if args.plot:
+        # Before the load rather than after it: matplotlib may be missing.
+        from . import plot  # noqa: F401
+    from cnnserve_client.commands.console import guard
+
+    from .running import run
+
+    return guard(lambda: run(args))
+
+
+def bench_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `cnnserve bench`."""
+    parser = client_parser("bench", "Put load on a server and measure throughput and latency.", timeout_s=30.0)
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", default="", help="name of the model (default: the only one)"
+    )
+    parser.add_argument("--version", default="", help="number or label of the version (default: the newest READY one)")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        metavar="DIR",
+        help="start a server of this model repository on this machine for the time of the run, instead of --address",
+    )
+    parser.add_argument(
+        "--http-address", metavar="HOST:PORT", help="address of the HTTP port (default: port 8000 of the host)"
+    )
+    parser.add_argument("--transport", choices=_TRANSPORTS, default="grpc", help="how to send (default: %(default)s)")
+    parser.add_argument(
+        "--images",
+        action="append",
+        metavar="PATH",
+        help="send image files instead of random tensors: a file, a folder or a pattern; may be repeated",
+    )
+    parser.add_argument(
+        "--batch", type=_whole, default=1, metavar="N", help="images of each request (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=_concurrencies,
+        default=[1, 4, 16],
+        metavar="N,N",
+        help="requests in flight of each closed loop; 0 for none (default: 1,4,16)",
+    )
+    parser.add_argument(
+        "--rate",
+        type=_rates,
+        default=["50%", "80%"],
+        metavar="R,R",
+        help="requests/s of each open loop, or a percentage of the best closed loop; 0 for none (default: 50%%,80%%)",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=10.0, metavar="S", help="seconds for each load (default: 10)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the arrivals of open loops (default: 0)"
+    )
+    parser.add_argument(
+        "--processes",
+        type=_whole,
+        default=0,
+        metavar="N",
+        help="number of load processes (default: as many as are needed)",
+    )
+    parser.add_argument(
+        "--connections", type=_whole, default=1, metavar="N", help="gRPC connections of each load process (default: 1)"
+    )
+    parser.add_argument("--no-plain", action="store_true", help="do not measure plain ONNX Runtime")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture: FILE.svg, FILE.png or FILE.html")
+    return parser
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 10000")
+    return int(text)
+
+
+def _concurrencies(text: str) -> list[int]:
+    return [] if text == "0" else [_whole(part) for part in text.split(",")]
+
+
+def _rates(text: str) -> list[str]:
+    if text == "0":
+        return []
+    for part in text.split(","):
+        try:
+            is_rate = 0 < float(part.removesuffix("%")) <= 1e6
+        except ValueError:
+            is_rate = False
+        if not is_rate:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no rate: use requests/s such as 50, or a percentage such as 80%"
+            )
+    return text.split(",")
+
+
+def _seconds(text: str) -> float:
+    try:
+        if 0.1 <= float(text) <= 86400:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no time: use seconds from 0.1 to 86400")
