@@ -19,7 +19,9 @@ class Load:
     rate: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.concurrency} in flight" if self.concurrency else f"{self.rate:,.{0 if self.rate >= 100 else 2}f}/s"
+        return (
+            f"{self.concurrency} in flight" if self.concurrency else f"{self.rate:,.{0 if self.rate >= 100 else 2}f}/s"
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def bench(argv: list[str]) -> int:
     if args.plot and args.plot.suffix not in _PLOTS:
         parser.error(f"--plot {args.plot}: the name must end in {', '.join(_PLOTS)}")
     if args.images and args.batch > 1 and args.transport == "http":
-        parser.error("--batch: HTTP sends one image file in each request; use --transport grpc")
+        parser.error("--images over HTTP has one image in each request, not --batch; use --transport grpc")
     if args.plot:
         # Before the load rather than after it: matplotlib may be missing.
         from . import plot  # noqa: F401

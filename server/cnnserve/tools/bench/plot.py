@@ -74,8 +74,14 @@ def _latency(axes: Axes, cells: Sequence[Cell]) -> None:
     axes.set_xlim(left=0)
     if cells:
         axes.set_yscale("log")
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(_plain_number)
         axes.legend(fontsize="small")
     axes.grid(visible=True, which="both", alpha=0.25)
+
+
+def _plain_number(value: float, _: float) -> str:
+    return f"{value:g}"
 
 
 def _batches(axes: Axes, cells: Sequence[Cell]) -> None:

@@ -86,25 +86,27 @@ class Generator:
                 self._selector.register(connection.wire.fileno(), selectors.EVENT_READ, number)
 
     def closed(self, window: Window) -> Measured:
-        """Keeps every connection full."""
-        return self._measure(self._fill, window)
+        """Keeps every connection full, and closes all at the end."""
+        measured = self._measure(self._fill, window)
+        self._close()
+        return measured
 
     def open(self, arrivals: Iterator[float], window: Window, patience_s: float = 30.0) -> Measured:
         """Starts a request at each of the `arrivals`, which are seconds after the begin of the window.
 
-        After the end it waits for at most `patience_s` seconds for the responses that are missing.
+        After the end it waits for at most `patience_s` seconds for the responses that are missing, then
+        closes all connections.
         """
         schedule = _Schedule(arrivals, window.begin)
         start, end = window.start, window.end
         measured = self._measure(lambda: self._send_due(schedule, end), window)
+        # Also those whose time came and went while this process did not run.
+        schedule.advance(end)
         limit = end + patience_s
         while (schedule.waiting or self._is_waiting()) and time.perf_counter() < limit:
             self._turn(lambda: self._send_due(schedule, end), limit)
+        self._close()
         now = time.perf_counter()
-        for connection in self._connections:
-            if connection is not None:
-                connection.lose(UNANSWERED)
-                self._keep(connection)
         unsent = [(now, due, UNANSWERED) for due in schedule.waiting]
         measured.begin, measured.end = start, end
         measured.ended = [entry for entry in (*self._ended, *unsent) if start < entry[1] <= end]
@@ -167,6 +169,13 @@ class Generator:
 
     def _is_waiting(self) -> bool:
         return any(connection is not None and connection.is_waiting for connection in self._connections)
+
+    def _close(self) -> None:
+        for connection in self._connections:
+            if connection is not None:
+                connection.lose(UNANSWERED)
+                self._keep(connection)
+        self._selector.close()
 
     def _keep(self, connection: AnyConnection) -> None:
         self._ended += connection.ended
