@@ -14,8 +14,8 @@ All commands of `cnnserve`. `cnnserve COMMAND --help` prints the same in the ter
 
 The commands of the client (`classify`, `models`, `labels`, `load`, `unload`, `health`) exit with 0 if all went well,
 with 1 if something failed, and with 2 if the command line is wrong. Ctrl-C ends them with 130. `export`, `import` and
-`train-lenet` use the same codes, and so does `evaluate`, for which an image that was not judged is a failure. `doctor`
-exits with 1 if there is a problem.
+`train-lenet` use the same codes, and so do `bench` and `evaluate`, for which an image that was not judged is a failure.
+`doctor` exits with 1 if there is a problem.
 
 """
 

@@ -58,6 +58,7 @@ def in_bash(line: str, folder: Path) -> list[str]:
         ("cnnserve classify cat", ["cat.jpg"]),
         ("cnnserve models --root", ["--root-certificates"]),
         ("cnnserve labels m --ver", ["--version"]),
+        ("cnnserve bench --conc", ["--concurrency"]),
         ("cnnserve load --time", ["--timeout-s"]),
         ("cnnserve unload --time", ["--timeout-s"]),
         ("cnnserve health --mod", ["--model"]),
