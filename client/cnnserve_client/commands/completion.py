@@ -22,6 +22,7 @@ _PARSERS = {
     "export": ("cnnserve_export.flags", "export_parser"),
     "import": ("cnnserve_export.flags", "import_parser"),
     "train-lenet": ("cnnserve_export.flags", "train_parser"),
+    "tune": ("cnnserve.tools.tuning.flags", "tune_parser"),
     "copy": ("cnnserve_export.flags", "copy_parser"),
     "upgrade": ("cnnserve_export.flags", "upgrade_parser"),
     "sign": ("cnnserve_export.flags", "sign_parser"),

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cnnserve
-from cnnserve.config.spelling import Parser
 from cnnserve.errors import ServingError
+from cnnserve.model import layout_search as search
+from cnnserve.model.layout_search import Axes, Goal, Measurement, OutOfBudget, Search
 from cnnserve.model.layouts import IN_FLIGHT, Layouts
 from cnnserve.model.loader import model_file_of, read_manifest
 from cnnserve.model_config import pbtxt
@@ -23,8 +24,8 @@ from cnnserve.repository import folders, layout, onnx_files
 from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.signature import SIGNATURE_FILE
 from cnnserve.repository.version_files import VersionFiles
-from cnnserve.tools.tuning import plot, search, writing
-from cnnserve.tools.tuning.search import Axes, Goal, Measurement, OutOfBudget, Search
+from cnnserve.tools.tuning import plot, writing
+from cnnserve.tools.tuning.flags import tune_parser
 
 _DELAYS_US = (0, 1000, 4000)
 # Of the budget: each measurement, and how many there are at most. Close results are measured again.
@@ -37,29 +38,6 @@ _WORSE = 1.2
 
 class _CannotTune(Exception):
     """There is nothing to tune. The text says why, and what to do."""
-
-
-def tune_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
-    parser = Parser(
-        prog="cnnserve tune",
-        description="Measure layouts of a model on this machine (instances, threads, batches and delays) and write the "
-        "best one into its config.pbtxt. No server may run beside it, because it would take part of the CPU.",
-    )
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a model in a model repository")
-    parser.add_argument(
-        "--target-p99",
-        type=_time_s,
-        metavar="TIME",
-        help="highest p99 with 16 requests in flight, such as 50ms (default: 1.2 times that of the present layout)",
-    )
-    parser.add_argument(
-        "--budget", type=_time_s, default=60.0, metavar="TIME", help="time to measure, such as 60s (default: 60s)"
-    )
-    parser.add_argument("--cpu-threads", type=_threads, default=0, help="as --cpu-threads of serve (default: 0)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all layouts as an SVG picture into this file")
-    parser.add_argument("--dry-run", action="store_true", help="print the lines and write nothing")
-    return parser
 
 
 def tune(argv: Sequence[str]) -> int:
@@ -230,22 +208,3 @@ def _comment(current: Layout, best: Layout, found: dict[Layout, Measurement], th
         f"{IN_FLIGHT} requests of one image in flight; {said(best)}",
         f"before, {said(current)}",
     ]
-
-
-def _time_s(text: str) -> float:
-    units = {"ms": 1e-3, "s": 1.0, "min": 60.0}
-    unit = next((unit for unit in units if text.endswith(unit)), "")
-    number = text.removesuffix(unit)
-    try:
-        value = float(number) * units.get(unit, 0)
-    except ValueError:
-        value = 0
-    if not 0 < value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time, expected a number with a unit, such as 50ms, 60s, 5min")
-    return value
-
-
-def _threads(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 1024):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads, expected 0 to 1024")
-    return int(text)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
+from cnnserve.model.layout_search import Measurement
 from cnnserve.model_config.layout import Layout
-from cnnserve.tools.tuning.search import Measurement
 
 _WIDTH, _HEIGHT, _EDGE = 720, 480, 60
 _STYLE = "text { font: 12px sans-serif } .all { fill: #9aa } .best { fill: #c33 } path { fill: none; stroke: #36c }"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnserve.model.layout_search import Axes, Goal, Measure, Measurement, OutOfBudget, Search, frontier, shapes
 from cnnserve.model_config.layout import Layout
-from cnnserve.tools.tuning.search import Axes, Goal, Measure, Measurement, OutOfBudget, Search, frontier, shapes
 
 IN_FLIGHT = 16
 BATCHES = (1, 2, 4, 8, 16)
