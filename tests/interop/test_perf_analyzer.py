@@ -1,15 +1,18 @@
-"""perf_analyzer, Triton's load generator: it runs, and the times in its table of the server add up."""
+"""perf_analyzer, Triton's load generator: its table of the server adds up, and `cnnserve bench` agrees with it."""
 
+import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from interop.environments import environment, slow, unavailable
-from support import HANG_S, RunningServer
+from support import HANG_S, REPOSITORY, RunningServer, serving
 
 pytestmark = slow
 # The last wheel of tritonclient that contains the program. It does not contain two libraries that the program needs.
@@ -35,15 +38,15 @@ def folder() -> Path:
     return folder
 
 
-def analyze(folder: Path, server: RunningServer, *flags: str) -> str:
+def analyze(folder: Path, server: RunningServer, *flags: str, model: str = "lenet5", interval_ms: int = 700) -> str:
     libraries = [
         *folder.glob("usr/lib/*/libb64.so.0d"),
         *folder.glob("lib/*/site-packages/nvidia/*/lib/libcudart.so.12"),
     ]
     environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(str(path.parent) for path in libraries)}
-    command = [folder / "bin" / "perf_analyzer", "-m", "lenet5", "-u", server.address, "-i", "grpc"]
+    command = [folder / "bin" / "perf_analyzer", "-m", model, "-u", server.address, "-i", "grpc"]
     # The test does not need stable results, so every measurement window counts.
-    settings = ["--measurement-interval", "700", "--stability-percentage", "999", "--max-trials", "3"]
+    settings = ["--measurement-interval", str(interval_ms), "--stability-percentage", "999", "--max-trials", "3"]
     done = subprocess.run(
         [*command, *settings, *flags], capture_output=True, text=True, check=False, timeout=HANG_S, env=environment
     )
@@ -78,3 +81,49 @@ def test_the_servers_table_adds_up(
     assert whole - len(parts) <= sum(parts) <= whole
     assert parts[4] > 0 or parts[3] > 0
     assert whole <= client_us
+
+
+IN_FLIGHT = "4"
+PAIRS = int(os.environ.get("CNNSERVE_PAIRS", "5"))
+SECONDS = float(os.environ.get("CNNSERVE_PAIR_SECONDS", "5"))
+
+
+def bench_rate(server: RunningServer, model: str) -> float:
+    command = [sys.executable, "-m", "cnnserve", "bench", model, "--address", server.address, "--json", "--no-plain"]
+    command += ["--concurrency", IN_FLIGHT, "--rate", "0", "--seconds", str(SECONDS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S)
+    assert done.returncode == 0, done.stderr
+    (cell,) = json.loads(done.stdout)["cells"]
+    assert cell["failed"] == {}
+    return float(cell["requests_per_s"])
+
+
+def ratios(folder: Path, server: RunningServer, model: str) -> list[float]:
+    """Rate of bench / rate of perf_analyzer, in pairs whose order changes."""
+    found = []
+    for number in range(PAIRS):
+        own = bench_rate(server, model) if number % 2 else 0.0
+        flags = ("--async", "--concurrency-range", IN_FLIGHT)
+        said = analyze(folder, server, *flags, model=model, interval_ms=int(SECONDS * 1000))
+        own = own or bench_rate(server, model)
+        found.append(own / float(re.findall(r"Throughput: ([\d.]+) infer/sec", said)[-1]))
+    print(f"{model}: bench / perf_analyzer {statistics.median(found):.3f} of {[round(ratio, 3) for ratio in found]}")
+    return found
+
+
+def test_bench_agrees_where_the_server_is_the_limit(folder: Path, tmp_path: Path) -> None:
+    """Needs a quiet machine. Fewer and shorter pairs (CNNSERVE_PAIRS, CNNSERVE_PAIR_SECONDS) only show the ratio."""
+    root = tmp_path / "models"
+    command = [sys.executable, "-m", "cnnserve", "export", "resnet18", "--repository", str(root)]
+    subprocess.run(command, check=True, capture_output=True, timeout=HANG_S)
+    with serving(tmp_path / "log", root) as server:
+        found = ratios(folder, server, "resnet18")
+    assert abs(statistics.median(found) - 1) <= (0.05 if PAIRS >= 5 and SECONDS >= 5 else 0.5)
+
+
+def test_bench_is_no_slower_where_the_client_is_the_limit(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    root.mkdir()
+    (root / "lenet5").symlink_to(REPOSITORY / "lenet5", target_is_directory=True)
+    with serving(tmp_path / "log", root) as server:
+        assert statistics.median(ratios(folder, server, "lenet5")) > 0.95
