@@ -17,6 +17,7 @@ WORKERS ?= auto
 MUTANTS ?= 200
 SEED ?= 0
 MUTMUT := mutmut==3.8.1
+KUBERNETES_VALIDATE := kubernetes-validate==1.37.0
 REMOTE := s3fs==2026.9.0 'moto[server]==5.2.5'
 # The oldest grpcio of each gRPC transport, in its newest correction.
 GRPCIO_AIO := 1.63.2
@@ -25,7 +26,7 @@ GRPCIO_CORE := 1.80.1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants interop remote platforms ray-test ray-bench image-test clean
+.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants interop remote platforms ray-test ray-bench manifests image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -131,8 +132,18 @@ ray-test: $(RAY_VENV)/.installed ## the tests on a local Ray cluster, in a netwo
 ray-bench: $(RAY_VENV)/.installed ## Ray Serve on three nodes of this machine: a lost node, scaling, a rolling update, images/s
 	$(LOOPBACK) $(RAY_VENV)/bin/python bench/ray_serve.py
 
-image-test: setup ## build the container image and try it; run this before a change to deploy/ is done
-	bash deploy/docker/image-test.sh
+# Schemas of Kubernetes for tests/deploy, in a folder of their own.
+$(VENV)/kubernetes-validate/.installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --upgrade --target $(@D) $(KUBERNETES_VALIDATE)
+	@touch $@
+
+manifests: $(VENV)/kubernetes-validate/.installed ## check the manifests of deploy/ against the schemas of three versions of Kubernetes
+	$(BIN)/python -m pytest -q tests/deploy/test_manifests.py
+
+# gpu takes gigabytes, and starts only on a machine with an NVIDIA GPU: IMAGES="cpu export gpu".
+IMAGES ?= cpu export
+image-test: setup ## build the container images and try them (IMAGES="cpu export"); run this before a change to deploy/ is done
+	for image in $(IMAGES); do bash deploy/docker/image-test.sh $$image || exit 1; done
 
 clean: ## remove the environments and everything built
 	rm -rf $(VENV) $(PROTO_VENV) $(RAY_VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .demo

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the container image, runs it and checks size, user, start, classes, health, and a stop under load.
+# Builds a container image, runs it and checks size, user, start, classes, health, a stop under load, and attacks it.
+#   image-test.sh [cpu|gpu|export]     (default: cpu)
 # Uses docker if its daemon responds, otherwise podman, otherwise a podman that ../shared/containers/setup.sh prepares.
 #   CNNSERVE_CONTAINERS=DIR   folder of the prepared podman, which is then used before any other engine
 #                             (default: a folder in the temporary folder)
@@ -10,7 +11,8 @@ root=$(cd "$here/../.." && pwd)
 python=$root/.venv/bin/python
 dockerfile=$here/Dockerfile
 setup=$root/../shared/containers/setup.sh
-image=cnnserve:image-test
+kind=${1:-cpu}
+image=cnnserve:image-test-$kind
 container=cnnserve-image-test-$$
 model=lenet5
 base=$(sed -n 's/^FROM \([^ ]*\).*/\1/p' "$dockerfile" | head -n 1)
@@ -69,16 +71,26 @@ choose_engine() {
   fi
 }
 
-build_image() {
-  local version revision
-  version=$("$python" -c 'import cnnserve; print(cnnserve.__version__)')
-  revision=$(git -C "$root" rev-parse --verify --quiet HEAD 2> /dev/null || echo unknown)
-  local arguments=(--file "$dockerfile" --build-arg "VERSION=$version" --build-arg "REVISION=$revision")
-  if [[ -n $build ]]; then
-    "$build" "$image" "$root" "${arguments[@]}"
-  else
-    "$engine" build --tag "$image" "${arguments[@]}" "$root"
-  fi > "$work/build.log" 2>&1 || fail_with_log "$work/build.log" "the image cannot be built"
+build_image() { # TAG [ARGUMENTS]
+  ENGINE=$engine BUILD=$build bash "$here/build.sh" "$kind" "$@" > "$work/build.log" 2>&1 ||
+    fail_with_log "$work/build.log" "the image cannot be built"
+}
+
+# Every path of an image with its mode, owner and content; not the times, which Docker takes from the build.
+list_files() { # TAG
+  "$engine" run --rm --user 0 --network none --entrypoint sh "$1" -c '
+    cd / && find bin etc home lib* opt root sbin srv tmp usr var -xdev \( -name resolv.conf -o -name hosts -o -name hostname \) -prune \
+      -o -printf "%p %m %U %l\n" -type f -exec sha256sum {} + | sort' 2> /dev/null
+}
+
+check_second_build() {
+  build_image "$image-again" --no-cache
+  list_files "$image" > "$work/first"
+  list_files "$image-again" > "$work/second"
+  "$engine" rmi "$image-again" > /dev/null 2>&1 || true
+  [[ -s $work/first ]] || fail "the files of the image cannot be listed"
+  diff "$work/first" "$work/second" > "$work/difference" ||
+    fail_with_log "$work/difference" "two builds differ"
 }
 
 # The image must not contain torch, onnx, pip or pytest, must not run as root, and must have telemetry disabled.
@@ -134,9 +146,17 @@ check_health() {
 [[ -x $python ]] || fail "no .venv in the checkout: run make setup first"
 choose_engine
 printf 'image-test: building with %s\n' "$engine"
-build_image
+build_image "$image"
 size=$("$engine" image inspect --format '{{.Size}}' "$image")
+if [[ $kind == export ]]; then
+  "$engine" run --rm --read-only --tmpfs /tmp --volume "$work:/out:rw" --user 0 "$image" \
+    export resnet18 --repository /out/exported > "$work/export.log" 2>&1 ||
+    fail_with_log "$work/export.log" "the image cannot export"
+  printf 'image     %s MB; exported a network with torch\n' "$((size / 1000000))"
+  exit 0
+fi
 check_contents
+[[ $kind != cpu ]] || ((size <= 300000000)) || fail "the image has $size bytes, expected at most 300000000"
 
 printf 'image-test: starting\n'
 began=$("$python" -c 'import time; print(time.time())')
@@ -164,3 +184,6 @@ printf '%-9s %s\n' \
   classify "$digits" \
   health "HEALTHCHECK passes" \
   stop "$stopped; exit code 0"
+"$python" "$here/image_attacks.py" "$engine" "$image" "$work/models" || fail "an attack succeeded"
+check_second_build
+printf '%-9s %s\n' again "a second build has the same files"

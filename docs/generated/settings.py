@@ -21,6 +21,9 @@ the file has an unknown key, or if an unknown variable is so like a setting that
 other unknown variables `CNNSERVE_…`, except those that Kubernetes sets for a Service, and of keys that a variable
 overrides.
 
+An image may bring defaults of its own: a TOML file that the variable `CNNSERVE_DEFAULTS` names. All three ways override
+it. Variables that Kubernetes sets for a Service, such as `CNNSERVE_GRPC_PORT=tcp://10.0.0.1:8001`, have no effect.
+
 `repository` is also `--model-repository`, `CNNSERVE_MODEL_REPOSITORY` and `model_repository`, its older names.
 [Serve](../serve.md#settings) shows the three ways.
 

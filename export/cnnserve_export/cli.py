@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnnserve import extras
 from cnnserve_export import flags
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _signer(arguments: argparse.Namespace) -> "Signer | None":
         from cnnserve_export import signing
     except ModuleNotFoundError as error:
         raise ExportError(
-            f'--sign-key needs {error.name}, which is not installed: pip install "cnnserve[signing]"'
+            f"--sign-key needs {error.name}, which is not installed: {extras.install('signing')}"
         ) from error
     return signing.Signer(arguments.sign_key, arguments.sign_certificate)
 

@@ -8,13 +8,14 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cnnserve
+from cnnserve import extras
 from cnnserve.access import exposure
 from cnnserve.access.control import AccessControl
 from cnnserve.access.following import Followed
@@ -27,7 +28,7 @@ from cnnserve.api.page import PageService
 from cnnserve.assembly import access_control, assemble, cpu_threads, load_first, models_of
 from cnnserve.config.settings import COMPRESSION_LEVELS, ConfigError, ServerConfig
 from cnnserve.errors import ServingError
-from cnnserve.process import heap, open_files, signals
+from cnnserve.process import heap, listening, open_files, signals
 from cnnserve.process.threads import on_thread
 from cnnserve.registry import snapshot
 from cnnserve.registry.control import POLL
@@ -48,6 +49,8 @@ _log = logging.getLogger(__name__)
 _SWITCH_S = 0.0002
 # The server no longer waits for runs this many seconds after the grace period.
 _CLOSE_S = 1.0
+# People read the log of a container that has lost requests.
+_KILLED = "; the container must not be killed before: docker stop --time 30, terminationGracePeriodSeconds: 30"
 # How often a draining server looks which requests in its queues it can still answer in time, in seconds.
 _SHED_S = 0.5
 
@@ -166,15 +169,13 @@ async def serve(
             settings=_http_settings(config),
             page=PageService(registry, parts.budget),
             connections=_connection_limits(config, files),
-            listening=http_socket,
+            bound=http_socket,
             end=http_end,
         )
     )
     probes = contextlib.AsyncExitStack()
     try:
-        await probes.enter_async_context(
-            health_ports(methods, config.host, config.health_grpc_port, config.health_http_port)
-        )
+        await probes.enter_async_context(_probed(methods, config, ports))
         await _until(shutdown, http_task, keeping[0])
     finally:
         deadline = asyncio.get_running_loop().time() + config.drain_grace_s
@@ -192,6 +193,15 @@ async def serve(
         await probes.aclose()
         parts.decoders.close()
         _log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _probed(methods: Sequence[Method], config: ServerConfig, ports: Ports) -> AsyncIterator[None]:
+    """Answers on the health ports while inside, and tells `cnnserve health --here` which port to ask."""
+    main = addresses.url("https" if config.tls_certificate else "http", config.host, ports.http)
+    async with health_ports(methods, config.host, config.health_grpc_port, config.health_http_port) as urls:
+        with listening.announced([main, *urls][-1]):
+            yield
 
 
 def _announce(config: ServerConfig, ports: Ports, threads: int) -> None:
@@ -281,14 +291,14 @@ async def _serve_http(
     settings: HttpSettings,
     page: PageService,
     connections: ConnectionLimits,
-    listening: socket.socket,
+    bound: socket.socket,
     end: asyncio.Event,
 ) -> None:
     """Serves HTTP until `end` is set."""
     # Imported on a thread while models load: a start that waited for this import took 5 % longer.
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
     application = http.application(methods, limits, in_flight, snapshot, settings, page=page, guard=access.guard)
-    server = http.HttpServer(application, listening, limits.budget, connections, access.tls)
+    server = http.HttpServer(application, bound, limits.budget, connections, access.tls)
     serving, ending = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
     await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
     ending.cancel()
@@ -316,11 +326,11 @@ async def _close(registry: Registry, deadline: float) -> None:
             await registry.close()
 
 
-async def _end_http(http: "asyncio.Task[None]", listening: socket.socket) -> None:
+async def _end_http(http: "asyncio.Task[None]", bound: socket.socket) -> None:
     """Waits for the end of HTTP, and closes its port also if it never served."""
     await asyncio.wait((http,), timeout=_CLOSE_S)
     http.cancel()
-    listening.close()
+    bound.close()
 
 
 async def _shed(registry: Registry, deadline: float) -> None:
@@ -339,7 +349,7 @@ async def _drain(
     in_flight: InFlight,
 ) -> None:
     """Reports NOT_SERVING first, so that clients know it; then ends the streams; then answers the calls in flight."""
-    _log.info("draining: requests in flight have at most %g s", grace_s)
+    _log.info("draining: requests in flight have at most %g s%s", grace_s, _KILLED if extras.image() else "")
     health.drain()
     health.close()
     for service in streaming:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+from cnnserve import extras
 from cnnserve.access.accounts import ClientLimits
 from cnnserve.access.control import AccessControl
 from cnnserve.access.tls import TlsFiles
@@ -35,6 +36,7 @@ from cnnserve.registry.control import EXPLICIT, ModelControl
 from cnnserve.registry.health import Health
 from cnnserve.registry.opening import LoadLimits, VersionOpener
 from cnnserve.registry.registry import Registry
+from cnnserve.repository import layout
 from cnnserve.repository.folders import Models, NamedModels
 from cnnserve.repository.signature import Trust
 
@@ -134,9 +136,7 @@ def _needs(setting: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f'{setting} needs {error.name}, which is not installed: pip install "cnnserve[{extra}]"'
-        ) from error
+        raise ConfigError(f"{setting} needs {error.name}, which is not installed: {extras.install(extra)}") from error
 
 
 def memory_budget(config: ServerConfig) -> MemoryBudget:
@@ -188,6 +188,8 @@ def models_of(config: ServerConfig) -> Models:
         return NamedModels(config.models)
     # What is at an address was pulled before.
     assert isinstance(config.repository, Path)
+    if config.single_model_name and layout.is_single(config.repository):
+        return NamedModels({config.single_model_name: config.repository})
     return config.repository
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import cnnserve
+from cnnserve import extras
 
 
 class _Command:
@@ -102,6 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version", "version"):
         print(f"cnnserve {cnnserve.__version__}")
         return 0
+    if extras.image() and words[0].startswith("-"):
+        # `docker run IMAGE --grpc-port 9001`: the arguments of a container replace the word "serve".
+        words.insert(0, "serve")
     command = _COMMANDS.get(words[0])
     if command is None:
         spelling = importlib.import_module("cnnserve.config.spelling")
@@ -124,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not command.extra or missing.startswith("cnnserve"):
             raise
         print(
-            f'cnnserve {words[0]} needs {missing}, which is not installed: pip install "cnnserve[{command.extra}]"',
+            f"cnnserve {words[0]} needs {missing}, which is not installed: {extras.install(command.extra)}",
             file=sys.stderr,
         )
         return 1

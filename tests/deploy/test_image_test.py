@@ -3,7 +3,7 @@
 `make image-test` itself builds and runs the image; it is for changes to what the image holds.
 """
 
-import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import cnnserve
 from support import HANG_S, REPOSITORY, RunningServer, serving, spawn
 
 ROOT = REPOSITORY.parent
@@ -35,7 +36,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_script_is_started_here() -> None:
     assert {path.name for path in (ROOT / "deploy").rglob("*") if path.suffix in (".py", ".sh")} == {
+        "build.sh",
+        "try.py",
+        "try.sh",
+        "compile.py",
         "image-test.sh",
+        "image_attacks.py",
         "image_test_load.py",
     }
 
@@ -128,26 +134,78 @@ def test_the_script_is_bash() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_image_copies_and_imports_what_there_is() -> None:
+def test_the_image_copies_and_compiles_what_there_is() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
     sources = [source for line in copied for source in line.split()[:-1]]
     assert sources
     assert all((ROOT / source).exists() for source in sources)
-    (imported,) = re.findall(r'python -c "import (.+)"$', DOCKERFILE, re.MULTILINE)
-    for module in imported.split(", "):
-        importlib.import_module(module)
+    allowed = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
+    assert {*sources} == allowed
+    (named,) = re.findall(r"_BY_NAME = \((.+?)\n\)", (FOLDER / "compile.py").read_text(), re.DOTALL)
+    modules = re.findall(r'"(.+)"', named)
+    assert modules
+    assert all(importlib.util.find_spec(module) for module in modules)
 
 
-def test_the_image_installs_what_the_extra_says(tmp_path: Path) -> None:
-    (program,) = re.findall(r'RUN python -c "(import tomllib;.+?)" \\\n +> needs\.txt', DOCKERFILE, re.DOTALL)
+@pytest.mark.parametrize("image", ["cpu", "gpu", "export"])
+def test_each_image_installs_what_its_extras_say(image: str) -> None:
+    """The program of the Dockerfile, with the extras that it gives it."""
+    extras = re.findall(rf"^ +{image}\) extras=(.+) ;;", DOCKERFILE, re.MULTILINE)
+    (program,) = re.findall(r'python -c "(import os, tomllib;.+?)" \\\n +> needs\.txt', DOCKERFILE, re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", program.replace("\\\n", "")],
         check=True,
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "EXTRAS": extras[0]},
     )
     names = {re.split(r"[^\w-]", line)[0] for line in done.stdout.splitlines()}
-    assert {"grpcio", "onnxruntime", "uvicorn", "pillow"} <= names
-    assert not names & {"torch", "onnx", "onnxruntime-gpu", "pytest"}
+    assert {"grpcio", "uvicorn", "pillow", "cryptography"} <= names
+    assert ("onnxruntime-gpu" in names) == (image == "gpu")
+    assert ("onnxruntime" in names) == (image != "gpu")
+    assert ("torch" in names) == (image == "export")
+    assert "pytest" not in names
+
+
+def test_each_image_has_a_last_stage() -> None:
+    assert re.findall(r"^FROM runtime AS runtime-(\w+)$", DOCKERFILE, re.MULTILINE) == ["cpu", "gpu", "export"]
+    assert re.findall(r"CNNSERVE_IMAGE=(\w+)", DOCKERFILE) == ["cpu", "gpu", "export"]
+
+
+def test_the_build_names_version_commit_and_image(tmp_path: Path) -> None:
+    """With a command that prints its arguments in the place of an engine."""
+    print_arguments = tmp_path / "build"
+    print_arguments.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    print_arguments.chmod(0o755)
+    done = subprocess.run(
+        ["bash", FOLDER / "build.sh", "gpu", "here:1", "--build-arg", "EXTRAS=otel"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "BUILD": str(print_arguments), "ENGINE": "true"},
+    )
+    words = done.stdout.splitlines()
+    assert words[:2] == ["here:1", str(ROOT)]
+    assert {"IMAGE=gpu", f"VERSION={cnnserve.__version__}", "EXTRAS=otel"} <= {*words}
+    (revision,) = [word for word in words if word.startswith("REVISION=")]
+    assert revision == "REVISION=" or re.fullmatch(r"REVISION=[0-9a-f]{40}", revision)
+
+
+def test_the_attacks_need_an_engine_that_works(tmp_path: Path) -> None:
+    """A check that fails is printed and gives the status 1."""
+    done = subprocess.run(
+        [sys.executable, FOLDER / "image_attacks.py", "false", "image", tmp_path, "labels", "service"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert done.returncode == 1
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["labels", "FAILED:"], ["service", "FAILED:"]]
+
+
+def test_the_pinned_gpu_packages_are_complete() -> None:
+    pinned = (ROOT / "constraints.txt").read_text()
+    assert "\nonnxruntime-gpu==" in pinned
+    assert len(re.findall(r"^nvidia-(?!ml-py)[\w-]+==", pinned, re.MULTILINE)) == 7

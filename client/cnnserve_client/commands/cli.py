@@ -9,7 +9,7 @@ from typing import Literal
 
 from cnnserve_client.limits import ready_versions
 
-from . import classifying, report
+from . import classifying, nearby, report
 from .console import complain, guard, say
 from .flags import client_parser, connect
 
@@ -38,7 +38,14 @@ def health(argv: list[str]) -> int:
 def health_parser() -> argparse.ArgumentParser:
     """Returns the parser of `cnnserve health`."""
     parser = client_parser("health", "Check that a server, or one of its models, accepts requests.", timeout_s=5.0)
-    parser.add_argument("--model", default="", help="name of the model to check (default: the whole server)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", default="", help="name of the model to check (default: the whole server)")
+    which.add_argument(
+        "--here",
+        action="store_true",
+        help="check the server that runs on this machine or in this container as the same user, wherever it listens "
+        "(Linux; default: the server at --address)",
+    )
     return parser
 
 
@@ -104,14 +111,22 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _health(args: argparse.Namespace) -> int:
-    with connect(args, retries=0) as client:
-        serving = client.is_healthy(args.model)
+    if args.here:
+        scheme, _, args.address = (url := nearby.server_url()).partition("://")
+        serving = nearby.is_ready(url, args.timeout_s) if scheme != "grpc" else _is_healthy(args)
+    else:
+        serving = _is_healthy(args)
     if not serving:
         name = f"model {args.model} at {args.address}" if args.model else args.address
         complain(f"{name} is NOT_SERVING: run `cnnserve models` to see why")
         return 1
     say("SERVING")
     return 0
+
+
+def _is_healthy(args: argparse.Namespace) -> bool:
+    with connect(args, retries=0) as client:
+        return client.is_healthy(args.model)
 
 
 def _models(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from cnnserve.errors import AlreadyExists, InvalidInput, LimitReached, RegionNot
 
 # Linux keeps the objects of shm_open here.
 FOLDER = Path("/dev/shm")  # noqa: S108
+_PERMIT = "; let the server's user {user} read and write it (chmod 666), or run client and server as the same user"
 # Each region keeps a file open.
 MAX_REGIONS = 256
 
@@ -147,7 +148,8 @@ class SharedMemory:
             # Without O_NONBLOCK, opening a pipe in the folder would wait for the other end of the pipe.
             descriptor = os.open(self._folder / file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise InvalidInput(f"shared memory '{key}' cannot be opened: {error.strerror}") from error
+            advice = _PERMIT.format(user=os.geteuid()) if isinstance(error, PermissionError) else ""
+            raise InvalidInput(f"shared memory '{key}' cannot be opened: {error.strerror}{advice}") from error
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
         with contextlib.suppress(OSError):

@@ -80,6 +80,14 @@ class ServerConfig:
         metadata={"help": "folder in which the models of a repository that is an address are kept between starts"},
     )
     max_pull_gib: int = _setting(16, "largest size of the files of a repository that is an address, in GiB")
+    single_model_name: str = dataclasses.field(
+        default="",
+        metadata={
+            "help": "name of the model if --repository is the folder of one model or of one version, as KServe may "
+            "mount it (default: such a folder is refused)",
+            "metavar": "NAME",
+        },
+    )
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for all interfaces")
     grpc_port: int = _setting(8001, "port for gRPC; 0: choose a free port and log its number")
     http_port: int = _setting(8000, "port for HTTP; 0: choose a free port and log its number")
@@ -319,6 +327,11 @@ class ServerConfig:
                     f"{variable('repository')}, or serve single models with --model NAME=PATH"
                 )
             self._check_repository(self.repository)
+        if self.single_model_name and not _MODEL_NAME.fullmatch(self.single_model_name):
+            raise ConfigError(
+                f"single_model_name is {self.single_model_name!r}, expected at most 128 letters, digits, '.', '_' and "
+                "'-' that begin with a letter or a digit"
+            )
         for text in self.model:
             name, _, path = text.partition("=")
             if not _MODEL_NAME.fullmatch(name) or not path:

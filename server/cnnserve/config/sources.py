@@ -1,5 +1,7 @@
 """Reads the server's settings from command-line flags, environment variables, a TOML file and defaults, in this order.
 
+An image may bring a TOML file with other defaults, which the variable `CNNSERVE_DEFAULTS` names.
+
 Every field of `ServerConfig` is one flag (`grpc_port` is `--grpc-port`), one variable (`CNNSERVE_GRPC_PORT`) and one
 key of the file. If a value is not valid, the server does not start.
 """
@@ -50,10 +52,10 @@ def gather(flags: Mapping[str, Any], environment: Mapping[str, str] | None = Non
             raise ConfigError(f"unknown environment variable {wrong}; did you mean {meant}? Correct or remove it")
     if flags.get("model") and flags.get("repository"):
         raise ConfigError("--model and --repository exclude each other; omit --model to serve the whole repository")
-    found = _from_file(flags, environment)
+    found = _replaced(environment) | _from_file(flags, environment)
     for field in dataclasses.fields(ServerConfig):
         name = field.name
-        found |= _one(name, [_from_variable(name, text, at) for at, text in _set(name, environment)])
+        found |= _one(name, [_setting_of(name, text, at) for at, text in _set(name, environment)])
         if flags.get(name) is not None:
             found[name] = _setting_of(name, flags[name], flag(name))
         if field.default is not dataclasses.MISSING:
@@ -66,18 +68,26 @@ def doubts(flags: Mapping[str, Any], environment: Mapping[str, str] | None = Non
     environment = os.environ if environment is None else environment
     strange = spelling.mistaken_variables(environment, _variables())
     found = [f"environment variable {name} is unknown and has no effect; remove it" for name, _ in strange]
+    found += [_link_text(name, environment[name]) for name in _variables() if _is_link(name, environment)]
     for name, setting in _from_file(flags, environment).items():
         for at, text in _set(name, environment):
-            if flags.get(name) is None and _from_variable(name, text, at).value != setting.value:
+            if flags.get(name) is None and _setting_of(name, text, at).value != setting.value:
                 found.append(f"{setting.source} has no effect, because {at} is {text!r}; remove one of the two")
     settings = gather(flags, environment)
     model, repository = settings["model"], settings["repository"]
     # A flag is given on purpose.
-    if model.value and repository.value and not flags.get("model"):
+    given = repository != _replaced(environment).get("repository")
+    if model.value and repository.value and given and not flags.get("model"):
         found.append(
             f"{repository.source} has no effect, because {model.source} names single models; remove one of the two"
         )
     return found
+
+
+def _replaced(environment: Mapping[str, str]) -> dict[str, Setting]:
+    """Returns the defaults that an image has instead of ours."""
+    file = environment.get(variable("defaults"))
+    return _read_file(Path(file)) if file else {}
 
 
 def _from_file(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Setting]:
@@ -98,16 +108,19 @@ def _one(name: str, settings: Sequence[Setting]) -> dict[str, Setting]:
 
 def _set(name: str, environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Returns the variables of a setting that are set, with their texts."""
-    return [(variable(key), environment[variable(key)]) for key in keys(name) if variable(key) in environment]
+    names = [variable(key) for key in keys(name)]
+    return [(at, environment[at]) for at in names if at in environment and not _is_link(at, environment)]
 
 
-def _from_variable(name: str, text: str, at: str) -> Setting:
-    if name.endswith("_port") and spelling.is_service_link(at, text):
-        raise ConfigError(
-            f"{at} is {text!r}, which Kubernetes sets for a Service of this name; set enableServiceLinks: false in the "
-            "spec of the pod, or rename the Service"
-        )
-    return _setting_of(name, text, at)
+def _is_link(name: str, environment: Mapping[str, str]) -> bool:
+    return name in environment and spelling.is_service_link(name, environment[name])
+
+
+def _link_text(name: str, text: str) -> str:
+    return (
+        f"environment variable {name} is {text!r}, which Kubernetes sets for a Service of this name; it has no effect. "
+        "Set enableServiceLinks: false in the spec of the pod, or rename the Service"
+    )
 
 
 def _variables() -> list[str]:

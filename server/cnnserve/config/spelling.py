@@ -9,7 +9,7 @@ PREFIX = "CNNSERVE_"
 # An unknown variable is a mistake if it is that close to a setting: so many letters are wrong, missing or too many.
 _MISTAKES = 2
 # Of variables that are no settings of the server.
-_OTHERS = ("CNNSERVE_CONFIG", "CNNSERVE_TOKEN")
+_OTHERS = ("CNNSERVE_CONFIG", "CNNSERVE_DEFAULTS", "CNNSERVE_IMAGE", "CNNSERVE_TOKEN")
 # What Kubernetes sets for a Service whose name begins with "cnnserve", in every pod of its namespace.
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 # How argparse begins the text about arguments that it does not know.

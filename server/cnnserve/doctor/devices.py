@@ -7,7 +7,7 @@ from pathlib import Path
 from cnnserve.doctor import child
 from cnnserve.doctor.child import ChildFailed, Event
 from cnnserve.doctor.findings import Context, Finding, Status, many, parted
-from cnnserve.doctor.software import install
+from cnnserve.extras import install
 from cnnserve.runtime import cuda
 
 # ONNX Runtime with CUDA needs some seconds to load its libraries from a cold disk.

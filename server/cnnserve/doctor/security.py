@@ -9,7 +9,7 @@ from cnnserve.access.lists import AccessError, read_certificates, read_tokens
 from cnnserve.access.tls import WARN_S, Tls, TlsFiles
 from cnnserve.config.settings import ConfigError
 from cnnserve.doctor.findings import Context, Finding, Status, many, parted
-from cnnserve.doctor.software import install
+from cnnserve.extras import install
 
 
 def check(context: Context) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from importlib import metadata
 
 import cnnserve
 from cnnserve.doctor.findings import Context, Finding, Status
+from cnnserve.extras import install
 from cnnserve.runtime import diagnosis
 
 # The modules of the extra `server`, and the distributions that have them.
@@ -60,11 +61,6 @@ def _is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
-
-
-def install(extra: str) -> str:
-    """Returns the command that installs an extra."""
-    return f'pip install "cnnserve[{extra}]"'
 
 
 def distributions(path: Sequence[str] | None = None) -> list[Distribution]:

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnserve import extras
 from cnnserve.errors import ModelLoadFailed
 
 # OpenCV's names of its interpolations. All but "area" look at the same few pixels however much an image shrinks.
@@ -30,8 +31,7 @@ def library() -> ModuleType:
         import cv2  # noqa: PLC0415  (an extra: only models that need it wait for it)
     except ImportError as error:
         raise ModelLoadFailed(
-            f"this model's images are resized by OpenCV, which cannot be imported ({error}): "
-            'pip install "cnnserve[opencv]"'
+            f"this model's images are resized by OpenCV, which cannot be imported ({error}): {extras.install('opencv')}"
         ) from error
     # The server decodes images on threads of its own, as many as there are CPUs.
     cv2.setNumThreads(1)

@@ -46,6 +46,15 @@ def without_versions(folder: ModelFolder) -> str:
     return f"{text}; add one with a number as its name (1, 2, 3, ...)"
 
 
+def is_single(root: Path) -> bool:
+    """Returns whether a folder is that of one model or of one version, and no model repository. Blocks."""
+    try:
+        repository = any(map(_is_model, folders.scan(root)))
+    except ModelLoadFailed:
+        return False
+    return not repository and (_is_version(root) or _is_model(folders.model_folder(root)))
+
+
 def _meant(path: Path) -> str:
     return f"the model repository is probably {path}"
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 
+from cnnserve import extras
 from cnnserve.process.redaction import redacted
 from cnnserve.repository.onnx_header import PORTABLE_OPSET, OnnxHeader
 
@@ -16,12 +17,16 @@ _ORIGIN = re.compile(r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?(?:/onnxruntime_
 # At most so many of the indices that ONNX Runtime lists, a line each.
 _INDICES = 4
 
-_EXTRA = 'pip install "cnnserve[gpu]"'
+# What CUDA answers if the driver is older than the libraries, and the oldest driver for those that extra gpu installs.
+_OLD_DRIVER = "CUDA failure 35"
+DRIVER = 580
 
 
 def reason(text: str) -> str:
     """Returns the first line of an error text, without the part before the message, with the indices after it."""
     if match := _DEVICE.search(text):
+        if match[1].startswith(_OLD_DRIVER):
+            return f"{match[1]}; install NVIDIA driver {DRIVER} or newer on the host, which CUDA 13 needs"
         return match[1]
     lines = redacted(_ORIGIN.sub("", text.strip())).splitlines()
     if not lines:
@@ -71,7 +76,7 @@ def missing_library(library: str, provider: str) -> str:
     elif library.startswith(("libnvinfer", "libnvonnxparser")):
         fix = "install TensorRT, which no extra of cnnserve installs, or remove the accelerator from config.pbtxt"
     else:
-        fix = _EXTRA
+        fix = extras.install("gpu")
     return f"{provider} cannot be used, because {library} is missing; {fix}"
 
 
@@ -86,9 +91,9 @@ def not_built_in(provider: str, distributions: Collection[str]) -> str:
     `distributions`: which of `onnxruntime` and `onnxruntime-gpu` are installed.
     """
     # The two wheels install the same files: the later one overwrites the other, and removing one breaks both.
-    if "onnxruntime" in distributions:
+    if "onnxruntime" in distributions and not extras.image():
         return (
             f"the installed onnxruntime has no {provider}, because it is the CPU wheel, and the two wheels overwrite "
-            f"each other; run {reinstall(distributions, _EXTRA)}"
+            f"each other; run {reinstall(distributions, extras.install('gpu'))}"
         )
-    return f"the installed onnxruntime has no {provider}; {_EXTRA}"
+    return f"the installed onnxruntime has no {provider}; {extras.install('gpu')}"

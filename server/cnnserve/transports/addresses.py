@@ -61,6 +61,11 @@ def bind(add: Callable[[str], int], address: str) -> int:
     return port
 
 
+def url(scheme: str, host: str, port: int) -> str:
+    """Returns where a process on this machine reaches a port on which the server listens."""
+    return f"{scheme}://{joined({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), port)}"  # noqa: S104
+
+
 def joined(host: str, port: int) -> str:
     """Returns host and port as grpc has them in one text."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -23,21 +23,27 @@ _HTTP_RPCS = (f"{INFERENCE}/ServerLive", f"{INFERENCE}/ServerReady")
 @contextlib.asynccontextmanager
 async def health_ports(
     methods: Iterable[Method], host: str, grpc_port: int | None, http_port: int | None
-) -> AsyncIterator[None]:
-    """Answers on these ports (None: none) while inside. Raises `OSError` if a port cannot be had."""
+) -> AsyncIterator[list[str]]:
+    """Answers on these ports (None: none) while inside, and gives their URLs, that of HTTP last.
+
+    Raises `OSError` if a port cannot be had.
+    """
     table = [*methods]
+    urls = []
     async with contextlib.AsyncExitStack() as inside:
         if grpc_port is not None:
             rows = [method for method in table if method.service == SERVICE]
-            await inside.enter_async_context(_grpc(rows, host, grpc_port))
+            bound = await inside.enter_async_context(_grpc(rows, host, grpc_port))
+            urls.append(addresses.url("grpc", host, bound))
         if http_port is not None:
             rows = [method for method in table if method.name in _HTTP_RPCS]
-            await inside.enter_async_context(_http(rows, host, http_port))
-        yield
+            bound = await inside.enter_async_context(_http(rows, host, http_port))
+            urls.append(addresses.url("http", host, bound))
+        yield urls
 
 
 @contextlib.asynccontextmanager
-async def _grpc(methods: list[Method], host: str, port: int) -> AsyncIterator[None]:
+async def _grpc(methods: list[Method], host: str, port: int) -> AsyncIterator[int]:
     addresses.check_free(host, port, "health_grpc_port")
     # The load of probes is not worth grpc's core.
     server = GrpcioTransport(methods, _MAX_BYTES, reflection=False)
@@ -45,21 +51,22 @@ async def _grpc(methods: list[Method], host: str, port: int) -> AsyncIterator[No
     await server.start()
     _log.info("health alone, in plain text: gRPC on port %d", bound)
     try:
-        yield
+        yield bound
     finally:
         await server.stop(_GRACE_S)
 
 
 @contextlib.asynccontextmanager
-async def _http(methods: list[Method], host: str, port: int) -> AsyncIterator[None]:
+async def _http(methods: list[Method], host: str, port: int) -> AsyncIterator[int]:
     listening = addresses.listen(host, port, "health_http_port")
     http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
+    bound = listening.getsockname()[1]
     budget = MemoryBudget(2 * _MAX_BYTES)
     server = http.HttpServer(http.routed(methods, Limits(budget, _MAX_BYTES), InFlight()), listening, budget)
     serving = asyncio.create_task(server.serve())
-    _log.info("health alone, in plain text: HTTP on port %d", listening.getsockname()[1])
+    _log.info("health alone, in plain text: HTTP on port %d", bound)
     try:
-        yield
+        yield bound
     finally:
         server.stop()
         await serving

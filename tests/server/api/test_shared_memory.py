@@ -13,7 +13,7 @@ from cnnserve.api.regions import MAX_REGIONS, SharedMemory
 from cnnserve.errors import AlreadyExists, InvalidInput, LimitReached, RegionNotFound, Unsupported
 from cnnserve.wire import open_inference_pb2 as o
 from oip import Oip, floats, rows, tensor, with_parameter
-from support import CLASSES, RunningServer, picture, serving
+from support import CLASSES, RunningServer, as_other_user, picture, serving
 
 PREFIX = f"cnnserve-test-{os.getpid()}"
 
@@ -251,3 +251,13 @@ def test_an_owner_that_cuts_unlinks_and_leaves_harms_only_itself(
     assert (code, "was made smaller" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     assert floats(oip("ModelInfer", tensor())).argmax() == 1
     assert server.process.poll() is None
+
+
+def test_a_region_of_another_user_says_whose_permission_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch(mode=0o600 if os.geteuid() == 0 else 0)
+    tmp_path.chmod(0o755)
+    for folder in tmp_path.parents:
+        if folder.owner() == Path.home().owner() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o001)
+    with as_other_user(), pytest.raises(InvalidInput, match=r"Permission denied; let the server's user \d+ read and"):
+        SharedMemory(["mi"], tmp_path).register("region", "mine", 0, 1)

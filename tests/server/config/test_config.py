@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnserve.config import spelling
-from cnnserve.config.settings import ConfigError, ServerConfig
-from cnnserve.config.sources import doubts, from_sources
+from cnnserve.config.settings import ConfigError, ServerConfig, Setting
+from cnnserve.config.sources import doubts, from_sources, gather
 
 
 def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
@@ -173,9 +173,26 @@ def test_variables_of_kubernetes_and_of_the_client_pass_and_others_are_told(tmp_
     ]
 
 
-def test_a_service_link_in_place_of_a_port_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"CNNSERVE_GRPC_PORT is 'tcp://.*Kubernetes .* enableServiceLinks: false"):
-        from_sources(["--repository", str(tmp_path)], {"CNNSERVE_GRPC_PORT": "tcp://10.0.0.1:8001"})
+def test_a_service_link_in_place_of_a_port_has_no_effect_and_is_told(tmp_path: Path) -> None:
+    """A Service named cnnserve-grpc sets the variable of a setting in every pod."""
+    file = tmp_path / "c.toml"
+    file.write_text("grpc_port = 9001\n")
+    environment = {"CNNSERVE_GRPC_PORT": "tcp://10.0.0.1:8001", "CNNSERVE_CONFIG": str(file)}
+    assert from_sources(["--repository", str(tmp_path)], environment).grpc_port == 9001
+    (told,) = doubts({}, environment)
+    assert "CNNSERVE_GRPC_PORT is 'tcp://10.0.0.1:8001', which Kubernetes sets" in told
+    assert "Set enableServiceLinks: false" in told
+
+
+def test_the_defaults_of_an_image_give_way_to_everything_else(tmp_path: Path) -> None:
+    defaults, file = tmp_path / "image.toml", tmp_path / "c.toml"
+    defaults.write_text(f'repository = "{tmp_path}"\nhost = "0.0.0.0"\ngrpc_port = 1\nhttp_port = 2\n')
+    file.write_text("grpc_port = 3\nhttp_port = 4\n")
+    environment = {"CNNSERVE_DEFAULTS": str(defaults), "CNNSERVE_CONFIG": str(file), "CNNSERVE_HTTP_PORT": "5"}
+    settings = gather({}, environment)
+    assert settings["host"] == Setting("0.0.0.0", "image.toml: host")
+    assert (settings["repository"].value, settings["grpc_port"].value, settings["http_port"].value) == (tmp_path, 3, 5)
+    assert doubts({}, {"CNNSERVE_DEFAULTS": str(defaults), "CNNSERVE_HTTP_PORT": "5"}) == []
 
 
 def test_single_models_and_a_repository_exclude_each_other(tmp_path: Path) -> None:

@@ -29,10 +29,19 @@ INDICES = (
 LIBRARY = "Failed to load libcudnn: libcudnn.so.9: cannot open shared object file: No such file or directory"
 
 
+OLD_DRIVER = (
+    "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version; "
+    "install NVIDIA driver 580 or newer on the host, which CUDA 13 needs"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (DRIVER, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"),
+        (
+            DRIVER,
+            OLD_DRIVER,
+        ),
         (OPERATOR, "Fatal error: my:Foo(-1) is not a registered function/op"),
         (INDICES, "Got invalid dimensions for input: x for the following indices: index: 0 Got: 2 Expected: 1"),
         ("", "no reason given"),
