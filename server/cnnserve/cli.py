@@ -88,6 +88,8 @@ _COMMANDS = {
         "completion",
     ),
 }
+# `cnnserve classify --ray`, which needs no server.
+_CLASSIFY_ON_RAY = _Command("cnnserve.tools.offline.cli", "classify", "", "cpu,ray")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if extras.image() and words[0].startswith("-"):
         # `docker run IMAGE --grpc-port 9001`: the arguments of a container replace the word "serve".
         words.insert(0, "serve")
-    command = _COMMANDS.get(words[0])
+    command = _CLASSIFY_ON_RAY if words[0] == "classify" and "--ray" in words else _COMMANDS.get(words[0])
     if command is None:
         spelling = importlib.import_module("cnnserve.config.spelling")
         guess = spelling.guess(words[0], _COMMANDS)

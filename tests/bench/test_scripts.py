@@ -41,14 +41,15 @@ BENCHMARKS = {
     "preprocessing": ["--rounds", "1"],
     "reduced_precision": ["--models", "lenet5"],
     "row_checks": [*ONE, *KEPT],
+    "sizing": [*ONE, *KEPT, "--seconds", "0.1"],
     "throughput": [*ONE, *KEPT, "--seconds", "0.2", "--again", "0"],
     "transport": ["--rounds", "1", *KEPT, "--seconds", "0.2"],
     "fairness": ["--rounds", "1", *KEPT, "--seconds", "0.5"],
     "latency_target": [*ONE, *KEPT, "--seconds", "0.1", "--target-ms", "50"],
 }
-# What the tests below start by themselves, and what is no script.
-HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "raw", "uncounted_server"}
-MODULES = {"harness", "machine"}
+# What the tests below, or `make ray-bench`, start by themselves, and what is no script.
+HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "raw", "ray_serve", "uncounted_server"}
+MODULES = {"harness", "machine", "ray_cluster"}
 
 
 def command(script: str, arguments: Sequence[str | Path]) -> list[str]:
@@ -90,8 +91,8 @@ def test_a_benchmark_gives_its_verdict_and_keeps_its_result(tmp_path: Path, scri
     assert result["benchmark"] == script
     assert result["machine"]["cores"] > 0
     verdicts = re.findall(r"^ +(ok|MISSED) ", said, re.MULTILINE)
-    # int8 has a target for ResNet-50 only, before has none.
-    assert verdicts or script in ("int8", "before"), said
+    # int8 has a target for ResNet-50 only, before and sizing have none.
+    assert verdicts or script in ("int8", "before", "sizing"), said
     assert done.returncode == (1 if "MISSED" in verdicts else 0), said
 
 

@@ -26,6 +26,7 @@ def classify_parser() -> argparse.ArgumentParser:
     """Returns the parser of `cnnserve classify`."""
     parser = client_parser("classify", "Classify images with a model of a running server.", timeout_s=30.0)
     classifying.add_flags(parser)
+    parser.epilog = "Without a server, on a Ray cluster: see cnnserve classify --ray --help."
     return parser
 
 

@@ -1,0 +1,137 @@
+"""`cnnserve classify --ray`: classifies stored images on a Ray cluster, without a server."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnserve.config.settings import ConfigError
+from cnnserve.config.spelling import Parser
+from cnnserve.errors import InvalidInput, ServingError
+from cnnserve.repository import folders
+from cnnserve.tools.offline import runs
+from cnnserve_client.commands import sources
+
+_TABLE = ".parquet"
+
+
+def classify(arguments: Sequence[str]) -> int:
+    """Classifies images into a folder of parquet files. Returns the exit status: 1 for an error or a failed image."""
+    options = parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except (ServingError, ConfigError) as error:
+        print(f"cnnserve classify --ray: {error}", file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of `cnnserve classify --ray`."""
+    made = Parser(
+        prog="cnnserve classify --ray",
+        description="Classify stored images on a Ray cluster, without a server. A second start goes on where the first "
+        "ended.",
+    )
+    made.add_argument("inputs", nargs="+", metavar="IMAGES|PARQUET", help="image files and folders, or parquet files")
+    made.add_argument("--ray", action="store_true", required=True, help="classify on a Ray cluster")
+    made.add_argument("--repository", required=True, type=Path, metavar="DIR", help="model repository, on every node")
+    made.add_argument("--model", required=True, help="name of the model")
+    made.add_argument("--version", type=int, default=0, help="number of the version (default: the newest)")
+    made.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the parquet files")
+    made.add_argument("--column", default="image", help="column of encoded images in parquet files (default: image)")
+    made.add_argument("--top-k", type=int, default=0, metavar="K", help="number of classes per image (default: 5)")
+    made.add_argument("--part-images", type=int, default=1024, metavar="N", help="images per part (default: 1024)")
+    made.add_argument("--cpus", type=float, default=1.0, help="CPUs of each worker (default: 1)")
+    made.add_argument("--gpus", type=float, default=0.0, help="GPUs of each worker (default: 0, run on CPUs)")
+    made.add_argument(
+        "--workers", type=int, default=0, help="number of workers (default: as many as there is room for)"
+    )
+    made.add_argument("--ray-address", default="auto", help="Ray cluster, or local to start one (default: auto)")
+    return made
+
+
+def _run(options: argparse.Namespace) -> int:
+    for name, least in (("top_k", 0), ("part_images", 1), ("workers", 0), ("cpus", 0), ("gpus", 0), ("version", 0)):
+        if getattr(options, name) < least:
+            raise InvalidInput(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least {least}")
+    data = importlib.import_module("cnnserve.tools.offline.data")
+    ray = importlib.import_module("ray")
+    repository = options.repository.absolute()
+    version = options.version or _newest(repository, options.model)
+    work = data.task(str(repository), options.model, version, top_k=options.top_k, cpus=options.cpus, gpus=options.gpus)
+    parts = _parts(data, options)
+    what = {"model": options.model, "version": version, "top_k": options.top_k, "column": options.column}
+    output = options.output.absolute()
+    left = runs.open_run(output, parts, what)
+    if len(left) < len(parts):
+        print(f"{output} has {len(parts) - len(left)} of {len(parts)} parts already", file=sys.stderr)
+    if not left:
+        return 0
+    try:
+        ray.init(address=None if options.ray_address == "local" else options.ray_address, log_to_driver=False)
+    except ConnectionError as error:
+        raise InvalidInput(f"no Ray cluster at {options.ray_address}: {error}; use --ray-address local") from error
+    try:
+        most = options.workers or _room(ray.cluster_resources(), options)
+        return _count(
+            data.run_parts(
+                left,
+                work,
+                output,
+                column=options.column,
+                cpus=options.cpus,
+                gpus=options.gpus,
+                actors=(1, min(most, len(left))),
+            )
+        )
+    except ray.exceptions.RayError as error:
+        raise InvalidInput(f"the run has ended early; start it again to go on: {error}") from error
+    finally:
+        ray.shutdown()
+
+
+def _count(rows: Any) -> int:
+    images = errors = 0
+    for row in rows:
+        images += row["images"]
+        errors += row["errors"]
+        print(f"\r{images:,} images, {errors:,} failed", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _newest(repository: Path, model: str) -> int:
+    versions = folders.find(repository, model).versions
+    if not versions:
+        raise InvalidInput(f"model {model!r} has no version in {repository}")
+    return max(versions)
+
+
+def _room(resources: dict[str, float], options: argparse.Namespace) -> int:
+    """Returns how many workers the cluster has room for."""
+    rooms = [resources.get(kind, 0) // share for kind, share in (("CPU", options.cpus), ("GPU", options.gpus)) if share]
+    most = int(min(rooms, default=1))
+    if most < 1:
+        raise InvalidInput(
+            f"the cluster has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs, too few for one "
+            f"worker with --cpus {options.cpus:g} --gpus {options.gpus:g}"
+        )
+    return most
+
+
+def _parts(data: Any, options: argparse.Namespace) -> list[runs.Part]:
+    tables = [name for name in options.inputs if name.endswith(_TABLE)]
+    if not tables:
+        entries = list(sources.find(options.inputs))
+        if wrong := next((entry for entry in entries if entry.error is not None), None):
+            raise InvalidInput(f"{wrong.name}: {wrong.error}")
+        if any(entry.name == sources.STANDARD_INPUT for entry in entries):
+            raise InvalidInput("standard input (-) cannot be classified with --ray; name files or folders")
+        paths = (str(Path(entry.name).absolute()) for entry in entries)
+        return list(runs.image_parts(paths, options.part_images))
+    if len(tables) < len(options.inputs):
+        raise InvalidInput("the inputs are images and parquet files; classify them in two runs")
+    found = [str(Path(table).absolute()) for table in tables]
+    return runs.table_parts([(table, data.row_groups(table, options.column)) for table in found])
