@@ -46,6 +46,7 @@ BENCHMARKS = {
     "transport": ["--rounds", "1", *KEPT, "--seconds", "0.2"],
     "fairness": ["--rounds", "1", *KEPT, "--seconds", "0.5"],
     "latency_target": [*ONE, *KEPT, "--seconds", "0.1", "--target-ms", "50"],
+    "layouts": [*ONE, *KEPT, "--seconds", "0.05", "--budget", "2s"],
 }
 # What the tests below, or `make ray-bench`, start by themselves, and what is no script.
 HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "raw", "ray_serve", "uncounted_server"}
