@@ -94,6 +94,7 @@ pictures: setup ## make the pictures of README and docs again, from real command
 	$(BIN)/python docs/pictures/make.py
 	$(BIN)/python docs/pictures/dashboard.py
 	$(BIN)/python docs/pictures/page.py
+	$(BIN)/python docs/pictures/tools.py
 
 soak: setup ## minutes of load, bursts, hostile clients, reloads, kills and changing versions (SOAK_MINUTES=10)
 	CNNSERVE_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/soak
