@@ -238,6 +238,26 @@ def test_without_the_page_its_routes_do_not_exist(tmp_path: Path) -> None:
         assert client.get("/v2").status_code == 200
 
 
+async def test_the_stream_of_a_client_that_does_not_read_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_EVERY_S", 0.0)
+    monkeypatch.setattr(live, "_MOST_UNREAD", 2)
+    now = Snapshot((), 0, 0, 0, 0, 0, "", "")
+    ending = asyncio.Event()
+    looked = live.Live(lambda: now, ending)
+    slow, quick = looked._events(), looked._events()
+    await anext(slow)
+    await anext(quick)
+    async with asyncio.timeout(HANG_S):
+        # The slow one is behind by more than it may be.
+        while len(looked._viewers) == 2:
+            assert b'"models":{}' in await anext(quick)
+        assert [event async for event in slow] == []
+        ending.set()
+        async for _ in quick:
+            pass
+    assert looked._viewers == set()
+
+
 def test_nothing_is_measured_if_nobody_looks() -> None:
     def snapshot() -> Snapshot:
         raise AssertionError("measured")

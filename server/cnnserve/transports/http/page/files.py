@@ -54,7 +54,7 @@ class Files:
         """Returns a file, or status 304 if the client has it. Raises `HTTPException` with status 404."""
         if self._files is None:
             self._files = await asyncio.to_thread(_read)
-        name = exchange.request.url.path.removeprefix("/page").lstrip("/") or "index.html"
+        name = exchange.request.scope["path"].removeprefix("/page").lstrip("/") or "index.html"
         file = self._files.get(name)
         if file is None:
             raise HTTPException(404, f"file {name[:100]!r} does not exist")

@@ -88,6 +88,10 @@ class Live:
                 queue.put_nowait(event)
             except asyncio.QueueFull:
                 self._viewers.discard(queue)
+                # Its stream ends: what it has not read would be old.
+                while not queue.empty():
+                    queue.get_nowait()
+                queue.put_nowait(None)
 
 
 def measured(before: Snapshot, now: Snapshot, seconds: float) -> dict[str, Any]:
