@@ -79,6 +79,8 @@ def main() -> int:
                         server_pid=server.pid,
                         warm_up_s=min(1.0, options.seconds),
                     )
+                    if not load["server_cpu_us"]:
+                        raise SystemExit(f"no CPU time was counted in {options.seconds:g} s; raise --seconds")
                     runs[cell].append(load["server_cpu_us"])
             results[model] = _summary({cell: harness.median(values) for cell, values in runs.items()}, manifest)
             _print(model, results[model])

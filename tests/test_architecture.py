@@ -43,7 +43,7 @@ FORBIDDEN = [
     ("nvml", "cnnserve.transports.http.exposition", "import pynvml"),
     ("opentelemetry", "cnnserve.api.observing", "import opentelemetry"),
     ("ray", "cnnserve.transports.ray_calls", "import ray"),
-    ("rooms", "cnnserve.assembly", "import cnnserve.transports.ray_calls"),
+    ("rooms", "cnnserve.assembly.parts", "import cnnserve.transports.ray_calls"),
     ("onnxruntime", "cnnserve.runtime.workers", "import onnxruntime"),
     ("pillow", "cnnserve.model.loader", "import PIL"),
     ("opencv", "cnnserve.images.geometry", "import cv2"),

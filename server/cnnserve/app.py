@@ -25,7 +25,7 @@ from cnnserve.api.classifier import ClassifierService
 from cnnserve.api.methods import Method
 from cnnserve.api.open_inference import InferenceService
 from cnnserve.api.page import PageService
-from cnnserve.assembly import access_control, assemble, cpu_threads, load_first, models_of
+from cnnserve.assembly.parts import access_control, assemble, cpu_threads, load_first, models_of
 from cnnserve.config.settings import COMPRESSION_LEVELS, ConfigError, ServerConfig
 from cnnserve.errors import ServingError
 from cnnserve.process import heap, listening, open_files, signals

@@ -41,7 +41,7 @@ BENCHMARKS = {
     "preprocessing": ["--rounds", "1"],
     "reduced_precision": ["--models", "lenet5"],
     "row_checks": [*ONE, *KEPT],
-    "sizing": [*ONE, *KEPT, "--seconds", "0.1"],
+    "sizing": [*ONE, *KEPT, "--seconds", "0.4"],
     "throughput": [*ONE, *KEPT, "--seconds", "0.2", "--again", "0"],
     "transport": ["--rounds", "1", *KEPT, "--seconds", "0.2"],
     "fairness": ["--rounds", "1", *KEPT, "--seconds", "0.5"],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from cnnserve import assembly
+from cnnserve.assembly import parts
 from cnnserve.errors import ModelNotReady, ServingError
 from cnnserve.model.version import Class, Model
 from cnnserve.transports.ray_plan import Plan
@@ -38,8 +38,8 @@ class Worker:
 
     async def _start(self) -> None:
         config = self._task.plan.config(self._task.plan.deployments[self._task.model])
-        self._parts = assembly.assemble(config)
-        await assembly.load_first(config, self._parts.registry)
+        self._parts = parts.assemble(config)
+        await parts.load_first(config, self._parts.registry)
         self._model: Model = self._parts.registry.get(self._task.model)
 
     @property

@@ -1,0 +1,4 @@
+"""Puts the parts of a server together, without its ports. `app` adds the ports; Ray's replicas have none.
+
+This package imports nothing.
+"""
