@@ -26,7 +26,7 @@ GRPCIO_CORE := 1.80.1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants interop remote platforms ray-test ray-bench manifests image-test clean
+.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants bench-gate interop remote platforms ray-test ray-bench manifests image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ pictures: setup ## make the pictures of README and docs again, from real command
 	$(BIN)/python docs/pictures/dashboard.py
 	$(BIN)/python docs/pictures/page.py
 	$(BIN)/python docs/pictures/tools.py
+
+bench-gate: setup ## ratios to limits of this machine, compared with earlier runs (3 minutes, a quiet machine)
+	$(BIN)/python bench/gate.py
 
 soak: setup ## minutes of load, bursts, hostile clients, reloads, kills and changing versions (SOAK_MINUTES=10)
 	CNNSERVE_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest tests/soak

@@ -29,6 +29,7 @@ BENCHMARKS = {
     "classify_folder": ["--images", "20", "--rounds", "1"],
     "cold_start": [*ONE, *KEPT],
     "export_table": ["--models", "lenet5", "--max-batch-size", "4"],
+    "gate": ["--rounds", "1", "--seconds", "0.2", "--network", "lenet5", *KEPT],
     "golden_set": ["--models", "lenet5", "--filters", "4", "--classes", "2"],
     "guessing": [*KEPT, "--guesses", "200"],
     "instances": [*ONE, *KEPT, "--seconds", "0.2"],
@@ -50,7 +51,7 @@ BENCHMARKS = {
 }
 # What the tests below, or `make ray-bench`, start by themselves, and what is no script.
 HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "raw", "ray_serve", "uncounted_server"}
-MODULES = {"harness", "machine", "ray_cluster"}
+MODULES = {"harness", "machine", "noise", "ray_cluster"}
 
 
 def command(script: str, arguments: Sequence[str | Path]) -> list[str]:
@@ -87,7 +88,7 @@ def test_a_benchmark_gives_its_verdict_and_keeps_its_result(tmp_path: Path, scri
     )
     said = done.stdout + done.stderr
     assert "Traceback" not in said
-    (file,) = (tmp_path / "results").iterdir()
+    (file,) = (tmp_path / "results").glob("*.json")
     result = json.loads(file.read_text())
     assert result["benchmark"] == script
     assert result["machine"]["cores"] > 0
