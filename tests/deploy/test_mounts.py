@@ -51,7 +51,11 @@ def test_a_server_takes_whatever_kserve_mounts(tmp_path: Path, mounted: str) -> 
     for path in before:
         path.chmod(0o555 if path.is_dir() else 0o444)
     with serving(tmp_path / "log", copy / mounted, "--single-model-name", "digits") as server:
-        assert served(server.address) == [("lenet5" if mounted == "." else "digits", ["1"])]
+        name = "lenet5" if mounted == "." else "digits"
+        assert served(server.address) == [(name, ["1"])]
+        with Client(server.address) as client:
+            assert client.is_healthy(name), server.log
+            assert client.classify(REPOSITORY / "lenet5" / "1" / "golden.png", model=name, top_k=1).results[0].ok
     # Nothing was written beside the models.
     assert sorted(copy.rglob("*")) == before
 

@@ -65,9 +65,14 @@ def of(folder: ModelFolder, tree: Tree | None = None) -> pb.ModelConfig | None:
     if folder.config:
         return parse_json(folder.config, folder.name)
     if tree is not None:
-        return _read(tree, folder.name, folder.config_file)
+        return _read(tree, _stated(folder), folder.config_file)
     with _opened(folder.open) as opened:
-        return None if opened is None else _read(opened, folder.name, folder.config_file)
+        return None if opened is None else _read(opened, _stated(folder), folder.config_file)
+
+
+def _stated(folder: ModelFolder) -> str:
+    """Returns the name that the config file has to state, if it states one; "": any."""
+    return "" if folder.alias else folder.name
 
 
 def allows_unverified(folder: ModelFolder, tree: Tree) -> bool:
@@ -77,7 +82,7 @@ def allows_unverified(folder: ModelFolder, tree: Tree) -> bool:
     """
     if folder.config:
         parse_json(folder.config, folder.name)
-    config = _read(tree, folder.name, folder.config_file)
+    config = _read(tree, _stated(folder), folder.config_file)
     text = config.parameters[ALLOW_UNVERIFIED].string_value if config and ALLOW_UNVERIFIED in config.parameters else "0"
     return flag("parameter", ALLOW_UNVERIFIED, text)
 
@@ -154,7 +159,7 @@ def parse_json(text: str, model: str) -> pb.ModelConfig:
 
 
 def _checked(config: pb.ModelConfig, model: str) -> pb.ModelConfig:
-    if config.name and config.name != model:
+    if model and config.name and config.name != model:
         raise ModelLoadFailed(f'{CONFIG_FILE}: name is "{config.name}", the folder is "{model}"; make them equal')
     _check_enums(config)
     _refuse_unsupported(config)

@@ -41,7 +41,7 @@ class ModelFolder:
     instead of config.pbtxt if it exists. `unreadable`: why the folder cannot be listed now; "": it can. `verified`: the
     model has had a version with a manifest, so one without needs the consent of the config file. `trust`: the keys that
     must have signed the files; None: signatures do not matter. `asked`: the name of the ONNX file that was asked for;
-    "": any.
+    "": any. `alias`: who runs the server gave the name, so the files may be those of a model of another name.
     """
 
     name: str
@@ -53,6 +53,7 @@ class ModelFolder:
     verified: bool = False
     trust: Trust | None = None
     asked: str = ""
+    alias: bool = False
 
     @property
     def mounted(self) -> bool:
@@ -109,7 +110,7 @@ class NamedModels:
     def folder(self, name: str, config_name: str = "", trust: Trust | None = None) -> ModelFolder:
         """Returns a model's folder under its name. Raises `ModelNotFound`."""
         place = self.place(name)
-        folder = model_folder(place, config_name, name, trust)
+        folder = replace(model_folder(place, config_name, name, trust), alias=True)
         path = self._paths[name]
         if path == place:
             path = place / MODEL_FILE

@@ -36,8 +36,8 @@ def check_place(manifest: Manifest, model: str, version: int) -> None:
 
 
 def check_own_place(manifest: Manifest, folder: ModelFolder, version: int) -> None:
-    """Does the same for a version in a model's folder. The name of a version's folder that was mounted is an alias."""
-    check_place(manifest, manifest.model if folder.mounted else folder.name, version)
+    """Does the same for a version in a model's folder. A name that was given to the folder is an alias."""
+    check_place(manifest, manifest.model if folder.mounted or folder.alias else folder.name, version)
 
 
 def check_contract(manifest: Manifest) -> None:
