@@ -28,6 +28,8 @@ _BY_NAME = (
     "uvicorn.protocols.http.httptools_impl",
     "uvicorn.supervisors.watchfilesreload",
 )
+# Commands that people run by hand, and that may take their time.
+_TOOLS = ("cnnserve.doctor", "cnnserve.tools")
 
 
 def _import_all() -> None:
@@ -35,7 +37,7 @@ def _import_all() -> None:
         found = importlib.import_module(package)
         for module in pkgutil.walk_packages(found.__path__, f"{package}.", onerror=lambda _: None):
             # Not `__main__`, which would run; some modules need packages that this image does not have.
-            if not module.name.endswith("__main__"):
+            if not module.name.endswith("__main__") and not module.name.startswith(_TOOLS):
                 with contextlib.suppress(ImportError):
                     importlib.import_module(module.name)
 
