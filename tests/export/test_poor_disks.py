@@ -53,7 +53,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("failing", "said"),
     [
-        (f"flock={errno.ENOLCK}", "cannot lock: of exports at the same time"),
+        (f"flock={errno.ENOLCK}", "cannot lock: of exports or pulls at the same time"),
         (f"flock={errno.EBADF}", "cannot lock"),
         (f"fsync={errno.EINVAL}", "cannot flush: the version may be lost"),
         (f"chmod={errno.EPERM}", "cannot set modes: check that the user of the server may read"),
