@@ -199,6 +199,11 @@ class DynamicBatcher:
         return len(self._queue)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no request is admitted or in a run."""
+        return not self._running and not self._admitted.total()
+
+    @property
     def is_untimed(self) -> bool:
         """Whether no queue has a timeout."""
         policies = (self._policy.queue, *self._policy.priority_queues.values())

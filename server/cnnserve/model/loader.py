@@ -23,12 +23,14 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.images.preprocessing import Preprocessor
 from cnnserve.model import classification, proving
+from cnnserve.model.layout_cache import LayoutCache
 from cnnserve.model.retest import Retest, TakeOut
 from cnnserve.model.version import Model, ModelInfo
 from cnnserve.model_config import execution as executions
 from cnnserve.model_config import image_settings, pbtxt, warmup
 from cnnserve.model_config.execution import Device
 from cnnserve.model_config.in_force import effective, report
+from cnnserve.model_config.layout import is_automatic
 from cnnserve.model_config.settings import Settings, resolve
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.repository import manifest as manifests
@@ -82,13 +84,15 @@ def open_version(
     load_timeout_s: float = LOAD_TIMEOUT_S,
     build_timeout_s: float = BUILD_TIMEOUT_S,
     counts_drift: bool = True,
+    layouts: LayoutCache | None = None,
 ) -> OpenVersion:
     """Loads and tests one version from its files. Blocks. Raises `ModelLoadFailed` with the reason.
 
     `engine_cache`: folder for TensorRT's engines. `device`: device of a model whose config names none. `budget` counts
     the memory of images while they are decoded. `on_stage` is called on this thread with the name of each long stage.
     Nobody waits longer than `load_timeout_s` for a load, or `build_timeout_s` if it builds TensorRT's engines, so the
-    self-test ends a run that takes longer.
+    self-test ends a run that takes longer. `layouts`: the layouts that were found for models whose config leaves it to
+    the server; None: it does not find any.
     """
     folder, version = files.folder, files.version
     config = pbtxt.of(folder, files.shared)
@@ -101,6 +105,8 @@ def open_version(
         files.check_others()
         if manifest is not None:
             _check_graph(manifest, model)
+        config, wants_layout = _with_layout(config, execution, layouts, model)
+        execution = executions.read(config, device)
         execution, sessions = open_sessions(model, execution, cpu_threads, engine_cache, on_stage)
         names = [] if manifest is not None else [output.name for output in sessions[0].outputs]
         with model.model.open() as file:
@@ -142,6 +148,7 @@ def open_version(
         findings.placement,
         effective(config, settings, execution, model_file.partition("/")[0]),
         folder,
+        wants_layout=wants_layout and settings.fixed_batch is None and -1 not in settings.row_shape,
     )
     report(
         info.config,
@@ -159,6 +166,17 @@ def open_version(
         functools.partial(examine, warmups=(), extra_s=math.inf) if findings.self_test else None,
         counts_drift,
     )
+
+
+def _with_layout(
+    config: ModelConfig | None, execution: executions.Execution, layouts: LayoutCache | None, model: OnnxFiles
+) -> tuple[ModelConfig | None, bool]:
+    """Returns the config with the layout that was found, or the same config and whether one is to be found."""
+    automatic = is_automatic(config, by_default=layouts is not None and layouts.by_default)
+    if layouts is None or not automatic or execution.gpus or execution.batch_buckets is not None:
+        return config, False
+    found = layouts.get(model.digest)
+    return (config, True) if found is None else (found.applied(config), False)
 
 
 def start(opened: OpenVersion, decoders: DecodingPool, take_out: TakeOut) -> Model:

@@ -57,6 +57,9 @@ class ModelInfo:
     # Where the version's files were when it was loaded. No client sees it.
     folder: ModelFolder | None = None
 
+    # Whether the server is to find the layout, and has not found it yet.
+    wants_layout: bool = False
+
     @property
     def rows(self) -> ClassRows:
         """What the rows of the classes are, as the manifest declares or the probe found."""
@@ -139,6 +142,11 @@ class Model:
     def waiting(self) -> int:
         """Number of requests that wait for an instance."""
         return self._batcher.waiting
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is accepted and not yet answered."""
+        return self._batcher.is_idle
 
     async def infer(
         self, tensor: Rows, deadline_ns: int | None = None, priority: int = 0, timeout_us: int = 0

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cnnserve.errors import ModelLoadFailed
+from cnnserve.model_config.parameters import LAYOUT, bad_value
 from cnnserve.wire import model_config_pb2 as pb
 
 THREADS = "intra_op_thread_count"
@@ -47,3 +49,19 @@ def is_stated(config: pb.ModelConfig | None) -> bool:
         or batching.preferred_batch_size
         or batching.max_queue_delay_microseconds
     )
+
+
+def is_automatic(config: pb.ModelConfig | None, *, by_default: bool) -> bool:
+    """Returns whether the server is to find the layout. `by_default`: of models whose config leaves that open.
+
+    Raises `ModelLoadFailed` if the config asks for that and states a layout.
+    """
+    word = config.parameters[LAYOUT].string_value if config is not None and LAYOUT in config.parameters else ""
+    if word not in ("", "auto", "fixed"):
+        raise bad_value("parameter", LAYOUT, word, "auto or fixed")
+    if word == "auto" and is_stated(config):
+        raise ModelLoadFailed(
+            f"config.pbtxt: parameter {LAYOUT} is auto, but instance_group, {THREADS} or dynamic_batching states a layout; "
+            "remove one of them"
+        )
+    return word == "auto" or (not word and by_default and not is_stated(config))

@@ -8,6 +8,7 @@ from cnnserve.errors import ModelLoadFailed
 _PREFIX = "cnnserve."
 # Parameters of this server. `execution` reads those without a comment.
 ALLOW_UNVERIFIED = "cnnserve.allow_unverified"
+LAYOUT = "cnnserve.layout"
 TARGET = "cnnserve.target_p99_ms"
 OWN_PARAMETERS = (
     "cnnserve.allow_cpu_fallback",
@@ -19,7 +20,8 @@ OWN_PARAMETERS = (
     "cnnserve.max_pixels",
     "cnnserve.preprocess",
     "cnnserve.run_timeout_s",
-    # `settings` reads the next one.
+    # `layout` reads the next one, `settings` the last.
+    LAYOUT,
     TARGET,
 )
 

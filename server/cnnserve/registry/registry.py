@@ -24,7 +24,7 @@ from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.wanted_versions import Plan
 from cnnserve.repository import folders
 from cnnserve.repository import manifest as manifests
-from cnnserve.repository.folders import ModelFolder
+from cnnserve.repository.folders import Fingerprint, ModelFolder
 from cnnserve.repository.signature import Trust
 
 _log = logging.getLogger(__name__)
@@ -216,6 +216,18 @@ class Registry:
         for (entry, _), labels in zip(models, await on_thread(read), strict=True):
             entry.labels = labels
 
+    async def folder(self, name: str, version: VersionEntry) -> ModelFolder:
+        """Returns the folder of a model as the load of one of its versions saw it. Raises `ModelNotFound`."""
+        config = version.fingerprint.config if isinstance(version.fingerprint, Fingerprint) else ""
+        return (await self._plan(name, None, config)).folder
+
+    async def renew(self, name: str, old: VersionEntry) -> None:
+        """Loads a READY version again and replaces it, although its files have not changed. No request is lost.
+
+        If the version does not serve any more, or if the load fails, nothing changes.
+        """
+        await self._run(self._renew(name, old))
+
     def stop_loading(self) -> None:
         """Makes every later load fail, and loads in progress fail at once, also if the file system does not respond."""
         self._closing = True
@@ -335,6 +347,22 @@ class Registry:
             _tell_of_older(folder, entry, new.version)
         self._changed()
         return new.reason
+
+    async def _renew(self, name: str, old: VersionEntry) -> None:
+        async with self._lock(name):
+            entry = self._models.get(name)
+            if self._closing or entry is None or entry.versions.get(old.version) is not old or old.model is None:
+                return
+            folder = replace(await self.folder(name, old), verified=name in self._verified)
+            new = VersionEntry(old.version, old.fingerprint)
+            await self._opener.open(folder, new, self._changed)
+            # The version may have been taken out of service meanwhile.
+            if new.state is State.READY and old.state is State.READY:
+                entry.put(new)
+                await self._retire(old)
+            elif new.model is not None:
+                await self._retire(new)
+            self._changed()
 
     async def _drop(self, entry: ModelEntry, numbers: list[int]) -> None:
         await asyncio.gather(*(self._retire(entry.versions[number]) for number in numbers))

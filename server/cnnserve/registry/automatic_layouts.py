@@ -1,0 +1,166 @@
+"""Finds the layouts of models while the server has nothing else to do, and switches to them.
+
+A model serves with the layout of its config meanwhile. Measurements run only while no model has a request; the first
+request ends the measurement under way, which is repeated later. The layout that was found goes into the cache, and the
+version is loaded again, with it, and replaces itself.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+from cnnserve.errors import ServingError
+from cnnserve.model.layout_cache import LayoutCache
+from cnnserve.model.layout_search import Axes, Goal, Measurement, OutOfBudget, Search, shapes
+from cnnserve.model.layouts import IN_FLIGHT, Layouts, Load
+from cnnserve.model.loader import model_file_of, read_manifest
+from cnnserve.model_config import pbtxt
+from cnnserve.model_config.layout import Layout
+from cnnserve.process.threads import on_thread
+from cnnserve.registry.lifecycle import State, VersionEntry
+from cnnserve.registry.registry import Registry
+from cnnserve.repository import onnx_files
+from cnnserve.repository.folders import ModelFolder
+from cnnserve.repository.version_files import VersionFiles
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+# Measurements of one model, and each of them.
+_BUDGET_S, _EACH_S = 3.0, 0.2
+# How long no request must have come before a measurement begins, and how often that is looked at.
+_IDLE_S, _LOOK_S = 0.5, 0.005
+# A p99 may become this many times that of the layout before.
+_WORSE = 1.2
+
+
+class AutomaticLayouts:
+    """Finds the layouts of all versions that want one. Use it on the event loop."""
+
+    def __init__(self, registry: Registry, cache: LayoutCache) -> None:
+        self._registry = registry
+        self._cache = cache
+        self._change = asyncio.Event()
+        registry.on_change(self._change.set)
+        # Loads that were looked at; a reload is another one.
+        self._done: set[VersionEntry] = set()
+
+    async def run(self) -> None:
+        """Finds layouts until it is cancelled. Errors are logged."""
+        while True:
+            self._change.clear()
+            for name, version in self._wanting():
+                self._done.add(version)
+                try:
+                    await self._find(name, version)
+                except (ServingError, OSError) as error:
+                    _log.warning("model %s version %d keeps its layout: %s", name, version.version, error)
+            await self._change.wait()
+
+    def _wanting(self) -> list[tuple[str, VersionEntry]]:
+        ready = [(entry.name, version) for entry in self._registry.models for version in entry.ready]
+        self._done &= {version for _, version in ready}
+        return [
+            (name, version)
+            for name, version in ready
+            if version not in self._done and version.model is not None and version.model.info.wants_layout
+        ]
+
+    async def _find(self, name: str, version: VersionEntry) -> None:
+        await on_thread(self._cache.check)
+        folder = await self._registry.folder(name, version)
+        loop = asyncio.get_running_loop()
+        tuning = _Tuning(self._registry, loop)
+        # The search waits for its measurements, which run on the event loop.
+        work = on_thread(partial(self._search, folder, version.version, tuning), f"layout-{name}")
+        try:
+            digest, before, best, found = await work
+        finally:
+            tuning.ended = True
+        await on_thread(partial(self._cache.put, digest, best))
+        _log.info(
+            "model %s version %d: %s gives %.1f images/s, %s %.1f; %d layouts measured in %.1f s",
+            *(name, version.version, best, found[best].rate, before, found[before].rate, len(found), tuning.spent_s),
+        )
+        if best != before and version.state is State.READY:
+            await self._registry.renew(name, version)
+
+    def _search(
+        self, folder: ModelFolder, version: int, tuning: "_Tuning"
+    ) -> tuple[str, Layout, Layout, dict[Layout, Measurement]]:
+        with VersionFiles(folder, version) as files:
+            manifest = read_manifest(files)
+            name = model_file_of(files, pbtxt.of(folder, files.shared), manifest)
+            with contextlib.closing(onnx_files.load(files, name, manifest)) as model:
+                layouts = Layouts(files, model, self._cache.cpu_threads)
+                measure = partial(tuning.measure, layouts)
+                first = measure(layouts.current)
+                most = min(layouts.settings.max_batch_size, IN_FLIGHT)
+                batches = [1 << power for power in range(most.bit_length()) if 1 << power <= most]
+                axes = Axes(shapes(self._cache.cpu_threads), batches)
+                search = Search(axes, measure, Goal(_WORSE * first.p99_ms), most=max(len(axes) // 2, 8))
+                best = search.run(layouts.current)
+                return layouts.digest, layouts.current, best, dict(search.found)
+
+
+class _Tuning:
+    """Measures on the event loop for a search on another thread. `ended`: nobody waits for the search any more."""
+
+    def __init__(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
+        self._registry = registry
+        self._loop = loop
+        self._known: dict[Layout, Measurement] = {}
+        self.spent_s = 0.0
+        self.ended = False
+
+    def measure(self, layouts: Layouts, layout: Layout) -> Measurement:
+        """Returns the measurement of a layout. Blocks. Raises `OutOfBudget`."""
+        if self._known and self.spent_s >= _BUDGET_S:
+            raise OutOfBudget
+        load = None
+        while load is None:
+            self._on_loop(self._idle())
+            prepared = layouts.prepare(layout)
+            began = time.monotonic()
+            load = self._on_loop(self._measured(prepared.measure(layouts.row, _EACH_S)))
+        self.spent_s += time.monotonic() - began
+        measured = Measurement(load.rate, load.p50_ms, load.p99_ms, load.cpu_ms)
+        self._known[layout] = measured
+        return measured
+
+    def _on_loop(self, work: Coroutine[Any, Any, _T]) -> _T:
+        if self.ended:
+            work.close()
+            raise OutOfBudget
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _is_busy(self) -> bool:
+        return any(
+            version.model is not None and not version.model.is_idle
+            for entry in self._registry.models
+            for version in entry.versions.values()
+        )
+
+    async def _idle(self) -> None:
+        """Waits until no request has been there for `_IDLE_S`."""
+        since = time.monotonic()
+        while time.monotonic() < since + _IDLE_S:
+            await asyncio.sleep(_LOOK_S)
+            if self._is_busy():
+                since = time.monotonic()
+
+    async def _measured(self, work: Coroutine[Any, Any, Load]) -> Load | None:
+        """Returns the result of a measurement; None if a request came meanwhile."""
+        task = asyncio.create_task(work)
+        while not task.done():
+            await asyncio.wait((task,), timeout=_LOOK_S)
+            if self._is_busy() and not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                return None
+        return task.result()
