@@ -25,12 +25,20 @@ from cnnserve.api.classifier import ClassifierService
 from cnnserve.api.methods import Method
 from cnnserve.api.open_inference import InferenceService
 from cnnserve.api.page import PageService
-from cnnserve.assembly.parts import access_control, assemble, cpu_threads, load_first, models_of
+from cnnserve.assembly.parts import (
+    access_control,
+    assemble,
+    cpu_threads,
+    layout_cache,
+    load_first,
+    models_of,
+)
 from cnnserve.config.settings import COMPRESSION_LEVELS, ConfigError, ServerConfig
 from cnnserve.errors import ServingError
 from cnnserve.process import heap, listening, open_files, signals
 from cnnserve.process.threads import on_thread
 from cnnserve.registry import snapshot
+from cnnserve.registry.automatic_layouts import AutomaticLayouts
 from cnnserve.registry.control import POLL
 from cnnserve.registry.health import Health
 from cnnserve.registry.poller import Poller, watch_labels
@@ -156,6 +164,7 @@ async def serve(
     kept = (
         _load(config, registry, health, look),
         watch_labels(registry),
+        AutomaticLayouts(registry, layout_cache(config, threads)).run(),
         access.follow(reread, _keys(config, registry)),
     )
     keeping = [asyncio.create_task(work) for work in kept]

@@ -27,6 +27,7 @@ from cnnserve.config.settings import ConfigError, ServerConfig
 from cnnserve.errors import ServingError
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model import loader
+from cnnserve.model.layout_cache import LayoutCache
 from cnnserve.model_config.execution import Device
 from cnnserve.process import memory_limit
 from cnnserve.process.admission import MemoryBudget
@@ -193,6 +194,11 @@ def models_of(config: ServerConfig) -> Models:
     return config.repository
 
 
+def layout_cache(config: ServerConfig, threads: int) -> LayoutCache:
+    """Returns where the layouts that the server finds are kept."""
+    return LayoutCache(config.layout_cache, threads, by_default=config.auto_layout)
+
+
 def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, budget: MemoryBudget) -> Registry:
     """Returns the registry of the model repository. Nothing is loaded yet. Raises `ConfigError`, see `trusted_keys`."""
     trust = trusted_keys(config)
@@ -206,6 +212,7 @@ def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, bu
         load_timeout_s=config.load_timeout_s,
         build_timeout_s=config.build_timeout_s,
         counts_drift=not config.no_drift_metrics,
+        layouts=layout_cache(config, threads),
     )
     at_once = min(max(threads, _LOADS_AT_LEAST), _LOADS_AT_MOST)
     opener = VersionOpener(

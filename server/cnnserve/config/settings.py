@@ -25,6 +25,7 @@ _CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 # As browsers send it: scheme, host and port, without a path.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 LOAD_TIMEOUT_S, BUILD_TIMEOUT_S = 300.0, 3600.0
+DEFAULT_LAYOUT_CACHE = Path("~/.cache/cnnserve/layouts")
 DEFAULT_ENGINE_CACHE = Path("~/.cache/cnnserve/tensorrt")
 DEFAULT_PULL_CACHE = Path("~/.cache/cnnserve/models")
 
@@ -189,6 +190,15 @@ class ServerConfig:
     device: str = _setting("cpu", "device for models whose config.pbtxt names none: cpu or cuda")
     engine_cache: Path = dataclasses.field(
         default=DEFAULT_ENGINE_CACHE, metadata={"help": "folder in which TensorRT's engines are kept between starts"}
+    )
+    auto_layout: bool = _setting(
+        False,
+        "find the best instances, threads and batches of each model whose config.pbtxt states none, while the server has "
+        "nothing else to do (default: only of models with cnnserve.layout auto)",
+    )
+    layout_cache: Path = dataclasses.field(
+        default=DEFAULT_LAYOUT_CACHE,
+        metadata={"help": "folder in which layouts that were found are kept between starts"},
     )
     decode_threads: int = _setting(0, "threads that decode images; 0: one less than the CPU threads, at least 1")
     no_drift_metrics: bool = _setting(

@@ -61,7 +61,7 @@ def is_automatic(config: pb.ModelConfig | None, *, by_default: bool) -> bool:
         raise bad_value("parameter", LAYOUT, word, "auto or fixed")
     if word == "auto" and is_stated(config):
         raise ModelLoadFailed(
-            f"config.pbtxt: parameter {LAYOUT} is auto, but instance_group, {THREADS} or dynamic_batching states a layout; "
-            "remove one of them"
+            f"config.pbtxt: parameter {LAYOUT} is auto, but instance_group, {THREADS} or dynamic_batching states a "
+            "layout; remove one of them"
         )
     return word == "auto" or (not word and by_default and not is_stated(config))
