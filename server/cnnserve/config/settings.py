@@ -193,8 +193,8 @@ class ServerConfig:
     )
     auto_layout: bool = _setting(
         False,
-        "find the best instances, threads and batches of each model whose config.pbtxt states none, while the server has "
-        "nothing else to do (default: only of models with cnnserve.layout auto)",
+        "find the best instances, threads and batches of each model whose config.pbtxt states none, while the server "
+        "has nothing else to do (default: only of models with cnnserve.layout auto)",
     )
     layout_cache: Path = dataclasses.field(
         default=DEFAULT_LAYOUT_CACHE,

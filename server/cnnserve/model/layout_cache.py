@@ -39,7 +39,12 @@ class LayoutCache:
     def put(self, digest: str, layout: Layout) -> None:
         """Keeps the layout of a network. Raises `OSError`."""
         self.check()
-        data = {"instances": layout.instances, "threads": layout.threads, "batch": layout.batch, "delay_us": 0}
+        data: dict[str, int | str] = {
+            "instances": layout.instances,
+            "threads": layout.threads,
+            "batch": layout.batch,
+            "delay_us": 0,
+        }
         data |= {"processor": processor(), "cpu_threads": self.cpu_threads}
         handle, name = tempfile.mkstemp(prefix=".", dir=self.folder)
         try:

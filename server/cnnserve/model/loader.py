@@ -136,6 +136,9 @@ def open_version(
     class_count = manifest.class_count if manifest else findings.probe.class_count if findings.probe else 0
     if labels:
         _check_labels(f"model {folder.name} version {version}", labels, class_count, manifest)
+    inline = inline_runs(execution, workers, settings)
+    # The event loop runs the smallest models, which is faster than any layout once there are clients.
+    wants_layout = wants_layout and (inline is None or is_automatic(config, by_default=False))
     info = ModelInfo(
         folder.name,
         version,
@@ -156,7 +159,6 @@ def open_version(
         activation=info.rows.activation,
         encoded_images=ENCODED_IMAGES if preprocessor else "no",
     )
-    inline = inline_runs(execution, workers, settings)
     return OpenVersion(
         info,
         tuple(worker.instance for worker in workers),

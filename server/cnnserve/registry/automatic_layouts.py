@@ -114,6 +114,8 @@ class _Tuning:
         self._registry = registry
         self._loop = loop
         self._known: dict[Layout, Measurement] = {}
+        # When a request was last seen.
+        self._busy_s = time.monotonic()
         self.spent_s = 0.0
         self.ended = False
 
@@ -139,19 +141,19 @@ class _Tuning:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _is_busy(self) -> bool:
-        return any(
+        busy = any(
             version.model is not None and not version.model.is_idle
             for entry in self._registry.models
             for version in entry.versions.values()
         )
+        if busy:
+            self._busy_s = time.monotonic()
+        return busy
 
     async def _idle(self) -> None:
         """Waits until no request has been there for `_IDLE_S`."""
-        since = time.monotonic()
-        while time.monotonic() < since + _IDLE_S:
+        while self._is_busy() or time.monotonic() < self._busy_s + _IDLE_S:
             await asyncio.sleep(_LOOK_S)
-            if self._is_busy():
-                since = time.monotonic()
 
     async def _measured(self, work: Coroutine[Any, Any, Load]) -> Load | None:
         """Returns the result of a measurement; None if a request came meanwhile."""

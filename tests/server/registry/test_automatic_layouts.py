@@ -42,8 +42,8 @@ def rows(registry: Registry) -> np.ndarray:
 
 
 async def test_a_layout_is_found_in_idle_time_and_kept(tmp_path: Path) -> None:
-    write_version(tmp_path / "models" / "m" / "1")
-    cache = LayoutCache(tmp_path / "cache", 2, by_default=True)
+    (write_version(tmp_path / "models" / "m" / "1").parent / "config.pbtxt").write_text(AUTO)
+    cache = LayoutCache(tmp_path / "cache", 2)
     async with serving(tmp_path / "models", cache) as registry:
         await registry.load_all()
         # READY with today's layout.
@@ -101,8 +101,8 @@ async def test_without_a_writable_cache_the_layout_stays(tmp_path: Path, caplog:
 
 
 async def test_a_layout_from_the_cache_is_in_force(tmp_path: Path) -> None:
-    write_version(tmp_path / "m" / "1")
-    cache = LayoutCache(tmp_path / "cache", 2, by_default=True)
+    (write_version(tmp_path / "m" / "1").parent / "config.pbtxt").write_text(AUTO)
+    cache = LayoutCache(tmp_path / "cache", 2)
     async with serving(tmp_path, cache) as registry:
         await registry.load_all()
         await until(lambda: any((tmp_path / "cache").glob("*.json")))
