@@ -39,12 +39,8 @@ class LayoutCache:
     def put(self, digest: str, layout: Layout) -> None:
         """Keeps the layout of a network. Raises `OSError`."""
         self.check()
-        data: dict[str, int | str] = {
-            "instances": layout.instances,
-            "threads": layout.threads,
-            "batch": layout.batch,
-            "delay_us": 0,
-        }
+        names = ("instances", "threads", "batch", "delay_us")
+        data: dict[str, int | str] = {name: getattr(layout, name) for name in names}
         data |= {"processor": processor(), "cpu_threads": self.cpu_threads}
         handle, name = tempfile.mkstemp(prefix=".", dir=self.folder)
         try:

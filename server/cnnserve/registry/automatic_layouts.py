@@ -152,7 +152,7 @@ class _Tuning:
 
     async def _idle(self) -> None:
         """Waits until no request has been there for `_IDLE_S`."""
-        while self._is_busy() or time.monotonic() < self._busy_s + _IDLE_S:
+        while self._is_busy() or time.monotonic() < self._busy_s + _IDLE_S:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(_LOOK_S)
 
     async def _measured(self, work: Coroutine[Any, Any, Load]) -> Load | None:
