@@ -16,8 +16,8 @@ _OWN = {
     "cnnserve.max_pixels": "an image of a client may have at most this many pixels, before and after the resize",
     "cnnserve.run_timeout_s": "longest time of a run in seconds; a version whose run takes longer is taken out of "
     "service (default: 60 s or 50 times the slowest run of the self-test, whichever is more)",
-    "cnnserve.layout": "`auto`: the server finds the [layout](../tune.md#automatic-layouts) by itself; `fixed`: it does "
-    "not, also with `--auto-layout` (default: as `--auto-layout` says)",
+    "cnnserve.layout": "`auto`: the server finds the [layout](../tune.md#automatic-layouts) by itself; `fixed`: it "
+    "does not, also with `--auto-layout` (default: as `--auto-layout` says)",
     "cnnserve.target_p99_ms": "[latency target](../performance.md#a-latency-target) in milliseconds; requests that "
     "cannot meet it are refused (default: none)",
     "cnnserve.preprocess": "`exact` (default), or `fast`: [faster preprocessing whose pixels may differ]"
