@@ -31,19 +31,21 @@ class _Parsed(Exception):
 def page() -> str:
     """The page."""
     commands = [(name, command.help, _parser(name)) for name, command in cli._COMMANDS.items()]
+    on_ray = _parser("classify", "--ray")
     overview = table(
         ("Command", "What it does"), [(f"[`cnnserve {name}`](#{name})", help_text) for name, help_text, _ in commands]
     )
-    return _HEAD + overview + "".join(f"\n{_section(name, parser)}" for name, _, parser in commands)
+    sections = [(name, parser) for name, _, parser in commands] + [("classify --ray", on_ray)]
+    return _HEAD + overview + "".join(f"\n{_section(name, parser)}" for name, parser in sections)
 
 
-def _parser(name: str) -> argparse.ArgumentParser:
+def _parser(name: str, *flags: str) -> argparse.ArgumentParser:
     def stop(parser: argparse.ArgumentParser, *_: object) -> None:
         raise _Parsed(parser)
 
     with mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
         try:
-            cli.main([name])
+            cli.main([name, *flags])
         except _Parsed as parsed:
             return parsed.parser
     raise RuntimeError(f"cnnserve {name} reads no arguments")
