@@ -182,7 +182,7 @@ async def test_published_broken_repaired_removed(tmp_path: Path, registry: Regis
     (second / "model.onnx").write_bytes(b"")
     await polls(3)
     assert registry.get("m") is current
-    assert "the reload failed: file model.onnx has 0 bytes" in registry.entry("m").versions[2].reason
+    assert "the reload failed: model.onnx is empty" in registry.entry("m").versions[2].reason
     shutil.rmtree(second)
     await polls()
     assert registry.get("m") is current
