@@ -103,7 +103,7 @@ def test_what_is_no_image_classifier(change: Change, message: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "holds no network (0 bytes beginning with b'')"),
+        (b"", "m.onnx is empty (0 bytes)"),
         (b"hello, world\n", "is not an ONNX file, or not complete (13 bytes beginning with b'hello, world"),
         (b"version https://git-lfs.github.com/spec/v1\n", "m.onnx is a Git LFS pointer, not the file itself"),
         (tiny_onnx()[:900], "is not an ONNX file, or not complete (900 bytes"),

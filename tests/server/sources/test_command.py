@@ -79,7 +79,12 @@ def test_a_pull_that_is_stopped_leaves_nothing(
 
     site = Site(authority, slow)
     repository = tmp_path / "models"
-    command = [sys.executable, "-m", "cnnserve", "pull", f"{site.url}/pack.tar", "--repository", str(repository)]
+    # A shell without job control starts its background processes, and so their children, with SIGINT ignored.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import sys; from cnnserve.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "pull", f"{site.url}/pack.tar", "--repository", str(repository)]
     try:
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert asked.wait(HANG_S)
