@@ -12,8 +12,9 @@ PROTOS := cnnserve/wire/classifier.proto cnnserve/wire/model_config.proto cnnser
 SOURCES := server export client examples tests bench docs
 
 SOAK_MINUTES ?= 10
-# Test processes: one for each core, at most 4, because each holds torch. WORKERS=0: no other process, for a debugger.
-WORKERS ?= auto
+# Test processes: one more than there are cores, because many tests wait, and at most 4, because each holds torch.
+# WORKERS=0: no other process, for a debugger.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 MUTANTS ?= 200
 SEED ?= 0
 MUTMUT := mutmut==3.8.1
