@@ -56,8 +56,8 @@ $(VENV)/grpcio-%/.installed: $(VENV)/.installed
 	@touch $@
 
 oldest: $(VENV)/grpcio-$(GRPCIO_AIO)/.installed $(VENV)/grpcio-$(GRPCIO_CORE)/.installed ## the tests of the gRPC transports, with the oldest grpcio of each
-	PYTHONPATH=$(VENV)/grpcio-$(GRPCIO_AIO) $(BIN)/python -m pytest -q tests/server/transports/test_grpc.py -k aio
-	PYTHONPATH=$(VENV)/grpcio-$(GRPCIO_CORE) $(BIN)/python -m pytest -q tests/server/transports/test_grpc.py tests/server/transports/test_choice.py
+	PYTHONPATH=$(VENV)/grpcio-$(GRPCIO_AIO) $(BIN)/python -m pytest -q --numprocesses 4 tests/server/transports/test_grpc.py -k aio
+	PYTHONPATH=$(VENV)/grpcio-$(GRPCIO_CORE) $(BIN)/python -m pytest -q --numprocesses 4 tests/server/transports/test_grpc.py tests/server/transports/test_choice.py
 
 check: lint types drift docs test oldest ## what CI runs: lint, types, import rules, stub drift, documentation, make test and make oldest
 

@@ -149,7 +149,7 @@ ADDED = r"model\.sig does not cover {}: it was added after signing, or the signa
 
 SAID = (
     "is not the one that was signed|does not cover|names the file|has no model.sig|leads out of the model's folder|"
-    "cannot be read|is not a file but|is missing from the version folder|is that of model"
+    "cannot be read|is not a file but|is missing from the version folder|is that of model|is empty"
 )
 
 SPOILED: list[tuple[str, Callable[[Path], object], str]] = [

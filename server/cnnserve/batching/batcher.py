@@ -291,10 +291,11 @@ class DynamicBatcher:
         if self._target is not None and self._is_hopeless(self._target, entry):
             permit.release()
             raise self._too_late(entry, deadline_ns)
-        self._queue.put(entry)
         if last:
             entry.demote_ns = None
-            self._queue.demote(entry)
+            self._queue.put_last(entry)
+        else:
+            self._queue.put(entry)
         self._turnover.arrived(entry.arrived_ns)
         self._schedule_pump()
         return entry

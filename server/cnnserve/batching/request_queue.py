@@ -1,4 +1,4 @@
-"""The queue of one model: requests by priority, first in first out within a priority, demoted requests last.
+"""The queue of one model: requests by priority, first in first out within a priority, then demoted ones, then the last.
 
 The queue is plain data and uses no clock, so tests can state every order as a table.
 """
@@ -20,10 +20,10 @@ T = TypeVar("T", bound=Queued)
 
 
 class RequestQueue(Generic[T]):
-    """Requests by priority level (1 to `levels`), and behind them the demoted requests."""
+    """Requests by priority level (1 to `levels`), behind them the demoted requests, and behind those the last."""
 
     def __init__(self, levels: int) -> None:
-        self._queues: tuple[deque[T], ...] = tuple(deque() for _ in range(levels + 1))
+        self._queues: tuple[deque[T], ...] = tuple(deque() for _ in range(levels + 2))
 
     def __len__(self) -> int:
         return sum(map(len, self._queues))
@@ -50,10 +50,14 @@ class RequestQueue(Generic[T]):
 
     def remove(self, entry: T) -> None:
         """Removes one request, wherever it stands. Raises `ValueError` if it is not in the queue."""
-        queue = self._queues[entry.level - 1]
-        (queue if entry in queue else self._queues[-1]).remove(entry)
+        own, *_, demoted, last = self._queues[entry.level - 1 :]
+        next((queue for queue in (own, last) if entry in queue), demoted).remove(entry)
 
     def demote(self, entry: T) -> None:
-        """Moves a request behind all others. Raises `ValueError` if it is not in the queue of its level."""
+        """Moves a request behind all levels. Raises `ValueError` if it is not in the queue of its level."""
         self._queues[entry.level - 1].remove(entry)
+        self._queues[-2].append(entry)
+
+    def put_last(self, entry: T) -> None:
+        """Adds a request behind all others, also those that are demoted later."""
         self._queues[-1].append(entry)

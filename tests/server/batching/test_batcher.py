@@ -387,7 +387,8 @@ async def test_what_goes_last_waits_for_every_priority_and_for_later_requests(ma
     await settle()
     session.let(4)
     await asyncio.gather(first, *tasks)
-    assert order == [1, 2, 9]
+    # On a busy machine the others are demoted meanwhile; they go first nevertheless.
+    assert order in ([1, 2, 9], [2, 1, 9])
 
 
 async def test_what_goes_last_can_be_cancelled(make_batcher: MakeBatcher) -> None:

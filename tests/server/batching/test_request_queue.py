@@ -75,3 +75,15 @@ def test_the_demoted_leave_behind_those_who_come_later(level: int) -> None:
     assert list(queue) == [later[1], later[0], demoted]
     queue.remove(demoted)
     assert list(queue) == [later[1], later[0]]
+
+
+def test_the_last_stay_behind_what_is_demoted_later() -> None:
+    queue: RequestQueue[Entry] = RequestQueue(2)
+    last, removed, late, first = Entry(1), Entry(2), Entry(2), Entry(1)
+    queue.put_last(last)
+    queue.put_last(removed)
+    queue.put(late)
+    queue.put(first)
+    queue.demote(late)
+    queue.remove(removed)
+    assert list(queue) == [first, late, last]

@@ -66,8 +66,8 @@ async def test_large_json_leaves_the_event_loop_its_turns(datatype: str, value: 
     turns, (request, _) = await turns_during(infer_json.read_request, body, len(body), "m", "1")
     expected = np.full(count, float(value), NUMPY_TYPES[datatype])
     assert request.raw_input_contents == [expected.tobytes()]
-    # On the event loop, it had none; on a thread with the library's own numbers, about five.
-    assert turns > 15
+    # On the event loop, it had none; on a thread with the library's own numbers, about five; alone, over 20.
+    assert turns > 8
 
 
 async def test_large_responses_leave_the_event_loop_its_turns() -> None:
@@ -78,7 +78,7 @@ async def test_large_responses_leave_the_event_loop_its_turns() -> None:
     turns, written = await turns_during(infer_json.write_response, response, infer_json.Wanted())
     (output,) = json.loads(written.body)["outputs"]
     assert np.array_equal(np.array(output["data"], np.float32), values)
-    assert turns > 15
+    assert turns > 8
 
 
 async def test_one_large_json_is_parsed_at_a_time() -> None:
