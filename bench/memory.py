@@ -29,6 +29,8 @@ from cnnserve.repository.manifest import digest, golden_bytes
 from cnnserve.wire import classifier_pb2
 
 TOLERANCE = 1.05
+# Samples differ by this without any growth. One copy of LeNet-5 kept for each of 50 loads would be twice as much.
+NOISE_MIB = 6.0
 # The memory is measured after every tenth load. The server releases memory a little after the end of a load, so the
 # smallest value within `SETTLE_S` counts.
 EVERY = 10
@@ -87,7 +89,7 @@ def _run(part: str, repository: Path, options: argparse.Namespace) -> dict[str, 
             count = options.reloads if part == "reload" else options.failures
             samples = _repeat(loader, repository / options.model / "1", count, works=part == "reload")
         before, after = samples[0], samples[-1]
-    passed = after <= TOLERANCE * before
+    passed = after <= max(TOLERANCE * before, before + NOISE_MIB)
     step = max(1, len(samples) // _SHOWN)
     print("  MiB: " + " ".join(f"{value:.0f}" for value in samples[::step]))
     print(
