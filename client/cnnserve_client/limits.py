@@ -1,5 +1,6 @@
 """Derives the limits of requests to a model from the description that the server sends."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from .batching import Limits
@@ -35,6 +36,11 @@ def of(model: ModelInfo, version: str, client_bytes: int, top_k: int = 0) -> Lim
 def _most_images(version: VersionInfo, top_k: int) -> int:
     """Returns the maximum number of images whose classes fit into one response."""
     return _MOST_CLASSES // max(1, min(top_k or _DEFAULT_TOP_K, version.class_count))
+
+
+def newest(versions: Sequence[VersionInfo]) -> VersionInfo:
+    """Returns the version with the highest number. Needs one version."""
+    return max(versions, key=lambda version: int(version.version) if version.version.isdecimal() else 0)
 
 
 def ready_versions(model: ModelInfo, version: str) -> list[VersionInfo]:

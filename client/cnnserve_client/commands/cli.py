@@ -7,7 +7,7 @@ of standard output has closed it. A command imports grpc only when it runs, so t
 import argparse
 from typing import Literal
 
-from cnnserve_client.limits import ready_versions
+from cnnserve_client.limits import newest, ready_versions
 
 from . import classifying, nearby, report
 from .console import complain, guard, say
@@ -139,13 +139,12 @@ def _models(args: argparse.Namespace) -> int:
 
 def _labels(args: argparse.Namespace) -> int:
     with connect(args, retries=0) as client:
-        versions = ready_versions(client.get_model(args.model), args.version)
-    newest = max(versions, key=lambda version: int(version.version) if version.version.isdecimal() else 0)
-    if not newest.labels:
-        where = f"model {args.model} version {newest.version}"
-        complain(f"{where} has {newest.class_count} classes without labels: add a label file to the model")
+        version = newest(ready_versions(client.get_model(args.model), args.version))
+    if not version.labels:
+        where = f"model {args.model} version {version.version}"
+        complain(f"{where} has {version.class_count} classes without labels: add a label file to the model")
         return 1
-    say(report.labels_json(newest.labels) if args.json else report.labels_table(newest.labels))
+    say(report.labels_json(version.labels) if args.json else report.labels_table(version.labels))
     return 0
 
 

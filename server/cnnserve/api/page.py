@@ -13,7 +13,7 @@ from typing import Any
 
 from cnnserve.api.methods import CallContext
 from cnnserve.errors import InvalidInput, ModelNotFound, QueueFull, Unsupported
-from cnnserve.model.occlusion import occlusion
+from cnnserve.model.occlusion import MOST_ROWS, occlusion
 from cnnserve.model.version import Model
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.threads import on_thread
@@ -85,7 +85,7 @@ class PageService:
         model = self._registry.get(name, version)
         longest_ns = time.monotonic_ns() + _LONGEST_S * 10**9
         deadline_ns = longest_ns if context.deadline_ns is None else min(context.deadline_ns, longest_ns)
-        with context.images(1), self._budget.hold(len(image) + 34 * model.row_bytes):
+        with context.images(1), self._budget.hold(len(image) + (MOST_ROWS + 2) * model.row_bytes):
             async with self._one_map():
                 # The version may have been replaced while this request waited for its turn.
                 model = self._registry.get(name, version)

@@ -14,6 +14,8 @@ from cnnserve.model_config.layout import Layout
 # Layouts this close may be in the wrong order, so they are measured again.
 _CLOSE = 0.03
 _REPEATED = 3
+# Without a target, a p99 may become this many times that of the layout before.
+WORSE = 1.2
 # Less is no reason to change anything.
 _EQUAL = 0.02
 

@@ -4,7 +4,9 @@ The runs compute zeros, whose time is that of any image, and nobody gets their o
 """
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +16,16 @@ from cnnserve.batching.instance import ModelInstance
 from cnnserve.batching.policy import BatchPolicy, QueuePolicy
 from cnnserve.datatypes import Rows
 from cnnserve.errors import ModelLoadFailed, ServingError
-from cnnserve.model.loader import read_manifest
+from cnnserve.model.layout_search import Measurement
+from cnnserve.model.loader import model_file_of, read_manifest
 from cnnserve.model_config import execution as executions
 from cnnserve.model_config import pbtxt
-from cnnserve.model_config.execution import Device, Execution
+from cnnserve.model_config.execution import Execution
 from cnnserve.model_config.layout import Layout
 from cnnserve.model_config.settings import Settings, resolve
+from cnnserve.repository import onnx_files
+from cnnserve.repository.folders import ModelFolder
+from cnnserve.repository.manifest import Manifest
 from cnnserve.repository.onnx_files import OnnxFiles
 from cnnserve.repository.version_files import VersionFiles
 from cnnserve.runtime.session import Session
@@ -31,14 +37,14 @@ IN_FLIGHT = 16
 _RUNS = 4
 
 
-@dataclass(frozen=True)
-class Load:
-    """Rows per second, the latencies of requests in ms, and CPU time in ms a row."""
-
-    rate: float
-    p50_ms: float
-    p99_ms: float
-    cpu_ms: float
+@contextlib.contextmanager
+def opened(folder: ModelFolder, version: int, cpu_threads: int) -> Iterator["Layouts"]:
+    """Opens the files of a version and gives its layouts. Raises `ModelLoadFailed`, see `Layouts`."""
+    with VersionFiles(folder, version) as files:
+        manifest, config = read_manifest(files), pbtxt.of(folder, files.shared)
+        model = onnx_files.load(files, model_file_of(files, config, manifest), manifest)
+        with contextlib.closing(model):
+            yield Layouts(f"{folder.name}-{version}", config, manifest, model, cpu_threads)
 
 
 class Layouts:
@@ -47,13 +53,15 @@ class Layouts:
     Raises `ModelLoadFailed` if the version cannot be opened, or if it is one without CPU layouts.
     """
 
-    def __init__(self, files: VersionFiles, model: OnnxFiles, cpu_threads: int, device: Device = "cpu") -> None:
-        self._name = f"{files.folder.name}-{files.version}"
+    def __init__(
+        self, name: str, config: pb.ModelConfig | None, manifest: Manifest | None, model: OnnxFiles, cpu_threads: int
+    ) -> None:
+        self._name = name
         self._model = model
         self._cpu_threads = cpu_threads
-        self._manifest = read_manifest(files)
-        self.config = pbtxt.of(files.folder, files.shared)
-        execution = executions.read(self.config, device)
+        self._manifest = manifest
+        self.config = config
+        execution = executions.read(config)
         if execution.gpus or execution.batch_buckets is not None:
             raise ModelLoadFailed(
                 "only layouts of models that run on the CPU without batch_buckets are measured; this one "
@@ -61,7 +69,7 @@ class Layouts:
             )
         self._session = self._open(execution)
         self._key = (self._session.threads, execution.cpu_instances == 1)
-        self.settings = self._resolved(self.config)
+        self.settings = self._resolved(config)
         spec = self._session.inputs[0]
         if -1 in spec.shape[1:] or self.settings.fixed_batch is not None:
             raise ModelLoadFailed("only layouts of models with images of one size and a free batch are measured")
@@ -106,7 +114,7 @@ class Prepared:
     instances: list[ModelInstance]
     inline: InlineRuns | None
 
-    async def measure(self, row: Rows, seconds: float) -> Load:
+    async def measure(self, row: Rows, seconds: float) -> Measurement:
         """Keeps `IN_FLIGHT` requests in flight for `seconds`, or until some runs have ended, and ends the instances.
 
         Raises `ServingError` if a run fails. If the caller is cancelled, the runs are ended.
@@ -130,10 +138,11 @@ class Prepared:
             for instance in self.instances:
                 instance.terminate()
                 instance.close()
-        return _load(latencies_s, time.perf_counter() - began, time.process_time() - cpu_s)
+        return _measurement(latencies_s, time.perf_counter() - began, time.process_time() - cpu_s)
 
 
-def _load(latencies_s: list[float], elapsed_s: float, cpu_s: float) -> Load:
+def _measurement(latencies_s: list[float], elapsed_s: float, cpu_s: float) -> Measurement:
     latencies = sorted(latencies_s)
     count = len(latencies)
-    return Load(count / elapsed_s, latencies[count // 2] * 1e3, latencies[int(0.99 * count)] * 1e3, cpu_s * 1e3 / count)
+    p50_s, p99_s = latencies[count // 2], latencies[int(0.99 * count)]
+    return Measurement(count / elapsed_s, p50_s * 1e3, p99_s * 1e3, cpu_s * 1e3 / count)

@@ -17,7 +17,7 @@ DEFAULT_CELLS = 8
 _MOST_CELLS = 16
 # A request waits at most for the run that has begun, so runs have no more rows than take about this long.
 _RUN_NS = 25_000_000
-_MOST_ROWS = 32
+MOST_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ async def occlusion(
 
 
 async def _values(model: Model, hidden: "_Hidden", index: int, deadline_ns: int | None) -> AsyncIterator[float]:
-    most = min(model.info.settings.max_batch_size, _MOST_ROWS)
+    most = min(model.info.settings.max_batch_size, MOST_ROWS)
     done, size = 0, 1
     while done < len(hidden):
         rows = hidden.rows(done, done + size)

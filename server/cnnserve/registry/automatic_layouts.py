@@ -15,17 +15,13 @@ from typing import Any, TypeVar
 
 from cnnserve.errors import ServingError
 from cnnserve.model.layout_cache import LayoutCache
-from cnnserve.model.layout_search import Axes, Goal, Measurement, OutOfBudget, Search, shapes
-from cnnserve.model.layouts import IN_FLIGHT, Layouts, Load
-from cnnserve.model.loader import model_file_of, read_manifest
-from cnnserve.model_config import pbtxt
+from cnnserve.model.layout_search import WORSE, Axes, Goal, Measurement, OutOfBudget, Search, shapes
+from cnnserve.model.layouts import IN_FLIGHT, Layouts, opened
 from cnnserve.model_config.layout import Layout
 from cnnserve.process.threads import on_thread
 from cnnserve.registry.lifecycle import State, VersionEntry
 from cnnserve.registry.registry import Registry
-from cnnserve.repository import onnx_files
 from cnnserve.repository.folders import ModelFolder
-from cnnserve.repository.version_files import VersionFiles
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -34,8 +30,6 @@ _T = TypeVar("_T")
 _BUDGET_S, _EACH_S = 3.0, 0.2
 # How long no request must have come before a measurement begins, and how often that is looked at.
 _IDLE_S, _LOOK_S = 0.5, 0.005
-# A p99 may become this many times that of the layout before.
-_WORSE = 1.2
 
 
 class AutomaticLayouts:
@@ -92,19 +86,15 @@ class AutomaticLayouts:
     def _search(
         self, folder: ModelFolder, version: int, tuning: "_Tuning"
     ) -> tuple[str, Layout, Layout, dict[Layout, Measurement]]:
-        with VersionFiles(folder, version) as files:
-            manifest = read_manifest(files)
-            name = model_file_of(files, pbtxt.of(folder, files.shared), manifest)
-            with contextlib.closing(onnx_files.load(files, name, manifest)) as model:
-                layouts = Layouts(files, model, self._cache.cpu_threads)
-                measure = partial(tuning.measure, layouts)
-                first = measure(layouts.current)
-                most = min(layouts.settings.max_batch_size, IN_FLIGHT)
-                batches = [1 << power for power in range(most.bit_length()) if 1 << power <= most]
-                axes = Axes(shapes(self._cache.cpu_threads), batches)
-                search = Search(axes, measure, Goal(_WORSE * first.p99_ms), most=max(len(axes) // 2, 8))
-                best = search.run(layouts.current)
-                return layouts.digest, layouts.current, best, dict(search.found)
+        with opened(folder, version, self._cache.cpu_threads) as layouts:
+            measure = partial(tuning.measure, layouts)
+            first = measure(layouts.current)
+            most = min(layouts.settings.max_batch_size, IN_FLIGHT)
+            batches = [1 << power for power in range(most.bit_length()) if 1 << power <= most]
+            axes = Axes(shapes(self._cache.cpu_threads), batches)
+            search = Search(axes, measure, Goal(WORSE * first.p99_ms), most=max(len(axes) // 2, 8))
+            best = search.run(layouts.current)
+            return layouts.digest, layouts.current, best, dict(search.found)
 
 
 class _Tuning:
@@ -123,14 +113,13 @@ class _Tuning:
         """Returns the measurement of a layout. Blocks. Raises `OutOfBudget`."""
         if self._known and self.spent_s >= _BUDGET_S:
             raise OutOfBudget
-        load = None
-        while load is None:
+        measured = None
+        while measured is None:
             self._on_loop(self._idle())
             prepared = layouts.prepare(layout)
             began = time.monotonic()
-            load = self._on_loop(self._measured(prepared.measure(layouts.row, _EACH_S)))
+            measured = self._on_loop(self._measured(prepared.measure(layouts.row, _EACH_S)))
         self.spent_s += time.monotonic() - began
-        measured = Measurement(load.rate, load.p50_ms, load.p99_ms, load.cpu_ms)
         self._known[layout] = measured
         return measured
 
@@ -155,7 +144,7 @@ class _Tuning:
         while self._is_busy() or time.monotonic() < self._busy_s + _IDLE_S:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(_LOOK_S)
 
-    async def _measured(self, work: Coroutine[Any, Any, Load]) -> Load | None:
+    async def _measured(self, work: Coroutine[Any, Any, Measurement]) -> Measurement | None:
         """Returns the result of a measurement; None if a request came meanwhile."""
         task = asyncio.create_task(work)
         while not task.done():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -143,8 +142,7 @@ def _digests(folder: Path, *, versions: bool = True) -> dict[str, str]:
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return manifests.digest(path).sha256
     except FileNotFoundError:
         return ""
 

@@ -158,13 +158,14 @@ class Plain:
                 "cnnserve published; correct the address"
             )
         identity = hashlib.sha256()
-        known = set()
+        known: set[str] = set()
+        digests: dict[str, str] = {}
         for path in found:
-            known |= self._named(path, files[path], work, room)
+            digests[path], named = self._manifest(path, files[path], work, room)
+            known |= named
         for path, size in files.items():
             if path not in known:
-                target = work / "files" / path
-                sha256 = _digest(target) if path in found else self._write(path, size, work, room)
+                sha256 = digests.get(path) or self._write(path, size, work, room)
                 identity.update(f"{sha256} {path}\n".encode())
         self._large = {path: size for path, size in files.items() if path in known}
         return identity.hexdigest()
@@ -174,16 +175,17 @@ class Plain:
         for path, size in self._large.items():
             self._write(path, size, work, room)
 
-    def _named(self, path: str, size: int, work: Path, room: Room) -> set[str]:
+    def _manifest(self, path: str, size: int, work: Path, room: Room) -> tuple[str, set[str]]:
+        """Writes a manifest. Returns its SHA-256, and the paths of the files that it names."""
         if size > LARGEST_MANIFEST:
             raise SourceError(f"{path} has {size} bytes, at most {LARGEST_MANIFEST} are read")
-        self._write(path, size, work, room)
+        sha256 = self._write(path, size, work, room)
         try:
             manifest = manifests.parse((work / "files" / path).read_bytes())
         except ModelLoadFailed as error:
             raise SourceError(f"{path}: {error}") from error
         above = path.removesuffix(MANIFEST_FILE)
-        return {f"{above}{name}" for name in manifest.files}
+        return sha256, {f"{above}{name}" for name in manifest.files}
 
     def _write(self, path: str, size: int, work: Path, room: Room) -> str:
         with self._store.open(path) as source:
@@ -198,11 +200,6 @@ def _of_models(files: dict[str, int]) -> dict[str, int]:
 
 def _place(work: Path, path: str) -> Path:
     return work / "files" / check_path(path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

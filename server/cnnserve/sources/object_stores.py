@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from cnnserve import extras
 from cnnserve.sources.errors import NotFound, SourceError
 from cnnserve.sources.room import Reads
 from cnnserve.sources.stores import DEEPEST, bounded
@@ -28,7 +29,7 @@ class ObjectStore:
         except ImportError as error:
             missing = error.name or SCHEMES[scheme]
             raise SourceError(
-                f'{scheme}:// needs {missing}, which is not installed: pip install "cnnserve[remote]"'
+                f"{scheme}:// needs {missing}, which is not installed: {extras.install('remote')}"
             ) from error
 
     @contextlib.contextmanager

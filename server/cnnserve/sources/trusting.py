@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Protocol, cast
 
+from cnnserve import extras
 from cnnserve.repository.signature import Trust
 from cnnserve.sources.errors import SourceError
 
@@ -22,6 +23,6 @@ def keys(path: Path) -> Keys:
         module = importlib.import_module("cnnserve.trust.keys")
     except ModuleNotFoundError as error:
         raise SourceError(
-            f'trusted keys need {error.name}, which is not installed: pip install "cnnserve[trust]"'
+            f"trusted keys need {error.name}, which is not installed: {extras.install('trust')}"
         ) from error
     return cast("Keys", module.read(path))

@@ -15,7 +15,7 @@ from cnnserve_client.client import Client
 from cnnserve_client.commands.console import complain, say
 from cnnserve_client.commands.flags import connect, token_of
 from cnnserve_client.errors import InvalidInputError, UnavailableError
-from cnnserve_client.limits import ready_versions
+from cnnserve_client.limits import newest, ready_versions
 from cnnserve_client.results import VersionInfo
 
 from . import messages, plain, report
@@ -60,7 +60,7 @@ def _prepared(args: argparse.Namespace, running: Running) -> tuple[Target, Messa
     """Returns the target, the messages and the version. One request is sent first, so that errors have their text."""
     with connect(args, retries=0) as client:
         model = args.model or _only_model(client, args.address)
-        version = max(ready_versions(client.get_model(model), args.version), key=_number)
+        version = newest(ready_versions(client.get_model(model), args.version))
         if args.images:
             files = messages.readable(client, args.images, model, args.version, complain)
             sent = messages.images(files, model, args.version, args.batch, args.transport)
@@ -82,10 +82,6 @@ def _only_model(client: Client, address: str) -> str:
     if len(ready) > 1:
         raise InvalidInputError(f"MODEL is missing: {address} serves {', '.join(ready)}; choose one")
     return ready[0]
-
-
-def _number(version: VersionInfo) -> int:
-    return int(version.version) if version.version.isdecimal() else 0
 
 
 def _plain(args: argparse.Namespace, model: str, version: VersionInfo) -> Mapping[int, float] | str:

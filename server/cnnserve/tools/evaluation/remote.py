@@ -23,8 +23,7 @@ class RemoteRunner:
     def __init__(self, client: Client, model: str, version: str) -> None:
         self._client = client
         self._info = client.get_model(model)
-        ready = limits.ready_versions(self._info, version)
-        chosen = max(ready, key=lambda one: int(one.version) if one.version.isdecimal() else 0)
+        chosen = limits.newest(limits.ready_versions(self._info, version))
         if not chosen.accepts_images:
             raise InvalidInputError(
                 f"model {model} version {chosen.version} takes no images: publish it with cnnserve export or import"

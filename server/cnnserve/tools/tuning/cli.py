@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import datetime as dt
 import os
 import platform
@@ -15,25 +14,22 @@ import cnnserve
 from cnnserve.errors import ServingError
 from cnnserve.model import layout_search as search
 from cnnserve.model.layout_search import Axes, Goal, Measurement, OutOfBudget, Search
-from cnnserve.model.layouts import IN_FLIGHT, Layouts
-from cnnserve.model.loader import model_file_of, read_manifest
+from cnnserve.model.layouts import IN_FLIGHT, Layouts, opened
 from cnnserve.model_config import pbtxt
 from cnnserve.model_config.layout import Layout
 from cnnserve.process.cpu import cpu_budget, processor
-from cnnserve.repository import folders, layout, onnx_files
+from cnnserve.repository import folders, layout
 from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.signature import SIGNATURE_FILE
-from cnnserve.repository.version_files import VersionFiles
 from cnnserve.tools.tuning import plot, writing
 from cnnserve.tools.tuning.flags import tune_parser
+from cnnserve_client.commands.report import table
 
 _DELAYS_US = (0, 1000, 4000)
 # Of the budget: each measurement, and how many there are at most. Close results are measured again.
 _SHARE = 1 / 25
 _SHORTEST_S, _LONGEST_S = 0.3, 5.0
 _SHORTEST_BUDGET_S = 2.0
-# Without a target: how much worse than that of the present layout a p99 may be.
-_WORSE = 1.2
 
 
 class _CannotTune(Exception):
@@ -58,12 +54,8 @@ def _tune(options: argparse.Namespace) -> int:
     folder = _folder(options.path)
     version = max(folder.versions)
     threads = options.cpu_threads or cpu_budget()
-    with VersionFiles(folder, version) as files:
-        manifest = read_manifest(files)
-        name = model_file_of(files, pbtxt.of(folder, files.shared), manifest)
-        with contextlib.closing(onnx_files.load(files, name, manifest)) as model:
-            layouts = Layouts(files, model, threads)
-            found, best = _search(layouts, threads, options)
+    with opened(folder, version, threads) as layouts:
+        found, best = _search(layouts, threads, options)
     goal = options.target_p99 * 1e3 if options.target_p99 else None
     _print(found, layouts.current, best, goal)
     if options.plot:
@@ -101,15 +93,15 @@ def _search(layouts: Layouts, threads: int, options: argparse.Namespace) -> tupl
         if number and began + longest > end:
             raise OutOfBudget
         prepared = layouts.prepare(candidate)
-        load = asyncio.run(prepared.measure(layouts.row, seconds))
+        measured = asyncio.run(prepared.measure(layouts.row, seconds))
         longest = max(longest, time.monotonic() - began)
         number += 1
         print(f"\r{number} measurements, {max(0, end - time.monotonic()):.0f} s left ", end="", file=sys.stderr)
-        return Measurement(load.rate, load.p50_ms, load.p99_ms, load.cpu_ms)
+        return measured
 
     start = layouts.current
-    measured = measure(start)
-    goal = Goal(options.target_p99 * 1e3 if options.target_p99 else _WORSE * measured.p99_ms)
+    first = measure(start)
+    goal = Goal(options.target_p99 * 1e3 if options.target_p99 else search.WORSE * first.p99_ms)
     axes = _axes(threads, layouts.settings.max_batch_size)
     finder = Search(axes, measure, goal, most=max(len(axes) // 4, 8))
     best = finder.run(start)
@@ -130,7 +122,7 @@ def _axes(threads: int, max_batch_size: int) -> Axes:
 def _print(found: dict[Layout, Measurement], current: Layout, best: Layout, target_ms: float | None) -> None:
     line = {*search.frontier(found)}
     head = ("instances", "threads", "batch", "delay ms", "images/s", "p50 ms", "p99 ms", "CPU ms an image", "")
-    rows: list[tuple[str, ...]] = [head]
+    rows: list[tuple[str, ...]] = []
     for each, measured in sorted(found.items(), key=lambda item: -item[1].rate):
         notes = [
             word
@@ -146,10 +138,7 @@ def _print(found: dict[Layout, Measurement], current: Layout, best: Layout, targ
                 ", ".join(notes),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)]
-        print("  ".join([*cells, row[-1]]).rstrip())
+    print(table(head, rows, right=range(len(head) - 1)))
     if target_ms is not None and found[best].p99_ms > target_ms:
         print(f"no layout reached a p99 of {target_ms:g} ms; the lowest was {found[best].p99_ms:.1f} ms")
 

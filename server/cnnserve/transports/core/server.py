@@ -48,9 +48,10 @@ _SHARED_S = 0.02
 _READERS = 4
 # Calls that the core may hand over at once.
 _ACCEPTS = 64
-# What clients have after the end of the last call to read what was sent and to leave: the first after a drain that took
-# all its time, the second otherwise, because a client on a busy machine may need seconds.
-_LAST_BYTES_S = (1.0, 5.0)
+# What clients have after the end of the last call to read what was sent, and to leave: more if the drain left time,
+# because a client on a busy machine may need seconds.
+_LAST_BYTES_LEAST_S = 1.0
+_LAST_BYTES_MOST_S = 5.0
 
 
 class CoreTransport:
@@ -151,8 +152,8 @@ class CoreTransport:
             call.refuse(_SHUTTING_DOWN)
         # The core is down when every client has read its last bytes and its connection is closed. `cancel_all_calls`
         # closes connections at once, which would take a response from a client that has not read it yet.
-        least, most = _LAST_BYTES_S
-        await asyncio.wait((down,), timeout=min(max(deadline - self.loop.time(), least), most))
+        left_s = max(deadline - self.loop.time(), _LAST_BYTES_LEAST_S)
+        await asyncio.wait((down,), timeout=min(left_s, _LAST_BYTES_MOST_S))
         self._server.cancel_all_calls()
         await down
         self._server.destroy()
