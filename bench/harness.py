@@ -198,7 +198,10 @@ def load(
     warm_up_s: float = 1.0,
     connections: int = 1,
 ) -> dict[str, float]:
-    """Returns one cell of load, which a process of its own generates. If a request fails, the benchmark ends."""
+    """Returns the numbers of one cell of load, which a process of its own generates.
+
+    If a request fails, the benchmark ends.
+    """
     with tempfile.TemporaryDirectory(prefix="cnnserve-load-") as folder:
         words = [address, "--method", method, "--in-flight", str(in_flight), "--seconds", str(seconds)]
         words += ["--warm-up-s", str(warm_up_s), "--server-pid", str(server_pid), "--connections", str(connections)]
@@ -208,10 +211,10 @@ def load(
             words += ["--body", str(file)]
         command = [*LOAD, *words]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds + warm_up_s + 120, check=True)
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(done.stdout)
     if result["failed"]:
-        raise SystemExit(f"{result['failed']} requests failed")
-    return result
+        raise SystemExit(f"{result['failed']} requests failed: {result['statuses']}")
+    return {name: value for name, value in result.items() if isinstance(value, int | float)}
 
 
 def infer_request(manifest: Manifest, model: str, batch: int = 1) -> pb.ModelInferRequest:
