@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import harness
 import numpy as np
@@ -108,10 +109,10 @@ def _photo(model: str) -> bytes:
 
 def _run(command: list[str]) -> dict[str, float]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(done.stdout)
     if result["failed"]:
         raise SystemExit(f"{result['failed']} requests failed: {command}")
-    return result
+    return {name: value for name, value in result.items() if isinstance(value, int | float)}
 
 
 def _commit(checkout: Path) -> str:
