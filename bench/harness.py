@@ -198,10 +198,7 @@ def load(
     warm_up_s: float = 1.0,
     connections: int = 1,
 ) -> dict[str, float]:
-    """Returns the numbers of one cell of load, which a process of its own generates.
-
-    If a request fails, the benchmark ends.
-    """
+    """Returns one cell of load, which a process of its own generates. If a request fails, the benchmark ends."""
     with tempfile.TemporaryDirectory(prefix="cnnserve-load-") as folder:
         words = [address, "--method", method, "--in-flight", str(in_flight), "--seconds", str(seconds)]
         words += ["--warm-up-s", str(warm_up_s), "--server-pid", str(server_pid), "--connections", str(connections)]
@@ -214,7 +211,7 @@ def load(
     result: dict[str, Any] = json.loads(done.stdout)
     if result["failed"]:
         raise SystemExit(f"{result['failed']} requests failed: {result['statuses']}")
-    return {name: value for name, value in result.items() if isinstance(value, int | float)}
+    return result
 
 
 def infer_request(manifest: Manifest, model: str, batch: int = 1) -> pb.ModelInferRequest:
@@ -300,9 +297,10 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns the median of each value over several runs of a cell."""
-    return {key: median([run[key] for run in runs]) for key in runs[0]}
+def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the median of each number over several runs of a cell."""
+    numbers = [key for key, value in runs[0].items() if isinstance(value, int | float)]
+    return {key: median([run[key] for run in runs]) for key in numbers}
 
 
 def in_turn(items: Iterable[_T], number: int) -> list[_T]:

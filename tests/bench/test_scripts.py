@@ -44,8 +44,8 @@ BENCHMARKS = {
     "reduced_precision": ["--models", "lenet5"],
     "row_checks": [*ONE, *KEPT],
     "sizing": [*ONE, *KEPT, "--seconds", "0.4"],
+    "tensors": ["--rounds", "1", "--seconds", "0.1"],
     "throughput": [*ONE, *KEPT, "--seconds", "0.2", "--again", "0"],
-    # Two rounds, so that medians of more than one cell are taken.
     "transport": ["--rounds", "2", *KEPT, "--seconds", "0.1"],
     "fairness": ["--rounds", "1", *KEPT, "--seconds", "0.5"],
     "latency_target": [*ONE, *KEPT, "--seconds", "0.1", "--target-ms", "50"],
