@@ -25,7 +25,7 @@ async def infer(request: pb.ModelInferRequest, _: object) -> pb.ModelInferRespon
 
 async def serve() -> None:
     """Serves until standard input ends."""
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     handler = grpc.unary_unary_rpc_method_handler(
         infer,
         request_deserializer=pb.ModelInferRequest.FromString,
