@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support import HANG_S
+from linting import Linter, linter
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server/cnnserve", "export/cnnserve_export", "client/cnnserve_client")
@@ -82,22 +80,12 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lint(packages: Path, *contracts: str) -> tuple[int, str]:
-    """Exit code and report of import-linter, over those contracts or all."""
-    ended = subprocess.run(
-        [
-            *(Path(sys.executable).with_name("lint-imports"), "--config", ROOT / "pyproject.toml", "--no-cache"),
-            *(argument for contract in contracts for argument in ("--contract", contract)),
-        ],
-        cwd=packages,
-        # Wide: a report that is broken into lines cannot be searched.
-        env=os.environ | {"PYTHONPATH": str(packages), "COLUMNS": "200"},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
-    return ended.returncode, ended.stdout
+@pytest.fixture(scope="module")
+def lint(packages: Path) -> Iterator[Linter]:
+    # Wide: a report that is broken into lines cannot be searched.
+    environment = os.environ | {"PYTHONPATH": str(packages), "COLUMNS": "200"}
+    with linter(packages, ROOT / "pyproject.toml", environment) as lint:
+        yield lint
 
 
 @contextmanager
@@ -121,8 +109,8 @@ def contract_ids() -> list[str]:
     return [contract["id"] for contract in config["tool"]["importlinter"]["contracts"]]
 
 
-def test_all_contracts_are_kept(packages: Path) -> None:
-    code, report = lint(packages)
+def test_all_contracts_are_kept(lint: Linter) -> None:
+    code, report = lint()
     assert f"Contracts: {len(contract_ids())} kept, 0 broken." in report
     assert code == 0
 
@@ -132,18 +120,22 @@ def test_each_contract_is_tried() -> None:
 
 
 @pytest.mark.parametrize(("contract", "module", "statement"), FORBIDDEN)
-def test_a_forbidden_import_breaks_its_contract(packages: Path, contract: str, module: str, statement: str) -> None:
+def test_a_forbidden_import_breaks_its_contract(
+    packages: Path, lint: Linter, contract: str, module: str, statement: str
+) -> None:
     with written(packages, module, statement):
-        code, report = lint(packages, contract)
+        code, report = lint(contract)
     assert "Contracts: 0 kept, 1 broken." in report
     assert f"{module} -> {statement.split()[1]} (l." in report
     assert code == 1
 
 
 @pytest.mark.parametrize(("contract", "module"), UNLISTED)
-def test_a_module_that_no_layer_names_breaks_its_contract(packages: Path, contract: str, module: str) -> None:
+def test_a_module_that_no_layer_names_breaks_its_contract(
+    packages: Path, lint: Linter, contract: str, module: str
+) -> None:
     with written(packages, module, '"""New."""'):
-        code, report = lint(packages, contract)
+        code, report = lint(contract)
     assert "Contracts: 0 kept, 1 broken." in report
     assert f"- {module}\n" in report
     assert code == 1

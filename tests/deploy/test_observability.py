@@ -22,6 +22,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "observability"
 DASHBOARD: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ALERTS: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]
+ALERT_TESTS = sorted(path.name for path in FOLDER.glob("alerts*.test.yaml"))
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]] + [rule["expr"] for rule in ALERTS]
 # What Prometheus adds to every scrape.
 _SCRAPE = {"up"}
@@ -99,7 +100,7 @@ def test_panels_do_not_overlap() -> None:
 
 
 def test_each_alert_is_tested_firing_and_silent() -> None:
-    tests = yaml.safe_load((FOLDER / "alerts.test.yaml").read_text())["tests"]
+    tests = [test for file in ALERT_TESTS for test in yaml.safe_load((FOLDER / file).read_text())["tests"]]
     cases = [case for test in tests for case in test["alert_rule_test"]]
     for kind in (True, False):
         assert {case["alertname"] for case in cases if bool(case["exp_alerts"]) is kind} == {
@@ -108,7 +109,7 @@ def test_each_alert_is_tested_firing_and_silent() -> None:
 
 
 @needs_promtool
-@pytest.mark.parametrize(("check", "file"), [("check", "alerts.yaml"), ("test", "alerts.test.yaml")])
+@pytest.mark.parametrize(("check", "file"), [("check", "alerts.yaml"), *(("test", file) for file in ALERT_TESTS)])
 def test_promtool_accepts_the_alerts(check: str, file: str) -> None:
     command = [str(_promtool), check, "rules", file]
     ended = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=HANG_S, check=False)
