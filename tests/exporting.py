@@ -118,8 +118,8 @@ def _serve(requests: socket.socket) -> None:
     torch.set_num_threads(1)
     # Nobody waits for the parents of exports.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    trace, traced = convert._trace, _traced()
-    data = traced.SerializeToString()
+    trace, lenet5 = convert._trace, traced()
+    data = lenet5.SerializeToString()
     while True:
         text, descriptors, _, _ = socket.recv_fds(requests, 2**16, 1)
         if not text:
@@ -127,7 +127,7 @@ def _serve(requests: socket.socket) -> None:
         request = json.loads(text)
         if "--precision" in request["flags"]:
             _draw_pictures()
-        convert._trace = trace if request.pop("whole", False) else lambda *_: type(traced).FromString(data)
+        convert._trace = trace if request.pop("whole", False) else lambda *_: type(lenet5).FromString(data)
         with socket.socket(fileno=descriptors[0]) as test:
             if os.fork() == 0:
                 _parent(request, test)
@@ -140,7 +140,7 @@ def _draw_pictures() -> None:
         item.read()
 
 
-def _traced() -> Any:
+def traced() -> Any:
     """LeNet-5 as torch's exporter gives it: that takes seconds and touches no disk, so it is done once for all."""
     lenet5 = ARCHITECTURES["lenet5"]
     network = convert._Served(checkpoints.build(lenet5, 10), contract(lenet5.preprocessing, "uint8", 10)).eval()

@@ -1,8 +1,8 @@
-"""Does what one page tells its reader to do: `python reader.py PAGE FOLDER MEMORY`.
+"""Does what one page tells its reader to do: `python reader.py PAGE FOLDER MEMORY [COMMANDS]`.
 
 FOLDER stands for the reader's checkout. A `cnnserve serve` runs until the page starts another one on the same port, or
 ends. MEMORY is a folder that all pages share: an export that one page has run is copied for the next page that shows
-it, since the same command gives the same files.
+it, since the same command gives the same files. Commands in the folder COMMANDS come before the installed ones.
 
 A page that says "This page goes on where [Start](start.md) ends." begins in the folder that Start has left.
 
@@ -22,6 +22,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +70,7 @@ class Reader:
 
     folder: Path
     memory: Path
+    commands: Sequence[Path] = ()
     servers: dict[int, Server] = field(default_factory=dict)
     last_code: int = 0
     last_output: str = ""
@@ -148,7 +150,7 @@ class Reader:
         finished = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
             cwd=self.folder,
-            env=_environment(self.folder),
+            env=self._environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -192,7 +194,7 @@ class Reader:
             process = subprocess.Popen(
                 ["bash", "-c", command],
                 cwd=self.folder,
-                env=_environment(self.folder),
+                env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -205,6 +207,16 @@ class Reader:
         if self.last_code == 0:
             self.servers[port] = server
 
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("CNNSERVE_")}
+        return kept | {
+            "PATH": os.pathsep.join([*map(str, self.commands), str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "HOME": str(self.folder),
+            "COLUMNS": "100",
+            "LC_ALL": "C.UTF-8",
+            "PYTHONUNBUFFERED": "1",
+        }
+
 
 def _split(script: str) -> tuple[str, str]:
     """A script, and the `cnnserve serve` at its end; empty where there is none."""
@@ -212,17 +224,6 @@ def _split(script: str) -> tuple[str, str]:
     if not _SERVE.match(commands[-1]):
         return script, ""
     return "\n".join(commands[:-1]), commands[-1]
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CNNSERVE_")}
-    return kept | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(folder),
-        "COLUMNS": "100",
-        "LC_ALL": "C.UTF-8",
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def _wait_until_settled(server: Server, port: int) -> int:
@@ -251,29 +252,29 @@ def _get(url: str, data: bytes | None = None) -> list[dict[str, str]] | None:
         return None
 
 
-def follow(page: Path, folder: Path, memory: Path) -> None:
+def follow(page: Path, folder: Path, memory: Path, commands: Sequence[Path] = ()) -> None:
     """Makes the folder what the page takes for granted, and follows the page. Raises `PageError`."""
     if _GOES_ON in page.read_text(encoding="utf-8"):
         if not (memory / _START.stem).is_dir():
             (first := memory / "making").mkdir(exist_ok=True)
-            follow(_START, first, memory)
+            follow(_START, first, memory, commands)
         shutil.copytree(memory / _START.stem, folder, dirs_exist_ok=True)
     else:
         for name in CHECKOUT:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
             copy(ROOT / name, folder / name)
-    Reader(folder, memory).follow(page)
+    Reader(folder, memory, commands).follow(page)
     if page == _START and not (memory / _START.stem).is_dir():
         shutil.copytree(folder, memory / _START.stem)
 
 
 def main() -> int:
     """Follows the page that the arguments name."""
-    page, folder, memory = map(Path, sys.argv[1:])
+    page, folder, memory, *commands = map(Path, sys.argv[1:])
     if not network.leave():
         print("no network of its own: the page uses this machine's ports 8000 and 8001")
     try:
-        follow(page, folder, memory)
+        follow(page, folder, memory, commands)
     except PageError as error:
         print(error)
         return 1

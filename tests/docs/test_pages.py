@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 import blocks
 import reader
+from forking import forking
 
 ROOT = blocks.ROOT
 
@@ -33,10 +35,17 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("exports")
 
 
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a `cnnserve` whose exports start at once."""
+    with forking(tmp_path_factory.mktemp("forking")) as commands:
+        yield commands
+
+
 # Each command of a page has a limit of its own.
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", _pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_does_what_it_says(page: Path, tmp_path: Path, memory: Path) -> None:
-    command = [sys.executable, reader.__file__, str(page), str(tmp_path), str(memory)]
+def test_a_page_does_what_it_says(page: Path, tmp_path: Path, memory: Path, commands: Path) -> None:
+    command = [sys.executable, reader.__file__, *map(str, (page, tmp_path, memory, commands))]
     finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert finished.returncode == 0, finished.stdout

@@ -1,19 +1,17 @@
 """Networks of timm, exported with their configs, return class by class what timm's own code and transforms do."""
 
-import os
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import timm_networks
+from forking import forking
 from torchvision_parity import TOLERANCE, compare
 
 pytestmark = pytest.mark.timeout(300)
-
-TESTS = Path(timm_networks.__file__).parent
 
 
 @pytest.fixture(scope="module", name="timms")
@@ -23,13 +21,18 @@ def timms_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with forking(tmp_path_factory.mktemp("forking")) as commands:
+        yield commands
+
+
 @pytest.mark.parametrize("name", timm_networks.CHANGES)
-def test_a_network_of_timm_answers_what_timm_does(name: str, timms: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "cnnserve", "export", f"timm_networks:{name}"]
-    command += ["--weights", str(timms / f"{name}.pth"), "--preprocessing", str(timms / f"{name}.json")]
-    command += ["--repository", str(tmp_path), "--max-batch-size", "3"]
-    path = os.pathsep.join(filter(None, (str(TESTS), os.getenv("PYTHONPATH"))))
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+def test_a_network_of_timm_answers_what_timm_does(name: str, timms: Path, commands: Path, tmp_path: Path) -> None:
+    command = [commands / "cnnserve", "export", f"timm_networks:{name}", "--max-batch-size", "3"]
+    command += ["--weights", timms / f"{name}.pth", "--preprocessing", timms / f"{name}.json", "--repository", tmp_path]
+    # Where Python finds `timm_networks`.
+    done = subprocess.run(command, cwd=Path(timm_networks.__file__).parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path}/{name}/1\n"
     expected = np.load(timms / f"{name}.npy")
