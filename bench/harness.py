@@ -1,10 +1,12 @@
 """What the benchmarks share: flags, servers and workers that end in any case, requests, results and tables."""
 
 import argparse
+import array
 import contextlib
 import datetime as dt
 import importlib.metadata
 import json
+import math
 import os
 import re
 import signal
@@ -35,6 +37,8 @@ LOAD = [sys.executable, "-m", "cnnserve.tools.load"]
 # Tests write their results elsewhere.
 RESULTS = Path(os.environ.get("CNNSERVE_BENCH_RESULTS", BENCH / "results"))
 INFER = "inference.GRPCInferenceService/ModelInfer"
+# More requests than an open loop below the knee ever has.
+OPEN_IN_FLIGHT = 400
 START_S = 120.0
 STOP_S = 60.0
 # If a benchmark receives SIGTERM, it exits like this, so that it stops its servers and removes its temporary folders.
@@ -199,18 +203,36 @@ def load(
     connections: int = 1,
 ) -> dict[str, float]:
     """Returns one cell of load, which a process of its own generates. If a request fails, the benchmark ends."""
+    words = [address, "--method", method, "--in-flight", str(in_flight), "--seconds", str(seconds)]
+    words += ["--warm-up-s", str(warm_up_s), "--server-pid", str(server_pid), "--connections", str(connections)]
+    result = _generate(words, bodies, seconds + warm_up_s)
+    if result["failed"]:
+        raise SystemExit(f"{result['failed']} requests failed: {result['statuses']}")
+    return result
+
+
+def open_load(
+    address: str, bodies: Sequence[bytes], *, rate: float, seed: int, seconds: float, warm_up_s: float
+) -> list[float]:
+    """Returns the latency of each request of an open loop (Poisson) in s: `inf` if it failed."""
+    words = [address, "--method", INFER, "--rate", str(rate), "--seed", str(seed), "--seconds", str(seconds)]
+    words += ["--warm-up-s", str(warm_up_s), "--in-flight", str(OPEN_IN_FLIGHT), "--connections", "4"]
     with tempfile.TemporaryDirectory(prefix="cnnserve-load-") as folder:
-        words = [address, "--method", method, "--in-flight", str(in_flight), "--seconds", str(seconds)]
-        words += ["--warm-up-s", str(warm_up_s), "--server-pid", str(server_pid), "--connections", str(connections)]
+        samples = Path(folder) / "samples"
+        result = _generate([*words, "--samples", str(samples)], bodies, seconds + warm_up_s)
+        latencies = array.array("d", samples.read_bytes()).tolist()
+    return latencies + [math.inf] * int(result["failed"])
+
+
+def _generate(words: Sequence[str], bodies: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="cnnserve-load-") as folder:
+        command = [*LOAD, *words]
         for index, body in enumerate(bodies):
             file = Path(folder) / f"{index}.bin"
             file.write_bytes(body)
-            words += ["--body", str(file)]
-        command = [*LOAD, *words]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds + warm_up_s + 120, check=True)
+            command += ["--body", str(file)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds + 120, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
-    if result["failed"]:
-        raise SystemExit(f"{result['failed']} requests failed: {result['statuses']}")
     return result
 
 

@@ -47,9 +47,11 @@ def main() -> int:
         write_photographs(root / "calibration", seed=0)
         write_photographs(root / "evaluation", seed=1)
         for model in options.models:
-            fp32 = export(root, model, f"{model}-fp32", "--precision", "fp32")
+            fp32 = export(root / "models", model, f"{model}-fp32", "--precision", "fp32")
             words = ["--calibration", str(root / "calibration"), "--evaluation", str(root / "evaluation")]
-            int8 = export(root, model, f"{model}-int8", "--precision", "int8", "--min-agreement", "0", *words)
+            int8 = export(
+                root / "models", model, f"{model}-int8", "--precision", "int8", "--min-agreement", "0", *words
+            )
             results[model] = compare(fp32, int8, options.rounds, options.seconds)
             passed &= report(model, results[model], TARGETS.get(model, 0.0))
     harness.write_result("int8", {"threads": machine.cores(), "models": results})
@@ -72,9 +74,9 @@ def write_photographs(folder: Path, seed: int) -> None:
             (folder / f"{number}-{crop:02}.jpg").write_bytes(buffer.getvalue())
 
 
-def export(root: Path, architecture: str, name: str, *words: str) -> Path:
+def export(repository: Path, architecture: str, name: str, *words: str) -> Path:
     """Exports with `cnnserve export` and returns the version folder."""
-    command = [sys.executable, "-m", "cnnserve", "export", architecture, "--repository", str(root / "models")]
+    command = [sys.executable, "-m", "cnnserve", "export", architecture, "--repository", str(repository)]
     print(f"exporting {name} ...", flush=True)
     done = subprocess.run([*command, "--name", name, *words], check=False, capture_output=True, text=True, timeout=900)
     if done.returncode:

@@ -9,6 +9,7 @@ measured in turns.
 
 import argparse
 import contextlib
+import functools
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import numpy as np
 from harness import Server
 from machine import cores
 
+from cnnserve.datatypes import Rows
 from cnnserve.runtime.session import Session, SessionOptions
 
 # Of the best plain layout.
@@ -65,12 +67,23 @@ def plain_layouts(threads: int) -> list[Plain]:
     ]
 
 
+@functools.lru_cache(maxsize=3)
+def plain_session(path: Path, threads: int, *, spin: bool) -> Session:
+    """Returns a session of ONNX Runtime; the last ones are kept open."""
+    return Session(path, SessionOptions(threads, spin=spin))
+
+
+def zeros(session: Session, batch: int) -> Rows:
+    """Returns a batch for a session."""
+    spec = session.inputs[0]
+    return np.zeros((batch, *spec.shape[1:]), spec.zeros(1).dtype)
+
+
 def plain_rate(path: Path, plain: Plain, seconds: float) -> float:
     """Returns the images per second of a plain layout."""
     loops, width, batch = plain
-    session = Session(path, SessionOptions(width, spin=loops == 1))
-    spec = session.inputs[0]
-    rows = np.zeros((batch, *spec.shape[1:]), spec.zeros(1).dtype)
+    session = plain_session(path, width, spin=loops == 1)
+    rows = zeros(session, batch)
     session.run(rows)
     done = [0] * loops
     end = time.perf_counter() + seconds

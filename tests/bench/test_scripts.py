@@ -49,11 +49,25 @@ BENCHMARKS = {
     "transport": ["--rounds", "2", *KEPT, "--seconds", "0.1"],
     "fairness": ["--rounds", "1", *KEPT, "--seconds", "0.5"],
     "latency_target": [*ONE, *KEPT, "--seconds", "0.1", "--target-ms", "50"],
+    "elastic": [*ONE, *KEPT, "--seconds", "0.05", "--variants", "shared"],
+    "targets": [
+        *(*ONE, *KEPT, "--kinds", "default", "--part", "layout,jpeg,single,open,memory", "--five", "lenet5"),
+        *("--seconds", "0.05", "--screen-seconds", "0.02", "--open-seconds", "0.2"),
+    ],
     "layouts": [*ONE, *KEPT, "--seconds", "0.05", "--budget", "2s"],
 }
 # What the tests below, or `make ray-bench`, start by themselves, and what is no script.
-HELPERS = {"bare_classify", "bare_start", "demo", "empty_server", "raw", "ray_serve", "uncounted_server"}
-MODULES = {"harness", "machine", "noise", "ray_cluster"}
+HELPERS = {
+    "bare_classify",
+    "bare_sessions",
+    "bare_start",
+    "demo",
+    "empty_server",
+    "raw",
+    "ray_serve",
+    "uncounted_server",
+}
+MODULES = {"harness", "ideal_queue", "machine", "noise", "ray_cluster", "target_parts"}
 
 
 def command(script: str, arguments: Sequence[str | Path]) -> list[str]:

@@ -100,6 +100,15 @@ class Entry:
             on_done(outcome)
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A request that joins the queue at `arrived_ns`, as the limits see it."""
+
+    size: int
+    arrived_ns: int
+    deadline_ns: int | None
+
+
 @dataclass(eq=False)
 class _Batch:
     entries: list[Entry]
@@ -172,7 +181,9 @@ class DynamicBatcher:
         self._admitted: Counter[int] = Counter()
         self._running: deque[_Batch] = deque()
         self._turnover = Turnover()
-        self._target = Target(policy.target_ms, policy.max_batch_size) if policy.target_ms else None
+        self._limits = Target(policy.target_ms, policy.max_batch_size)
+        # What batches depend on.
+        self._target = self._limits if policy.target_ms else None
         self.statistics = Statistics()
         self._closing = False
         self._drained = asyncio.Event()
@@ -234,6 +245,13 @@ class DynamicBatcher:
         self._admitted[level] += size
         return Permit(self, size, level)
 
+    def check_time(self, permit: Permit, deadline_ns: int | None, decoding_ns: int) -> None:
+        """Raises what `submit` would raise for a request whose images are decoded first, in at least `decoding_ns`.
+
+        So no image is decoded for a request that would be answered too late.
+        """
+        self._check_time(permit, self._clock() + decoding_ns, deadline_ns, is_decoded=False)
+
     def give_back(self, size: int, level: int) -> None:
         """Gives back `size` places in the queue of `level`. Only permits call this."""
         self._admitted[level] -= size
@@ -253,10 +271,11 @@ class DynamicBatcher:
         `deadline_ns` (monotonic) always applies. `timeout_us` is the request's own queue timeout; it applies only if
         the queue policy allows it. Raises `DeadlineExceeded` if the deadline passes or the timeout ends before the run
         begins (a policy with `delay_expired` moves the request to the end of the queue at the timeout instead),
-        `InferenceFailed` if the run fails, or `InvalidInput` if it fails and the model has `free_sizes`. If the model
-        has a latency target, raises `QueueFull` or `DeadlineExceeded` as soon as the target or the deadline cannot be
-        met. If the caller is cancelled, its request is dropped; the other requests of the batch are not affected. With
-        `last`, requests of every priority go first.
+        `InferenceFailed` if the run fails, or `InvalidInput` if it fails and the model has `free_sizes`. Raises
+        `DeadlineExceeded` at once if the deadline would pass before the run ends. If the model has a latency target,
+        raises `QueueFull` or `DeadlineExceeded` as soon as the target or the deadline cannot be met. If the caller
+        is cancelled, its request is dropped; the other requests of the batch are not affected. With `last`, requests of
+        every priority go first.
         """
         future: asyncio.Future[BatchResult] = self._loop.create_future()
         entry = self.enqueue(rows, permit, partial(_settle, future), deadline_ns, timeout_us, last=last)
@@ -288,9 +307,11 @@ class DynamicBatcher:
         """
         self._check_failure()
         entry = self._entry(rows, permit, on_done, deadline_ns, timeout_us)
-        if self._target is not None and self._is_hopeless(self._target, entry):
+        try:
+            self._check_time(permit, entry.arrived_ns, deadline_ns)
+        except (DeadlineExceeded, QueueFull):
             permit.release()
-            raise self._too_late(entry, deadline_ns)
+            raise
         if last:
             entry.demote_ns = None
             self._queue.put_last(entry)
@@ -429,17 +450,37 @@ class DynamicBatcher:
                 self._delay_timer = self._loop.call_later(max(0.0, (action.until_ns - now) / 1e9), self._pump)
             return
 
-    def _is_hopeless(self, target: Target, entry: Entry) -> bool:
+    def _check_time(self, permit: Permit, arrived_ns: int, deadline_ns: int | None, *, is_decoded: bool = True) -> None:
+        """Raises `QueueFull` or `DeadlineExceeded` if a request that joins the queue then would be late."""
+        arrival = _Arrival(permit.size, arrived_ns, deadline_ns)
+        if self._target is None and deadline_ns is None:
+            return
+        limits, instances = self._limits, len(self._instances)
+        if limits.is_safe(arrival, self._admitted.total() + instances * self._policy.max_batch_size):
+            return
+        # A request of a higher priority does not wait for the others.
+        rows = permit.size + sum(entry.size for entry in self._queue.ahead(permit.level))
+        if not is_decoded:
+            rows += self._undecoded(permit.level) - permit.size
+        if limits.is_hopeless(arrival, rows, instances, self._free_ns()):
+            raise self._too_late(arrived_ns, deadline_ns)
+
+    def _undecoded(self, level: int) -> int:
+        """Returns the number of images that are admitted up to `level` and not yet in the queue."""
+        admitted = sum(size for own, size in self._admitted.items() if own <= level)
+        return admitted - sum(entry.size for entry in self._queue if entry.level <= level)
+
+    def _free_ns(self) -> int:
+        """Returns when the first of the instances is likely to be free."""
+        now = self._clock()
+        if self._idle:
+            return now
         runs_ns = (
-            batch.dispatched_ns + target.run_ns(sum(entry.size for entry in batch.entries))
+            batch.dispatched_ns + self._limits.run_ns(sum(entry.size for entry in batch.entries))
             for batch in self._running
             if batch.outcome is None
         )
-        now = self._clock()
-        free_ns = now if self._idle else max(now, min(runs_ns, default=now))
-        # A request of a higher priority does not wait for the others.
-        ahead = sum(other.size for other in self._queue if other.level <= entry.level)
-        return target.is_hopeless(entry, ahead + entry.size, len(self._instances), free_ns)
+        return max(now, min(runs_ns, default=now))
 
     def _refuse_first(self, target: Target, now: int) -> bool:
         """Refuses the first request of the queue if it is too late for it; returns whether it was."""
@@ -449,11 +490,12 @@ class DynamicBatcher:
         on_done = entry.on_done
         self.withdraw(entry)
         if on_done is not None:
-            on_done(self._too_late(entry, entry.deadline_ns))
+            on_done(self._too_late(entry.arrived_ns, entry.deadline_ns))
         return True
 
-    def _too_late(self, entry: Entry, deadline_ns: int | None) -> DeadlineExceeded | QueueFull:
-        if deadline_ns is not None and deadline_ns <= entry.arrived_ns + self._policy.target_ms * 1e6:
+    def _too_late(self, arrived_ns: int, deadline_ns: int | None) -> DeadlineExceeded | QueueFull:
+        target_ns = arrived_ns + self._policy.target_ms * 1e6
+        if deadline_ns is not None and (self._target is None or deadline_ns <= target_ns):
             return DeadlineExceeded("the deadline would pass before the request's run ends, so it is not computed")
         return QueueFull(
             f"the model is overloaded: the request cannot be answered within the model's target of "
@@ -522,8 +564,7 @@ class DynamicBatcher:
         if outcome.error is None:
             size = sum(entry.size for entry in batch.entries)
             self._turnover.ran(size, run_ns, len(batch.entries), self._admitted.total(), self._clock())
-            if self._target is not None:
-                self._target.times.learn(size, run_ns)
+            self._limits.times.learn(size, run_ns)
         # The next batch is dispatched before this batch's results are built, so the instance does not wait for them.
         if not inline:
             self._pump()

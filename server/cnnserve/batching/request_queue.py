@@ -43,6 +43,10 @@ class RequestQueue(Generic[T]):
         """Returns the request that leaves next. Raises `StopIteration` if the queue is empty."""
         return next(iter(self))
 
+    def ahead(self, level: int) -> Iterator[T]:
+        """Iterates over the requests that would leave before one of `level` that arrives now."""
+        return itertools.chain.from_iterable(self._queues[:level])
+
     def pop(self) -> T:
         """Removes and returns the request that leaves next. Raises `IndexError` if the queue is empty."""
         queue = next((queue for queue in self._queues if queue), self._queues[-1])

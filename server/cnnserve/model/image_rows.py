@@ -72,11 +72,15 @@ class ImageRows:
             return self._rows
         return np.delete(self._rows, list(self.errors), axis=0)
 
+    def least_ns(self, threads: int) -> float:
+        """Returns the time that all images take at least on `threads` threads; 0 if nothing is known of them."""
+        each_ns = [self._times.least_ns((work,)) for work in self._works]
+        return max(sum(each_ns) / threads, *each_ns)
+
     def _check_time(self, threads: int) -> None:
         if self._deadline_ns is None:
             return
-        each_ns = [self._times.least_ns((work,)) for work in self._works]
-        needed_ns = max(sum(each_ns) / threads, *each_ns)
+        needed_ns = self.least_ns(threads)
         left_ns = self._deadline_ns - time.monotonic_ns()
         if needed_ns > left_ns:
             self._times.refused(self._works)

@@ -306,6 +306,7 @@ class Model:
         self.check_count(len(images), "images")
         with self.statistics.counting_failure(started_ns), self._batcher.reserve(len(images), priority) as permit:
             work = ImageRows(preprocessor, images, deadline_ns, self._times)
+            self._batcher.check_time(permit, deadline_ns, round(work.least_ns(share.threads)))
             await work.read(share)
             preprocess_ns = time.monotonic_ns() - started_ns
             rows = work.good_rows()

@@ -152,13 +152,12 @@ async def test_a_permit_that_shrinks_gives_back_the_difference_once() -> None:
     await asyncio.wait_for(batcher.close(), HANG_S)
 
 
-def with_target(session: FakeSession, clock: FakeClock, run_ms: float) -> DynamicBatcher:
-    """A batcher with a target of 100 ms, whose runs are known to take `run_ms` for each row."""
-    policy = BatchPolicy(4, target_ms=100)
+def with_target(session: FakeSession, clock: FakeClock, run_ms: float, target_ms: float = 100) -> DynamicBatcher:
+    """A batcher with a target, whose runs are known to take `run_ms` for each row."""
+    policy = BatchPolicy(4, target_ms=target_ms)
     batcher = DynamicBatcher(policy, [ModelInstance(session, "target")], clock)
-    assert batcher._target is not None
     for size in (1, 2, 4):
-        batcher._target.times.learn(size, round(size * run_ms * 1e6))
+        batcher._limits.times.learn(size, round(size * run_ms * 1e6))
     return batcher
 
 
@@ -206,4 +205,72 @@ async def test_a_refusal_through_callbacks_gives_its_places_back() -> None:
     assert "queued=0 admitted=0" in repr(batcher)
     session.let()
     await asyncio.wait_for(running, HANG_S)
+    await asyncio.wait_for(batcher.close(), HANG_S)
+
+
+async def test_images_that_cannot_meet_the_target_are_not_decoded() -> None:
+    session, clock = FakeSession(held=True), FakeClock()
+    batcher = with_target(session, clock, 30)
+    running = asyncio.create_task(batcher.submit(row(), batcher.reserve(1)))
+    await entered(session)
+    # The run ends in 30 ms; three rows need 90 ms more, and the target counts from the end of the decoding.
+    with batcher.reserve(3) as permit:
+        with pytest.raises(QueueFull, match="cannot be answered within the model's target of 100 ms"):
+            batcher.check_time(permit, None, 0)
+        batcher.check_time(permit, None, 30_000_000)
+    with batcher.reserve(1) as permit:
+        with pytest.raises(DeadlineExceeded, match="before the request's run ends"):
+            batcher.check_time(permit, clock() + 50_000_000, 0)
+        batcher.check_time(permit, clock() + 61_000_000, 0)
+    session.let()
+    await asyncio.wait_for(running, HANG_S)
+    await asyncio.wait_for(batcher.close(), HANG_S)
+
+
+async def test_images_that_are_being_decoded_go_before_others_but_not_before_tensors() -> None:
+    session, clock = FakeSession(held=True), FakeClock()
+    batcher = with_target(session, clock, 30, target_ms=0)
+    running = asyncio.create_task(batcher.submit(row(), batcher.reserve(1)))
+    await entered(session)
+    deadline_ns = clock() + 100_000_000
+    with batcher.reserve(2), batcher.reserve(1) as permit:
+        with pytest.raises(DeadlineExceeded, match="before the request's run ends"):
+            batcher.check_time(permit, deadline_ns, 0)
+        batcher.check_time(permit, deadline_ns + 21_000_000, 0)
+        batcher.check_time(permit, None, 0)
+        tensor = asyncio.create_task(batcher.submit(row(), batcher.reserve(1), deadline_ns))
+        await asyncio.sleep(0)
+    session.let(2)
+    await asyncio.wait_for(asyncio.gather(running, tensor), HANG_S)
+    await asyncio.wait_for(batcher.close(), HANG_S)
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_when_the_request_arrives() -> None:
+    session, clock = FakeSession(held=True), FakeClock()
+    batcher = with_target(session, clock, 30, target_ms=0)
+    running = asyncio.create_task(batcher.submit(row(), batcher.reserve(1)))
+    await entered(session)
+    with pytest.raises(DeadlineExceeded, match="before the request's run ends"):
+        await batcher.submit(row(), batcher.reserve(1), clock() + 59_000_000)
+    # A run alone takes longer than this: the estimate may be wrong, and is not followed.
+    hasty = asyncio.create_task(batcher.submit(row(), batcher.reserve(1), clock() + 29_000_000))
+    await asyncio.sleep(0)
+    assert "queued=1 admitted=1" in repr(batcher)
+    session.let(2)
+    await asyncio.wait_for(asyncio.gather(running, hasty), HANG_S)
+    await asyncio.wait_for(batcher.close(), HANG_S)
+
+
+async def test_a_request_does_not_wait_for_those_that_go_last() -> None:
+    session, clock = FakeSession(held=True), FakeClock()
+    batcher = with_target(session, clock, 30)
+    tasks = [asyncio.create_task(batcher.submit(row(), batcher.reserve(1)))]
+    await entered(session)
+    tasks += [asyncio.create_task(batcher.submit(row(), batcher.reserve(1), last=True)) for _ in range(2)]
+    await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(batcher.submit(row(), batcher.reserve(1))))
+    await asyncio.sleep(0)
+    assert "queued=3" in repr(batcher)
+    session.let(4)
+    await asyncio.wait_for(asyncio.gather(*tasks), HANG_S)
     await asyncio.wait_for(batcher.close(), HANG_S)

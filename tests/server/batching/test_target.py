@@ -106,6 +106,34 @@ def test_one_disturbed_run_counts_little() -> None:
     assert times.usual(8) < 1.3 * 8 * MS
 
 
+def test_without_a_target_the_usual_time_counts() -> None:
+    careful, usual = Target(100, 8), Target(0, 8)
+    for number in range(100):
+        for target in (careful, usual):
+            target.times.learn(1, (8 + 4 * (number % 2)) * MS)
+    assert usual.run_ns(1) == pytest.approx(10 * MS, rel=0.05)
+    assert careful.run_ns(1) > 13 * MS
+    assert usual.due_ns(Request(0)) == NEVER_NS
+
+
+@given(
+    st.sampled_from([0.0, 20.0, 200.0]),
+    st.floats(0, 20),
+    st.floats(0.1, 20),
+    st.none() | st.integers(0, 300),
+    st.integers(1, 4),
+    st.integers(0, 8),
+    st.integers(1, 64),
+)
+def test_what_is_safe_is_not_hopeless(
+    target_ms: float, fixed: float, row: float, deadline_ms: int | None, instances: int, size: int, ahead: int
+) -> None:
+    target = learned(target_ms, fixed, row, max_batch=8)
+    request = Request(0, max(1, size), None if deadline_ms is None else deadline_ms * MS)
+    if target.is_safe(request, ahead + request.size + instances * 8):
+        assert not target.is_hopeless(request, ahead + request.size, instances, target.run_ns(8))
+
+
 def noisy(fixed_ms: float, row_ms: float) -> Callable[[int], int]:
     """Run times with 4 % of noise; one run in 200 takes twice as long."""
     chance = random.Random(2)

@@ -72,6 +72,20 @@ async def test_the_deadline_is_looked_at_before_each_image(model: Model) -> None
     assert model.statistics.failures["REJECTED"] == 1
 
 
+async def test_nothing_is_decoded_if_the_queue_is_longer_than_the_deadline(model: Model) -> None:
+    """A row is known to take an hour, and one waits."""
+    model._batcher._limits.times.learn(1, 3600 * 10**9)
+    waiting = asyncio.create_task(model.classify([picture("left")]))
+    await until(lambda: model.waiting == 1)
+    for infer in (model.classify, model.infer_images):
+        for image in (LARGE_BROKEN, BROKEN):
+            with pytest.raises(DeadlineExceeded, match="before the request's run ends"):
+                await infer([image], deadline_ns=time.monotonic_ns() + 5400 * 10**9)
+    assert "admitted=1" in repr(model)
+    assert model.statistics.failures["REJECTED"] == 4
+    waiting.cancel()
+
+
 async def test_an_image_that_is_refused_for_its_size_takes_no_time(model: Model) -> None:
     """Before, the time that its pixels would take refused all images of the request: some ten thousand years."""
     # So that the time of a pixel is known.
