@@ -169,11 +169,10 @@ def main() -> int:
 def work(variant: str, onnx: Path) -> int:
     """Measures one variant: each line of standard input is a cell, each line of output its result, in JSON."""
     sessions = Sessions(variant, onnx, cores())
-    for in_flight in IN_FLIGHT:
-        Queue(sessions, in_flight).serve(WARM_UP_S)
     print("{}", flush=True)
     for line in sys.stdin:
         command = json.loads(line)
+        Queue(sessions, command["in_flight"]).serve(min(WARM_UP_S, command["seconds"]))
         queue = Queue(sessions, command["in_flight"])
         elapsed = queue.serve(command["seconds"])
         latencies = sorted(queue.latencies)
@@ -208,7 +207,7 @@ def _print(model: str, cells: dict[str, dict[str, dict[str, float]]]) -> bool:
         [
             variant,
             *(f"{cell['rate']:.1f}" for cell in counts.values()),
-            *(f"{counts[count][key]:.1f}" for count, key in ((lone, "p50_ms"), (full, "p99_ms"), (full, "memory_mib"))),
+            *(f"{counts[count][key]:.2f}" for count, key in ((lone, "p50_ms"), (full, "p99_ms"), (full, "memory_mib"))),
         ]
         for variant, counts in cells.items()
     ]

@@ -21,7 +21,6 @@ Cold starts: `cold_start.py`. With `--repository`, the first call exports the mo
 import argparse
 import sys
 import tempfile
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +56,8 @@ def main() -> int:
         if "memory" in words.part:
             outcomes["memory"] = {"memory": _told("five models", "memory", _memory(root, words.five, options))}
     rows = _rows(outcomes)
-    print("\n" + textwrap.indent(harness.table(["", "target", "measured"], rows), "  "))
+    width = max(len(what) for _, what, _ in rows)
+    print("\n" + "\n".join(f"  {word:<6}  {what:<{width}}  {reached}" for word, what, reached in rows))
     _print_gains(outcomes)
     cells = {name: {part: each.cells for part, each in parts.items()} for name, parts in outcomes.items()}
     settings = {"rounds": options.rounds, "seconds": options.seconds, "open_seconds": options.open_seconds}

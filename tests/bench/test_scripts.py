@@ -51,7 +51,7 @@ BENCHMARKS = {
     "latency_target": [*ONE, *KEPT, "--seconds", "0.1", "--target-ms", "50"],
     "elastic": [*ONE, *KEPT, "--seconds", "0.05", "--variants", "shared"],
     "targets": [
-        *(*ONE, *KEPT, "--kinds", "default", "--part", "layout,jpeg,single,open,memory", "--five", "lenet5"),
+        *(*ONE, *KEPT, "--kinds", "default", "--part", "layout,jpeg,single,open"),
         *("--seconds", "0.05", "--screen-seconds", "0.02", "--open-seconds", "0.2"),
     ],
     "layouts": [*ONE, *KEPT, "--seconds", "0.05", "--budget", "2s"],
@@ -132,6 +132,18 @@ def test_bare_classify(tmp_path: Path) -> None:
 
 def test_bare_start() -> None:
     assert run("bare_start", "1", LENET5) == "ready\n"
+
+
+def test_bare_sessions_run_what_each_line_asks_for() -> None:
+    done = subprocess.run(
+        command("bare_sessions", ["1", LENET5 / "model.onnx", LENET5 / "model.onnx"]),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        input='{"batch": 3}\n',
+    )
+    assert done.stdout == "{}\n{}\n"
 
 
 def test_raw_answers_each_line() -> None:
