@@ -452,10 +452,10 @@ class DynamicBatcher:
 
     def _check_time(self, permit: Permit, arrived_ns: int, deadline_ns: int | None, *, is_decoded: bool = True) -> None:
         """Raises `QueueFull` or `DeadlineExceeded` if a request that joins the queue then would be late."""
-        arrival = _Arrival(permit.size, arrived_ns, deadline_ns)
         if self._target is None and deadline_ns is None:
             return
         limits, instances = self._limits, len(self._instances)
+        arrival = _Arrival(permit.size, arrived_ns, deadline_ns)
         if limits.is_safe(arrival, self._admitted.total() + instances * self._policy.max_batch_size):
             return
         # A request of a higher priority does not wait for the others.
