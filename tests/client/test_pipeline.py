@@ -14,6 +14,7 @@ from cnnserve_client import (
     InternalError,
     InvalidInputError,
     PermissionDeniedError,
+    QueueFullError,
     UnavailableError,
 )
 from cnnserve_client.batching import Limits
@@ -460,3 +461,19 @@ def test_an_answer_that_fits_nothing_is_the_servers_fault(wrong):
     run.pipeline.answered(0, wrong.SerializeToString(), run.now)
     with pytest.raises(InternalError, match=r"no request with this id is in flight|0 results for 1 images"):
         run.until_wait()
+
+
+@pytest.mark.parametrize("tries", [2, 5])
+def test_the_time_of_a_request_counts_from_its_first_try(tries):
+    run = Run(pipeline(), [b"a"])
+    run.until_wait()
+    for _ in range(tries):
+        lane, message = run.sent.pop()
+        run.now += TIMEOUT_S / tries
+        run.pipeline.answered(lane, refusal(message, 8, 50), run.now)
+        run.until_wait()
+        if not run.is_done:
+            run.now += run.waited
+            run.until_wait()
+    assert run.is_done
+    assert isinstance(run.results[0].error, QueueFullError)

@@ -68,3 +68,8 @@ def test_a_long_key_is_cut() -> None:
 @given(st.recursive(st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_what_is_clear_is_read_as_always(value: Any) -> None:
     assert json_text.loads_strictly(json.dumps(value)) == value
+
+
+@given(st.recursive(st.integers() | st.floats(allow_nan=False), st.lists))
+def test_in_steps_the_numbers_are_the_same(value: Any) -> None:
+    assert json_text.loads(json.dumps(value), in_steps=True) == value

@@ -235,6 +235,12 @@ def test_a_bmp(data: bytes, size: tuple[int, int]) -> None:
     assert "ends within its header" in refused(data[:-1])
 
 
+@pytest.mark.parametrize("header_bytes", [40, 108, 124])
+def test_a_bitmap_as_clipboards_hold_it(header_bytes: int) -> None:
+    without_the_header_of_the_file = bmp(header_bytes, 300, 200, 1, 24, 0)[14:]
+    assert read_header(without_the_header_of_the_file) == ImageHeader("DIB", 300, 200)
+
+
 @pytest.mark.parametrize("compression", [1, 2])
 def test_a_compressed_bmp(compression: int) -> None:
     assert "compressed" in refused(bmp(40, 300, 200, 1, 8, compression))

@@ -1,11 +1,12 @@
 """The CPU budget from cgroup files in the form in which kernels write them."""
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
-from cnnserve.process.cpu import cpu_budget
+from cnnserve.process.cpu import cpu_budget, processor
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -72,3 +73,12 @@ def test_a_path_with_colons_and_parents_stays_below_the_root(tmp_path: Path) -> 
     assert budget(tmp_path / "group", "0::/a:b\n") == 1
     assert budget(tmp_path / "group", "0::/../../a\n") == CPUS
     assert budget(tmp_path / "group", "0::/../a:b/\n") == 1
+
+
+def test_the_name_of_the_processor() -> None:
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.partition(":")[0].strip() == "model name"
+    ]
+    assert processor() == (names[0] if names else platform.machine())

@@ -8,6 +8,7 @@ from cnnserve.errors import ModelNotFound
 from cnnserve.registry import wanted_versions
 from cnnserve.registry.lifecycle import VersionLabels
 from cnnserve.registry.wanted_versions import Plan
+from support import as_other_user
 
 SPECIFIC = "version_policy { specific { versions: [ 1, 7 ] } }"
 ALL = "version_policy { all {} }"
@@ -107,3 +108,23 @@ def test_labels_are_read_and_those_of_before_are_kept(root: Path) -> None:
     assert labels.versions == {"stable": 2}
     # The file did not change, so it was not read again.
     assert wanted_versions.read(root, "m", labels).labels is labels
+
+
+def test_a_folder_that_cannot_be_read_keeps_its_labels(root: Path) -> None:
+    (root / "m" / "version_labels.json").write_text('{"stable": 2}')
+    labels = plan(root).labels
+    (root / "m").chmod(0o000)
+    try:
+        with as_other_user():
+            found = wanted_versions.read(root, "m", labels)
+    finally:
+        (root / "m").chmod(0o755)
+    assert found.labels is labels
+    assert "cannot be read" in found.reason
+
+
+def test_a_labelled_version_is_enough(root: Path) -> None:
+    (root / "m" / "config.pbtxt").write_text("version_policy { specific { versions: [ 7 ] } }")
+    (root / "m" / "version_labels.json").write_text('{"stable": 2}')
+    found = plan(root)
+    assert (list(found.chosen), found.reason) == ([2], "")

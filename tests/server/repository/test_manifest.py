@@ -8,6 +8,7 @@ import pytest
 
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.repository import manifest as manifests
+from cnnserve.repository.manifest import Pad
 from support import write_version
 
 
@@ -115,3 +116,11 @@ def test_a_missing_and_an_altered_file_are_named(folder: Path) -> None:
     (folder / "golden.png").unlink()
     with pytest.raises(ModelLoadFailed, match=r"golden.png is missing"):
         manifests.verify_files(manifest, folder)
+
+
+def test_the_host_may_pad_with_what_is_no_pixel(folder: Path) -> None:
+    raw = json.loads(change(folder, "preprocessing.pad", {"color": [0.5]}))
+    raw["preprocessing"]["normalize"] = "host"
+    raw["input"] |= {"datatype": "FP32", "layout": "NCHW", "shape": [1, 8, 8]}
+    parsed = manifests.parse(json.dumps(raw))
+    assert parsed.preprocessing.pad == Pad((0.5,))
