@@ -43,6 +43,8 @@ _LATE_S = 0.05
 _CUT_OFF_S = 1.0
 # Streams end after this many looks with too little memory.
 _PATIENT_LOOKS = 25
+# Without a large message for this time, memory that large messages have freed is not expected to be used again.
+_QUIET_S = 0.2
 # Memory that was freed last is returned to the system after this many looks at an idle server.
 _QUIET_LOOKS = 60
 # Connections whose sizes are remembered.
@@ -129,8 +131,9 @@ class Receiving:
         self._queue: deque[_Peer] = deque()
         self._reading: set[Turn] = set()
         self._expected = 0
-        # Whether freed memory was returned since the last large message was asked for.
+        # Whether freed memory was returned since the last large message was asked for, and when that was.
         self._clean = False
+        self._large_at = 0.0
         self._trimming = False
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_looks = 0
@@ -235,9 +238,10 @@ class Receiving:
         peer = turn.peer
         turn.is_new = not peer.expected
         turn.expected = memory_of(peer.expected or self._max_message_bytes)
+        turn.started = self._loop.time()
         if turn.expected > _LARGE_BYTES:
             self._clean = False
-        turn.started = self._loop.time()
+            self._large_at = turn.started
         peer.reading += 1
         self._expected += turn.expected
         self._reading.add(turn)
@@ -276,7 +280,7 @@ class Receiving:
                 turn.reader.cut_off()
         if not self._budget.has_room(0):
             self._relieve()
-        self._pressure.trim_if_worth_it()
+        self._pressure.trim_if_worth_it(is_quiet=self._loop.time() - self._large_at > _QUIET_S)
         self._quiet_looks = 0 if self._reading or self._queue or self._budget.total_bytes else self._quiet_looks + 1
         if self._quiet_looks < _QUIET_LOOKS:
             self._look_soon()
