@@ -2,17 +2,17 @@
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import logging
 import os
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from functools import partial
-from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import cnnserve
 from cnnserve import extras
@@ -20,37 +20,21 @@ from cnnserve.access import exposure
 from cnnserve.access.control import AccessControl
 from cnnserve.access.following import Followed
 from cnnserve.access.lists import AccessError
-from cnnserve.access.tls import Tls
-from cnnserve.api.classifier import ClassifierService
-from cnnserve.api.methods import Method
-from cnnserve.api.open_inference import InferenceService
-from cnnserve.api.page import PageService
-from cnnserve.assembly.parts import (
-    access_control,
-    assemble,
-    cpu_threads,
-    layout_cache,
-    load_first,
-    models_of,
-)
-from cnnserve.config.settings import COMPRESSION_LEVELS, ConfigError, ServerConfig
+from cnnserve.assembly.loading import Loading, access_control, cpu_threads, layout_cache, load_first, models_of, prepare
+from cnnserve.config.settings import ConfigError, ServerConfig
 from cnnserve.errors import ServingError
-from cnnserve.process import heap, listening, open_files, signals
+from cnnserve.process import heap, open_files, signals
 from cnnserve.process.threads import on_thread
-from cnnserve.registry import snapshot
 from cnnserve.registry.automatic_layouts import AutomaticLayouts
 from cnnserve.registry.control import POLL
 from cnnserve.registry.health import Health
 from cnnserve.registry.poller import Poller, watch_labels
 from cnnserve.registry.registry import Registry
 from cnnserve.repository import layout
-from cnnserve.transports import addresses
-from cnnserve.transports.calls import PeerLimits
-from cnnserve.transports.choice import GrpcTransport, grpc_transport
-from cnnserve.transports.health_ports import health_ports
-from cnnserve.transports.http.connections import ConnectionLimits
-from cnnserve.transports.http.in_flight import InFlight, Limits
-from cnnserve.transports.http.settings import HttpSettings
+
+# The ports are imported while the first models load: see `_open_front`.
+if TYPE_CHECKING:
+    from cnnserve.transports.front import Front, Ports
 
 _log = logging.getLogger(__name__)
 
@@ -61,14 +45,6 @@ _CLOSE_S = 1.0
 _KILLED = "; the container must not be killed before: docker stop --time 30, terminationGracePeriodSeconds: 30"
 # How often a draining server looks which requests in its queues it can still answer in time, in seconds.
 _SHED_S = 0.5
-
-
-@dataclass(frozen=True)
-class Ports:
-    """The ports on which the server listens."""
-
-    grpc: int
-    http: int
 
 
 def run(config: ServerConfig, work: Callable[[ServerConfig], Coroutine[Any, Any, int]] | None = None) -> int:
@@ -126,7 +102,7 @@ def _look(config: ServerConfig, look: asyncio.Event, reread: asyncio.Event) -> N
 async def serve(
     config: ServerConfig,
     shutdown: asyncio.Event,
-    on_bound: Callable[[Ports], None] | None = None,
+    on_bound: "Callable[[Ports], None] | None" = None,
     look: asyncio.Event | None = None,
     reread: asyncio.Event | None = None,
 ) -> None:
@@ -139,52 +115,30 @@ async def serve(
     files = open_files.raise_limit()
     # First, because the server must not start with a file that says who may do what and cannot be read.
     access = access_control(config)
+    loading = prepare(config)
+    registry = loading.registry
+    first = asyncio.create_task(load_first(config, registry))
+    try:
+        front = await _open_front(config, loading, access, files)
+    except BaseException:
+        registry.stop_loading()
+        first.cancel()
+        raise
     threads = cpu_threads(config)
-    parts = assemble(config)
-    registry, health, methods = parts.registry, parts.health, parts.methods
-    http_end, in_flight = asyncio.Event(), InFlight()
-    grpc = await grpc_transport(
-        config.grpc_transport,
-        methods,
-        parts.max_message_bytes,
-        parts.budget,
-        parts.pressure,
-        peers=_peer_limits(config, files),
-        guard=access.guard,
-        reflection=not config.no_reflection,
-        elsewhere=lambda: in_flight.count > 0,
-    )
-    grpc_port = _bind(grpc, config, access.tls)
-    http_socket = addresses.listen(config.host, config.http_port, "http_port")
-    ports = Ports(grpc_port, http_socket.getsockname()[1])
-    await grpc.start()
-    _announce(config, ports, threads)
+    _announce(config, front.ports, threads)
     if on_bound is not None:
-        on_bound(ports)
+        on_bound(front.ports)
     kept = (
-        _load(config, registry, health, look),
+        _load(config, registry, front.health, look, first),
         watch_labels(registry),
         AutomaticLayouts(registry, layout_cache(config, threads)).run(),
         access.follow(reread, _keys(config, registry)),
     )
     keeping = [asyncio.create_task(work) for work in kept]
-    http_task = asyncio.create_task(
-        _serve_http(
-            methods,
-            Limits(parts.budget, parts.max_message_bytes),
-            in_flight,
-            lambda: snapshot.snapshot(registry, parts.budget, access.certificate_end),
-            access,
-            settings=_http_settings(config),
-            page=PageService(registry, parts.budget),
-            connections=_connection_limits(config, files),
-            bound=http_socket,
-            end=http_end,
-        )
-    )
+    http_task = asyncio.create_task(front.serve_http())
     probes = contextlib.AsyncExitStack()
     try:
-        await probes.enter_async_context(_probed(methods, config, ports))
+        await probes.enter_async_context(front.probed())
         await _until(shutdown, http_task, keeping[0])
     finally:
         deadline = asyncio.get_running_loop().time() + config.drain_grace_s
@@ -194,26 +148,37 @@ async def serve(
             task.cancel()
         await asyncio.gather(*keeping, return_exceptions=True)
         shedding = asyncio.create_task(_shed(registry, deadline))
-        await _drain(config.drain_grace_s, health, parts.streaming, grpc, in_flight)
+        _log.info(
+            "draining: requests in flight have at most %g s%s", config.drain_grace_s, _KILLED if extras.image() else ""
+        )
+        await front.drain()
         shedding.cancel()
-        http_end.set()
+        front.http_end.set()
         await _close(registry, deadline + _CLOSE_S)
-        await asyncio.gather(_end_http(http_task, http_socket), parts.observer.close())
+        await asyncio.gather(_end_http(http_task, front.http_socket), front.parts.observer.close())
         await probes.aclose()
-        parts.decoders.close()
+        loading.decoders.close()
         _log.info("stopped")
 
 
-@contextlib.asynccontextmanager
-async def _probed(methods: Sequence[Method], config: ServerConfig, ports: Ports) -> AsyncIterator[None]:
-    """Answers on the health ports while inside, and tells `cnnserve health --here` which port to ask."""
-    main = addresses.url("https" if config.tls_certificate else "http", config.host, ports.http)
-    async with health_ports(methods, config.host, config.health_grpc_port, config.health_http_port) as urls:
-        with listening.announced([main, *urls][-1]):
-            yield
+async def _open_front(config: ServerConfig, loading: Loading, access: AccessControl, files: int) -> "Front":
+    # On a thread, because the models begin to load on the event loop: they need nothing of what is imported here.
+    module = await asyncio.to_thread(_import_front)
+    front: Front = await module.open_front(config, loading, access, files)
+    return front
 
 
-def _announce(config: ServerConfig, ports: Ports, threads: int) -> None:
+def _import_front() -> ModuleType:
+    # As `cnnserve.cli.serve` imports this module.
+    gc.disable()
+    try:
+        return importlib.import_module("cnnserve.transports.front")
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _announce(config: ServerConfig, ports: "Ports", threads: int) -> None:
     _log.info(
         "cnnserve %s listening on %s: gRPC port %d, HTTP port %d%s; %d CPU threads per model",
         cnnserve.__version__,
@@ -227,37 +192,6 @@ def _announce(config: ServerConfig, ports: Ports, threads: int) -> None:
     line = exposure.warning(config.host, has_tls=has_tls, knows_clients=knows_clients)
     if line and not config.insecure:
         _log.warning("%s", line)
-
-
-def _peer_limits(config: ServerConfig, files: int) -> PeerLimits:
-    return PeerLimits(
-        config.grpc_min_ping_interval_s,
-        config.max_metadata_kib * 2**10,
-        compression_level=COMPRESSION_LEVELS.index(config.grpc_response_compression),
-        max_connections=open_files.connections(files, config.max_connections),
-        max_streams=config.max_streams_per_connection,
-        max_age_s=config.max_connection_age_s,
-        age_grace_s=config.max_connection_age_grace_s,
-    )
-
-
-def _connection_limits(config: ServerConfig, files: int) -> ConnectionLimits:
-    most = open_files.connections(files, config.max_connections)
-    return ConnectionLimits(most, config.max_connections_per_address, config.max_connection_age_s)
-
-
-def _bind(grpc: GrpcTransport, config: ServerConfig, tls: Tls | None) -> int:
-    addresses.check_free(config.host, config.grpc_port, "grpc_port")
-    if config.grpc_socket:
-        grpc.bind_unix(Path(config.grpc_socket).absolute())
-        _log.info("gRPC also on the Unix socket %s", config.grpc_socket)
-    return grpc.bind(config.host, config.grpc_port, tls)
-
-
-def _http_settings(config: ServerConfig) -> HttpSettings:
-    """A client that may change models must not be a page that happens to run in the browser of somebody near."""
-    names = (config.host, *config.allowed_host)
-    return HttpSettings(names if config.allow_model_control else None, config.cors_origin, not config.no_page)
 
 
 def _keys(config: ServerConfig, registry: Registry) -> list[Followed]:
@@ -276,9 +210,15 @@ async def _check_repository(config: ServerConfig) -> None:
             _log.warning("%s", problem)
 
 
-async def _load(config: ServerConfig, registry: Registry, health: Health, look: asyncio.Event | None) -> None:
-    """Loads the models to be served at start; with mode poll, then follows the files of the model repository."""
-    await load_first(config, registry)
+async def _load(
+    config: ServerConfig,
+    registry: Registry,
+    health: Health,
+    look: asyncio.Event | None,
+    loading: "asyncio.Task[None]",
+) -> None:
+    """Waits for the models to be served at start; with mode poll, then follows the files of the model repository."""
+    await loading
     await _check_repository(config)
     health.started()
     ready = [
@@ -288,31 +228,6 @@ async def _load(config: ServerConfig, registry: Registry, health: Health, look: 
     if config.model_control_mode == POLL:
         poller = Poller(registry, models_of(config), config.poll_interval_s, config.model_config_name)
         await poller.run(look)
-
-
-async def _serve_http(
-    methods: Sequence[Method],
-    limits: Limits,
-    in_flight: InFlight,
-    snapshot: Callable[[], snapshot.Snapshot],
-    access: AccessControl,
-    *,
-    settings: HttpSettings,
-    page: PageService,
-    connections: ConnectionLimits,
-    bound: socket.socket,
-    end: asyncio.Event,
-) -> None:
-    """Serves HTTP until `end` is set."""
-    # Imported on a thread while models load: a start that waited for this import took 5 % longer.
-    http = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.http.server")
-    application = http.application(methods, limits, in_flight, snapshot, settings, page=page, guard=access.guard)
-    server = http.HttpServer(application, bound, limits.budget, connections, access.tls)
-    serving, ending = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
-    await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
-    ending.cancel()
-    server.stop()
-    await serving
 
 
 async def _until(shutdown: asyncio.Event, http: "asyncio.Task[None]", loading: "asyncio.Task[None]") -> None:
@@ -348,19 +263,3 @@ async def _shed(registry: Registry, deadline: float) -> None:
     while (left_s := deadline - loop.time()) > 0:
         registry.refuse_late(left_s)
         await asyncio.sleep(_SHED_S)
-
-
-async def _drain(
-    grace_s: float,
-    health: Health,
-    streaming: Sequence[ClassifierService | InferenceService],
-    grpc: GrpcTransport,
-    in_flight: InFlight,
-) -> None:
-    """Reports NOT_SERVING first, so that clients know it; then ends the streams; then answers the calls in flight."""
-    _log.info("draining: requests in flight have at most %g s%s", grace_s, _KILLED if extras.image() else "")
-    health.drain()
-    health.close()
-    for service in streaming:
-        service.drain()
-    await asyncio.gather(grpc.stop(grace_s), in_flight.drain(grace_s))

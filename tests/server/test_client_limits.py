@@ -14,6 +14,7 @@ import pytest
 import cnnserve_client as cc
 from cnnserve import app
 from cnnserve.config.settings import ServerConfig
+from cnnserve.transports.front import Ports
 from cnnserve.wire import open_inference_pb2 as pb
 from oip import Oip, encoded, tensor
 from support import RunningServer, picture, serving, wait_until, write_version
@@ -174,5 +175,5 @@ def test_a_server_for_other_machines_says_what_is_open(
 ) -> None:
     config = ServerConfig(repository=tmp_path, host=host, insecure=insecure)
     with caplog.at_level(logging.WARNING):
-        app._announce(config, app.Ports(1, 2), 1)
+        app._announce(config, Ports(1, 2), 1)
     assert len(caplog.records) == lines

@@ -1,4 +1,4 @@
-"""Puts the parts of a server together, without its ports. `app` adds the ports; Ray's replicas have none.
+"""Puts the parts of a server together, without its ports. `transports.front` adds the ports; Ray's replicas have none.
 
 This package imports nothing.
 """

@@ -1,18 +1,10 @@
 """A server without its ports: settings in, registry and method table out. The server and Ray's replicas build on it."""
 
-import contextlib
 import importlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import cast
 
-from cnnserve import extras
-from cnnserve.access.accounts import ClientLimits
-from cnnserve.access.control import AccessControl
-from cnnserve.access.tls import TlsFiles
 from cnnserve.api.classifier import ClassifierService
 from cnnserve.api.health import HealthService
 from cnnserve.api.inspection import InspectionService
@@ -23,30 +15,17 @@ from cnnserve.api.observing import Observer
 from cnnserve.api.open_inference import InferenceService
 from cnnserve.api.regions import SharedMemory
 from cnnserve.api.shared_memory import SharedMemoryService
-from cnnserve.config.settings import ConfigError, ServerConfig
-from cnnserve.errors import ServingError
+from cnnserve.assembly.loading import Loading, models_of, needs, prepare
+from cnnserve.config.settings import ServerConfig
 from cnnserve.images.decoding_pool import DecodingPool
-from cnnserve.model import loader
-from cnnserve.model.layout_cache import LayoutCache
-from cnnserve.model_config.execution import Device
 from cnnserve.process import memory_limit
 from cnnserve.process.admission import MemoryBudget
-from cnnserve.process.cpu import cpu_budget, decoding_threads
-from cnnserve.process.pressure import MemoryPressure, resident_bytes
+from cnnserve.process.pressure import MemoryPressure
 from cnnserve.registry.control import EXPLICIT, ModelControl
 from cnnserve.registry.health import Health
-from cnnserve.registry.opening import LoadLimits, VersionOpener
 from cnnserve.registry.registry import Registry
-from cnnserve.repository import layout
-from cnnserve.repository.folders import Models, NamedModels
-from cnnserve.repository.signature import Trust
 
 _log = logging.getLogger(__name__)
-
-# Limits of the number of loads at the same time. Several, so that a model that builds for minutes does not delay the
-# others; few, because each load needs the memory of its model twice.
-_LOADS_AT_LEAST = 2
-_LOADS_AT_MOST = 4
 
 
 @dataclass(frozen=True)
@@ -64,12 +43,13 @@ class Parts:
     max_message_bytes: int
 
 
-def assemble(config: ServerConfig) -> Parts:
-    """Returns the parts of a server. Nothing is loaded yet. Raises `ConfigError`, see `make_registry`."""
-    threads = cpu_threads(config)
-    decoders = DecodingPool(config.decode_threads or decoding_threads(threads))
-    budget = memory_budget(config)
-    registry = make_registry(config, threads, decoders, budget)
+def assemble(config: ServerConfig, loading: Loading | None = None) -> Parts:
+    """Returns the parts of a server. `loading`: the registry if it loads already; by default, nothing is loaded yet.
+
+    Raises `ConfigError`, see `prepare`.
+    """
+    loading = loading or prepare(config)
+    registry, budget = loading.registry, loading.budget
     control = ModelControl(
         registry, models_of(config), mode=config.model_control_mode, allowed=config.allow_model_control
     )
@@ -91,33 +71,20 @@ def assemble(config: ServerConfig) -> Parts:
     methods = observer.methods(method for service in services for method in service.methods())
     pressure = MemoryPressure(budget)
     registry.on_change(pressure.learn)
-    registry.on_change(partial(_follow_memory, config.max_pending_mib, budget, pressure))
+    follow = partial(_follow_memory, config.max_pending_mib, budget, pressure)
+    registry.on_change(follow)
+    # A model may be loaded already.
+    follow()
     return Parts(
         registry,
         health,
         tuple(methods),
         (classifier, inference),
         observer,
-        decoders,
+        loading.decoders,
         budget,
         pressure,
         max_message_bytes,
-    )
-
-
-def cpu_threads(config: ServerConfig) -> int:
-    """Returns the number of CPU threads for the runs of one model."""
-    return config.cpu_threads or cpu_budget()
-
-
-def access_control(config: ServerConfig) -> AccessControl:
-    """Reads the files of access control. Raises `AccessError` if one of them cannot be used."""
-    files = None
-    if config.tls_certificate and config.tls_key:
-        files = TlsFiles(config.tls_certificate, config.tls_key, config.tls_client_ca)
-    limits = ClientLimits(config.client_requests_per_second, config.client_images_in_flight)
-    return AccessControl(
-        config.tokens_file, config.certificate_scopes_file, config.trusted_proxy, tls_files=files, limits=limits
     )
 
 
@@ -126,27 +93,9 @@ def _observer(config: ServerConfig) -> Observer:
     share = config.access_log_sample if config.access_log else 0.0
     if not config.tracing:
         return Observer(share)
-    with _needs("tracing", "otel"):
+    with needs("tracing", "otel"):
         # By name: a server that does not trace must not pay for OpenTelemetry.
         return Observer(share, tracing=importlib.import_module("cnnserve.api.tracing").start())
-
-
-@contextlib.contextmanager
-def _needs(setting: str, extra: str) -> Iterator[None]:
-    """Raises `ConfigError` if a package is missing that only the `extra` of a setting installs."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{setting} needs {error.name}, which is not installed: {extras.install(extra)}") from error
-
-
-def memory_budget(config: ServerConfig) -> MemoryBudget:
-    """Returns the memory that requests may hold, and logs it with its source."""
-    found = memory_limit.budget(config.max_pending_mib, memory_limit.memory_limit(), resident_bytes())
-    if found.warning:
-        _log.warning("%s", found.warning)
-    _log.info("requests may hold %d MiB of memory: %s", found.mib, found.reason)
-    return MemoryBudget(found.mib * 2**20)
 
 
 def _largest_message(config: ServerConfig, budget: MemoryBudget) -> int:
@@ -168,67 +117,3 @@ def _follow_memory(asked_mib: int, budget: MemoryBudget, pressure: MemoryPressur
     limit = memory_limit.memory_limit()
     if limit is not None:
         budget.limit_bytes = memory_limit.budget(asked_mib, limit, pressure.idle_bytes).mib * 2**20
-
-
-def trusted_keys(config: ServerConfig) -> Trust | None:
-    """Returns the keys whose signatures count, if there are any. Raises `ConfigError`."""
-    if config.trusted_keys is None:
-        return None
-    with _needs("trusted_keys", "trust"):
-        # By name: without trusted keys, the start must not pay for cryptography.
-        trusted = importlib.import_module("cnnserve.trust.keys").read(config.trusted_keys)
-    for warning in trusted.warnings:
-        _log.warning("trusted keys: %s", warning)
-    _log.info("only versions with a signature of a trusted key are served; trusted are %s", trusted)
-    return cast("Trust", trusted)
-
-
-def models_of(config: ServerConfig) -> Models:
-    """Returns where the models are: a model repository, or single models."""
-    if config.model:
-        return NamedModels(config.models)
-    # What is at an address was pulled before.
-    assert isinstance(config.repository, Path)
-    if config.single_model_name and layout.is_single(config.repository):
-        return NamedModels({config.single_model_name: config.repository})
-    return config.repository
-
-
-def layout_cache(config: ServerConfig, threads: int) -> LayoutCache:
-    """Returns where the layouts that the server finds are kept."""
-    return LayoutCache(config.layout_cache, threads, by_default=config.auto_layout)
-
-
-def make_registry(config: ServerConfig, threads: int, decoders: DecodingPool, budget: MemoryBudget) -> Registry:
-    """Returns the registry of the model repository. Nothing is loaded yet. Raises `ConfigError`, see `trusted_keys`."""
-    trust = trusted_keys(config)
-    device: Device = "cuda" if config.device == "cuda" else "cpu"
-    open_version = partial(
-        loader.open_version,
-        cpu_threads=threads,
-        device=device,
-        engine_cache=config.engine_cache,
-        budget=budget,
-        load_timeout_s=config.load_timeout_s,
-        build_timeout_s=config.build_timeout_s,
-        counts_drift=not config.no_drift_metrics,
-        layouts=layout_cache(config, threads),
-    )
-    at_once = min(max(threads, _LOADS_AT_LEAST), _LOADS_AT_MOST)
-    opener = VersionOpener(
-        open_version,
-        decoders,
-        at_once=at_once,
-        require_manifest=config.require_manifest or trust is not None,
-        limits=LoadLimits(config.load_timeout_s, config.build_timeout_s),
-    )
-    return Registry(models_of(config), opener, config.model_config_name, trust)
-
-
-async def load_first(config: ServerConfig, registry: Registry) -> None:
-    """Loads the models to be served at start. What fails is logged."""
-    explicit = config.model_control_mode == EXPLICIT
-    try:
-        await registry.load_all(config.load_model if explicit and "*" not in config.load_model else None)
-    except ServingError as error:
-        _log.error("%s", error)

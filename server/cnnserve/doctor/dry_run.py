@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cnnserve import app
 from cnnserve.access.lists import AccessError
-from cnnserve.assembly import parts
+from cnnserve.assembly import loading
 from cnnserve.config.settings import ServerConfig
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.registry.control import EXPLICIT
@@ -27,13 +27,13 @@ def run(config: ServerConfig) -> int:
 
 async def _run(config: ServerConfig) -> int:
     try:
-        parts.access_control(config)
+        loading.access_control(config)
     except AccessError as error:
         sys.stdout.write(f"NOT ready: {error}\n")
         return 1
     decoders = DecodingPool(1)
-    registry = parts.make_registry(config, parts.cpu_threads(config), decoders, parts.memory_budget(config))
-    await parts.load_first(config, registry)
+    registry = loading.make_registry(config, loading.cpu_threads(config), decoders, loading.memory_budget(config))
+    await loading.load_first(config, registry)
     rows = list(_rows(registry))
     failed = sum(row[2] != State.READY.value for row in rows)
     good = not failed and (bool(rows) or config.model_control_mode == EXPLICIT)

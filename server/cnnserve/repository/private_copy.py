@@ -12,7 +12,8 @@ import os
 
 from cnnserve.errors import ModelLoadFailed
 
-_CHUNK = 1 << 16
+# After each call on a chunk, a load waits for the GIL, which other threads of a start have: small chunks cost time.
+_CHUNK = 1 << 20
 
 
 class PrivateCopy:

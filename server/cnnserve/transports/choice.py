@@ -1,5 +1,6 @@
 """Which gRPC transport serves: the one on grpc's core if it works with the installed grpcio, else `grpc.aio`."""
 
+import asyncio
 import importlib
 import logging
 import re
@@ -81,7 +82,8 @@ async def grpc_transport(
 
 async def _problem() -> str | None:
     try:
-        probe = importlib.import_module("cnnserve.transports.core.probe")
+        # On a thread, because models begin to load on the event loop.
+        probe = await asyncio.to_thread(importlib.import_module, "cnnserve.transports.core.probe")
     except ImportError as error:
         return f"grpcio {grpc.__version__} lacks a part of it: {error}"
     problem: str | None = await probe.problem()

@@ -23,7 +23,8 @@ from starlette.responses import PlainTextResponse
 
 from cnnserve.api import status
 from cnnserve.api.methods import CLASSIFIER, INFERENCE, Kind
-from cnnserve.assembly.parts import access_control, assemble, load_first
+from cnnserve.assembly.loading import access_control, load_first
+from cnnserve.assembly.parts import assemble
 from cnnserve.errors import ModelNotReady, QueueFull, ServingError
 from cnnserve.registry.registry import Registry
 from cnnserve.transports.ray_calls import RPCS, Calls, Reply, Sent, StreamEnded, is_own_fault, reply_to

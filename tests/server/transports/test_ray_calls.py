@@ -13,7 +13,8 @@ import cnnserve.transports.ray_calls as ray_calls
 import cnnserve_client.target
 from cnnserve.api.methods import CLASSIFIER, INFERENCE, TIMEOUT, Kind
 from cnnserve.api.status import Code
-from cnnserve.assembly.parts import Parts, assemble, load_first
+from cnnserve.assembly.loading import load_first
+from cnnserve.assembly.parts import Parts, assemble
 from cnnserve.config.settings import ServerConfig
 from cnnserve.errors import InvalidInput, ModelNotReady
 from cnnserve.transports.ray_calls import RPCS, Calls, Reply, Sent, StreamEnded, timeout_s, with_timeout

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from cnnserve.assembly import parts
+from cnnserve.assembly import loading, parts
 from cnnserve.errors import ModelNotReady, ServingError
 from cnnserve.model.version import Class, Model
 from cnnserve.transports.ray_plan import Plan
@@ -39,7 +39,7 @@ class Worker:
     async def _start(self) -> None:
         config = self._task.plan.config(self._task.plan.deployments[self._task.model])
         self._parts = parts.assemble(config)
-        await parts.load_first(config, self._parts.registry)
+        await loading.load_first(config, self._parts.registry)
         self._model: Model = self._parts.registry.get(self._task.model)
 
     @property
