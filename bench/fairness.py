@@ -24,7 +24,7 @@ import harness
 from grpc_health.v1 import health_pb2
 from harness import Server, median
 
-from cnnserve.tools.load.clocks import percentile
+from cnnserve.batching.percentile import percentile
 
 CALLERS = 16
 TARGET = 0.25
@@ -65,7 +65,7 @@ def main() -> int:
     rates = ", ".join(f"{kind} {median(alone[kind]):,.0f}" for kind in KINDS)
     print(f"alone, requests/s: {rates}")
     print(harness.table(["pair", "requests/s", "of alone"], rows))
-    health_ms = percentile(sorted(waits), 0.99) * 1e3 if waits else 0.0
+    health_ms = percentile(sorted(waits), 99) * 1e3 if waits else 0.0
     print(f"health check beside all three: p99 {health_ms:.1f} ms")
     for name, share in kept.items():
         print(f"  {harness.verdict(passed=share >= TARGET):<6}  {name} keeps >= {TARGET}: {share:.2f}")

@@ -23,7 +23,7 @@ import harness
 from harness import Server, median
 from machine import cores
 
-from cnnserve.tools.load.clocks import percentile
+from cnnserve.batching.percentile import percentile
 from cnnserve.wire import open_inference_pb2 as pb
 
 LOADS = (0.6, 0.8, 1.0, 1.2, 1.5)
@@ -124,8 +124,8 @@ def _open_loop(server: Server, body: bytes, rate: float, target_ms: float, *, se
         "goodput": within / seconds,
         "late": len(latencies) - within,
         "refused": len(failed),
-        "p50_ms": percentile(ordered, 0.5),
-        "p99_ms": percentile(ordered, 0.99),
+        "p50_ms": percentile(ordered, 50),
+        "p99_ms": percentile(ordered, 99),
         "refused_p50_ms": median(failed) if failed else 0.0,
     }
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from cnnserve.tools.load.clocks import busy_seconds, cpu_seconds, percentile
+from cnnserve.batching.percentile import percentile
+from cnnserve.tools.load.clocks import busy_seconds, cpu_seconds
 
 
 def main() -> int:
@@ -63,8 +64,8 @@ def measure(session: ort.InferenceSession, batch: int, seconds: float, loops: in
     latencies.sort()
     return {
         "rate": rate,
-        "p50_ms": percentile(latencies, 0.5) * 1e3,
-        "p99_ms": percentile(latencies, 0.99) * 1e3,
+        "p50_ms": percentile(latencies, 50) * 1e3,
+        "p99_ms": percentile(latencies, 99) * 1e3,
         "cpu_us": own_s / elapsed / rate * 1e6,
         "other_cores": max(0.0, busy_s - own_s) / elapsed,
     }

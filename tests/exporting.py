@@ -8,6 +8,7 @@ to this parent. So if a test gives up, it leaves no message that another test co
 """
 
 import functools
+import gc
 import json
 import os
 import random
@@ -120,6 +121,8 @@ def _serve(requests: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     trace, lenet5 = convert._trace, traced()
     data = lenet5.SerializeToString()
+    # Or the garbage collector of each export would touch, and so copy, all that was imported.
+    gc.freeze()
     while True:
         text, descriptors, _, _ = socket.recv_fds(requests, 2**16, 1)
         if not text:

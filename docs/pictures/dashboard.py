@@ -30,6 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
+from cnnserve.tools.bench.serving import serving
 from cnnserve_client import Client, CnnserveError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,6 @@ UNITS = {
     "bytes": (2**-20, "MiB"),
     "short": (1, ""),
 }
-_BOUND = re.compile(r"gRPC port (\d+), HTTP port (\d+)")
 
 
 def main() -> int:
@@ -56,30 +56,14 @@ def main() -> int:
         return 1
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cnnserve-dashboard-")))
-        grpc, http = stack.enter_context(serving(folder))
-        address = stack.enter_context(scraping(folder, prometheus, http))
-        load(grpc)
+        server = stack.enter_context(serving(ROOT / "model_repo", ""))
+        address = stack.enter_context(scraping(folder, prometheus, server.http))
+        load(server.grpc)
         # The last scrape.
         time.sleep(2)
         draw(address)
     print(TARGET)
     return 0
-
-
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yields the addresses of a server of LeNet-5 on 127.0.0.1."""
-    command = [sys.executable, "-m", "cnnserve", "serve", "--repository", str(ROOT / "model_repo")]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen([*command, "--grpc-port", "0", "--http-port", "0"], stderr=output)
-    try:
-        while not (found := _BOUND.search(log.read_text())) or "ready; models" not in log.read_text():
-            time.sleep(0.1)
-        yield f"127.0.0.1:{found[1]}", f"127.0.0.1:{found[2]}"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @contextlib.contextmanager

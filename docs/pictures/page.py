@@ -6,15 +6,12 @@ photographed, clients send the sample images.
 
 import argparse
 import contextlib
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,14 @@ import make
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from cnnserve.tools.bench.serving import serving
+
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = Path(__file__).parent
 SAMPLES = ROOT / "server" / "cnnserve" / "transports" / "http" / "page" / "web" / "samples"
 DESKTOP = {"viewport": {"width": 1200, "height": 760}}
 PHONE = {"viewport": {"width": 390, "height": 780}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 LOAD_S = 40
-_BOUND = re.compile(r"HTTP port (\d+)")
 
 
 def main() -> int:
@@ -42,7 +40,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cnnserve-page-")))
         models = repository(folder, parser.parse_args().models)
-        base = stack.enter_context(serving(folder, models))
+        base = f"http://{stack.enter_context(serving(models, '')).http}"
         playwright = stack.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for scheme in ("light", "dark"):
@@ -67,22 +65,6 @@ def repository(folder: Path, given: Path | None) -> Path:
     data = (root / "lenet5" / "1" / "model.onnx").read_bytes()
     (root / "half_copied" / "1" / "model.onnx").write_bytes(data[: len(data) // 2])
     return root
-
-
-@contextlib.contextmanager
-def serving(folder: Path, models: Path) -> Iterator[str]:
-    """Yields the address of a server on 127.0.0.1."""
-    command = [sys.executable, "-m", "cnnserve", "serve", "--repository", str(models)]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen([*command, "--grpc-port", "0", "--http-port", "0"], stderr=output)
-    try:
-        while not (found := _BOUND.search(log.read_text())) or "ready; models" not in log.read_text():
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{found[1]}"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def opened(browser: Any, base: str, view: str, scheme: str, shape: dict[str, Any] = DESKTOP) -> Any:

@@ -4,7 +4,6 @@ A version's signature covers all files of its folder. A model's signature covers
 such as config.pbtxt. Both are made with a key of your own, without a network.
 """
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from cnnserve.repository import signature
 from cnnserve.repository.folders import model_folder, named, version_number
 from cnnserve.repository.manifest import MANIFEST_FILE, SCHEMA
 from cnnserve.repository.signature import SIGNATURE_FILE
-from cnnserve.repository.staging import explained, sync
+from cnnserve.repository.staging import explained, replace_file
 from cnnserve.trust.certificates import Untrusted, check_leaf
 from cnnserve_export.errors import ExportError
 
@@ -130,14 +129,5 @@ def _beside_versions(folder: Path) -> list[Path]:
 def _write(folder: Path, bundle: bytes) -> Path:
     """Puts a signature in its place by one rename: a server never sees half of it."""
     path = folder / SIGNATURE_FILE
-    # Servers ignore hidden files.
-    partial = folder / f".{SIGNATURE_FILE}.{os.getpid()}"
-    try:
-        partial.write_bytes(bundle)
-        partial.chmod(0o644)
-        sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync(folder)
+    replace_file(path, bundle)
     return path

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 
 from cnnserve.model_config.layout import Layout
 from cnnserve.process.cpu import processor
+from cnnserve.repository.staging import replace_file
 from cnnserve.runtime.session import runtime_version
 
 # A layout of many threads is one for another machine.
@@ -42,14 +42,7 @@ class LayoutCache:
         names = ("instances", "threads", "batch", "delay_us")
         data: dict[str, int | str] = {name: getattr(layout, name) for name in names}
         data |= {"processor": processor(), "cpu_threads": self.cpu_threads}
-        handle, name = tempfile.mkstemp(prefix=".", dir=self.folder)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(data, file)
-            Path(name).replace(self._file(digest))
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        replace_file(self._file(digest), json.dumps(data).encode())
 
     def check(self) -> None:
         """Raises `OSError` unless the folder can be written. Creates it."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from cnnserve.batching.batcher import DynamicBatcher
 from cnnserve.batching.inline import InlineRuns
 from cnnserve.batching.instance import ModelInstance
+from cnnserve.batching.percentile import percentile
 from cnnserve.batching.policy import BatchPolicy, QueuePolicy
 from cnnserve.datatypes import Rows
 from cnnserve.errors import ModelLoadFailed, ServingError
@@ -144,5 +145,5 @@ class Prepared:
 def _measurement(latencies_s: list[float], elapsed_s: float, cpu_s: float) -> Measurement:
     latencies = sorted(latencies_s)
     count = len(latencies)
-    p50_s, p99_s = latencies[count // 2], latencies[int(0.99 * count)]
+    p50_s, p99_s = percentile(latencies, 50), percentile(latencies, 99)
     return Measurement(count / elapsed_s, p50_s * 1e3, p99_s * 1e3, cpu_s * 1e3 / count)

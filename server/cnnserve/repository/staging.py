@@ -115,6 +115,22 @@ def flush(root: Path) -> None:
         sync(Path(folder))
 
 
+def replace_file(path: Path, data: bytes, mode: int = _FILE_MODE) -> None:
+    """Puts `data` in the place of a file by one rename: nobody sees a part of it. Raises `OSError`."""
+    # Servers ignore hidden files.
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        _set_mode(partial, mode)
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Flushes a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from cnnserve.batching.percentile import percentile
+
 from .cells import BUSY, Cell, Load
 from .messages import Messages
 from .target import Target
@@ -169,8 +171,8 @@ def _cell(
     for result in results:
         failed.update(result["statuses"])
     rate = sum(result["rate"] for result in results)
-    shares = np.percentile(latencies, (50, 90, 99, 100)) * 1e3 if latencies.size else np.zeros(4)
-    p50, p90, p99, most = (float(value) for value in shares)
+    ordered = sorted(latencies.tolist()) or [0.0]
+    p50, p90, p99, most = (1e3 * percentile(ordered, percent) for percent in (50, 90, 99, 100))
     # Each process has measured the CPU time of the same server.
     server_cores = max(result["server_cores"] for result in results)
     return Cell(

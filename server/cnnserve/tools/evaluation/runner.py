@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from cnnserve.batching.percentile import percentile
 from cnnserve_client.commands import sources
 from cnnserve_client.commands.sources import Entry
 from cnnserve_client.errors import InvalidInputError
@@ -88,20 +89,15 @@ def measure(entries: Sequence[Entry], limit: int, ask: Callable[[bytes], Timings
     if len(taken_ms) < 2:
         return None
     del taken_ms[0], timings[0]
+    ordered = sorted(taken_ms)
     return Latency(
-        len(taken_ms),
-        percentile(taken_ms, 0.5),
-        percentile(taken_ms, 0.9),
-        percentile(taken_ms, 0.99),
+        len(ordered),
+        percentile(ordered, 50),
+        percentile(ordered, 90),
+        percentile(ordered, 99),
         statistics.median(one.preprocess_us for one in timings) / 1e3,
         statistics.median(one.compute_us for one in timings) / 1e3,
     )
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Returns the smallest value that at least `share` (0 to 1) of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * round(share * 100) // 100) - 1)]
 
 
 def _spread(entries: Sequence[Entry]) -> Sequence[Entry]:

@@ -1,7 +1,6 @@
 """Reads CPU times of processes and of the machine from /proc."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -18,8 +17,3 @@ def busy_seconds() -> float:
     """Returns the used CPU time of the whole machine in seconds: with stolen time, without idle time and disk waits."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / _TICKS
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Returns the value that `share` (0 to 1) of the ordered values do not exceed."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -2,8 +2,9 @@
 
 from collections import Counter
 
+from cnnserve.batching.percentile import percentile
+
 from .answers import OK
-from .clocks import percentile
 from .generator import Measured
 
 
@@ -21,11 +22,11 @@ def summary(measured: Measured, seconds: float) -> dict[str, object]:
     return {
         "rate": rate,
         "requests": len(ended),
-        "p50_ms": percentile(latencies, 0.5) * 1e3 if latencies else 0.0,
-        "p99_ms": percentile(latencies, 0.99) * 1e3 if latencies else 0.0,
+        "p50_ms": percentile(latencies, 50) * 1e3 if latencies else 0.0,
+        "p99_ms": percentile(latencies, 99) * 1e3 if latencies else 0.0,
         "failed": failed.total(),
         "statuses": dict(failed),
-        "lag_p99_ms": percentile(lags, 0.99) * 1e3 if lags else 0.0,
+        "lag_p99_ms": percentile(lags, 99) * 1e3 if lags else 0.0,
         "server_cpu_us": measured.server_cpu_s / seconds / rate * 1e6 if rate else 0.0,
         "server_cores": measured.server_cpu_s / seconds,
         "load_cores": measured.own_cpu_s / seconds,

@@ -1,13 +1,13 @@
 """Puts a layout into the text of a config.pbtxt and leaves every other byte as it is, comments too."""
 
-import os
 import re
-import tempfile
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnnserve.model_config.layout import THREADS, Layout
+from cnnserve.repository import staging
 
 # Begins each line that this command wrote, so that the next one removes them.
 MARK = "# cnnserve tune:"
@@ -64,17 +64,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """Replaces a file as a whole, with the permissions of the old one. Raises `OSError`."""
     # The target of a link, not the link.
     path = path.resolve()
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            os.fchmod(file.fileno(), path.stat().st_mode & 0o7777 if path.exists() else 0o644)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    staging.replace_file(path, data, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644)
 
 
 def fields(text: str, start: int = 0, end: int | None = None) -> Iterator[Field]:
