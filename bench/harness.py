@@ -346,25 +346,37 @@ def verdict(*, passed: bool) -> str:
     return "ok" if passed else "MISSED"
 
 
+def result(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Returns the results of a run with its date, commit, machine and versions."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    return {
+        "benchmark": name,
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "commit": commit + ("+changes" if _git("status", "--porcelain", "server") else ""),
+        "machine": machine.describe(),
+        "versions": {package: _version(package) for package in ("onnxruntime", "grpcio", "numpy", "protobuf")},
+    } | data
+
+
 def write_result(name: str, data: dict[str, Any]) -> Path:
     """Writes a run to `RESULTS`, with commit, machine and versions, and returns the file."""
-    now = dt.datetime.now(dt.UTC)
-    versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "grpcio", "numpy", "protobuf")}
-    head = {
-        "benchmark": name,
-        "date": now.isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short", "HEAD")
-        + ("+changes" if _git("status", "--porcelain", "server") else ""),
-        "machine": machine.describe(),
-        "versions": versions,
-    }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}-{now:%Y%m%d-%H%M%S}.json"
-    path.write_text(json.dumps(head | data, indent=1) + "\n")
+    path = RESULTS / f"{name}-{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}.json"
+    path.write_text(json.dumps(result(name, data), indent=1) + "\n")
     print(f"\nwritten to {os.path.relpath(path)}")
     return path
 
 
+def _version(package: str) -> str:
+    """Returns the version of an installed package, "" without one; ONNX Runtime has several names."""
+    for name in (package, f"{package}-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""
+
+
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=BENCH, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or ""
+    """Returns the output of git; "" where there is no repository, or no git."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(["git", *words], cwd=BENCH, capture_output=True, text=True, check=False).stdout.strip()
+    return ""

@@ -1,13 +1,15 @@
 """A real NVIDIA GPU: right probabilities, warm-up of every shape before READY, and no fallback to another provider.
 
-These tests need numpy, protobuf, Pillow, pytest and onnxruntime-gpu only, so they also run on machines on which nothing
-else can be installed:
+Beside the packages of the server with onnxruntime-gpu, these tests need onnx and pytest only, so they also run on
+machines on which nothing else can be installed (`bench/gpu/run.sh` does that with all architectures):
 
-    CNNSERVE_GPU_REPOSITORY=DIR PYTHONPATH=server:export:client \
+    CNNSERVE_GPU_REPOSITORY=DIR PYTHONPATH=server:export:client:tests \
         python -m pytest -c /dev/null --rootdir . --noconftest tests/server/runtime/test_gpu.py
 
 The model repository (default: `model_repo`) contains exported models. Each is tested in the precision in which it was
 published, fp32 or fp16, but not int8, which is for CPUs.
+
+With CNNSERVE_GPU_TESTS_ON=cpu, the tests that a CPU can pass, too, run on the CPU, to try them without a GPU.
 """
 
 import os
@@ -24,7 +26,7 @@ from cnnserve.datatypes import NUMPY_TYPES, Rows
 from cnnserve.errors import ModelLoadFailed
 from cnnserve.model.loader import OpenVersion
 from cnnserve.model_config.pbtxt import CONFIG_FILE
-from cnnserve.model_config.providers import CUDA, Provider, cuda_options
+from cnnserve.model_config.providers import Provider, cuda_options
 from cnnserve.repository import folders, manifest
 from cnnserve.runtime import cuda
 from cnnserve.runtime.session import ProviderUnavailable, Session, SessionOptions, require
@@ -41,7 +43,8 @@ def _precision(model: str) -> str:
 
 
 MODELS = sorted(path.name for path in REPOSITORY.iterdir() if path.is_dir() and _precision(path.name) != "int8")
-PROVIDER = Provider("cuda", 0, cuda_options({}))
+ON_CPU = os.environ.get("CNNSERVE_GPU_TESTS_ON") == "cpu"
+PROVIDER = Provider() if ON_CPU else Provider("cuda", 0, cuda_options({}))
 TF32_TOLERANCE = 1e-2
 # By name: options of the accelerator, and whether they may reduce precision.
 VARIANTS: dict[str, tuple[dict[str, str], bool]] = {
@@ -58,7 +61,8 @@ def _missing() -> str:
     """Returns what this machine lacks for the tests, "" if nothing."""
     try:
         require(PROVIDER)
-        cuda.device_name(0)
+        if not ON_CPU:
+            cuda.device_name(0)
     except (ProviderUnavailable, OSError) as error:
         return str(error)
     return ""
@@ -66,9 +70,12 @@ def _missing() -> str:
 
 _LACKING = _missing()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_LACKING), reason=_LACKING)]
+only_gpu = pytest.mark.skipif(ON_CPU, reason="needs a GPU")
 
 
 def accelerator(options: dict[str, str], more: str = "") -> str:
+    if ON_CPU:
+        return "\ninstance_group { kind: KIND_CPU }\n"
     parameters = " ".join(f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in options.items())
     return (
         "\ninstance_group { kind: KIND_GPU }\noptimization { execution_accelerators { "
@@ -123,12 +130,14 @@ def test_the_probabilities_are_the_cpus(tmp_path: Path, model: str, variant: str
 @pytest.mark.parametrize("model", MODELS)
 def test_every_node_is_on_the_gpu_and_every_bucket_was_proved(tmp_path: Path, model: str) -> None:
     info = open_on_gpu(tmp_path, model, accelerator({})).info
-    assert set(info.placement) == {CUDA}
+    assert set(info.placement) == {PROVIDER.name}
     assert info.self_test is not None
-    assert tuple(info.self_test.batches) == default_buckets(info.settings.max_batch_size)
-    assert info.self_test.provider == CUDA
+    assert info.self_test.provider == PROVIDER.name
+    # A CPU needs no fixed batch sizes.
+    assert ON_CPU or tuple(info.self_test.batches) == default_buckets(info.settings.max_batch_size)
 
 
+@only_gpu
 @pytest.mark.parametrize("model", MODELS)
 def test_no_size_costs_more_the_first_time(tmp_path: Path, model: str) -> None:
     """Of the first 1,000 runs of mixed sizes, the p99 is at most 3 times the median of the run's bucket."""
@@ -152,6 +161,7 @@ def _seconds(instance: ModelInstance, rows: Rows) -> float:
     return time.perf_counter() - started
 
 
+@only_gpu
 def test_pinned_input_changes_nothing(tmp_path: Path) -> None:
     config = accelerator({"use_tf32": "0"}, "input_pinned_memory { enable: true }")
     version = open_on_gpu(tmp_path, MODELS[0], config)
@@ -162,6 +172,7 @@ def test_pinned_input_changes_nothing(tmp_path: Path) -> None:
     np.testing.assert_allclose(answer, plain.run(rows)[0], atol=1e-4)
 
 
+@only_gpu
 def test_two_instances_have_a_session_each(tmp_path: Path) -> None:
     version = open_on_gpu(tmp_path, MODELS[0], "\ninstance_group { kind: KIND_GPU count: 2 }\n")
     rows = images(on_cpu(tmp_path, MODELS[0]), 2, 0)
@@ -169,11 +180,13 @@ def test_two_instances_have_a_session_each(tmp_path: Path) -> None:
     np.testing.assert_allclose(one, two, atol=TF32_TOLERANCE)
 
 
+@only_gpu
 def test_a_gpu_that_is_not_there_fails_the_load(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed, match="GPU 99"):
         open_on_gpu(tmp_path, MODELS[0], accelerator({"device_id": "99"}))
 
 
+@only_gpu
 def test_a_node_that_only_the_cpu_has_fails_the_load_unless_permitted(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     helper, uint8 = onnx.helper, onnx.TensorProto.UINT8

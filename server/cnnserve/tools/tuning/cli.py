@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import platform
@@ -104,7 +105,10 @@ def _search(layouts: Layouts, threads: int, options: argparse.Namespace) -> tupl
     goal = Goal(options.target_p99 * 1e3 if options.target_p99 else search.WORSE * first.p99_ms)
     axes = _axes(threads, layouts.settings.max_batch_size)
     finder = Search(axes, measure, goal, most=max(len(axes) // 4, 8))
-    best = finder.run(start)
+    best = start
+    # The search measures the present layout, too.
+    with contextlib.suppress(OutOfBudget):
+        best = finder.run(start)
     print(file=sys.stderr)
     if len(finder.found) < 2:
         raise _CannotTune(

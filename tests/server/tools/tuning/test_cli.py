@@ -1,8 +1,10 @@
 """`cnnserve tune` on a real model, and what it says to input that is none."""
 
+import itertools
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from cnnserve.cli import main
 from cnnserve.model_config import execution, pbtxt
 from cnnserve.repository.folders import model_folder
+from cnnserve.tools.tuning import cli
 from cnnserve.tools.tuning.cli import tune
 from cnnserve.tools.tuning.writing import MARK
 from support import REPOSITORY, open_version
@@ -96,6 +99,15 @@ def test_a_model_for_a_gpu(lenet5: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_budget_that_is_too_small(lenet5: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--budget is 0.5 s, expected at least 2 s" in refusal(capsys, lenet5, "--budget", "500ms")
+
+
+def test_a_budget_that_one_measurement_uses_up(
+    lenet5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Each look at the clock is 3 s later than the one before.
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=itertools.count(0.0, 3.0).__next__))
+    assert tune([str(lenet5), "--budget", "2s", "--cpu-threads", "1"]) == 1
+    assert "--budget is 2 s, which is enough for one layout only (3.0 s); give more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["50", "fast", "0ms", "-1s", "nans"])
