@@ -477,3 +477,36 @@ def test_the_time_of_a_request_counts_from_its_first_try(tries):
             run.until_wait()
     assert run.is_done
     assert isinstance(run.results[0].error, QueueFullError)
+
+
+def test_the_next_image_is_asked_for_once():
+    made = pipeline()
+    assert made.next_step(0.0) is Step.READ
+    assert isinstance(made.next_step(0.0), Wait)
+
+
+def test_a_request_says_how_long_the_client_waits():
+    run = Run(pipeline(), [b"a"])
+    run.until_wait()
+    assert pb.ClassifyStreamRequest.FromString(run.sent[0][1]).timeout_us == TIMEOUT_S * 1e6
+
+
+def test_images_in_requests_of_their_own_fill_the_window_together():
+    run = Run(pipeline(Limits(1, 2**26, len(NAME))), [bytes(2**23)] * 100)
+    run.until_wait()
+    assert run.read == 4  # 32 MiB: each request is sent as soon as it is full.
+
+
+def test_an_answer_clears_the_failures_before_it():
+    rests = []
+    run = Run(pipeline(lanes=1), [b"a"] * 8)
+    run.until_wait()
+    for _ in range(2):
+        run.pipeline.broke(0, UnavailableError("gone"), run.now)
+        run.sent.clear()
+        rests.append(run.pipeline._lanes[0].opens - run.now)
+        run.now = run.pipeline._lanes[0].opens
+        run.until_wait()
+        run.reply()
+        run.until_wait()
+    assert all(0.05 <= rest <= 0.1 for rest in rests)

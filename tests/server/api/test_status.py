@@ -7,6 +7,7 @@ import pytest
 from cnnserve import errors
 from cnnserve.api import status
 from cnnserve.api.status import Code
+from cnnserve.logs import REQUEST
 
 
 def descendants(cls: type[Exception]) -> set[type[Exception]]:
@@ -48,3 +49,11 @@ def test_a_longer_text_is_cut_and_says_so() -> None:
     message = status.of(errors.InvalidInput("ä" * 1001), "x").message
     assert message.startswith("ä" * 1000 + "…")
     assert "1001" in message
+
+
+def test_an_error_keeps_the_first_ids_it_got() -> None:
+    error = status.mark(errors.InvalidInput("bad"), "one", "trace")
+    assert getattr(error, REQUEST) == {"request_id": "one", "trace_id": "trace"}
+    assert status.mark(error, "two") is error
+    assert getattr(error, REQUEST)["request_id"] == "one"
+    assert getattr(status.mark(errors.InvalidInput("bad"), "three"), REQUEST) == {"request_id": "three"}

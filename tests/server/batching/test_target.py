@@ -194,3 +194,17 @@ def test_every_request_is_answered_or_refused_once(instances: int, load: float, 
     arrivals = poisson(load * 100, 200, seed)
     result = Queue(BatchPolicy(8, target_ms=50), lambda size: (2 + 8 * size) * MS, instances).serve(arrivals)
     assert len(result.latencies_ns) + len(result.refused_after_ns) == 200
+
+
+def test_a_request_behind_a_few_rows_is_tried_alone() -> None:
+    target = learned(30, 0, 10)
+    # 28.5 ms less the 18 that have passed are enough for one row, and not for two.
+    assert not target.is_too_late(Request(0), 18 * MS, 1)
+
+
+def test_rows_that_fill_part_of_a_run_take_a_whole_one() -> None:
+    target = learned(100, 80, 1, max_batch=4)
+    # One run of one row takes 81 ms.
+    assert not target.is_hopeless(Request(0), 1, 1, 10 * MS)
+    # Five rows take two runs: 95 ms are not enough.
+    assert target.is_hopeless(Request(0), 5, 1, 0)

@@ -253,3 +253,14 @@ def test_one_disturbed_run_moves_the_line_by_a_hundredth() -> None:
     turnover.ran(1, 90 * MS, 1, 0, 0)
     fixed_ns, image_ns = turnover.line()
     assert round(fixed_ns + image_ns) == round(10.1 * MS)
+
+
+def test_nobody_is_waited_for_before_anybody_came_back() -> None:
+    turnover = Turnover()
+    turnover.ran(1, 9 * MS, 1, 0, 0)
+    turnover.ran(8, 30 * MS, 8, 0, 100 * MS)
+    assert turnover.hold_until_ns == 0
+
+
+def test_without_a_run_there_is_no_line() -> None:
+    assert Turnover().line() == (0, 0)

@@ -72,6 +72,8 @@ def test_the_most_pixels_on_the_way(size: tuple[int, int], resized: tuple[int, i
         ((9000, 2), "letterbox", (224, 224), "pillow", (224, 1)),
         ((2, 9000), "letterbox", (224, 224), "opencv", (1, 224)),
         ((100, 30), "fit", (48, 192), "opencv", (160, 48)),
+        ((100, 50), "letterbox", (20, 30), "pillow", (30, 15)),
+        ((50, 100), "letterbox", (20, 30), "pillow", (10, 20)),
         ((101, 30), "fit", (48, 192), "opencv", (162, 48)),
         ((121, 30), "fit", (48, 192), "opencv", (192, 48)),
         ((121, 30), "fit", (48,), "pillow", (194, 48)),

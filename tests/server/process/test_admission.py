@@ -151,3 +151,9 @@ def test_the_message_has_the_sizes_in_mebibytes() -> None:
             with pytest.raises(QueueFull, match=r"60 MiB.* 7 MiB.* 64 MiB"):
                 budget.take(7 << 20)
             assert budget.refused == refused
+
+
+def test_images_may_take_three_quarters_to_the_last_byte() -> None:
+    budget = MemoryBudget(100)
+    with budget.decoding(35), budget.decoding(40):
+        assert budget.decoding_bytes == 75

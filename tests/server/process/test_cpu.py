@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnserve.process.cpu import cpu_budget, processor
+from cnnserve.process.cpu import cpu_budget, decoding_threads, processor
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -82,3 +82,8 @@ def test_the_name_of_the_processor() -> None:
         if line.partition(":")[0].strip() == "model name"
     ]
     assert processor() == (names[0] if names else platform.machine())
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 1), (3, 2), (16, 15)])
+def test_decoding_leaves_a_thread_to_runs(threads: int, expected: int) -> None:
+    assert decoding_threads(threads) == expected

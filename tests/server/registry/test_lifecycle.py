@@ -87,3 +87,7 @@ def test_a_new_model_is_not_wanted_and_says_why_it_has_no_versions() -> None:
 def test_the_labels_of_a_version() -> None:
     labels = VersionLabels({"stable": 2, "canary": 3, "best": 2})
     assert (labels.of(2), labels.of(3), labels.of(4)) == (["best", "stable"], ["canary"], [])
+
+
+def test_a_new_version_has_no_failure_that_may_pass() -> None:
+    assert VersionEntry(1).may_pass is False

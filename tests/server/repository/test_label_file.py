@@ -18,6 +18,7 @@ from cnnserve.repository.tree import Tree
         (b"cat\ndog\n", ("cat", "dog")),
         (b"cat\ndog", ("cat", "dog")),
         (b"cat\r\ndog\r\n", ("cat", "dog")),
+        (b"cat\rdog\r", ("cat", "dog")),
         # Only the last line may be empty without being a label.
         (b"cat\n\ndog\n\n", ("cat", "", "dog", "")),
         (b"\xef\xbb\xbfcat\n", ("cat",)),
