@@ -254,6 +254,16 @@ def open_version(folder: ModelFolder, version: int, **options: Any) -> OpenVersi
         return open_files(files, **options)
 
 
+def open_tested(folder: ModelFolder, version: int) -> OpenVersion:
+    """Opens a version, and runs what of the self-test a busy machine leaves for the time after READY."""
+    opened = open_version(folder, version)
+    assert opened.info.self_test is not None
+    if not opened.info.self_test.complete:
+        assert opened.retest is not None
+        opened.retest()
+    return opened
+
+
 def open_files(files: VersionFiles, **options: Any) -> OpenVersion:
     """Calls `loader.open_version` for one CPU thread. The engine cache is no folder: no test should build engines."""
     return loader.open_version(files, **{"cpu_threads": 1, "engine_cache": Path(os.devnull)} | options)

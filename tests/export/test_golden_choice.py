@@ -18,7 +18,7 @@ from cnnserve_export.golden import GoldenImages
 from cnnserve_export.pipeline import Export
 from cnnserve_export.preparation import Given
 from cnnserve_export.progress import Progress
-from support import golden_rows, open_version, tiny_onnx
+from support import golden_rows, open_tested, open_version, tiny_onnx
 
 TinyExport = Callable[..., Export]
 
@@ -179,6 +179,4 @@ def test_the_built_in_set_is_the_default(tmp_path: Path, command: str) -> None:
     assert manifest is not None
     expected = golden_choice.digits() if command == "export" else golden_choice.photographs()
     assert list(manifest.golden.images) == list(expected)
-    test = open_version(folders.find(tmp_path, "m"), 1).info.self_test
-    assert test is not None
-    assert test.complete
+    open_tested(folders.find(tmp_path, "m"), 1)
