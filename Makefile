@@ -27,7 +27,7 @@ GRPCIO_CORE := 1.80.1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants bench-gate interop remote platforms ray-test ray-bench manifests image-test clean
+.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants bench bench-gate interop remote platforms ray-test ray-bench manifests image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,6 +100,11 @@ pictures: setup ## make the pictures of README and docs again, from real command
 	$(BIN)/python docs/pictures/page.py
 	$(BIN)/python docs/pictures/tools.py
 
+# Ray's processes listen on every interface, so the peers run where there is only loopback; the index is reached before.
+bench: setup ## cnnserve beside plain ONNX Runtime, an empty server and six others (installs them; 15 minutes, a quiet machine)
+	$(BIN)/python bench/peers/run.py --install
+	$(LOOPBACK) $(BIN)/python bench/peers/run.py
+
 bench-gate: setup ## ratios to limits of this machine, compared with earlier runs (3 minutes, a quiet machine)
 	$(BIN)/python bench/gate.py
 
@@ -154,4 +159,4 @@ image-test: setup ## build the container images and try them (IMAGES="cpu export
 	for image in $(IMAGES); do bash deploy/docker/image-test.sh $$image || exit 1; done
 
 clean: ## remove the environments and everything built
-	rm -rf $(VENV) $(PROTO_VENV) $(RAY_VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .demo
+	rm -rf $(VENV) $(PROTO_VENV) $(RAY_VENV) .venv-peers build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .demo

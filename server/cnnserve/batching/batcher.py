@@ -7,7 +7,6 @@ its caller was cancelled.
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import math
 import time
@@ -110,10 +109,9 @@ class _Arrival:
     deadline_ns: int | None
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class _Batch:
     entries: list[Entry]
-    size: int
     dispatched_ns: int
     outcome: BatchOutcome | None = None
 
@@ -175,7 +173,6 @@ class DynamicBatcher:
         self._free_sizes = free_sizes
         self._inline = inline
         self._policy = policy
-        self._run_policy = self._limited()
         self._instances = tuple(instances)
         self._idle = list(instances)
         self._clock = clock
@@ -229,8 +226,7 @@ class DynamicBatcher:
         Raises `QueueFull` if the queue has not enough free places, `InvalidInput` if it can never hold `size` images,
         `ShuttingDown` if the model is being unloaded, and `ModelNotReady` after `give_up`.
         """
-        if self._failure:
-            raise self._refusal()
+        self._check_failure()
         level = self._policy.level(priority)
         limit = self._policy.queue_policy(level).max_queue_size
         if self._closing:
@@ -259,8 +255,7 @@ class DynamicBatcher:
     def give_back(self, size: int, level: int) -> None:
         """Gives back `size` places in the queue of `level`. Only permits call this."""
         self._admitted[level] -= size
-        if self._closing:
-            self._check_drained()
+        self._check_drained()
 
     async def submit(
         self,
@@ -310,8 +305,7 @@ class DynamicBatcher:
 
         No timer watches the deadline: the caller withdraws the entry when it passes, and dispatch looks at it.
         """
-        if self._failure:
-            raise self._refusal()
+        self._check_failure()
         entry = self._entry(rows, permit, on_done, deadline_ns, timeout_us)
         try:
             self._check_time(permit, entry.arrived_ns, deadline_ns)
@@ -358,7 +352,6 @@ class DynamicBatcher:
         self._closing = True
         # No more requests arrive that could fill a batch.
         self._policy = replace(self._policy, max_queue_delay_us=0)
-        self._run_policy = self._limited()
         self._schedule_pump()
         self._check_drained()
         await self._drained.wait()
@@ -396,6 +389,10 @@ class DynamicBatcher:
     def _refusal(self) -> ModelNotReady:
         return ModelNotReady(f"the version was taken out of service: {self._failure}")
 
+    def _check_failure(self) -> None:
+        if self._failure:
+            raise self._refusal()
+
     def _longest_run_s(self) -> float | None:
         """Returns for how long the oldest run has been under way, None if there is none."""
         begun_ns = [batch.dispatched_ns for batch in self._running if batch.outcome is None]
@@ -419,13 +416,12 @@ class DynamicBatcher:
         timeout = policy.default_timeout_us
         if policy.timeout_override and timeout_us:
             timeout = min(timeout or timeout_us, timeout_us)
-        demote_ns = None
-        if timeout:
-            due_ns = now + timeout * 1000
-            if policy.delay_expired:
-                demote_ns = due_ns
-            elif deadline_ns is None or due_ns < deadline_ns:
-                deadline_ns = due_ns
+        due_ns = now + timeout * 1000 if timeout else None
+        if policy.delay_expired:
+            demote_ns = due_ns
+        else:
+            demote_ns = None
+            deadline_ns = min((due for due in (deadline_ns, due_ns) if due is not None), default=None)
         return Entry(rows, now, deadline_ns, demote_ns, permit=permit, on_done=on_done)
 
     def _schedule_pump(self) -> None:
@@ -443,7 +439,7 @@ class DynamicBatcher:
             if self._target is not None and self._refuse_first(self._target, now):
                 continue
             hold_until_ns = 0 if self._closing else self._turnover.hold_until_ns
-            action = next_action(self._run_policy, self._queue, now, hold_until_ns, self._target)
+            action = next_action(self._policy_now(), self._queue, now, hold_until_ns, self._target)
             if isinstance(action, Dispatch):
                 if self._dispatch(action.count, now):
                     # Other clients of the event loop get their turn between two runs on it.
@@ -480,7 +476,9 @@ class DynamicBatcher:
         if self._idle:
             return now
         runs_ns = (
-            batch.dispatched_ns + self._limits.run_ns(batch.size) for batch in self._running if batch.outcome is None
+            batch.dispatched_ns + self._limits.run_ns(sum(entry.size for entry in batch.entries))
+            for batch in self._running
+            if batch.outcome is None
         )
         return max(now, min(runs_ns, default=now))
 
@@ -511,9 +509,8 @@ class DynamicBatcher:
         for entry in taken:
             if entry.deadline_ns is not None and entry.deadline_ns <= now:
                 entry.settle(DeadlineExceeded(_EXPIRED))
-        entries = [entry for entry in taken if entry.on_done is not None]
-        batch = _Batch(entries, sum([entry.size for entry in entries]), now)
-        instance = self._idle.pop() if entries else None
+        batch = _Batch([entry for entry in taken if entry.on_done is not None], now)
+        instance = self._idle.pop() if batch.entries else None
         if instance is not None:
             self._running.append(batch)
         # Only after the batch is in `_running`: otherwise `close` would see neither requests nor a batch and end early.
@@ -524,21 +521,20 @@ class DynamicBatcher:
     def _run(self, instance: ModelInstance, batch: _Batch) -> bool:
         """Runs a batch; returns whether it has ended already."""
         parts = [entry.rows for entry in batch.entries]
-        if self._inline is not None and batch.size <= self._inline.rows_at_most:
+        if self._inline is not None and sum(entry.size for entry in batch.entries) <= self._inline.rows_at_most:
             outcome = self._inline.run(parts, self._guard.check)
             if not self._inline.was_ended:
                 self._finish(instance, batch, outcome, inline=True)
                 return True
             _log.warning("a run on the event loop took too long and was ended; the model runs on its own thread now")
             self._inline = None
-            self._run_policy = self._limited()
         instance.execute(parts, partial(self._report, instance, batch), self._guard.check)
         if self._run_limit is not None:
             self._run_limit.begin()
         return False
 
-    def _limited(self) -> BatchPolicy:
-        """Returns the policy of runs: with batches that the event loop can run if it runs the model."""
+    def _policy_now(self) -> BatchPolicy:
+        """Returns the policy, with batches that the event loop can run if it runs the model."""
         if self._inline is None or self._inline.rows_at_most >= self._policy.max_batch_size:
             return self._policy
         return replace(self._policy, max_batch_size=self._inline.rows_at_most)
@@ -547,12 +543,10 @@ class DynamicBatcher:
         """Takes `count` requests off the queue; fewer if one has rows of another shape, which need a separate run."""
         shape = self._queue.head().rows.shape[1:]
         taken: list[Entry] = []
-        for entry in itertools.islice(self._queue, count):
-            if entry.rows.shape[1:] != shape:
-                break
+        while len(taken) < count and self._queue.head().rows.shape[1:] == shape:
+            entry = self._queue.pop()
             entry.queued = False
             taken.append(entry)
-        self._queue.drop(len(taken))
         return taken
 
     def _report(self, instance: ModelInstance, batch: _Batch, outcome: BatchOutcome) -> None:
@@ -568,8 +562,9 @@ class DynamicBatcher:
         batch.outcome = outcome
         run_ns = outcome.finished_ns - outcome.started_ns
         if outcome.error is None:
-            self._turnover.ran(batch.size, run_ns, len(batch.entries), self._admitted.total(), self._clock())
-            self._limits.times.learn(batch.size, run_ns)
+            size = sum(entry.size for entry in batch.entries)
+            self._turnover.ran(size, run_ns, len(batch.entries), self._admitted.total(), self._clock())
+            self._limits.times.learn(size, run_ns)
         # The next batch is dispatched before this batch's results are built, so the instance does not wait for them.
         if not inline:
             self._pump()
@@ -596,7 +591,7 @@ class DynamicBatcher:
             for entry in batch.entries:
                 entry.settle(InferenceFailed(str(outcome.error)))
             return
-        size = batch.size
+        size = sum(entry.size for entry in batch.entries)
         compute_ns, input_ns = outcome.finished_ns - outcome.started_ns, outcome.input_ns
         output_ns = max(0, self._clock() - outcome.finished_ns)
         self.statistics.ran(size, input_ns=input_ns, infer_ns=compute_ns - input_ns, output_ns=output_ns)
@@ -606,12 +601,13 @@ class DynamicBatcher:
         start = 0
         for entry in batch.entries:
             stop = start + entry.size
-            on_done, entry.on_done = entry.on_done, None
-            if on_done is not None:
+            if entry.on_done is not None:
                 rows = [output[start:stop] for output in outcome.outputs]
                 queue_ns = batch.dispatched_ns - entry.arrived_ns
                 bad = {row - start: why for row, why in all_bad.items() if start <= row < stop} if all_bad else all_bad
-                on_done(BatchResult(rows, queue_ns, compute_ns, size, input_ns, output_ns, bad, outcome.started_ns))
+                entry.settle(
+                    BatchResult(rows, queue_ns, compute_ns, size, input_ns, output_ns, bad, outcome.started_ns)
+                )
             start = stop
 
     def _expire(self, entry: Entry) -> None:

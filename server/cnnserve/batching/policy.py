@@ -109,27 +109,24 @@ def next_action(
 
     Times are in ns of one clock. `hold_until_ns` is the end of the hold in rule 5; 0: no hold.
     """
-    most, preferred = policy.max_batch_size, policy.preferred_batch_sizes
     total = count = preferred_count = 0
-    due_ns, ends_ns, start_ns = NEVER_NS, NEVER_NS, NEVER_NS
+    due_ns, ends_ns = NEVER_NS, NEVER_NS
     full = False
     for entry in queue:
-        new_total = total + entry.size
+        start_ns = NEVER_NS
         if target is not None:
             ends_ns = min(ends_ns, target.due_ns(entry))
-            start_ns = ends_ns - target.run_ns(new_total)
+            start_ns = ends_ns - target.run_ns(total + entry.size)
         # The policy cannot refuse requests, so a request that is larger than any batch runs alone instead of blocking.
-        if count and (new_total > most or start_ns < now_ns):
+        if count and (total + entry.size > policy.max_batch_size or start_ns < now_ns):
             full = True
             break
-        total = new_total
+        total += entry.size
         count += 1
-        # Further requests cannot make a start later that is due already.
-        if due_ns > now_ns:
-            due_ns = min(due_ns, _latest_start(policy, entry, hold_until_ns), start_ns)
-        if total in preferred:
+        due_ns = min(due_ns, _latest_start(policy, entry, hold_until_ns), start_ns)
+        if total in policy.preferred_batch_sizes:
             preferred_count = count
-        if total >= most:
+        if total >= policy.max_batch_size:
             full = True
             break
     if not count:

@@ -52,14 +52,6 @@ class RequestQueue(Generic[T]):
         queue = next((queue for queue in self._queues if queue), self._queues[-1])
         return queue.popleft()
 
-    def drop(self, count: int) -> None:
-        """Removes the `count` requests that leave next. There have to be as many."""
-        for queue in self._queues:
-            taken = min(count, len(queue))
-            for _ in range(taken):
-                queue.popleft()
-            count -= taken
-
     def remove(self, entry: T) -> None:
         """Removes one request, wherever it stands. Raises `ValueError` if it is not in the queue."""
         own, *_, demoted, last = self._queues[entry.level - 1 :]

@@ -71,11 +71,6 @@ class Histogram:
         self.counts[bisect_left(BOUNDS_NS, ns)] += 1
         self.total_ns += ns
 
-    @property
-    def duration(self) -> Duration:
-        """All durations that were counted, as one sum."""
-        return Duration(sum(self.counts), self.total_ns)
-
 
 @dataclass(slots=True)
 class Latencies:
@@ -105,21 +100,13 @@ class Statistics:
     bad_rows: int = 0
     executions: int = 0
     last_inference_ms: int = 0
+    success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
     steps: Steps = field(default_factory=Steps)
     batches: defaultdict[int, Steps] = field(default_factory=lambda: defaultdict(Steps))
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     latencies: Latencies = field(default_factory=Latencies)
-
-    @property
-    def success(self) -> Duration:
-        """The requests that were answered, and their times from arrival to result."""
-        return self.latencies.request.duration
-
-    @property
-    def queue(self) -> Duration:
-        """The requests that were answered, and their times in the queue."""
-        return self.latencies.queue.duration
 
     def ran(self, size: int, *, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Counts one run over `size` images, whatever number of requests they came from. Times are in ns."""
@@ -142,6 +129,8 @@ class Statistics:
         """
         input_ns, infer_ns, output_ns = steps_ns
         self.inferences += images
+        self.success.add(total_ns)
+        self.queue.add(queue_ns)
         self.steps.add(input_ns + (preprocess_ns or 0), infer_ns, output_ns)
         latencies = self.latencies
         latencies.request.add(total_ns)

@@ -62,9 +62,21 @@ class MemoryBudget:
     def take(self, size: int) -> None:
         """Holds `size` bytes until `give`. Otherwise as `hold`."""
         with self._lock:
-            if self.held_bytes + self.decoding_bytes + size > self.limit_bytes:
+            if size > self.limit_bytes:
                 self.refused += 1
-                raise self._refusal(size)
+                raise InvalidInput(
+                    f"the request needs {_mib(size)} MiB of memory, all requests together may hold "
+                    f"{_mib(self.limit_bytes)} MiB; send fewer rows, or start the server with a larger "
+                    "--max-pending-mib"
+                )
+            if not self.has_room(size):
+                self.refused += 1
+                raise QueueFull(
+                    f"the server's memory for requests is full: requests in flight hold {self._total() >> 20} MiB, "
+                    f"this request needs {size >> 20} MiB, and the limit is {self.limit_bytes >> 20} MiB "
+                    "(max_pending_mib); try again later",
+                    _RETRY_MS,
+                )
             self.held_bytes += size
 
     def give(self, size: int) -> None:
@@ -101,19 +113,6 @@ class MemoryBudget:
             with self._lock:
                 self.decoding_bytes -= size
                 self._changed.notify_all()
-
-    def _refusal(self, size: int) -> InvalidInput | QueueFull:
-        if size > self.limit_bytes:
-            return InvalidInput(
-                f"the request needs {_mib(size)} MiB of memory, all requests together may hold "
-                f"{_mib(self.limit_bytes)} MiB; send fewer rows, or start the server with a larger --max-pending-mib"
-            )
-        return QueueFull(
-            f"the server's memory for requests is full: requests in flight hold {self._total() >> 20} MiB, "
-            f"this request needs {size >> 20} MiB, and the limit is {self.limit_bytes >> 20} MiB (max_pending_mib); "
-            "try again later",
-            _RETRY_MS,
-        )
 
     def _may_decode(self, size: int) -> bool:
         if not self.decoding_bytes:

@@ -63,17 +63,6 @@ def test_the_head_stays_until_it_is_popped() -> None:
     assert queue.head() is second
 
 
-@given(st.lists(st.integers(1, 3), max_size=12), st.integers(0, 12))
-def test_to_drop_some_is_to_pop_them(levels: list[int], count: int) -> None:
-    queue: RequestQueue[Entry] = RequestQueue(3)
-    for level in levels:
-        queue.put(Entry(level))
-        queue.put_last(Entry(level))
-    expected = list(queue)[count:]
-    queue.drop(min(count, len(queue)))
-    assert list(queue) == expected
-
-
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_the_demoted_leave_behind_those_who_come_later(level: int) -> None:
     queue: RequestQueue[Entry] = RequestQueue(3)

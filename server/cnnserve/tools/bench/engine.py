@@ -107,7 +107,8 @@ class Engine:
         words += [*self._messages.flags, *self._bodies, *self._target.flags(), "--wait"]
         words += ["--seconds", str(plan.seconds), "--warm-up-s", str(min(_WARM_UP_S, plan.seconds))]
         words += ["--patience-s", str(plan.timeout_s), "--samples", str(self._samples(number))]
-        words += ["--server-pid", str(self._target.pid), "--connections", str(plan.connections)]
+        words += [word for pid in self._target.pids for word in ("--server-pid", str(pid))]
+        words += ["--connections", str(plan.connections)]
         if load.concurrency:
             share = load.concurrency // processes + (number < load.concurrency % processes)
             return [*words, "--in-flight", str(share)]

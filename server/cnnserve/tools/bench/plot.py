@@ -13,7 +13,7 @@ from .cells import Cell, knee
 from .report import head, row, summary
 
 FORMATS = ("svg", "png", "html")
-_COLOURS = {"p50": "#1f6f8b", "p90": "#d98e04", "p99": "#b23a48"}
+COLOURS = {"p50": "#1f6f8b", "p90": "#d98e04", "p99": "#b23a48"}
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -57,7 +57,7 @@ def _figure(title: str, cells: Sequence[Cell]) -> Figure:
 def _latency(axes: Axes, cells: Sequence[Cell]) -> None:
     closed = [cell for cell in cells if cell.load.concurrency]
     opened = [cell for cell in cells if not cell.load.concurrency]
-    for name, colour in _COLOURS.items():
+    for name, colour in COLOURS.items():
         for group, style, kind in ((closed, "o-", "closed loop"), (opened, "x", "open loop")):
             if group:
                 rates = [cell.images_per_s for cell in group]

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _server(args: argparse.Namespace) -> Iterator[Running]:
     if args.repository is None:
-        yield Running(checked_address(args.address, "--address"), http_address(args), 0)
+        yield Running(checked_address(args.address, "--address"), http_address(args), ())
         return
     with serving(args.repository, args.model) as running:
         args.address = running.grpc
@@ -69,7 +69,7 @@ def _prepared(args: argparse.Namespace, running: Running) -> tuple[Target, Messa
             client.infer(messages.sample(version, args.batch), model=model, version=args.version)
     files_of_tls = (args.root_certificates, args.certificate, args.key)
     return (
-        Target(running.grpc, running.http, model, args.version, token_of(args), args.tls, files_of_tls, running.pid),
+        Target(running.grpc, running.http, model, args.version, token_of(args), args.tls, files_of_tls, running.pids),
         sent,
         version,
     )

@@ -22,11 +22,11 @@ _READY = re.compile(r"ready; models:")
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs: its addresses and its process."""
+    """A server that runs: its addresses and its processes."""
 
     grpc: str
     http: str
-    pid: int
+    pids: tuple[int, ...]
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def serving(repository: Path, model: str) -> Iterator[Running]:
         try:
             ports = _wait(process, log, _PORTS)
             _wait(process, log, _READY)
-            yield Running(f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[2]}", process.pid)
+            yield Running(f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[2]}", (process.pid,))
         finally:
             process.terminate()
             try:

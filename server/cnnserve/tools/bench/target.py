@@ -18,7 +18,10 @@ _STATISTICS = "inference.GRPCInferenceService/ModelStatistics"
 
 @dataclass(frozen=True)
 class Target:
-    """A server as the load processes reach it. `pid` is its process, 0 if that is unknown."""
+    """A server as the load processes reach it. `pids` are its processes, as far as they are known.
+
+    `grpc` is "" if the server speaks HTTP only.
+    """
 
     grpc: str
     http: str
@@ -27,7 +30,7 @@ class Target:
     token: str
     tls: bool
     files: tuple[str | None, str | None, str | None]
-    pid: int = 0
+    pids: tuple[int, ...] = ()
 
     def flags(self) -> list[str]:
         """Returns the flags of the load generator for TLS and token."""
@@ -41,9 +44,11 @@ class Target:
 
     def batches(self, timeout_s: float) -> dict[int, int] | None:
         """Returns how many runs the server has made of each batch size, None if it does not tell."""
+        if not self.grpc:
+            return None
         request = oip.ModelStatisticsRequest(name=self.model, version=self.version)
         try:
-            data = self._call(_STATISTICS, request.SerializeToString(), timeout_s)
+            data = self.call(_STATISTICS, request.SerializeToString(), timeout_s)
         except OSError:
             return None
         statistics = oip.ModelStatisticsResponse.FromString(data).model_stats
@@ -53,7 +58,7 @@ class Target:
                 found[batch.batch_size] = found.get(batch.batch_size, 0) + batch.compute_infer.count
         return found
 
-    def _call(self, method: str, body: bytes, timeout_s: float) -> bytes:
+    def call(self, method: str, body: bytes, timeout_s: float) -> bytes:
         """Returns the response to one call. Raises `OSError` if there is none."""
         headers = [("authorization", f"Bearer {self.token}")] if self.token else []
         wire = Wire(self.grpc, self._context())

@@ -81,7 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--patience-s", type=float, default=30.0, help="seconds to wait for the last responses (default: %(default)s)"
     )
-    parser.add_argument("--server-pid", type=int, default=0, help="process whose CPU time to report (default: none)")
+    parser.add_argument(
+        "--server-pid",
+        type=int,
+        action="append",
+        default=[],
+        help="process whose CPU time to report; may be repeated (default: none)",
+    )
     parser.add_argument("--samples", type=Path, help="file for the latencies in seconds, as doubles")
     parser.add_argument(
         "--wait",

@@ -5,6 +5,7 @@ became of the earlier ones. Their latency counts from the time at which they wer
 not spared the requests that it held up.
 """
 
+import contextlib
 import os
 import selectors
 import time
@@ -27,13 +28,13 @@ _REOPEN_S = 0.2
 class Window:
     """When to send and to measure: from `begin`, a time of `time.perf_counter`, and after `warm_up_s` for `seconds`.
 
-    `server_pid`: the process whose CPU time to read, 0 for none.
+    `server_pids`: the processes whose CPU time to read.
     """
 
     begin: float
     warm_up_s: float
     seconds: float
-    server_pid: int = 0
+    server_pids: Sequence[int] = ()
 
     @property
     def start(self) -> float:
@@ -119,10 +120,13 @@ class Generator:
             time.sleep(left)
         while time.perf_counter() < start:
             self._turn(feed, start)
-        before = _clocks(window.server_pid)
+        before, before_of_server = _clocks(), _server_clocks(window.server_pids)
         while time.perf_counter() < end:
             self._turn(feed, end)
-        own, server, busy = (after - first for first, after in zip(before, _clocks(window.server_pid), strict=True))
+        own, busy = (after - first for first, after in zip(before, _clocks(), strict=True))
+        # Some may have ended meanwhile.
+        after_of_server = _server_clocks(window.server_pids)
+        server = sum(after_of_server[pid] - before_of_server[pid] for pid in after_of_server)
         ended = [entry for entry in self._ended if entry[0] > start]
         # The time for the rate begins and ends with a response, so that it contains whole batches.
         first = max((entry[0] for entry in self._ended if entry[0] <= start), default=start)
@@ -232,6 +236,14 @@ class _Schedule:
         connection.start(due)
 
 
-def _clocks(server_pid: int) -> tuple[float, float, float]:
-    server_s = cpu_seconds(server_pid) if server_pid else 0.0
-    return cpu_seconds(os.getpid()), server_s, busy_seconds()
+def _clocks() -> tuple[float, float]:
+    return cpu_seconds(os.getpid()), busy_seconds()
+
+
+def _server_clocks(pids: Sequence[int]) -> dict[int, float]:
+    """Returns the CPU time of the processes that have not ended."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found[pid] = cpu_seconds(pid)
+    return found

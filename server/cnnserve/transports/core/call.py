@@ -3,9 +3,6 @@
 Facts of the core that this file relies on: `start_server_batch` returns an error and does not raise; a refused batch
 never gives an event. At most one receive and one send may be pending. A message of None means that the client has sent
 its last message, has left, or has sent one that is too large; the event's `success` is true in each case.
-
-Each operation that is started by itself costs CPU time, and so does its event. So the operation that tells of the
-call's end goes with the response, unless the call may last: then it is started before.
 """
 
 import asyncio
@@ -56,7 +53,6 @@ class Call:
         "_sending",
         "_transport",
         "_turn",
-        "_watched",
         "closed",
         "message_bytes",
         "sending_bytes",
@@ -74,8 +70,6 @@ class Call:
         # Whether the status was handed over.
         self._said = False
         self._turn: Turn | None = None
-        # Whether the core was asked to report the call's end.
-        self._watched = False
         # Of a message that has come and that no handler counts yet.
         self.message_bytes = 0
         # Of a message that was handed over and has not been sent.
@@ -88,13 +82,8 @@ class Call:
         return False
 
     def begin(self) -> None:
-        """Starts the work."""
-
-    def watch(self) -> None:
-        """Asks the core to report the call's end, if it was not asked yet."""
-        if not self._watched:
-            self._watched = True
-            self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
+        """Asks the core to report the call's end."""
+        self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
 
     def refuse(self, told: Status) -> None:
         """Ends the call with a status, whatever it is doing. Does nothing if it has one already."""
@@ -124,18 +113,9 @@ class Call:
             self._transport.receiving.withdraw(self._turn)
         self._check_over()
 
-    def _on_end(self, _: Any) -> None:
-        """The response was sent, and the call has ended."""
-        self.closed = True
-        if self._turn is not None:
-            self._transport.receiving.withdraw(self._turn)
-        self._on_sent(None)
-
     def _ask(self) -> None:
         """Has the next message read as soon as there is memory for it."""
-        self._turn = turn = self._transport.receiving.ask(self._call.peer(), self)
-        if turn.waits:
-            self.watch()
+        self._turn = self._transport.receiving.ask(self._call.peer(), self)
 
     def read(self, *, aside: bool) -> None:
         """Asks the core for the message. If `aside`, a thread does it: to unpack 60 MiB takes 0.3 s."""
@@ -158,14 +138,12 @@ class Call:
     def _read_failed(self) -> None:
         self._message_done(None)
         self._call.cancel(Code.INTERNAL.value, INTERNAL_TEXT)
-        self.watch()
 
     def _on_message(self, event: Any) -> None:
         data = event.batch_operations[0].message()
-        size = None if data is None else len(data)
-        if size is not None and size > SMALL_BYTES and not self.closed:
-            self._transport.hold_message(self, size)
-        self._message_done(size)
+        if data is not None and not self.closed:
+            self._transport.hold_message(self, len(data))
+        self._message_done(None if data is None else len(data))
         self._handle(data)
 
     def _handle(self, data: bytes | None) -> None:
@@ -195,20 +173,15 @@ class Call:
         self._send(operations, 0 if message is None else len(message))
 
     def _send(self, operations: Sequence[Any], size: int) -> None:
-        if self._watched:
-            self._start((_INITIAL_METADATA, *operations), self._on_sent)
-        else:
-            end = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
-            self._start((_INITIAL_METADATA, *operations, end), self._on_end)
-            self._watched = True
-        self._sending = True
-        if size > SMALL_BYTES:
-            self._hand_over(size)
+        self._start((_INITIAL_METADATA, *operations), self._on_sent)
+        self._hand_over(size)
 
     def _hand_over(self, size: int) -> None:
         """A response is in memory until the client has taken it."""
-        self.sending_bytes = size
-        self._transport.sending(self)
+        self._sending = True
+        if size > SMALL_BYTES:
+            self.sending_bytes = size
+            self._transport.sending(self)
 
     def _on_sent(self, _: Any) -> None:
         self._sending = False
@@ -250,6 +223,7 @@ class RefusedCall(Call):
 
     def begin(self) -> None:
         """Ends the call."""
+        super().begin()
         self._say(self._told)
 
 
@@ -270,30 +244,26 @@ class UnaryCall(Call):
 
     def begin(self) -> None:
         """Reads the request."""
-        self._transport.unanswered += 1
+        super().begin()
+        self._transport.accepted()
         self._ask()
 
     def _on_close(self, event: Any) -> None:
         if not self._said:
-            self._transport.unanswered -= 1
+            self._transport.answered()
         super()._on_close(event)
 
     def _say(self, told: Status, message: bytes | None = None) -> None:
-        self._transport.unanswered -= 1
+        self._transport.answered()
         super()._say(told, message)
 
     def _handle(self, data: bytes | None) -> None:
         gate = self._transport.gate
-        if not (gate.is_open or self._method.while_draining):
-            gate.last_call = self._loop.time()
-            self.watch()
-            gate.hold(partial(self._respond_to, data))
-        elif data is not None:
+        if gate.is_open or self._method.while_draining:
             self._respond_to(data)
         else:
-            # If the client has left, the core says so before the next turn of the loop.
-            self.watch()
-            self._loop.call_soon(self._respond_to, None)
+            gate.last_call = self._loop.time()
+            gate.hold(partial(self._respond_to, data))
 
     def _respond_to(self, data: bytes | None) -> None:
         if self.closed or self._said:
@@ -301,13 +271,9 @@ class UnaryCall(Call):
         try:
             deadline_ns = self.deadline_ns()
             if self._method.quick is not None and data is not None and not limits_images(self._account):
-                if self.message_bytes:
-                    self._transport.release_message(self)
+                self._transport.release_message(self)
                 self._end_early = self._method.quick(data, deadline_ns, self._on_quick)
-                if self._end_early is not None and not self._watched:
-                    self._transport.watch_later(self)
             if self._end_early is None and not self._said:
-                self.watch()
                 context = self.context(deadline_ns)
                 self._transport.task_works()
                 task = self._loop.create_task(self._handler(self._parse(self._method, data), context))
@@ -353,10 +319,13 @@ class UnaryCall(Call):
 
     def _say_or_hold(self, told: Status, data: bytes | None = None) -> None:
         gate = self._transport.gate
-        if not (gate.is_open or self._method.while_draining):
-            self.watch()
-            gate.hold(partial(self._say_or_hold, told, data))
-        elif not self.closed and not self._said:
+        if gate.is_open or self._method.while_draining:
+            self._respond(told, data)
+        else:
+            gate.hold(partial(self._respond, told, data))
+
+    def _respond(self, told: Status, data: bytes | None) -> None:
+        if not self.closed and not self._said:
             self._say(told, data)
 
     def _leave(self) -> None:
@@ -386,7 +355,7 @@ class StreamCall(Call):
 
     def begin(self) -> None:
         """Starts the handler."""
-        self.watch()
+        super().begin()
         self._task = self._loop.create_task(self._run())
 
     async def _run(self) -> None:
@@ -451,9 +420,7 @@ class StreamCall(Call):
         first = () if self._metadata_sent else (_INITIAL_METADATA,)
         self._metadata_sent = True
         self._start((*first, *operations), self._on_sent)
-        self._sending = True
-        if size > SMALL_BYTES:
-            self._hand_over(size)
+        self._hand_over(size)
 
     async def _sent_before(self) -> None:
         """Waits for a message that is still on its way: the core takes one send at a time."""

@@ -92,9 +92,8 @@ class EventPump:
 
     def _turn(self) -> None:
         assert self._loop is not None
-        poll = self._queue.poll
         for count in range(_EVENTS_A_SHARED_TURN if self._is_shared() else _EVENTS_A_TURN):
-            event = poll(0)
+            event = self._queue.poll(0)
             if event.completion_type == _TIMEOUT:
                 self._empty_at = self._loop.time()
                 self._behind = count > 0

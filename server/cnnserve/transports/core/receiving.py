@@ -76,17 +76,14 @@ class Reader(Protocol):
 
 
 class _Peer:
-    """A connection: the size that its next message is expected to have, the memory for it, and its calls that wait.
+    """A connection: the size that its next message is expected to have, and its calls that wait."""
 
-    `expected` is 0 until its first message has come.
-    """
+    __slots__ = ("expected", "name", "reading", "waiting")
 
-    __slots__ = ("expected", "memory", "name", "reading", "waiting")
-
-    def __init__(self, name: bytes, most_bytes: int) -> None:
+    def __init__(self, name: bytes, expected: int) -> None:
         self.name = name
-        self.expected = 0
-        self.memory = memory_of(most_bytes)
+        # 0: not known.
+        self.expected = expected
         self.reading = 0
         self.waiting: deque[Turn] = deque()
 
@@ -104,11 +101,6 @@ class Turn:
         self.is_new = False
         # When its call was ended before the message had come; 0: it was not.
         self.ended = 0.0
-
-    @property
-    def waits(self) -> bool:
-        """Whether the message was not asked for yet."""
-        return not self.started
 
 
 class Receiving:
@@ -153,7 +145,7 @@ class Receiving:
 
     def ask(self, peer: bytes, reader: Reader) -> Turn:
         """Has the reader's next message read, now or later, and returns the turn, which `done` has to end."""
-        entry = self._peers.get(peer) or self._new_peer(peer)
+        entry = self._peer(peer)
         turn = Turn(entry, reader)
         if not entry.waiting and self._fits(entry):
             self._start(turn)
@@ -171,13 +163,10 @@ class Receiving:
             self._reading.discard(turn)
             peer.reading -= 1
             self._expected -= turn.expected
-            # Most connections send small messages only, and nothing changes.
-            if size is not None and (size * _MARGIN > _LEAST_BYTES or peer.expected != _LEAST_BYTES):
+            if size is not None:
                 faded = peer.expected * _FADING
                 peer.expected = min(self._max_message_bytes, int(max(_LEAST_BYTES, size * _MARGIN, faded)))
-                peer.memory = memory_of(peer.expected)
-            if self._queue:
-                self.advance()
+            self.advance()
         else:
             self.withdraw(turn)
 
@@ -210,10 +199,12 @@ class Receiving:
         self._queue.extendleft(reversed(passed))
         self._queue.extend(served)
 
-    def _new_peer(self, name: bytes) -> _Peer:
-        peer = self._peers[name] = _Peer(name, self._max_message_bytes)
-        if len(self._peers) > _MOST_PEERS:
-            self._forget()
+    def _peer(self, name: bytes) -> _Peer:
+        peer = self._peers.get(name)
+        if peer is None:
+            peer = self._peers[name] = _Peer(name, 0)
+            if len(self._peers) > _MOST_PEERS:
+                self._forget()
         return peer
 
     def _forget(self) -> None:
@@ -224,7 +215,7 @@ class Receiving:
     def _fits(self, peer: _Peer) -> bool:
         if not peer.expected and peer.reading:
             return False
-        size = peer.memory
+        size = memory_of(peer.expected or self._max_message_bytes)
         is_alone = not self._reading and not self._budget.held_bytes
         if not is_alone and (self._pressure.is_high or not self._budget.has_room(self._expected + size)):
             return False
@@ -246,7 +237,7 @@ class Receiving:
     def _start(self, turn: Turn) -> None:
         peer = turn.peer
         turn.is_new = not peer.expected
-        turn.expected = peer.memory
+        turn.expected = memory_of(peer.expected or self._max_message_bytes)
         turn.started = self._loop.time()
         if turn.expected > _LARGE_BYTES:
             self._clean = False

@@ -46,8 +46,6 @@ _UNREAD_S = 1.0
 # For this time after a call had work for a task, turns are short.
 _SHARED_S = 0.02
 _READERS = 4
-# A call that is not answered in this time is told if its client leaves.
-_SOON_S = 0.01
 # Calls that the core may hand over at once.
 _ACCEPTS = 64
 # What clients have after the end of the last call to read what was sent, and to leave: more if the drain left time,
@@ -87,16 +85,13 @@ class CoreTransport:
         self._server = cygrpc.Server((*channel_arguments(max_message_bytes, peers), *_FLOW_CONTROL), False)
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
-        self._pump = EventPump(self._queue, self._is_shared, lambda: not self.unanswered)
+        self._pump = EventPump(self._queue, self._is_shared, lambda: not self._unanswered)
         self.receiving = Receiving(budget, max_message_bytes, pressure, self._relieve, self._pump.caught_up)
         # They ask the core for messages that may have to be unpacked.
         self.readers = ThreadPoolExecutor(_READERS, "grpc-read")
         self._calls: set[Call] = set()
-        # Those of them that are watched from a moment on, unless they are answered until then.
-        self._unwatched: list[Call] = []
-        # How many of them have no status yet, without streams. If there are none, nothing is expected on the loop but
-        # further events.
-        self.unanswered = 0
+        # Those of them whose status was not handed over yet, without streams.
+        self._unanswered = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
@@ -164,26 +159,21 @@ class CoreTransport:
         self._server.destroy()
         # The core aborts the process if an operation begins on a queue that is shut down.
         await asyncio.to_thread(self.readers.shutdown)
-        self._unwatched.clear()
         self._queue.shutdown()
         await self._pump.ended()
 
-    def watch_later(self, call: Call) -> None:
-        """Has the core report the end of a call, unless it is answered soon. Most calls of small models are."""
-        if not self._unwatched:
-            self.loop.call_later(_SOON_S, self._watch)
-        self._unwatched.append(call)
+    def accepted(self) -> None:
+        """Counts a call until `answered`."""
+        self._unanswered += 1
 
-    def _watch(self) -> None:
-        unwatched, self._unwatched = self._unwatched, []
-        for call in unwatched:
-            call.watch()
+    def answered(self) -> None:
+        """Ends the count of a call: nothing of it is expected on the loop but events of the core."""
+        self._unanswered -= 1
 
     def over(self, call: Call) -> None:
         """Forgets a call."""
         self._calls.discard(call)
-        if call.message_bytes:
-            self.release_message(call)
+        self.release_message(call)
         self.receiving.advance()
         if not self._calls:
             self._idle.set()

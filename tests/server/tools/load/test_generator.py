@@ -1,7 +1,9 @@
 """Open and closed loops on real servers, also such that stall or go away."""
 
+import os
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -46,6 +48,18 @@ def test_every_arrival_of_an_open_loop_has_its_outcome(tiny_server: RunningServe
 def test_failed_requests_have_their_status(tiny_server: RunningServer) -> None:
     measured = Generator([grpc(tiny_server.address, 3, model="nobody")]).closed(Window(time.perf_counter(), 0.1, 0.3))
     assert set(statuses(measured.ended)) == {"NOT_FOUND"}
+
+
+def test_the_servers_cpu_time_is_that_of_all_its_processes_that_still_run(tiny_server: RunningServer) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    pids = (ended.pid, os.getpid(), tiny_server.process.pid)
+    measured = Generator([grpc(tiny_server.address, 4)]).closed(Window(time.perf_counter(), 0.1, 0.4, pids))
+    alone = Generator([grpc(tiny_server.address, 4)]).closed(Window(time.perf_counter(), 0.1, 0.2, (ended.pid,)))
+    # The clocks of the processes are read one after the other, in steps of 10 ms.
+    assert measured.server_cpu_s > measured.own_cpu_s - 0.02
+    assert measured.own_cpu_s > 0
+    assert alone.server_cpu_s == 0
 
 
 class Stalling:
