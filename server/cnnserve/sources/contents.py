@@ -60,9 +60,11 @@ class Pack:
     def fetch(self, work: Path, room: Room) -> None:
         """Writes the files of all layers, each after its digest was compared."""
         assert self._contents is not None
+        room.announce(sum(layer.blob.size for layer in self._contents.layers))
         self._check_config(self._contents.config)
+        packed = room.again()
         for layer in self._contents.layers:
-            self._fetch_layer(layer, work, room)
+            self._fetch_layer(layer, work, room, packed)
 
     def _check_config(self, config: Descriptor) -> None:
         """Nothing reads the config, but a pack without it is not whole."""
@@ -71,7 +73,7 @@ class Pack:
         if oci.descriptor("", data).digest != config.digest:
             raise SourceError(f"the config {config.digest[:19]}… is damaged or was changed; make the pack anew")
 
-    def _fetch_layer(self, layer: Layer, work: Path, room: Room) -> None:
+    def _fetch_layer(self, layer: Layer, work: Path, room: Room, packed_room: Room) -> None:
         blob = layer.blob
         if layer.path:
             with self._blobs.open(blob) as source:
@@ -80,7 +82,7 @@ class Pack:
         # A tar is unpacked after its digest was compared: nothing else is known to be from whoever made the pack.
         packed = work / "layer.tar"
         with self._blobs.open(blob) as source:
-            write(source, packed, room.again(), size=blob.size, sha256=blob.sha256)
+            write(source, packed, packed_room, size=blob.size, sha256=blob.sha256)
         with packed.open("rb") as file:
             inside = MODELCAR if layer.image else ""
             tars.unpack(file, work / "files", room, compressed=layer.gzip, inside=inside)

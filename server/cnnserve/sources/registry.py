@@ -18,6 +18,8 @@ _REFERENCE = re.compile(
     r"(?P<name>[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*)"
     r"(:(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
+# Docker has a registry of another name behind these two.
+_DOCKER, _NOT_REGISTRIES = "registry-1.docker.io", ("docker.io", "index.docker.io")
 _PARAMETER = re.compile(r'([a-z]+)="([^"]*)"')
 _ACCEPT = ", ".join((*oci.MANIFESTS, *oci.INDEXES))
 _LARGEST_ANSWER = 1 << 20
@@ -40,7 +42,10 @@ class Reference:
             raise SourceError(
                 f"{address[:200]!r} is no pack in a registry; write {SCHEME}HOST/NAME:TAG or {SCHEME}HOST/NAME@sha256:…"
             )
-        return cls(match["host"].lower().removesuffix(":443"), match["name"], version)
+        host = match["host"].lower().removesuffix(":443")
+        if host in _NOT_REGISTRIES:
+            raise SourceError(f"{host} is no registry; write {SCHEME}{_DOCKER}/{match['name']} with its tag")
+        return cls(host, match["name"], version)
 
 
 class Registry:

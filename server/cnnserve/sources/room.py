@@ -16,7 +16,9 @@ CHUNK = 1 << 20
 # MODEL/VERSION/FILE, and one folder more, as in MODEL/configs/FILE.
 _DEEPEST = 4
 # No leading dot: that rules out "." and "..", and hidden files, which nothing reads.
-_PART = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,254}")
+_PART = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
+# That of Linux' file systems.
+_LONGEST_NAME = 255
 
 
 class Reads(Protocol):
@@ -34,6 +36,13 @@ class Room:
         self._left = limit
         self._most_files = files
         self._files = 0
+
+    def announce(self, size: int) -> None:
+        """Raises `SourceError` if `size` bytes, of which nothing has come yet, are too many."""
+        if size > self._left:
+            raise SourceError(
+                f"the source announces {size} bytes, the limit is {self._limit}; if that is right, raise --max-size"
+            )
 
     def again(self) -> "Room":
         """Returns as much room, for a copy of the same content in another form."""
@@ -68,12 +77,21 @@ def make_folder(path: Path) -> None:
 def check_path(path: str) -> str:
     """Returns a relative path that files may have. Raises `SourceError` with what is wrong."""
     parts = path.split("/")
-    if len(parts) > _DEEPEST or not all(map(_PART.fullmatch, parts)):
+    if len(parts) > _DEEPEST or not all(map(_is_name, parts)):
         raise SourceError(
             f"the source has a file with the path {path[:200]!r}, expected a relative path such as MODEL/VERSION/FILE "
-            f"of at most {_DEEPEST} names, none of which begins with a dot; make the pack with cnnserve pack"
+            f"of at most {_DEEPEST} names of at most {_LONGEST_NAME} bytes, none of which begins with a dot; make the "
+            "pack with cnnserve pack"
         )
     return path
+
+
+def _is_name(part: str) -> bool:
+    try:
+        return _PART.fullmatch(part) is not None and len(os.fsencode(part)) <= _LONGEST_NAME
+    except UnicodeEncodeError:
+        # JSON has halves of characters.
+        return False
 
 
 def write(

@@ -1,20 +1,26 @@
 """Reads tars of strangers: plain files only, bounded in number and size. Writes tars that are always the same."""
 
+import contextlib
 import gzip
 import io
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
 from cnnserve.sources.errors import SourceError
 from cnnserve.sources.room import Reads, Room, check_path, make_folder, write
 
-# Headers of long names and attributes are read at once; names of paths need far less.
-_LARGEST_HEADER = 1 << 20
-_BROKEN = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, RecursionError)
+# `tarfile` holds all headers of a member in memory: names, attributes, maps of sparse files. Its older versions also
+# need time in the square of their size. Paths need far less.
+_LARGEST_HEADER = 32 << 10
+# Attributes of the whole tar are held to its end.
+_ALL_HEADERS = 32 << 20
+_PIECE = 1 << 20
+# Of the content of files. What `tarfile` makes of strange headers may raise anything, see `_headers`.
+_BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class _Forward(io.RawIOBase):
@@ -25,11 +31,31 @@ class _Forward(io.RawIOBase):
         self._source = source
         self._room = room
         self._position = 0
+        self._headers_left = _ALL_HEADERS
+        self._header_left: int | None = None
+
+    @contextlib.contextmanager
+    def headers(self) -> Iterator[None]:
+        """While inside, `read` returns as many bytes as the headers of one member may have."""
+        self._header_left = _LARGEST_HEADER
+        try:
+            yield
+        finally:
+            self._header_left = None
 
     def read(self, size: int = -1, /) -> bytes:
         """Returns the next bytes: `size` of them, unless the tar ends before."""
-        if not 0 <= size <= _LARGEST_HEADER:
-            raise SourceError(f"the tar has a header of {size} bytes, at most {_LARGEST_HEADER} are read")
+        if self._header_left is not None:
+            self._header_left -= size
+            self._headers_left -= size
+            if size < 0 or min(self._header_left, self._headers_left) < 0:
+                raise SourceError(
+                    f"the tar has headers of more than {_LARGEST_HEADER} bytes for one file, or {_ALL_HEADERS} in all; "
+                    "make the pack anew with cnnserve pack"
+                )
+        return self._next(size)
+
+    def _next(self, size: int) -> bytes:
         self._room.take(size, "the tar")
         parts = []
         while size > 0 and (part := self._source.read(size)):
@@ -43,7 +69,7 @@ class _Forward(io.RawIOBase):
         if whence != os.SEEK_SET or offset < self._position:
             raise SourceError("the tar refers to bytes before others; make the pack anew with cnnserve pack")
         while self._position < offset:
-            if not self.read(min(offset - self._position, _LARGEST_HEADER)):
+            if not self._next(min(offset - self._position, _PIECE)):
                 break
         return self._position
 
@@ -68,13 +94,8 @@ def unpack(source: Reads, into: Path, room: Room, *, compressed: bool = False, i
     """
     try:
         plain: Reads = gzip.GzipFile(fileobj=cast("IO[bytes]", source)) if compressed else source
-        with tarfile.open(fileobj=_Forward(plain, room), mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                # tarfile keeps every member, for lookups by name.
-                tar.members = []  # type: ignore[attr-defined]
-                _unpack_one(tar, member, into, room, inside)
-    except gzip.BadGzipFile as error:
-        raise _damaged(error) from error
+        for tar, member in _members(_Forward(plain, room)):
+            _unpack_one(tar, member, into, room, inside)
     except _BROKEN as error:
         raise _damaged(error) from error
 
@@ -92,6 +113,32 @@ def write_tar(to: io.BufferedIOBase | io.RawIOBase, files: Iterable[tuple[str, P
                 member.size = file.seek(0, os.SEEK_END)
                 file.seek(0)
                 tar.addfile(member, file)
+
+
+def _members(file: _Forward) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    with _headers(file):
+        tar = tarfile.TarFile(fileobj=file)
+    with tar:
+        while True:
+            with _headers(file):
+                member = tar.next()
+            if member is None:
+                return
+            # tarfile keeps every member, for lookups by name.
+            tar.members = []  # type: ignore[attr-defined]
+            yield tar, member
+
+
+@contextlib.contextmanager
+def _headers(file: _Forward) -> Iterator[None]:
+    with file.headers():
+        try:
+            yield
+        # OSError: the tar cannot be read.
+        except (SourceError, OSError):
+            raise
+        except Exception as error:
+            raise _damaged(error) from error
 
 
 def _unpack_one(tar: tarfile.TarFile, member: tarfile.TarInfo, into: Path, room: Room, inside: str) -> None:

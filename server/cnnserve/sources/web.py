@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import re
 import socket
 import ssl
 import urllib.error
@@ -80,8 +81,7 @@ class Web:
             raise NotFound(f"{shown(url)} does not exist (status 404); correct the address, or log in if it is private")
         to = error.headers.get("Location")
         if error.code not in _REDIRECTS or not to:
-            advice = "log in as somebody who may read it" if error.code == 403 else "try again later"
-            raise SourceError(f"{shown(url)} cannot be read: the server returned status {error.code}; {advice}")
+            raise SourceError(f"{shown(url)} cannot be read: the server returned status {error.code}; {_advice(error)}")
         # An address that cannot be split stays as it is, and `check_url` says why.
         with contextlib.suppress(ValueError):
             to = urllib.parse.urljoin(url, to)
@@ -170,6 +170,14 @@ def shown(url: str) -> str:
     except ValueError:
         return "the address"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _advice(error: urllib.error.HTTPError) -> str:
+    if error.code == 403:
+        return "log in as somebody who may read it"
+    seconds = error.headers.get("Retry-After", "")
+    # Or it is a date.
+    return f"try again after {int(seconds)} s" if re.fullmatch("[0-9]{1,6}", seconds) else "try again later"
 
 
 def _explained(error: object) -> str:

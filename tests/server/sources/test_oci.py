@@ -81,6 +81,11 @@ def test_references(address: str, expected: tuple[str, str, str]) -> None:
     assert (found.host, found.name, found.version) == expected
 
 
+def test_the_name_of_docker_hub_is_not_that_of_its_registry() -> None:
+    with pytest.raises(SourceError, match=r"docker\.io is no registry; write oci://registry-1\.docker\.io/a/b"):
+        Reference.parse("oci://docker.io/a/b:1")
+
+
 @pytest.mark.parametrize(
     "rest", ["host", "host/a", "host/A:1", "host/a:", "/a:1", "host/a:1/", "host/a:1\n", "h@x/a:1"]
 )

@@ -202,6 +202,9 @@ def _path(text: str) -> Callable[[dict[str, object]], object]:
         (_path("lenet5/.hidden"), "none of which begins with a dot"),
         (_path("a/b/c/d/e"), "of at most 4 names"),
         (_path("lenet5\\1"), "expected a relative path"),
+        (_path("lenet5/1/\ud800"), "expected a relative path"),
+        (_path(f"lenet5/{'x' * 256}"), "of at most 255 bytes"),
+        (lambda d: d["layers"][0].update(size=1 << 60), "announces 115292150460[0-9]+ bytes, the limit is 17179869184"),
         (_path("lenet5/1/model.onnx"), r"the source has 'model\.onnx' twice"),
         (_path("lenet5/1/model.onnx/more"), "twice"),
         (_path("other"), "'other', which is no folder of a model"),
@@ -238,8 +241,12 @@ def test_a_file_that_is_not_what_the_versions_manifest_says(layout: Path, tmp_pa
 
 def test_too_much(made: Path, tmp_path: Path) -> None:
     limit = (VERSION / "model.onnx").stat().st_size
-    for name in ("layout", "pack.tar", "modelcar"):
-        refused(made / name, tmp_path / "models", f"more than {limit} bytes, the limit .*raise --max-size", Room(limit))
+    for name, problem in (
+        ("layout", "announces [0-9]+"),
+        ("pack.tar", f"more than {limit}"),
+        ("modelcar", "announces"),
+    ):
+        refused(made / name, tmp_path / "models", f"{problem}.* bytes, the limit .*raise --max-size", Room(limit))
         refused(made / name, tmp_path / "models", "more than 10 files, the limit", Room(files=10))
 
 

@@ -77,6 +77,7 @@ def test_compressed_tars_and_folders_of_images(tmp_path: Path) -> None:
         (member("a\\b"), "expected a relative path"),
         (member("a\nb"), "expected a relative path"),
         (member("a/" * 10 + "b"), "of at most 4 names"),
+        (member("ä" * 200), "of at most 255 bytes"),
     ],
 )
 def test_what_is_no_plain_file_in_the_folder(made: tuple[tarfile.TarInfo, bytes], problem: str, tmp_path: Path) -> None:
@@ -116,15 +117,50 @@ def test_too_many_and_too_large_files(tmp_path: Path) -> None:
     refused(beside, tmp_path / "beside", "more than", room=Room(MIB), compressed=True, inside="models")
 
 
-def test_a_header_that_fills_the_memory(tmp_path: Path) -> None:
-    made = tar(member("a", pax_headers={"comment": "x" * (2 * MIB)}))
-    refused(made, tmp_path / "out", r"a header of \d+ bytes, at most 1048576 are read")
+def sparse(**headers: str) -> bytes:
+    """The headers of a sparse file."""
+    made = member("a", b"", pax_headers={f"GNU.sparse.{key}": value for key, value in headers.items()})
+    return tar(made)[: 3 * tarfile.BLOCKSIZE]
+
+
+def old_sparse() -> bytes:
+    """The header of a sparse file, in GNU's old form, whose map goes on in the next block."""
+    header = bytearray(tar(member("a", b""), form=tarfile.GNU_FORMAT)[: tarfile.BLOCKSIZE])
+    header[156], header[482] = ord("S"), 1
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+FOLDER = tar(member("a", b"", type=tarfile.DIRTYPE))[: tarfile.BLOCKSIZE]
+SPARSE = sparse(major="1", minor="0", realsize="1")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tar(member("a", pax_headers={"comment": "x" * (2 * MIB)})),
+        tar(member("x" * (2 * MIB)), form=tarfile.GNU_FORMAT),
+        SPARSE + b"%d\n" % 10**12 + b"1\n" * MIB,
+        old_sparse() + (b"\x80%11d" % 1 * 42 + b"1" * 8) * 200,
+        # Attributes of the whole tar, before each folder.
+        b"".join(tarfile.TarInfo.create_pax_global_header({str(n): "x" * 30_000}) + FOLDER for n in range(1200)),
+    ],
+    ids=["attributes", "name", "sparse", "old sparse", "many"],
+)
+def test_headers_that_fill_the_memory(data: bytes, tmp_path: Path) -> None:
+    refused(data, tmp_path / "out", "headers of more than 32768 bytes for one file, or 33554432 in all")
+
+
+@pytest.mark.parametrize("data", [SPARSE, SPARSE + b"9\n1", SPARSE + b"x" * 512, old_sparse(), sparse(map="1,x")])
+def test_headers_that_are_cut_off(data: bytes, tmp_path: Path) -> None:
+    refused(data, tmp_path / "out", "the tar is damaged")
 
 
 def test_headers_in_headers(tmp_path: Path) -> None:
     """Each header of attributes belongs to the next member, which may be one again."""
     header = tar(member("a", pax_headers={"comment": "x"}))[: 2 * tarfile.BLOCKSIZE]
-    refused(header * 5000, tmp_path / "out", "the tar is damaged")
+    refused(header * 5000, tmp_path / "out", "headers of more than")
 
 
 @pytest.mark.parametrize("change", [lambda data: b"", lambda data: data[:100], lambda data: b"x" * 2000, gzip.compress])
