@@ -18,9 +18,17 @@ import cnnserve
 from cnnserve import extras
 from cnnserve.access import exposure
 from cnnserve.access.control import AccessControl
-from cnnserve.access.following import Followed
 from cnnserve.access.lists import AccessError
-from cnnserve.assembly.loading import Loading, access_control, cpu_threads, layout_cache, load_first, models_of, prepare
+from cnnserve.assembly.loading import (
+    Loading,
+    access_control,
+    cpu_threads,
+    followed_keys,
+    layout_cache,
+    load_first,
+    models_of,
+    prepare,
+)
 from cnnserve.config.settings import ConfigError, ServerConfig
 from cnnserve.errors import ServingError
 from cnnserve.process import heap, open_files, signals
@@ -132,7 +140,7 @@ async def serve(
         _load(config, registry, front.health, look, first),
         watch_labels(registry),
         AutomaticLayouts(registry, layout_cache(config, threads)).run(),
-        access.follow(reread, _keys(config, registry)),
+        access.follow(reread, followed_keys(config, registry)),
     )
     keeping = [asyncio.create_task(work) for work in kept]
     http_task = asyncio.create_task(front.serve_http())
@@ -192,13 +200,6 @@ def _announce(config: ServerConfig, ports: "Ports", threads: int) -> None:
     line = exposure.warning(config.host, has_tls=has_tls, knows_clients=knows_clients)
     if line and not config.insecure:
         _log.warning("%s", line)
-
-
-def _keys(config: ServerConfig, registry: Registry) -> list[Followed]:
-    """Returns the trusted keys, which are read again as the files of access control are."""
-    if config.trusted_keys is None or registry.trust is None:
-        return []
-    return [Followed("trusted keys", (config.trusted_keys,), registry.trust.reload)]
 
 
 async def _check_repository(config: ServerConfig) -> None:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,10 @@ def test_an_ingress_before_several_models_and_shared_replicas(cluster: Local, re
         with pytest.raises(cc.NotFoundError, match="it has digits, lenet5, numbers"):
             client.classify(IMAGE, model="nope")
         assert len(list(client.classify_many([IMAGE] * 50, model="lenet5"))) == 50
+    # The replica has room for one of the two at a time: none goes while it has a request.
+    with cc.Client(cluster.head_address, retries=0) as client, ThreadPoolExecutor(4) as pool:
+        turns = [pool.submit(client.classify, IMAGE, model=model) for model in ("digits", "numbers") * 20]
+        assert {turn.result().results[0].classes[0].label for turn in turns} == {"4"}
     with grpc.insecure_channel(cluster.head_address) as channel:
         stream = channel.stream_stream(f"/{INFERENCE}/ModelStreamInfer")
         tensor = o.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=[1, 28, 28, 1])

@@ -12,6 +12,7 @@ from typing import cast
 from cnnserve import extras
 from cnnserve.access.accounts import ClientLimits
 from cnnserve.access.control import AccessControl
+from cnnserve.access.following import Followed
 from cnnserve.access.tls import TlsFiles
 from cnnserve.config.settings import ConfigError, ServerConfig
 from cnnserve.errors import ServingError
@@ -100,6 +101,13 @@ def trusted_keys(config: ServerConfig) -> Trust | None:
         _log.warning("trusted keys: %s", warning)
     _log.info("only versions with a signature of a trusted key are served; trusted are %s", trusted)
     return cast("Trust", trusted)
+
+
+def followed_keys(config: ServerConfig, registry: Registry) -> list[Followed]:
+    """Returns the trusted keys, which are read again as the files of access control are."""
+    if config.trusted_keys is None or registry.trust is None:
+        return []
+    return [Followed("trusted keys", (config.trusted_keys,), registry.trust.reload)]
 
 
 def models_of(config: ServerConfig) -> Models:

@@ -55,9 +55,9 @@ def gather(flags: Mapping[str, Any], environment: Mapping[str, str] | None = Non
     found = _replaced(environment) | _from_file(flags, environment)
     for field in dataclasses.fields(ServerConfig):
         name = field.name
-        found |= _one(name, [_setting_of(name, text, at) for at, text in _set(name, environment)])
+        found |= _one(name, [setting_of(name, text, at) for at, text in _set(name, environment)])
         if flags.get(name) is not None:
-            found[name] = _setting_of(name, flags[name], flag(name))
+            found[name] = setting_of(name, flags[name], flag(name))
         if field.default is not dataclasses.MISSING:
             found.setdefault(name, Setting(field.default, DEFAULT))
     return found
@@ -71,7 +71,7 @@ def doubts(flags: Mapping[str, Any], environment: Mapping[str, str] | None = Non
     found += [_link_text(name, environment[name]) for name in _variables() if _is_link(name, environment)]
     for name, setting in _from_file(flags, environment).items():
         for at, text in _set(name, environment):
-            if flags.get(name) is None and _setting_of(name, text, at).value != setting.value:
+            if flags.get(name) is None and setting_of(name, text, at).value != setting.value:
                 found.append(f"{setting.source} has no effect, because {at} is {text!r}; remove one of the two")
     settings = gather(flags, environment)
     model, repository = settings["model"], settings["repository"]
@@ -186,7 +186,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
                 spelling.add_old_name(parser, flag(old), field.name)
 
 
-def _setting_of(name: str, value: object, source: str) -> Setting:
+def setting_of(name: str, value: object, source: str) -> Setting:
+    """Returns the setting `name` with a value of its type. Raises `ConfigError` if `value` cannot be one."""
     return Setting(_convert(name, value, source), source)
 
 
@@ -203,7 +204,7 @@ def _read_file(path: Path) -> dict[str, Setting]:
         )
     found: dict[str, Setting] = {}
     for name in dict.fromkeys(known[key] for key in raw):
-        found |= _one(name, [_setting_of(name, raw[key], f"{path.name}: {key}") for key in keys(name) if key in raw])
+        found |= _one(name, [setting_of(name, raw[key], f"{path.name}: {key}") for key in keys(name) if key in raw])
     return found
 
 

@@ -9,9 +9,12 @@ Serve answers INTERNAL for calls whose replica ends during the call, so the ingr
 then answers UNAVAILABLE. Classifying changes nothing on a server, so a second try is safe.
 """
 
+import asyncio
+import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -23,11 +26,12 @@ from starlette.responses import PlainTextResponse
 
 from cnnserve.api import status
 from cnnserve.api.methods import CLASSIFIER, INFERENCE, Kind
-from cnnserve.assembly.loading import access_control, load_first
+from cnnserve.assembly.loading import access_control, followed_keys, load_first
 from cnnserve.assembly.parts import assemble
+from cnnserve.config.settings import ServerConfig
 from cnnserve.errors import ModelNotReady, QueueFull, ServingError
 from cnnserve.registry.registry import Registry
-from cnnserve.transports.ray_calls import RPCS, Calls, Reply, Sent, StreamEnded, is_own_fault, reply_to
+from cnnserve.transports.ray_calls import RPCS, Calls, Reply, Sent, StreamEnded, is_own_fault
 from cnnserve.transports.ray_plan import Deployment, Plan, read
 from cnnserve.transports.ray_routing import Routing
 from ray import serve
@@ -93,7 +97,7 @@ def _bound(plan: Plan, name: str, deployment: Deployment) -> serve.Application:
     if deployment.autoscaling:
         settings = {"autoscaling_config": dict(deployment.autoscaling)}
     made = serve.deployment(
-        name=f"model-{name}" if name == "ingress" else name,
+        name=f"_{name}" if name == "ingress" else name,
         max_ongoing_requests=deployment.max_ongoing_requests,
         ray_actor_options={"num_cpus": deployment.cpus, "num_gpus": deployment.gpus},
         # A line for each request; the server has an access log of its own.
@@ -184,7 +188,9 @@ class Replica(_Ingress):
 
         # Not a decorator: the number of models is that of the deployment.
         self._load = serve.multiplexed(load, max_num_models_per_replica=deployment.loaded)
-        self._calls = Calls(parts.methods, parts.max_message_bytes, access_control(config).guard, plan.stream_s)
+        access = access_control(config)
+        self._calls = Calls(parts.methods, parts.max_message_bytes, access.guard, plan.stream_s)
+        self._following = asyncio.create_task(access.follow(more=followed_keys(config, parts.registry)))
         if not deployment.shares:
             self._check(deployment.models[0])
 
@@ -208,12 +214,19 @@ class Replica(_Ingress):
 
     async def forward(self, model: str, name: str, data: bytes, sent: Sent) -> Reply:
         """Answers what the ingress hands on: a unary RPC, or one message of a stream."""
-        if self._deployment.shares and name in _LOADING:
-            try:
-                await self._load(model)
-            except ServingError as error:
-                return reply_to(error, name)
-        return await (self._calls.unary if RPCS[name] is Kind.UNARY else self._calls.one)(name, data, sent)
+        loads = self._deployment.shares and model and name in _LOADING
+        answer = self._calls.unary if RPCS[name] is Kind.UNARY else self._calls.one
+        return await answer(name, data, sent, partial(self._loaded, model) if loads else contextlib.nullcontext)
+
+    @contextlib.asynccontextmanager
+    async def _loaded(self, model: str) -> AsyncIterator[None]:
+        """Holds a model in the replica while inside; if it cannot be loaded, the handler tells why."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(ServingError):
+                loaded: _Loaded = await self._load(model)
+                # Nothing is awaited in between, so no other call can make it give place.
+                stack.enter_context(loaded.in_use())
+            yield
 
     async def check_health(self) -> None:
         """Raises a reason if the model has failed its self-test since; Serve then replaces the replica."""
@@ -222,6 +235,8 @@ class Replica(_Ingress):
 
     async def __del__(self) -> None:
         """Ends the instances. Serve calls it when no request is in flight any more."""
+        if hasattr(self, "_following"):
+            self._following.cancel()
         if hasattr(self, "_parts"):
             await self._parts.registry.close()
             self._parts.decoders.close()
@@ -233,8 +248,24 @@ class _Loaded:
     def __init__(self, registry: Registry, name: str) -> None:
         self._registry = registry
         self._name = name
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While inside, the model stays."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
 
     async def __del__(self) -> None:
+        await self._unused.wait()
         await self._registry.unload(self._name)
 
 
@@ -248,8 +279,8 @@ class Ingress(_Ingress):
         self._places = places
         self._shared = shared
         self._handles = handles
-        mib = plan.settings.get("max_message_mib", 64)
-        self._routing = Routing(places, self._forward, mib * 2**20, plan.stream_s)
+        mib = plan.settings.get("max_message_mib", ServerConfig.max_message_mib)
+        self._routing = Routing(places, self._forward, mib * 2**20, plan.stream_s, guarded=plan.guarded)
 
     async def unary(self, name: str, data: bytes, sent: Sent) -> Reply:
         """Returns the response of a unary RPC, or the status of its error."""
@@ -260,9 +291,9 @@ class Ingress(_Ingress):
         return self._routing.stream(name, messages, sent)
 
     async def _forward(self, model: str, name: str, data: bytes, sent: Sent) -> Reply:
-        place = self._places[model]
+        place = self._places[model] if model else next(iter(self._places.values()))
         handle = self._handles[place]
-        if place in self._shared and name in _LOADING:
+        if model and place in self._shared and name in _LOADING:
             handle = handle.options(multiplexed_model_id=model)
         for left in (1, 0):
             try:

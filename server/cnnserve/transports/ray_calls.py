@@ -7,7 +7,8 @@ and its address. The deadline of the client does not come along, so clients send
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -68,6 +69,10 @@ class Reply:
         return self.data
 
 
+# What a call needs while it is answered.
+Hold = Callable[[], AbstractAsyncContextManager[object]]
+
+
 class StreamEnded(Exception):
     """Ends a stream with a status."""
 
@@ -110,34 +115,43 @@ class Calls:
         self._guard = guard
         self._stream_s = stream_s
 
-    async def unary(self, name: str, data: bytes, sent: Sent) -> Reply:
-        """Returns the response of a unary RPC, or the status of its error."""
+    async def unary(self, name: str, data: bytes, sent: Sent, hold: Hold = nullcontext) -> Reply:
+        """Returns the response of a unary RPC, or the status of its error.
+
+        `hold` is entered once the client has been admitted, and left when there is a response.
+        """
         method = None
         try:
             method = self._method(name)
             context = self._context(method, sent)
-            response = await quick(method, data, context)
-            if response is None:
-                handler: Any = method.handler
-                response = serialized(await handler(parse(method, data, self._max_bytes), context), self._max_bytes)
+            async with hold():
+                response = await quick(method, data, context)
+                if response is None:
+                    handler: Any = method.handler
+                    response = serialized(await handler(parse(method, data, self._max_bytes), context), self._max_bytes)
             return Reply(response)
         except (Exception, asyncio.CancelledError) as error:
             return Reply(status=_status(error, name, method))
 
-    async def one(self, name: str, data: bytes, sent: Sent) -> Reply:
-        """Returns the response to the only message of a stream, as that stream would have it."""
+    async def one(self, name: str, data: bytes, sent: Sent, hold: Hold = nullcontext) -> Reply:
+        """Returns the response to the only message of a stream, as that stream would have it. `hold`: see `unary`."""
 
         async def messages() -> AsyncIterator[bytes]:
             yield data
 
         try:
-            replies = [reply async for reply in self.stream(name, messages(), sent)]
+            replies = [reply async for reply in self.stream(name, messages(), sent, hold)]
         except StreamEnded as ended:
             return Reply(status=ended.status)
         return Reply(replies[0]) if replies else Reply()
 
-    async def stream(self, name: str, messages: AsyncIterator[bytes] | bytes, sent: Sent) -> AsyncIterator[bytes]:
-        """Yields the responses of a stream. `messages` are bytes if the client sends one only. Raises `StreamEnded`."""
+    async def stream(
+        self, name: str, messages: AsyncIterator[bytes] | bytes, sent: Sent, hold: Hold = nullcontext
+    ) -> AsyncIterator[bytes]:
+        """Yields the responses of a stream. `messages` are bytes if the client sends one only. `hold`: see `unary`.
+
+        Raises `StreamEnded`.
+        """
         method = None
         try:
             method = self._method(name)
@@ -147,8 +161,9 @@ class Calls:
             else:
                 request = self._parsed(method, messages, context)
             handler: Any = method.handler
-            async for response in handler(request, context):
-                yield serialized(response, self._max_bytes)
+            async with hold():
+                async for response in handler(request, context):
+                    yield serialized(response, self._max_bytes)
         except (Exception, asyncio.CancelledError) as error:
             raise StreamEnded(_status(error, name, method)) from None
 

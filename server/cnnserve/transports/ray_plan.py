@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from cnnserve.config.settings import ConfigError, ServerConfig
+from cnnserve.config.sources import setting_of
 from cnnserve.config.spelling import guess
 from cnnserve.errors import ServingError
 from cnnserve.repository import folders
 
-# Settings of a server that have no meaning in a replica, which opens no ports and whose models the plan names.
-_OWN = {"repository", "model", "model_control_mode", "load_model", "device", "cpu_threads"}
+# Settings of a server that have a meaning in a replica, which opens no ports and whose models the plan names.
+_SETTINGS = (
+    *("max_message_mib", "max_pending_mib", "decode_threads", "engine_cache", "layout_cache", "model_config_name"),
+    *("load_timeout_s", "build_timeout_s", "require_manifest", "trusted_keys", "tokens_file", "trusted_proxy"),
+    *("client_requests_per_second", "client_images_in_flight", "triton_status_codes", "no_drift_metrics"),
+    *("access_log", "access_log_sample", "tracing"),
+)
+# Those that make replicas refuse clients.
+_GUARDING = ("tokens_file", "client_requests_per_second", "client_images_in_flight")
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,11 @@ class Plan:
     # Of the ingress, if there are several models.
     ingress_replicas: int = 1
     stream_s: float = 15.0
+
+    @property
+    def guarded(self) -> bool:
+        """Whether replicas may refuse clients."""
+        return any(self.settings.get(name) for name in _GUARDING)
 
     def config(self, deployment: Deployment) -> ServerConfig:
         """Returns the settings of a replica. Raises `ConfigError` if one is wrong or its node has no such files."""
@@ -108,7 +121,9 @@ def read(arguments: Mapping[str, Any]) -> Plan:
         if not isinstance(names, Sequence) or isinstance(names, str) or len(set(names)) < 2:
             raise ConfigError(f"shared.models is {names!r}, expected the names of two models or more")
         options = {key: value for key, value in shared.items() if key != "models"}
-        deployments["shared"] = _deployment("shared", options, tuple(map(str, names)))
+        # No model's name begins with an underscore.
+        name = "_shared" if "shared" in deployments else "shared"
+        deployments[name] = _deployment("shared", options, tuple(map(str, names)))
     _check_names(repository, deployments)
     plan = Plan(
         repository,
@@ -166,11 +181,11 @@ def _deployment(name: str, options: Any, models: tuple[str, ...]) -> Deployment:
 
 def _settings(given: Any) -> dict[str, Any]:
     given = _mapping("settings", given)
-    names = [item.name for item in dataclasses.fields(ServerConfig) if item.name not in _OWN]
-    _check_keys("settings", given, names)
-    return {
-        key: Path(value) if key.endswith("_file") or key == "trusted_keys" else value for key, value in given.items()
-    }
+    others = {item.name for item in dataclasses.fields(ServerConfig)}.difference(_SETTINGS)
+    if useless := next((key for key in given if key in others), None):
+        raise ConfigError(f"settings has {useless!r}, which has no effect in a replica on Ray Serve; remove it")
+    _check_keys("settings", given, _SETTINGS)
+    return {key: setting_of(key, value, f"settings.{key}").value for key, value in given.items()}
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:

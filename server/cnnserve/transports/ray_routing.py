@@ -18,16 +18,18 @@ from cnnserve.api.field_count import check_fields
 from cnnserve.api.health import SERVICE as HEALTH
 from cnnserve.api.methods import CLASSIFIER, INFERENCE
 from cnnserve.api.open_inference import STREAM_ERRORS
-from cnnserve.errors import InvalidInput, ModelNotFound, ModelNotReady
+from cnnserve.errors import InvalidInput, ModelNotFound, ModelNotReady, ServingError
 from cnnserve.transports.ray_calls import Reply, Sent, StreamEnded, limited, reply_to, timeout_s, with_timeout
 from cnnserve.wire import classifier_pb2 as c
 from cnnserve.wire import open_inference_pb2 as o
 
 CLASSIFY_STREAM, INFER_STREAM = f"{CLASSIFIER}/ClassifyStream", f"{INFERENCE}/ModelStreamInfer"
 _WATCH_S = 1.0
+# Statuses of clients that may not call.
+_REFUSED = (status.Code.UNAUTHENTICATED, status.Code.PERMISSION_DENIED, status.Code.RESOURCE_EXHAUSTED)
 _LISTED = 10
 
-# Sends the bytes of a request to the deployment of a model.
+# Sends the bytes of a request to the deployment of a model; "": to any.
 Forward = Callable[[str, str, bytes, Sent], Awaitable[Reply]]
 
 
@@ -68,10 +70,20 @@ _ABOUT_SERVER = {f"{INFERENCE}/TraceSetting", f"{HEALTH}/Watch"}
 
 
 class Routing:
-    """Answers calls by those of the models' deployments. `places`: each model's deployment. Use on one event loop."""
+    """Answers calls by those of the models' deployments. Use on one event loop.
+
+    `places`: each model's deployment. `guarded`: deployments refuse some clients, so clients learn nothing before a
+    deployment has let them pass.
+    """
 
     def __init__(
-        self, places: Mapping[str, str], forward: Forward, max_message_bytes: int, stream_s: float = 15.0
+        self,
+        places: Mapping[str, str],
+        forward: Forward,
+        max_message_bytes: int,
+        stream_s: float = 15.0,
+        *,
+        guarded: bool = False,
     ) -> None:
         self._models = tuple(places)
         # One model of each deployment.
@@ -79,6 +91,7 @@ class Routing:
         self._forward = forward
         self._max_bytes = max_message_bytes
         self._stream_s = stream_s
+        self._guarded = guarded
         self._never = asyncio.Event()
 
     async def unary(self, name: str, data: bytes, sent: Sent) -> Reply:
@@ -86,13 +99,15 @@ class Routing:
         rule = RULES.get(name)
         try:
             # A deployment tells what is wrong with the call.
-            model = None if rule is None else self._model(rule, name, data)
+            model = None if rule is None else await self._admitted_model(rule, name, data, sent)
             if model is not None:
                 return await self._forward(model, name, data, sent)
             if rule is None or rule.merged is None:
                 return await self._forward(self._models[0], name, data, sent)
             replies = await asyncio.gather(*(self._told(model, name, data, sent) for model in self._first))
             return _merged(rule.merged, replies)
+        except StreamEnded as refused:
+            return Reply(status=refused.status)
         except Exception as error:
             return reply_to(error, name)
 
@@ -123,7 +138,7 @@ class Routing:
     async def _one(self, name: str, sent: Sent, ends: float | None, data: bytes) -> bytes:
         left_s = None if ends is None else ends - time.monotonic()
         try:
-            model = self._model(RULES[name], name, data) or self._models[0]
+            model = await self._admitted_model(RULES[name], name, data, sent) or self._models[0]
             reply = await self._forward(model, name, data, with_timeout(sent, left_s))
         except (ModelNotFound, ModelNotReady) as error:
             told = status.of(error, name)
@@ -148,6 +163,17 @@ class Routing:
         raise StreamEnded(
             status.Status(status.Code.UNAVAILABLE, f"a watch ends after {self._stream_s:g} s; watch again")
         )
+
+    async def _admitted_model(self, rule: _Rule, name: str, data: bytes, sent: Sent) -> str | None:
+        """Does the same as `_model`. Raises `StreamEnded` in place of an error that the client may not know."""
+        try:
+            return self._model(rule, name, data)
+        except ServingError:
+            if self._guarded:
+                told = (await self._forward("", name, data, sent)).status
+                if told is not None and told.code in _REFUSED:
+                    raise StreamEnded(told) from None
+            raise
 
     def _model(self, rule: _Rule, name: str, data: bytes) -> str | None:
         """Returns the model that a request names; None if it is about the server. Raises `ModelNotFound`."""

@@ -1,6 +1,8 @@
 """What replicas on Ray Serve answer, without Ray: the same as a single server, call by call."""
 
 import asyncio
+import contextlib
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,9 +13,10 @@ from google.protobuf.message import Message
 
 import cnnserve.transports.ray_calls as ray_calls
 import cnnserve_client.target
+from cnnserve.access.guard import Guard
 from cnnserve.api.methods import CLASSIFIER, INFERENCE, TIMEOUT, Kind
 from cnnserve.api.status import Code
-from cnnserve.assembly.loading import load_first
+from cnnserve.assembly.loading import access_control, load_first
 from cnnserve.assembly.parts import Parts, assemble
 from cnnserve.config.settings import ServerConfig
 from cnnserve.errors import InvalidInput, ModelNotReady
@@ -47,17 +50,17 @@ REQUESTS: list[tuple[str, Message | bytes]] = [
 class Replica:
     """The calls of one model, as a replica has them, and the number of the calls that it took."""
 
-    def __init__(self, parts: Parts, stream_s: float = 15.0) -> None:
+    def __init__(self, parts: Parts, guard: Guard | None) -> None:
         self.parts = parts
-        self.calls = Calls(parts.methods, parts.max_message_bytes, stream_s=stream_s)
+        self.calls = Calls(parts.methods, parts.max_message_bytes, guard)
 
 
-async def replica(repository: Path, model: str, stream_s: float = 15.0) -> Replica:
-    config = ServerConfig(repository=None, model=(f"{model}={repository / model}",), cpu_threads=1)
+async def replica(repository: Path, model: str, tokens: Path | None = None) -> Replica:
+    config = ServerConfig(repository=None, model=(f"{model}={repository / model}",), cpu_threads=1, tokens_file=tokens)
     parts = assemble(config)
     await load_first(config, parts.registry)
     parts.health.started()
-    return Replica(parts, stream_s)
+    return Replica(parts, access_control(config).guard)
 
 
 @pytest.fixture
@@ -83,6 +86,67 @@ async def routing(tiny_repository: Path) -> AsyncIterator[Routing]:
     for one in replicas.values():
         await asyncio.wait_for(one.parts.registry.close(), HANG_S)
         one.parts.decoders.close()
+
+
+@pytest.fixture
+async def guarded(tiny_repository: Path, tmp_path: Path) -> AsyncIterator[tuple[Replica, str]]:
+    """A replica that wants a token, and one that may classify."""
+    token = "a-token-of-the-tests"
+    (tmp_path / "tokens").write_text(f"web infer,read {hashlib.sha256(token.encode()).hexdigest()}\n")
+    made = await replica(tiny_repository, "tiny", tmp_path / "tokens")
+    yield made, token
+    await asyncio.wait_for(made.parts.registry.close(), HANG_S)
+    made.parts.decoders.close()
+
+
+@pytest.mark.parametrize("data", [c.ClassifyRequest(model="nope").SerializeToString(), b"\xff\xff"])
+async def test_who_may_not_call_learns_nothing_of_the_ingress(data: bytes, guarded: tuple[Replica, str]) -> None:
+    made, token = guarded
+    asked = []
+
+    async def forward(model: str, name: str, data: bytes, sent: Sent) -> Reply:
+        asked.append(model)
+        return await (made.calls.unary if RPCS[name] is Kind.UNARY else made.calls.one)(name, data, sent)
+
+    routing = Routing({"tiny": "tiny", "other": "other"}, forward, LIMIT, guarded=True)
+    name = f"{CLASSIFIER}/Classify"
+    reply = await routing.unary(name, data, Sent())
+    assert outcome(reply) == (
+        Code.UNAUTHENTICATED,
+        "the call has no token; send the header 'authorization: Bearer TOKEN'",
+    )
+    with pytest.raises(StreamEnded) as ended:
+        [answer async for answer in routing.stream(CLASSIFY_STREAM, messages(data), Sent())]
+    assert ended.value.status.code is Code.UNAUTHENTICATED
+    reply = await routing.unary(name, data, Sent((("authorization", f"Bearer {token}"),)))
+    assert reply.status is not None
+    assert reply.status.code in (Code.NOT_FOUND, Code.INVALID_ARGUMENT)
+    # No model is loaded for any of this.
+    assert {*asked} == {""}
+
+
+async def test_a_model_is_held_only_for_those_who_may_call(guarded: tuple[Replica, str]) -> None:
+    made, token = guarded
+    held = []
+
+    @contextlib.asynccontextmanager
+    async def hold() -> AsyncIterator[None]:
+        held.append("in")
+        yield
+        held.append("out")
+
+    data = c.ClassifyRequest(model="tiny", images=[LEFT]).SerializeToString()
+    stream = c.ClassifyStreamRequest(request=c.ClassifyRequest(model="tiny", images=[LEFT])).SerializeToString()
+    allowed = Sent((("authorization", f"Bearer {token}"),))
+    for sent, expected in ((Sent(), []), (allowed, ["in", "out"])):
+        for answer, name, message in (
+            (made.calls.unary, f"{CLASSIFIER}/Classify", data),
+            (made.calls.one, CLASSIFY_STREAM, stream),
+        ):
+            held.clear()
+            reply = await answer(name, message, sent, hold)
+            assert (reply.status is None) == bool(expected)
+            assert held == expected
 
 
 def serialized(message: Message | bytes) -> bytes:

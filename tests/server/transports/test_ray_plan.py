@@ -1,5 +1,6 @@
 """The arguments of an application on Ray Serve: what they make, and what is refused by name."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,22 @@ def test_models_that_share_replicas_are_loaded_when_they_are_asked_for(tiny_repo
     assert plan.config(plan.deployments["shared"]).model_control_mode == "explicit"
 
 
+def test_settings_have_the_types_of_a_config_file(tiny_repository: Path) -> None:
+    settings = {"max_message_mib": "8", "trusted_proxy": ["10.0.0.0/8"], "tokens_file": "/tokens"}
+    plan = read({"repository": str(tiny_repository), "models": {"tiny": {}}, "settings": settings})
+    config = plan.config(plan.deployments["tiny"])
+    assert (config.max_message_mib, config.trusted_proxy) == (8, ("10.0.0.0/8",))
+    assert config.tokens_file == Path("/tokens")
+    assert plan.guarded
+
+
+def test_a_model_may_have_the_name_of_a_deployment_of_ours(tiny_repository: Path, tmp_path: Path) -> None:
+    for name in ("shared", "tiny", "plain"):
+        shutil.copytree(tiny_repository / "tiny", tmp_path / name)
+    plan = read({"repository": str(tmp_path), "models": {"shared": {}}, "shared": {"models": ["tiny", "plain"]}})
+    assert [deployment.models for deployment in plan.deployments.values()] == [("shared",), ("tiny", "plain")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -51,8 +68,18 @@ def test_models_that_share_replicas_are_loaded_when_they_are_asked_for(tiny_repo
         ({"shared": {"models": ["tiny"]}}, "expected the names of two models or more"),
         ({"shared": {"models": ["tiny", "plain"], "version": 1}}, "several models share it"),
         ({"models": {"tiny": {}}, "shared": {"models": ["tiny", "plain"]}}, "model tiny is in two deployments"),
-        ({"settings": {"grpc_prot": 1}}, "settings has 'grpc_prot', which is unknown"),
+        (
+            {"settings": {"max_mesage_mib": 1}},
+            "settings has 'max_mesage_mib', which is unknown; did you mean max_message",
+        ),
+        # Whoever sets it would believe that there is TLS.
+        ({"settings": {"tls_certificate": "/x"}}, "settings has 'tls_certificate', which has no effect in a replica"),
         ({"settings": {"max_message_mib": 0}}, "max_message_mib"),
+        ({"settings": {"max_message_mib": "many"}}, "settings.max_message_mib is 'many', expected INTEGER"),
+        (
+            {"settings": {"require_manifest": "perhaps"}},
+            "settings.require_manifest is 'perhaps', expected true or false",
+        ),
         ({"stream_s": 0}, "stream_s is 0"),
     ],
 )
