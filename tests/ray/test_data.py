@@ -35,7 +35,7 @@ def images(folder: Path, count: int) -> Path:
     return folder
 
 
-def test_files_become_rows_and_a_bad_one_has_its_error(tmp_path: Path) -> None:
+def test_files_become_rows_and_a_bad_one_has_its_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, output = images(tmp_path / "in", 50), tmp_path / "out.parquet"
     (folder / "00007.png").write_bytes(b"no image")
     flags = ("classify", str(folder), *FLAGS, "--output", str(output), "--part-images", "20", "--top-k", "3")
@@ -46,13 +46,15 @@ def test_files_become_rows_and_a_bad_one_has_its_error(tmp_path: Path) -> None:
     assert {len(row["classes"]) for row in rows} == {0, 3}
     assert {row["version"] for row in rows} == {1}
     assert len(rows) == 50
-    # All is done: the second start does nothing and needs no cluster.
+    # All is done: the second start does nothing, needs no cluster, and has the same status.
     times = {path: path.stat().st_mtime_ns for path in output.iterdir()}
-    assert cli.main(flags) == 0
+    assert cli.main(flags) == 1
+    assert "50 images, 1 failed" in capsys.readouterr().err
     assert times == {path: path.stat().st_mtime_ns for path in output.iterdir()}
     # Without one part, it makes this part only.
     (output / "part-000001.parquet").unlink()
-    assert cli.main(flags) == 0
+    assert cli.main(flags) == 1
+    assert "50 images, 1 failed" in capsys.readouterr().err
     assert len(pq.read_table(output)) == 50
 
 
@@ -92,6 +94,8 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
     assert cli.main(flags) == 0
     killer.join()
     assert killed
+    # What the killed worker had begun is gone.
+    assert not list(output.glob(".*"))
     rows = pq.read_table(output).sort_by("image").to_pylist()
     assert [row["label"] for row in rows] == ["4", "0"] * 1500
 

@@ -1,9 +1,14 @@
 """`cnnserve classify --ray`: classifies stored images on a Ray cluster, without a server."""
 
 import argparse
+import contextlib
 import importlib
+import re
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from cnnserve.tools.offline import runs
 from cnnserve_client.commands import sources
 
 _TABLE = ".parquet"
+_CONNECT_S = 10.0
 
 
 def classify(arguments: Sequence[str]) -> int:
@@ -57,49 +63,82 @@ def _run(options: argparse.Namespace) -> int:
         if getattr(options, name) < least:
             raise InvalidInput(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least {least}")
     data = importlib.import_module("cnnserve.tools.offline.data")
-    ray = importlib.import_module("ray")
     repository = options.repository.absolute()
-    version = options.version or _newest(repository, options.model)
-    work = data.task(str(repository), options.model, version, top_k=options.top_k, cpus=options.cpus, gpus=options.gpus)
+    options.version = options.version or _newest(repository, options.model)
+    work = data.task(
+        str(repository), options.model, options.version, top_k=options.top_k, cpus=options.cpus, gpus=options.gpus
+    )
     parts = _parts(data, options)
-    what = {"model": options.model, "version": version, "top_k": options.top_k, "column": options.column}
+    what = {name: getattr(options, name) for name in ("model", "version", "top_k", "column")}
     output = options.output.absolute()
-    left = runs.open_run(output, parts, what)
-    if len(left) < len(parts):
-        print(f"{output} has {len(parts) - len(left)} of {len(parts)} parts already", file=sys.stderr)
-    if not left:
-        return 0
+    with runs.claimed(output):
+        left = runs.open_run(output, parts, what)
+        waiting = {part.number for part in left}
+        done = [output / part.file for part in parts if part.number not in waiting]
+        if done:
+            print(f"{output} has {len(done)} of {len(parts)} parts already", file=sys.stderr)
+        found = _Found(*data.counts(done))
+        if left:
+            with _ray(options.ray_address) as ray:
+                _work(options, found, ray, partial(data.run_parts, left, work, output), len(left))
+            runs.remove_halves(output)
+    found.show(end="\n")
+    return 1 if found.errors else 0
+
+
+@contextlib.contextmanager
+def _ray(address: str) -> Iterator[Any]:
+    """Yields the module ray, connected to a cluster."""
+    ray = importlib.import_module("ray")
+    _check_reachable(address)
     try:
-        ray.init(address=None if options.ray_address == "local" else options.ray_address, log_to_driver=False)
+        ray.init(address=None if address == "local" else address, log_to_driver=False)
     except ConnectionError as error:
-        raise InvalidInput(f"no Ray cluster at {options.ray_address}: {error}; use --ray-address local") from error
+        raise InvalidInput(f"no Ray cluster at {address}: {error}; use --ray-address local") from error
     try:
-        most = options.workers or _room(ray.cluster_resources(), options)
-        return _count(
-            data.run_parts(
-                left,
-                work,
-                output,
-                column=options.column,
-                cpus=options.cpus,
-                gpus=options.gpus,
-                actors=(1, min(most, len(left))),
-            )
-        )
+        yield ray
     except ray.exceptions.RayError as error:
-        raise InvalidInput(f"the run has ended early; start it again to go on: {error}") from error
+        raise InvalidInput(f"the run has ended early; start it again to go on: {_reason(error)}") from error
     finally:
         ray.shutdown()
 
 
-def _count(rows: Any) -> int:
-    images = errors = 0
-    for row in rows:
-        images += row["images"]
-        errors += row["errors"]
-        print(f"\r{images:,} images, {errors:,} failed", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return 1 if errors else 0
+def _check_reachable(address: str) -> None:
+    """Raises `InvalidInput` if nothing listens there: ray would try for minutes without a word."""
+    match = re.fullmatch(r"(?:ray://)?(.+):(\d{1,5})", address)
+    if match is None:
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(f"no Ray cluster at {address}: {error}; correct --ray-address") from error
+
+
+def _work(options: argparse.Namespace, found: "_Found", ray: Any, run: Callable[..., Any], parts: int) -> None:
+    """Runs the parts that are left, and adds to what was found."""
+    most = options.workers or _room(ray.cluster_resources(), options)
+    shares = {"cpus": options.cpus, "gpus": options.gpus, "actors": (1, min(most, parts))}
+    for row in run(column=options.column, **shares):
+        found.images += row["images"]
+        found.errors += row["errors"]
+        found.show()
+
+
+@dataclass
+class _Found:
+    """What came of the images until now."""
+
+    images: int
+    errors: int
+
+    def show(self, end: str = "") -> None:
+        print(f"\r{self.images:,} images, {self.errors:,} failed", end=end, file=sys.stderr, flush=True)
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the last line of Ray's traceback: the text of the error that a worker has raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"^cnnserve[.\w]*: ", "", lines[-1]) if lines else type(error).__name__
 
 
 def _newest(repository: Path, model: str) -> int:

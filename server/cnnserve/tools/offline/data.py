@@ -1,8 +1,9 @@
 """Ray Data: classifies the images of a dataset, or the parts of a run, with actors that have shares of CPUs or GPUs."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,13 +11,13 @@ from ray.data import ActorPoolStrategy, Dataset
 
 import ray
 from cnnserve.errors import InvalidInput
-from cnnserve.tools.offline.runs import Part, read_images
+from cnnserve.tools.offline.runs import Part, image_groups
 from cnnserve.tools.offline.worker import Outcome, Task, Worker
 from cnnserve.transports.ray_plan import read
 
-_LARGEST_FILE = 256 * 2**20
-# Images that a worker has in memory at a time.
+# What a worker has in memory at a time: images, and their bytes.
 _AT_ONCE = 128
+_BYTES_AT_ONCE = 64 * 2**20
 _CLASS = pa.struct([("index", pa.int32()), ("label", pa.string()), ("probability", pa.float32())])
 _RESULT = [
     pa.field("label", pa.string()),
@@ -74,11 +75,11 @@ def run_parts(
 
     Ray does a part again if its worker is lost.
     """
-    dataset = ray.data.from_items([{"part": part.number} for part in parts], override_num_blocks=len(parts))
-    by_number = {part.number: part for part in parts}
+    # Each in a block of its own, so that a worker has the paths of its parts only.
+    dataset = ray.data.from_items(list(map(_as_row, parts)), override_num_blocks=len(parts))
     done = dataset.map_batches(
         _Parts,
-        fn_constructor_args=(work, ray.put(by_number), str(output), column),
+        fn_constructor_args=(work, str(output), column),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=actors[0], max_size=actors[1], max_tasks_in_flight_per_actor=2),
@@ -86,6 +87,32 @@ def run_parts(
         num_gpus=gpus,
     )
     yield from done.iter_rows()
+
+
+def _as_row(part: Part) -> dict[str, object]:
+    # Paths may hold bytes that are no UTF-8.
+    images = [os.fsencode(path) for path in part.images]
+    return {"number": part.number, "images": images, "table": os.fsencode(part.table), "row_group": part.row_group}
+
+
+def _as_part(row: Mapping[str, Any]) -> Part:
+    images = tuple(map(os.fsdecode, row["images"]))
+    return Part(row["number"], images, os.fsdecode(row["table"]), row["row_group"])
+
+
+def counts(files: Iterable[Path]) -> tuple[int, int]:
+    """Returns the numbers of images and of errors in files of results. Raises `InvalidInput` if one is damaged."""
+    images = errors = 0
+    for file in files:
+        try:
+            found = pq.read_metadata(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InvalidInput(f"{file} is damaged; remove it, and its part is made again: {error}") from error
+        place = next(index for index in range(len(found.schema)) if found.schema.column(index).path == "error")
+        groups = [found.row_group(index) for index in range(found.num_row_groups)]
+        images += found.num_rows
+        errors += sum(group.num_rows - group.column(place).statistics.null_count for group in groups)
+    return images, errors
 
 
 def row_groups(table: str, column: str) -> int:
@@ -121,14 +148,13 @@ class _Rows:
 class _Parts:
     """An actor for the parts of a run."""
 
-    def __init__(self, work: Task, parts: "ray.ObjectRef[dict[int, Part]]", output: str, column: str) -> None:
+    def __init__(self, work: Task, output: str, column: str) -> None:
         self._worker = Worker(work)
-        self._parts = ray.get(parts)
         self._output = Path(output)
         self._column = column
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        part = self._parts[batch["part"][0].as_py()]
+        part = _as_part(batch.to_pylist()[0])
         aside = self._output / f".{part.file}.{os.getpid()}.{ray.get_runtime_context().get_worker_id()}"
         images = errors = 0
         writer = None
@@ -147,20 +173,22 @@ class _Parts:
 
     def _tables(self, part: Part) -> Iterator[pa.Table]:
         if part.images:
-            for paths in _cut(part.images):
+            for paths, images in image_groups(part.images, _AT_ONCE, _BYTES_AT_ONCE):
                 names = pa.table({"image": pa.array([os.fsencode(path).decode(errors="replace") for path in paths])})
-                outcomes = self._worker.classify(read_images(paths, _LARGEST_FILE))
-                yield _with_results(names, outcomes, self._worker.version)
+                yield _with_results(names, self._worker.classify(images), self._worker.version)
             return
         with pq.ParquetFile(part.table) as file:
-            for batch in file.iter_batches(_AT_ONCE, row_groups=[part.row_group]):
+            for batch in file.iter_batches(_rows_at_once(file, part.row_group), row_groups=[part.row_group]):
                 table = pa.Table.from_batches([batch])
                 outcomes = self._worker.classify(_encoded(table[self._column]))
                 yield _with_results(table.drop_columns([self._column]), outcomes, self._worker.version)
 
 
-def _cut(paths: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE))
+def _rows_at_once(file: pq.ParquetFile, number: int) -> int:
+    """Returns how many rows of a row group have, on average, not too many bytes."""
+    group = file.metadata.row_group(number)
+    fit = _BYTES_AT_ONCE * int(group.num_rows) // max(1, int(group.total_byte_size))
+    return max(1, min(_AT_ONCE, fit))
 
 
 def _encoded(column: pa.ChunkedArray) -> list[bytes | str]:

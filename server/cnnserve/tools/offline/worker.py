@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Self
 
 from cnnserve.assembly import loading, parts
-from cnnserve.errors import ModelNotReady, ServingError
-from cnnserve.model.version import Class, Model
+from cnnserve.errors import DeadlineExceeded, ModelNotReady, QueueFull, ServingError, ShuttingDown, Unsupported
+from cnnserve.model.version import Class, Classification, Model
 from cnnserve.transports.ray_plan import Plan
+
+# What a model answers that has a short queue, a timeout in it, or a latency target.
+_BUSY = (QueueFull, DeadlineExceeded)
+_ATTEMPTS, _PAUSE_S = 1000, 0.05
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,34 @@ class Worker:
 
     async def _group(self, images: Sequence[bytes], slots: asyncio.Semaphore) -> list[Outcome]:
         async with slots:
-            try:
-                answer = await self._model.classify(images, self._task.top_k)
-            except ModelNotReady:
-                raise
-            except ServingError as error:
-                return [Outcome(error=str(error))] * len(images)
+            return await self._outcomes(images)
+
+    async def _outcomes(self, images: Sequence[bytes]) -> list[Outcome]:
+        """Returns what came of each image. Raises a `ServingError` that no image has caused."""
+        try:
+            answer = await self._patiently(images)
+        except (ModelNotReady, ShuttingDown, Unsupported, *_BUSY):
+            raise
+        except ServingError as error:
+            if len(images) == 1:
+                return [Outcome(error=str(error))]
+            # One image makes a run fail, or there are too many for the queue: the others must not pay for that.
+            return [outcome for image in images for outcome in await self._outcomes([image])]
         return [
             Outcome(error=str(outcome)) if isinstance(outcome, ServingError) else Outcome(outcome)
             for outcome in answer.outcomes
         ]
+
+    async def _patiently(self, images: Sequence[bytes]) -> Classification:
+        """Classifies images again while the model's queue has no room for them in time: nobody waits for them."""
+        for left in range(_ATTEMPTS, 0, -1):
+            try:
+                return await self._model.classify(images, self._task.top_k)
+            except _BUSY:
+                if left == 1:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+        raise AssertionError
 
     def close(self) -> None:
         """Ends the instances."""
