@@ -43,7 +43,7 @@ BENCHMARKS = {
     "preprocessing": ["--rounds", "1"],
     "reduced_precision": ["--models", "lenet5"],
     "row_checks": [*ONE, *KEPT],
-    "sizing": [*ONE, *KEPT, "--seconds", "0.4"],
+    "sizing": [*ONE, *KEPT, "--seconds", "0.1"],
     "tensors": ["--rounds", "1", "--seconds", "0.1"],
     "throughput": [*ONE, *KEPT, "--seconds", "0.2", "--again", "0"],
     "transport": ["--rounds", "2", *KEPT, "--seconds", "0.1"],
@@ -67,7 +67,16 @@ HELPERS = {
     "ray_serve",
     "uncounted_server",
 }
-MODULES = {"harness", "ideal_queue", "machine", "noise", "ray_cluster", "target_parts"}
+MODULES = {
+    "harness",
+    "ideal_queue",
+    "machine",
+    "noise",
+    "ray_cluster",
+    "sizing_model",
+    "sizing_page",
+    "target_parts",
+}
 
 
 def command(script: str, arguments: Sequence[str | Path]) -> list[str]:
