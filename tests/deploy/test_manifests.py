@@ -172,6 +172,12 @@ def test_each_source_of_models_fits_the_volumes_of_an_overlay(
 
 
 @kubectl
+def test_who_scales_alone_says_how_many_replicas_there_are(manifests: list[dict[str, Any]]) -> None:
+    scaled = any(manifest["kind"] in ("HorizontalPodAutoscaler", "ScaledObject") for manifest in manifests)
+    assert ("replicas" in one(manifests, "Deployment")["spec"]) != scaled
+
+
+@kubectl
 def test_probes_and_grace_leave_the_time_that_the_server_needs(manifests: list[dict[str, Any]]) -> None:
     server = container(manifests)
     spec = one(manifests, "Deployment")["spec"]["template"]["spec"]
