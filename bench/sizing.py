@@ -26,7 +26,7 @@ import sizing_page
 from harness import Server
 from sizing_model import Cell, Layout, Measured, Numbers, fit, fit_memory
 
-from cnnserve.tools.load.clocks import percentile
+from cnnserve.batching.percentile import percentile
 
 Load = Callable[..., Measured]
 MODELS = ("lenet5", "resnet18")
@@ -148,7 +148,7 @@ def _at_random_times(server: Server, manifest: harness.Manifest, seconds: float,
     warm_up_s = min(_WARM_UP_S, seconds)
     found = harness.open_load(server.address, [body], rate=rate, seed=0, seconds=seconds, warm_up_s=warm_up_s)
     latencies = sorted(1000 * value for value in found)
-    return Measured(rate, 0, 0, 0, statistics.fmean(latencies), percentile(latencies, 0.99))
+    return Measured(rate, 0, 0, 0, statistics.fmean(latencies), percentile(latencies, 99))
 
 
 def _load(server: Server, manifest: harness.Manifest, seconds: float, cell: Cell) -> Measured:
