@@ -6,10 +6,11 @@ Threads take rows from a queue that clients keep at a number of requests in flig
 - `narrow`: as many instances as cores, one session with one thread: the best layout of ResNet-50 under load.
 - `crowded`: one session with all threads; a lone request has it alone, a queue as many runs as cores.
 - `elastic`: a wide session for a lone request, a narrow one for a queue.
-- `shared`: the same, with weights that both sessions share. Python cannot give sessions a common container of
-  packed weights (`CreateSessionWithPrepackedWeightsContainer` is a function of C), and `add_initializer` shares only
-  what the optimisation leaves as it is. So the network is optimised once and kept as bytes in ONNX Runtime's own
-  format, and both sessions read their weights from these bytes.
+- `shared`: the same, with weights that both sessions share. Python cannot give sessions a common container of packed
+  weights (`CreateSessionWithPrepackedWeightsContainer` is a function of C), and `add_initializer` shares only what the
+  optimisation leaves as it is. So the network is optimised once, with its weights in a file beside it, which both
+  sessions map into memory, and they do not pack weights again. (ONNX Runtime 1.32 crashes if two ResNets read their
+  weights from bytes in its own format, `session.use_ort_model_bytes_for_initializers`.)
 
 A lone request is one that arrives while nothing runs and nothing else waits. Each variant has a process of its own.
 
@@ -19,6 +20,7 @@ A lone request is one that arrives while nothing runs and nothing else waits. Ea
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -51,41 +53,46 @@ class Sessions:
     """The sessions of a variant: `wide` runs a lone request, `narrow` everything else."""
 
     def __init__(self, variant: str, onnx: Path, threads: int) -> None:
-        self._shared = _optimised(onnx) if variant == "shared" else None
-        model = self._shared or str(onnx)
+        self.instances = 1 if variant == "wide" else threads
         if variant == "wide":
-            self.wide = self.narrow = self._open(model, threads, spin=True)
-            self.instances = 1
-            return
-        self.instances = threads
-        if variant == "narrow":
-            self.wide = self.narrow = self._open(model, 1, spin=False)
+            self.wide = self.narrow = _open(onnx, threads, spin=True)
+        elif variant == "narrow":
+            self.wide = self.narrow = _open(onnx, 1)
         elif variant == "crowded":
-            self.wide = self.narrow = self._open(model, threads, spin=False)
+            self.wide = self.narrow = _open(onnx, threads)
+        elif variant == "elastic":
+            self.wide, self.narrow = _open(onnx, threads, spin=True), _open(onnx, 1)
         else:
-            self.wide, self.narrow = self._open(model, threads, spin=True), self._open(model, 1, spin=False)
-
-    def _open(self, model: str | bytes, threads: int, *, spin: bool) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._shared is not None:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.add_session_config_entry("session.use_ort_model_bytes_directly", "1")
-            options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
+                # In a process of its own, whose memory does not count.
+                command = [sys.executable, __file__, "--optimise", str(onnx), folder]
+                subprocess.run(command, check=True)
+                file = Path(folder) / "model.onnx"
+                self.wide = _open(file, threads, spin=True, optimised=True)
+                self.narrow = _open(file, 1, optimised=True)
 
 
-def _optimised(onnx: Path) -> bytes:
-    """Returns an optimised network in ONNX Runtime's own format."""
-    with tempfile.TemporaryDirectory(prefix="cnnserve-bench-") as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.optimized_model_filepath = str(Path(folder) / "model.ort")
-        options.add_session_config_entry("session.save_model_format", "ORT")
-        ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-        return Path(options.optimized_model_filepath).read_bytes()
+def _open(onnx: Path, threads: int, *, spin: bool = False, optimised: bool = False) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+
+
+def optimise(onnx: Path, folder: Path) -> int:
+    """Writes an optimised network and its weights to two files in `folder`."""
+    options = ort.SessionOptions()
+    # It warns that the file is for such processors only.
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "model.onnx")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+    return 0
 
 
 class Queue:
@@ -146,6 +153,8 @@ class Queue:
 
 def main() -> int:
     """Measures the variants and returns the exit status: 0 if every elastic layout reached its targets."""
+    if sys.argv[1:2] == ["--optimise"]:
+        return optimise(*map(Path, sys.argv[2:]))
     if sys.argv[1:2] == ["--worker"]:
         return work(sys.argv[2], Path(sys.argv[3]))
     parser = argparse.ArgumentParser(description="Compare fixed layouts with elastic ones.")
