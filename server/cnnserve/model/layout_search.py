@@ -32,11 +32,19 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Axes:
-    """The layouts to search: pairs of instances and threads, sizes of batches, and delays, each ascending."""
+    """The layouts to search: pairs of instances and threads, sizes of batches, and delays, each ascending.
+
+    `largest`: the largest batch for a number of instances; None: all sizes are for all.
+    """
 
     shapes: Sequence[tuple[int, int]]
     batches: Sequence[int]
     delays_us: Sequence[int] = (0,)
+    largest: Callable[[int], int] | None = None
+
+    def holds(self, instances: int, batch: int) -> bool:
+        """Returns whether batches may be so large with this number of instances."""
+        return self.largest is None or batch <= max(self.batches[0], self.largest(instances))
 
     def __len__(self) -> int:
         return len(self.shapes) * len(self.batches) * len(self.delays_us)
@@ -113,7 +121,11 @@ class Search:
     def _climb_all(self, start: Layout) -> None:
         middle = self._axes.batches[len(self._axes.batches) // 2]
         # All combinations with one batch, then upwards from each, best first.
-        tops = [Layout(*shape, middle, self._axes.delays_us[0]) for shape in self._axes.shapes]
+        tops = [
+            Layout(*shape, max(each for each in batches if each <= middle), self._axes.delays_us[0])
+            for shape in self._axes.shapes
+            if (batches := [each for each in self._axes.batches if self._axes.holds(shape[0], each)])
+        ]
         for layout in tops:
             self._look(layout)
         for layout in sorted([*tops, start], key=self._key, reverse=True):
@@ -133,6 +145,8 @@ class Search:
         best = layout
         for step in (1, -1):
             for candidate in _walk(layout, axis, values, step):
+                if not self._axes.holds(candidate.instances, candidate.batch):
+                    break
                 self._look(candidate)
                 if self._key(candidate) <= self._key(best):
                     break

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cnnserve.batching.batcher import DynamicBatcher
 from cnnserve.batching.inline import InlineRuns
-from cnnserve.batching.instance import ModelInstance
+from cnnserve.batching.instance import BatchOutcome, ModelInstance
 from cnnserve.batching.percentile import percentile
 from cnnserve.batching.policy import BatchPolicy, QueuePolicy
 from cnnserve.datatypes import Rows
@@ -34,8 +34,9 @@ from cnnserve.runtime.workers import inline_runs, make_workers, open_sessions
 from cnnserve.wire import model_config_pb2 as pb
 
 IN_FLIGHT = 16
-# Runs that a measurement needs at least.
+# Runs that a measurement needs at least, and rounds of runs on all instances.
 _RUNS = 4
+_ROUNDS = 2
 
 
 @contextlib.contextmanager
@@ -136,10 +137,64 @@ class Prepared:
         except* ServingError as errors:
             raise errors.exceptions[0] from None
         finally:
-            for instance in self.instances:
-                instance.terminate()
-                instance.close()
+            self._end()
         return _measurement(latencies_s, time.perf_counter() - began, time.process_time() - cpu_s)
+
+    async def measure_runs(self, row: Rows, seconds: float) -> Measurement:
+        """Runs batches on all instances at the same time for `seconds`, at least twice, and ends the instances.
+
+        No queue has to fill and to drain, so few runs tell the rate; the latencies are those that `IN_FLIGHT` requests
+        have on average. Raises `ServingError` if a run fails. If the caller is cancelled, the runs are ended.
+        """
+        count = len(self.instances)
+        limit = max(self.policy.preferred_batch_sizes, default=self.policy.max_batch_size)
+        parts = [row] * min(limit, largest_batch(count))
+        rounds: list[list[BatchOutcome]] = []
+        began, cpu_s = time.perf_counter(), time.process_time()
+        try:
+            while len(rounds) < _ROUNDS or time.perf_counter() < began + seconds:
+                rounds.append(await asyncio.gather(*(_run(instance, parts) for instance in self.instances)))
+                for outcome in rounds[-1]:
+                    if outcome.error is not None:
+                        raise outcome.error
+        finally:
+            self._end()
+        # The first round also allocates memory. Runs of one round end at slightly different times, so they count alone.
+        runs_ns = [outcome.finished_ns - outcome.started_ns for each in rounds[1:] for outcome in each]
+        rate = count * len(parts) * len(runs_ns) / sum(runs_ns) * 1e9
+        latency_ms = 1e3 * IN_FLIGHT / rate
+        cpu_ms = (time.process_time() - cpu_s) * 1e3 / (len(rounds) * count * len(parts))
+        return Measurement(rate, latency_ms, latency_ms, cpu_ms)
+
+    def _end(self) -> None:
+        for instance in self.instances:
+            instance.terminate()
+            instance.close()
+
+
+def largest_batch(instances: int) -> int:
+    """Returns the largest batch that `IN_FLIGHT` requests give each of the instances all the time.
+
+    While one half of the requests is computed, the clients of the other half get their answers and send again.
+    """
+    return max(1, IN_FLIGHT // (2 * instances))
+
+
+async def _run(instance: ModelInstance, parts: list[Rows]) -> BatchOutcome:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[BatchOutcome] = loop.create_future()
+
+    def end(outcome: BatchOutcome) -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    def report(outcome: BatchOutcome) -> None:
+        # If the event loop is closed, nobody waits for the outcome.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(end, outcome)
+
+    instance.execute(parts, report)
+    return await future
 
 
 def _measurement(latencies_s: list[float], elapsed_s: float, cpu_s: float) -> Measurement:

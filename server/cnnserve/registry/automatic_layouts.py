@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from cnnserve.errors import ServingError
 from cnnserve.model.layout_cache import LayoutCache
-from cnnserve.model.layout_search import WORSE, Axes, Goal, Measurement, OutOfBudget, Search, shapes
-from cnnserve.model.layouts import IN_FLIGHT, Layouts, opened
+from cnnserve.model.layout_search import Axes, Goal, Measurement, OutOfBudget, Search, shapes
+from cnnserve.model.layouts import Layouts, largest_batch, opened
 from cnnserve.model_config.layout import Layout
 from cnnserve.process.threads import on_thread
 from cnnserve.registry.lifecycle import State, VersionEntry
@@ -87,14 +87,18 @@ class AutomaticLayouts:
         self, folder: ModelFolder, version: int, tuning: "_Tuning"
     ) -> tuple[str, Layout, Layout, dict[Layout, Measurement]]:
         with opened(folder, version, self._cache.cpu_threads) as layouts:
-            measure = partial(tuning.measure, layouts)
-            first = measure(layouts.current)
-            most = min(layouts.settings.max_batch_size, IN_FLIGHT)
-            batches = [1 << power for power in range(most.bit_length()) if 1 << power <= most]
-            axes = Axes(shapes(self._cache.cpu_threads), batches)
-            search = Search(axes, measure, Goal(WORSE * first.p99_ms), most=max(len(axes) // 2, 8))
+            axes = _axes(self._cache.cpu_threads, layouts.settings.max_batch_size)
+            search = Search(axes, partial(tuning.measure, layouts), Goal(), most=max(len(axes) // 2, 8))
             best = search.run(layouts.current)
             return layouts.digest, layouts.current, best, dict(search.found)
+
+
+def _axes(budget: int, max_batch_size: int) -> Axes:
+    """Returns the layouts that use the whole CPU budget: there is no time to measure those that do not."""
+    most = min(max_batch_size, largest_batch(1))
+    batches = [1 << power for power in range(most.bit_length()) if 1 << power <= most]
+    whole = [(instances, threads) for instances, threads in shapes(budget) if instances + threads > budget]
+    return Axes(whole, batches, largest=largest_batch)
 
 
 class _Tuning:
@@ -118,7 +122,7 @@ class _Tuning:
             self._on_loop(self._idle())
             prepared = layouts.prepare(layout)
             began = time.monotonic()
-            measured = self._on_loop(self._measured(prepared.measure(layouts.row, _EACH_S)))
+            measured = self._on_loop(self._measured(prepared.measure_runs(layouts.row, _EACH_S)))
         self.spent_s += time.monotonic() - began
         self._known[layout] = measured
         return measured

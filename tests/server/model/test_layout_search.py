@@ -96,6 +96,14 @@ def test_the_end_of_the_budget_ends_the_search_with_the_best_so_far() -> None:
     assert search.found[best].rate >= 0.98 * max(found.rate for found in search.found.values())
 
 
+def test_no_batch_is_larger_than_the_requests_in_flight_allow() -> None:
+    axes = Axes(shapes(4), BATCHES, largest=lambda instances: 8 // instances)
+    search = Search(axes, machine(4, 8, 1, 0.9, 0), Goal(), most=99)
+    best = search.run(Layout(1, 4, 32))
+    assert all(layout.instances * layout.batch <= 8 for layout in search.found if layout != Layout(1, 4, 32))
+    assert best.batch > 1
+
+
 def test_no_budget_at_all() -> None:
     def none(_: Layout) -> Measurement:
         raise OutOfBudget

@@ -13,6 +13,7 @@ from cnnserve.errors import ModelLoadFailed
 from cnnserve.images.decoding_pool import DecodingPool
 from cnnserve.model.layout_cache import LayoutCache
 from cnnserve.model_config.layout import Layout
+from cnnserve.registry import automatic_layouts
 from cnnserve.registry.automatic_layouts import AutomaticLayouts
 from cnnserve.registry.opening import VersionOpener
 from cnnserve.registry.registry import Registry
@@ -89,6 +90,19 @@ async def test_nothing_is_measured_while_there_are_requests(tmp_path: Path) -> N
             await asyncio.sleep(1)
             assert not any((tmp_path / "cache").glob("*.json"))
         await until(lambda: any((tmp_path / "cache").glob("*.json")))
+
+
+async def test_a_model_that_uses_up_the_time_at_once_keeps_its_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The present layout was measured twice before, and the search died of the second time."""
+    monkeypatch.setattr(automatic_layouts, "_BUDGET_S", 0.0)
+    (write_version(tmp_path / "models" / "m" / "1").parent / "config.pbtxt").write_text(AUTO)
+    async with serving(tmp_path / "models", LayoutCache(tmp_path / "cache", 2)) as registry:
+        await registry.load_all()
+        present = registry.get("m")
+        await until(lambda: any((tmp_path / "cache").glob("*.json")))
+        assert registry.get("m") is present
 
 
 async def test_without_a_writable_cache_the_layout_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
