@@ -30,6 +30,8 @@ _T = TypeVar("_T")
 _BUDGET_S, _EACH_S = 3.0, 0.2
 # How long no request must have come before a measurement begins, and how often that is looked at.
 _IDLE_S, _LOOK_S = 0.5, 0.005
+# The share of a core that this process may use while it is idle.
+_QUIET = 0.1
 
 
 class AutomaticLayouts:
@@ -144,9 +146,18 @@ class _Tuning:
         return busy
 
     async def _idle(self) -> None:
-        """Waits until no request has been there for `_IDLE_S`."""
-        while self._is_busy() or time.monotonic() < self._busy_s + _IDLE_S:  # noqa: ASYNC110 - there is no event for it
-            await asyncio.sleep(_LOOK_S)
+        """Waits until no request has been there for `_IDLE_S`, and this process has computed nothing else meanwhile.
+
+        Loads, and the rest of self-tests while a version serves already, would make the runs longer.
+        """
+        while True:
+            began_s, used_s = time.monotonic(), time.process_time()
+            while self._is_busy() or time.monotonic() < self._busy_s + _IDLE_S:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(_LOOK_S)
+            waited_s = time.monotonic() - began_s
+            if waited_s < _IDLE_S / 2 or time.process_time() - used_s < _QUIET * waited_s:
+                return
+            self._busy_s = time.monotonic()
 
     async def _measured(self, work: Coroutine[Any, Any, Measurement]) -> Measurement | None:
         """Returns the result of a measurement; None if a request came meanwhile."""

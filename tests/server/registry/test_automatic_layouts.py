@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,25 @@ async def test_nothing_is_measured_while_there_are_requests(tmp_path: Path) -> N
         with model._batcher.reserve(1):
             await asyncio.sleep(1)
             assert not any((tmp_path / "cache").glob("*.json"))
+        await until(lambda: any((tmp_path / "cache").glob("*.json")))
+
+
+async def test_nothing_is_measured_while_the_server_is_at_other_work(tmp_path: Path) -> None:
+    (write_version(tmp_path / "models" / "m" / "1").parent / "config.pbtxt").write_text(AUTO)
+    ended = False
+
+    def work() -> None:
+        data = bytes(2**20)
+        while not ended:
+            hashlib.sha256(data)
+
+    async with serving(tmp_path / "models", LayoutCache(tmp_path / "cache", 2)) as registry:
+        working = asyncio.gather(*(asyncio.to_thread(work) for _ in range(4)))
+        await registry.load_all()
+        await asyncio.sleep(1.2)
+        ended = True
+        assert not any((tmp_path / "cache").glob("*.json"))
+        await working
         await until(lambda: any((tmp_path / "cache").glob("*.json")))
 
 
