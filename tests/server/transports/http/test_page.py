@@ -64,7 +64,7 @@ def test_files_come_with_a_strict_policy_and_are_cached_by_their_content(http: h
 def test_the_page_is_small_and_asks_no_other_host() -> None:
     code = [path for path in WEB.iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in code) < 100_000
-    assert sum(path.stat().st_size for path in WEB.rglob("*") if path.is_file()) < 200_000
+    assert sum(path.stat().st_size for path in WEB.rglob("*") if path.is_file()) < 150_000
     for path in code:
         found = set(re.findall(r"\w+://[^\s\"'`)]+", path.read_text()))
         assert found <= {"http://www.w3.org/2000/svg"}, path
@@ -256,6 +256,18 @@ async def test_the_stream_of_a_client_that_does_not_read_ends(monkeypatch: pytes
         async for _ in quick:
             pass
     assert looked._viewers == set()
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_MOST_BYTES", 100)
+    monkeypatch.setattr(live, "_HISTORY", 6)
+    looked = live.Live(lambda: Snapshot((), 0, 0, 0, 0, 0, "", ""), asyncio.Event())
+    for number in range(10):
+        looked._remember(b"%d" % number)
+    assert [*looked._history] == [b"4", b"5", b"6", b"7", b"8", b"9"]
+    for _ in range(10):
+        looked._remember(bytes(30))
+    assert [*looked._history] == [bytes(30)] * 3
 
 
 def test_nothing_is_measured_if_nobody_looks() -> None:

@@ -2,24 +2,24 @@
 
 import base64
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browsing import browsing, check_accessible, needs_browser
 from certificates import Authority, flags
 from support import CLASSES, RunningServer, picture, rewrite_manifest, serving, tiny_onnx, write_version
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium in the path: apt install chromium")
-sync_api = pytest.importorskip("playwright.sync_api")
+pytestmark = needs_browser
 
 TOKEN = "web"
 HANG_MS = 120_000
 # A label that would run a script if it became HTML.
 EVIL = "<img src=x onerror=document.title='broken'>"
+# From right to left, so that a percentage beside it would change places.
+HEBREW = "\u05d0\u05d5\u05e8 (1)"
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 
@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     root = folder / "models"
     for version in (1, 2):
         write_version(root / "evil" / str(version))
-        (root / "evil" / str(version) / "labels.txt").write_text("\n".join((EVIL, *CLASSES[1:])) + "\n")
+        (root / "evil" / str(version) / "labels.txt").write_text("\n".join((EVIL, CLASSES[1], f"{HEBREW} {'x' * 300}")) + "\n")
         rewrite_manifest(root / "evil" / str(version))
     (root / "evil" / "config.pbtxt").write_text("version_policy { all {} }\n")
     (root / "evil" / "version_labels.json").write_text('{"stable": 1}')
@@ -46,10 +46,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browsing() as running:
         yield running
-        running.close()
 
 
 class Watched:
@@ -129,28 +127,19 @@ def ready(page: Any, view: str) -> None:
     page.wait_for_selector(f"section[data-view={view}] option[value=evil]", state="attached")
 
 
-def check_accessible(page: Any) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    found = axe.Axe().run(page).response["violations"]
-    serious = [
-        f"{one['id']}: {one['help']}: {[node['html'][:200] for node in one['nodes'][:3]]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
-
-
 def fits(page: Any) -> bool:
     wide: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     return wide <= 0
 
 
 def test_a_token_is_asked_for_and_kept_for_the_tab_only(opened: Open) -> None:
-    page = opened("models", token="")
+    page = opened("models/model-07", token="")
+    page.get_by_role("dialog").get_by_label("Token", exact=True).fill("sch\u00f6n")
+    page.keyboard.press("Enter")
+    page.get_by_text("A token has no spaces").wait_for()
     page.get_by_role("dialog").get_by_label("Token", exact=True).fill("wrong")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#token-error:not(:empty)")
-    assert "not valid" in page.inner_text("#token-error")
+    page.wait_for_selector("#token-error:has-text('not valid')")
     check_accessible(page)
     page.get_by_role("dialog").get_by_label("Token", exact=True).fill(TOKEN)
     page.keyboard.press("Enter")
@@ -158,6 +147,7 @@ def test_a_token_is_asked_for_and_kept_for_the_tab_only(opened: Open) -> None:
     assert page.evaluate("Object.values(sessionStorage)") == [TOKEN]
     assert TOKEN not in page.evaluate("Object.values(localStorage)")
     assert page.evaluate("document.cookie") == ""
+    page.get_by_role("heading", name="model-07").wait_for()
 
 
 def test_100_models_can_be_searched_and_told_apart(opened: Open) -> None:
@@ -165,8 +155,10 @@ def test_100_models_can_be_searched_and_told_apart(opened: Open) -> None:
     page.wait_for_selector(".model-list li:nth-child(100)")
     page.get_by_label("Filter models").fill("unavailable")
     page.wait_for_selector(".model-list li:nth-child(2)", state="detached")
-    page.get_by_role("link", name="broken").click()
+    page.get_by_role("link", name="broken").focus()
+    page.keyboard.press("Enter")
     page.get_by_role("heading", name="broken").wait_for()
+    assert page.evaluate("document.activeElement.hash") == "#models/broken"
     assert "no ONNX file" in page.inner_text(".detail .trouble")
     page.get_by_label("Filter models").fill("no model has this name")
     page.get_by_text("No model matches.").wait_for()
@@ -218,9 +210,91 @@ def test_pasted_images_in_two_versions_and_as_the_network_sees_them(opened: Open
     page.get_by_role("button", name="Network’s view").click()
     page.wait_for_selector("img.pixels")
     assert page.evaluate("document.querySelector('img.pixels').naturalWidth") == 8
-    page.get_by_label("Top", exact=True).fill("1")
+    page.get_by_label("Top", exact=True).fill("0.6")
     page.get_by_label("Top", exact=True).press("Enter")
     page.locator(".answer:has(.bars li:only-child)").nth(1).wait_for()
+    assert page.get_by_label("Top", exact=True).input_value() == "1"
+
+
+def test_a_file_that_cannot_be_read_any_more_is_no_silent_server(opened: Open, tmp_path: Path) -> None:
+    (tmp_path / "left.png").write_bytes(picture("left"))
+    page = opened("try")
+    ready(page, "try")
+    choose(page, "try", "Model", "evil")
+    page.set_input_files("section[data-view=try] input[type=file]:not([capture])", tmp_path / "left.png")
+    page.wait_for_selector(".bars")
+    (tmp_path / "left.png").unlink()
+    choose(page, "try", "Version", "1")
+    page.get_by_text("The browser cannot read this file").wait_for()
+
+
+def test_nothing_runs_in_a_view_that_nobody_looks_at(opened: Open) -> None:
+    page = opened("try")
+    ready(page, "try")
+    choose(page, "try", "Model", "evil")
+    hand_over(page, "try", "drop", {"left.png": picture("left")})
+    page.wait_for_selector(".bars")
+    page.get_by_role("link", name="Models", exact=True).click()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if ":classify" in request.url else None)
+
+    def without_version_2(route: Any) -> None:
+        response = route.fetch()
+        models = response.json()["models"]
+        for model in models:
+            model["versions"] = [one for one in model["versions"] if one["version"] != "2"]
+        route.fulfill(response=response, json={"models": models})
+
+    page.route("**/page/api/models", without_version_2)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_selector(".model-list a:has-text('evil'):has-text('version 1')")
+    assert asked == []
+    page.get_by_role("link", name="Try it", exact=True).click()
+    page.wait_for_selector(".answer:has-text('evil / 1') .bars")
+    assert len(asked) == 1
+
+
+def test_what_comes_late_about_a_model_is_not_shown_with_another_one(opened: Open) -> None:
+    page = opened("models")
+    page.wait_for_selector(".model-list li")
+    held: list[Any] = []
+    page.route("**/models/evil/versions/2", lambda route: held.append(route))
+    page.get_by_role("link", name="evil").click()
+    page.get_by_role("heading", name="evil").wait_for()
+    while not held:
+        page.wait_for_timeout(10)
+    page.get_by_role("link", name="model-07").click()
+    page.get_by_text("Not verified").wait_for()
+    with page.expect_response("**/models/evil/versions/2"):
+        held[0].continue_()
+    page.wait_for_timeout(100)
+    assert page.get_by_text("Instances").count() == 1
+
+
+def test_a_server_that_hangs_does_not_answer(opened: Open) -> None:
+    page = opened("models")
+    page.get_by_text("99 of 100 ready").wait_for()
+    page.route("**/page/api/models", lambda route: None)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.get_by_text("No connection").wait_for()
+
+
+def test_a_sample_that_does_not_come_is_told(opened: Open) -> None:
+    page = opened("try")
+    ready(page, "try")
+    page.route("**/page/samples/cat.jpg", lambda route: route.abort())
+    page.get_by_role("button", name="Cat").click()
+    page.wait_for_selector(".drop .trouble:has-text('does not answer')")
+
+
+def test_a_browser_that_may_keep_nothing_shows_the_page(opened: Open) -> None:
+    page = opened("models", token="")
+    for name in ("localStorage", "sessionStorage"):
+        page.add_init_script(f"Object.defineProperty(window, '{name}', {{get() {{ throw new DOMException('no'); }}}})")
+    page.reload()
+    page.get_by_role("dialog").get_by_label("Token", exact=True).fill(TOKEN)
+    page.keyboard.press("Enter")
+    page.get_by_text("99 of 100 ready").wait_for()
 
 
 def test_why_shows_a_map(opened: Open) -> None:
@@ -236,6 +310,12 @@ def test_why_shows_a_map(opened: Open) -> None:
     choose(page, "why", "Grid", "5")
     page.get_by_role("button", name="Explain").click()
     page.get_by_text("26 runs").wait_for()
+    classes = page.locator("section[data-view=why] option").all_inner_texts()
+    assert any(f"\u2068{HEBREW} xxx" in text and "xxx\u2069 \u00b7" in text for text in classes)
+    choose(page, "why", "Class", "2")
+    page.get_by_role("button", name="Explain").click()
+    page.wait_for_selector(".told strong:has-text('xxx')")
+    assert fits(page)
     check_accessible(page)
     hand_over(page, "why", "drop", {"bad.png": b"no image"})
     page.wait_for_selector(".stage .trouble")
@@ -262,6 +342,10 @@ def test_live_shows_what_happens(opened: Open, scheme: str) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_fits_a_phone(opened: Open, scheme: str) -> None:
     page = opened("models", color_scheme=scheme, **PHONE)
+    page.get_by_role("link", name="model-97").click()
+    page.get_by_role("heading", name="model-97").wait_for()
+    assert page.evaluate("[scrollY, document.activeElement.textContent]") == [0, "model-97"]
+    page.get_by_role("link", name="All models").click()
     page.get_by_role("link", name="evil").click()
     page.wait_for_selector("ol.labels li")
     assert fits(page)
@@ -280,6 +364,9 @@ def test_the_keyboard_reaches_everything(opened: Open) -> None:
     page.wait_for_selector(".model-list li")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("[document.activeElement.id, location.hash]") == ["main", "#models"]
+    page.locator(".skip").focus()
     for _ in range(3):
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -288,12 +375,37 @@ def test_the_keyboard_reaches_everything(opened: Open) -> None:
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.evaluate("location.hash = '#constructor'")
+    page.wait_for_selector("section[data-view=models]:not([hidden])")
 
 
-def test_a_server_that_goes_away_is_told(opened: Open, tmp_path: Path) -> None:
-    write_version(tmp_path / "models" / "tiny" / "1")
+def test_a_server_that_goes_away_is_told_once_and_the_past_is_kept(opened: Open) -> None:
     page = opened("live")
-    page.wait_for_selector(".live tbody tr")
-    page.route("**/page/api/**", lambda route: route.abort())
+    page.locator("dd", has_text=" of ").first.wait_for()
+    tries: list[Any] = []
+
+    def refuse(route: Any) -> None:
+        tries.append(route)
+        route.abort()
+
+    page.route("**/page/api/**", refuse)
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.get_by_text("No connection").wait_for()
+    page.evaluate(
+        """() => {
+          window.alerts = 0;
+          const added = (changes) => changes.flatMap((one) => [...one.addedNodes]);
+          const count = (changes) => { alerts += added(changes).filter((node) => node.role === "alert").length; };
+          const live = document.querySelector("section[data-view=live]");
+          new MutationObserver(count).observe(live, {childList: true, subtree: true});
+        }"""
+    )
+    page.get_by_role("link", name="Why", exact=True).click()
+    page.get_by_role("link", name="Live", exact=True).click()
+    page.wait_for_selector("section[data-view=live] [role=alert]")
+    before = len(tries)
+    while len(tries) < before + 2:
+        page.wait_for_timeout(100)
+    assert page.evaluate("window.alerts") == 1
+    # What was measured is still drawn, but is no longer the present.
+    assert page.locator("dd", has_text=" of ").count() == 0

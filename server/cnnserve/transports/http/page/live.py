@@ -20,6 +20,8 @@ from cnnserve.transports.http.exchange import Exchange
 
 _EVERY_S = 1.0
 _HISTORY = 15 * 60
+# 15 minutes of about 100 models that all work; with more, the history is shorter.
+_MOST_BYTES = 32 * 2**20
 _MOST_VIEWERS = 16
 # A viewer that is so many events behind does not read.
 _MOST_UNREAD = 60
@@ -35,7 +37,8 @@ class Live:
     def __init__(self, snapshot: Callable[[], Snapshot], ending: asyncio.Event) -> None:
         self._snapshot = snapshot
         self._ending = ending
-        self._history: deque[bytes] = deque(maxlen=_HISTORY)
+        self._history: deque[bytes] = deque()
+        self._history_bytes = 0
         self._viewers: set[asyncio.Queue[bytes | None]] = set()
         self._sampling: asyncio.Task[None] | None = None
 
@@ -68,13 +71,19 @@ class Live:
                 now, moment = self._snapshot(), time.monotonic()
                 event = b"data: %s\n\n" % encode(measured(before, now, moment - then) | {"t": round(time.time(), 3)})
                 before, then = now, moment
-                self._history.append(event)
+                self._remember(event)
                 self._tell(event)
         finally:
             self._sampling = None
             for queue in self._viewers:
                 with contextlib.suppress(asyncio.QueueFull):
                     queue.put_nowait(None)
+
+    def _remember(self, event: bytes) -> None:
+        self._history.append(event)
+        self._history_bytes += len(event)
+        while len(self._history) > _HISTORY or self._history_bytes > _MOST_BYTES:
+            self._history_bytes -= len(self._history.popleft())
 
     async def _ends_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):

@@ -3,6 +3,19 @@
 const KEY = "cnnserve.token";
 export const API = "/page/api";
 
+// What the browser keeps for the tab or for this site. If people forbid it to keep anything, it lasts until a reload.
+function storage(name) {
+  try {
+    return window[name];
+  } catch {
+    const kept = new Map();
+    return { getItem: (key) => kept.get(key) ?? null, setItem: (key, value) => kept.set(key, value), removeItem: (key) => kept.delete(key) };
+  }
+}
+
+const ofTab = storage("sessionStorage");
+export const ofSite = storage("localStorage");
+
 export class ApiError extends Error {
   constructor(message, status) {
     super(message);
@@ -10,11 +23,11 @@ export class ApiError extends Error {
   }
 }
 
-export const token = () => sessionStorage.getItem(KEY) || "";
+export const token = () => ofTab.getItem(KEY) || "";
 
 export function setToken(value) {
-  if (value) sessionStorage.setItem(KEY, value);
-  else sessionStorage.removeItem(KEY);
+  if (value) ofTab.setItem(KEY, value);
+  else ofTab.removeItem(KEY);
 }
 
 export const versionPath = (model, version) =>
@@ -48,9 +61,14 @@ export const json = async (path, init) => (await ask(path, init)).json();
 
 export const blob = async (path, init) => (await ask(path, init)).blob();
 
-export function post(path, file, signal) {
+export async function post(file, signal) {
   const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
-  return { method: "POST", body: file, headers: { "Content-Type": type }, signal };
+  try {
+    // A request whose file cannot be read would look like a server that does not answer.
+    return { method: "POST", body: await file.arrayBuffer(), headers: { "Content-Type": type }, signal };
+  } catch {
+    throw new ApiError("The browser cannot read this file. It is a folder, or it was moved or changed.", 0);
+  }
 }
 
 // Calls `tell` with each event of a stream of server-sent events, until the stream ends.

@@ -1,6 +1,6 @@
 // The frame of the page: views, token, colours, and whether the server answers.
 
-import { setToken, token } from "./api.js";
+import { ofSite, setToken, token } from "./api.js";
 import { fill, h } from "./dom.js";
 import { live } from "./live.js";
 import { models } from "./models.js";
@@ -15,7 +15,7 @@ let shown = "";
 
 function show() {
   const [name, ...rest] = location.hash.slice(1).split("/").map(decodeURIComponentSafely);
-  const view = name in views ? name : "models";
+  const view = Object.hasOwn(views, name) ? name : "models";
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.dataset.view !== view;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
@@ -58,7 +58,7 @@ function useToken(value) {
   dialog.close();
   tokenButton.classList.toggle("on", Boolean(token()));
   refresh();
-  views[shown].enter?.([]);
+  show();
 }
 
 const tokenButton = document.getElementById("token-button");
@@ -68,17 +68,19 @@ document.getElementById("token-cancel").addEventListener("click", () => dialog.c
 document.getElementById("token-forget").addEventListener("click", () => useToken(""));
 document.getElementById("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  useToken(input.value.trim());
+  const value = input.value.trim();
+  if (/^[!-~]*$/.test(value)) useToken(value);
+  else fill(problem, "A token has no spaces, and only letters, digits and signs of ASCII.");
 });
 addEventListener("cnnserve-token", (event) => askToken(event.detail));
 
 // Colours
 
-const THEMES = { auto: ["Auto", "as the system"], light: ["Light", "light"], dark: ["Dark", "dark"] };
+const THEMES = { auto: ["Auto", "auto, as the system"], light: ["Light", "light"], dark: ["Dark", "dark"] };
 const themeButton = document.getElementById("theme-button");
 
 function setTheme(theme) {
-  localStorage.setItem("cnnserve.theme", theme);
+  ofSite.setItem("cnnserve.theme", theme);
   if (theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
   fill(themeButton, THEMES[theme][0]);
@@ -86,8 +88,8 @@ function setTheme(theme) {
   dispatchEvent(new Event("cnnserve-theme"));
 }
 
-const theme = () => (localStorage.getItem("cnnserve.theme") in THEMES ? localStorage.getItem("cnnserve.theme") : "auto");
 const names = Object.keys(THEMES);
+const theme = () => names.find((name) => name === ofSite.getItem("cnnserve.theme")) || "auto";
 themeButton.addEventListener("click", () => setTheme(names[(names.indexOf(theme()) + 1) % names.length]));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dispatchEvent(new Event("cnnserve-theme")));
 setTheme(theme());
@@ -108,7 +110,13 @@ onModels(() => {
 
 addEventListener("hashchange", () => {
   show();
-  document.getElementById("main").scrollTop = 0;
+  scrollTo(0, 0);
+});
+
+// As a link to "#main" it would also choose a view.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  document.getElementById("main").focus();
 });
 show();
 follow();

@@ -26,6 +26,21 @@ export function trouble(error) {
   return h("div", { className: "trouble", role: "alert" }, error.message || String(error));
 }
 
+// An error that comes again and again is read aloud only once.
+export function repeated(place, error) {
+  if (place.textContent !== error.message) fill(place, trouble(error));
+}
+
+// As fill, and the link that had the focus has it again.
+export function refill(element, ...children) {
+  const href = element.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  fill(element, ...children);
+  if (href) [...element.querySelectorAll("a")].find((link) => link.getAttribute("href") === href)?.focus({ preventScroll: true });
+}
+
+// Text of others inside a line of ours: whatever its direction, it does not change the order of what stands beside it.
+export const apart = (text) => `\u2068${text}\u2069`;
+
 export function field(label, control) {
   control.id ||= `f${(field.count = (field.count || 0) + 1)}`;
   return h("div", { className: "field" }, h("label", { htmlFor: control.id }, label), control);

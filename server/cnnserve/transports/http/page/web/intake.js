@@ -1,10 +1,10 @@
 // What "Try it" and "Why" share: choosing a model and version, and taking in images.
 
-import { h, fill, options } from "./dom.js";
-import { json } from "./api.js";
+import { blob, json } from "./api.js";
+import { fill, h, options, trouble } from "./dom.js";
 import { classifiers, state } from "./state.js";
 
-// A select of models and one of their versions. Calls `changed` when what is chosen changes.
+// A select of models and one of their versions. Calls `changed` when what is chosen changes, also because a version goes.
 export function chooser(changed, { optional = false } = {}) {
   const model = h("select", {});
   const version = h("select", {});
@@ -37,20 +37,29 @@ export function chooser(changed, { optional = false } = {}) {
 
 // Buttons, samples, drop and paste. Calls `take` with a list of files.
 export function intake(section, take, { many = true } = {}) {
+  const use = (files) => files.length && take([...files]);
   const file = h("input", { type: "file", accept: "image/*", multiple: many, hidden: true, "aria-label": "Image files", onchange: taken });
   const camera = h("input", { type: "file", accept: "image/*", capture: "environment", hidden: true, "aria-label": "Photograph", onchange: taken });
   function taken(event) {
-    take([...event.target.files]);
+    use(event.target.files);
     event.target.value = "";
   }
   const samples = h("div", { className: "samples", role: "group", "aria-label": "Sample images" });
+  const problem = h("div", {});
   const zone = h("div", { className: "drop" },
     h("p", {}, h("strong", {}, many ? "Drop images here" : "Drop an image here"), h("span", { className: "paste" }, " or paste with Ctrl+V")),
     h("div", { className: "row" },
       h("button", { type: "button", className: "primary", onclick: () => file.click() }, many ? "Choose images" : "Choose an image"),
       h("button", { type: "button", onclick: () => camera.click() }, "Take a photo")),
-    file, camera, samples);
-  showSamples(samples, take);
+    file, camera, samples, problem);
+  showSamples(samples, async (name) => {
+    fill(problem);
+    try {
+      take([await sample(name)]);
+    } catch (error) {
+      fill(problem, trouble(error));
+    }
+  });
   section.addEventListener("dragover", (event) => {
     event.preventDefault();
     zone.classList.add("over");
@@ -59,12 +68,12 @@ export function intake(section, take, { many = true } = {}) {
   section.addEventListener("drop", (event) => {
     event.preventDefault();
     zone.classList.remove("over");
-    if (event.dataTransfer.files.length) take([...event.dataTransfer.files]);
+    use(event.dataTransfer.files);
   });
   document.addEventListener("paste", (event) => {
     if (section.hidden || !event.clipboardData.files.length) return;
     event.preventDefault();
-    take([...event.clipboardData.files]);
+    use(event.clipboardData.files);
   });
   return zone;
 }
@@ -73,18 +82,18 @@ export function intake(section, take, { many = true } = {}) {
 addEventListener("dragover", (event) => event.preventDefault());
 addEventListener("drop", (event) => event.preventDefault());
 
-async function showSamples(place, take) {
+async function showSamples(place, chosen) {
   let found;
   try {
     found = await json("/page/samples/index.json");
   } catch {
     return;
   }
-  fill(place, found.map(({ file, name }) => h("button", { type: "button", className: "sample", title: name, onclick: async () => take([await sample(file)]) },
+  fill(place, found.map(({ file, name }) => h("button", { type: "button", className: "sample", title: name, onclick: () => chosen(file) },
     h("img", { src: `/page/samples/${file}`, alt: name, loading: "lazy" }))));
 }
 
 async function sample(name) {
-  const data = await (await fetch(`/page/samples/${name}`)).blob();
+  const data = await blob(`/page/samples/${name}`);
   return new File([data], name, { type: data.type });
 }

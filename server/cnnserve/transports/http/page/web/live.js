@@ -2,7 +2,7 @@
 
 import { API, events } from "./api.js";
 import { Chart } from "./chart.js";
-import { bytes, empty, field, fill, h, ms, options, rate, trouble } from "./dom.js";
+import { bytes, empty, field, fill, h, ms, options, percent, rate, repeated } from "./dom.js";
 import { modelState, onModels, state } from "./state.js";
 
 const KEPT_S = 15 * 60;
@@ -12,6 +12,8 @@ const IDLE = { images: 0, requests: 0, p50: null, p99: null, batches: {}, waitin
 
 let root, note, tiles, charts, table, model, span, filter, body;
 let samples = [];
+// Whether the last sample is the present.
+let flowing = false;
 let stop = null;
 
 export const live = { start, enter, leave };
@@ -33,7 +35,7 @@ function start(section) {
   body = h("tbody", {});
   table = h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Models now" }, h("table", { className: "live" },
     h("thead", {}, h("tr", {}, ["Model", "Images/s", "Requests/s", "p50", "p99", "Batch", "Waiting", "Busy", "Errors/s", "Last minute"].map((name) => h("th", { scope: "col" }, name)))), body));
-  fill(root,
+  fill(root, h("h1", { className: "heard" }, "Live"),
     h("div", { className: "controls" }, field("Show", model), field("Over", span)),
     note, tiles, h("div", { className: "charts" }, charts.map((chart) => chart.element)),
     h("section", { className: "card" }, h("div", { className: "row spread" }, h("h2", {}, "Models now"), field("Filter", filter)), table));
@@ -57,20 +59,23 @@ function leave() {
 
 async function watch(signal) {
   while (!signal.aborted) {
-    samples = [];
     try {
       await events(`${API}/live`, signal, (found) => {
-        samples.push(...found);
-        const since = samples.at(-1).t - KEPT_S;
-        samples = samples.slice(samples.findIndex(({ t }) => t >= since));
+        // A stream begins with what the server remembers; a server that was started again remembers nothing.
+        samples = [...samples.filter(({ t }) => t < found[0].t), ...found];
+        samples = samples.filter(({ t }) => t >= samples.at(-1).t - KEPT_S);
+        flowing = true;
         fill(note);
         if (!document.hidden) draw();
       });
-      if (!signal.aborted) fill(note, trouble(new Error("The server ended the measurements. It may be stopping; this page tries again.")));
+      if (!signal.aborted) repeated(note, new Error("The server ended the measurements. It may be stopping; this page tries again."));
     } catch (error) {
       if (signal.aborted) return;
-      fill(note, trouble(error));
+      repeated(note, error);
       if (error.status === 401 || error.status === 403) return;
+    } finally {
+      flowing = false;
+      draw();
     }
     await new Promise((resume) => setTimeout(resume, 2000));
   }
@@ -92,11 +97,14 @@ function together(all) {
   const requests = sum("requests");
   // Quantiles of several models cannot be added: this is the mean of them, by requests.
   const mean = (name) => (requests ? all.reduce((value, one) => value + (one[name] ?? 0) * one.requests, 0) / requests : null);
-  const merged = (name) => all.reduce((found, one) => {
-    for (const [key, value] of Object.entries(one[name])) found[key] = (found[key] || 0) + value;
-    return found;
-  }, {});
+  const merged = (name) => added(all.map((one) => one[name]));
   return { images: sum("images"), requests, p50: mean("p50"), p99: mean("p99"), waiting: sum("waiting"), busy: sum("busy"), instances: sum("instances"), batches: merged("batches"), errors: merged("errors") };
+}
+
+function added(counts) {
+  const sums = {};
+  for (const some of counts) for (const [key, count] of Object.entries(some)) sums[key] = (sums[key] || 0) + count;
+  return sums;
 }
 
 function meanBatch({ batches }) {
@@ -108,27 +116,29 @@ const failed = ({ errors }) => Object.values(errors).reduce((sum, count) => sum 
 
 function draw() {
   if (!root || root.hidden) return;
-  const last = samples.at(-1);
+  const last = flowing && state.error?.status !== 0 ? samples.at(-1) : null;
   const now = at(last);
-  const recent = samples.slice(-60);
-  const errors = recent.map((sample) => at(sample).errors).reduce((found, some) => {
-    for (const [reason, count] of Object.entries(some)) found[reason] = (found[reason] || 0) + count;
-    return found;
-  }, {});
-  const refused = recent.reduce((found, sample) => {
-    for (const [reason, count] of Object.entries(sample.refused)) found[reason] = (found[reason] || 0) + count;
-    return found;
-  }, {});
+  const recent = samples.filter(({ t }) => t > samples.at(-1).t - 60);
+  const errors = added(recent.map((sample) => at(sample).errors));
+  const refused = added(recent.map((sample) => sample.refused));
+  const batches = added(recent.map((sample) => at(sample).batches));
   fill(tiles,
     tile("Images/s", rate(now.images)), tile("Requests/s", rate(now.requests)), tile("p50", ms(now.p50)), tile("p99", ms(now.p99)),
     tile("Waiting", String(now.waiting)), tile("Busy", now.instances ? `${now.busy.toFixed(2)} of ${now.instances}` : "0"),
-    tile("Failed in 1 min", reasons(errors)), model.value === ALL && tile("Refused in 1 min", reasons(refused)),
+    tile("Batch sizes in 1 min", sizes(batches)), tile("Failed in 1 min", reasons(errors)), model.value === ALL && tile("Refused in 1 min", reasons(refused)),
     model.value === ALL && tile("Memory held", last ? `${bytes(last.held)} of ${bytes(last.limit)}` : "–"));
   for (const chart of charts) chart.show(samples, Number(span.value));
   drawTable(last, recent);
 }
 
 const reasons = (counts) => Object.entries(counts).map(([reason, count]) => `${count} ${reason}`).join(", ") || "none";
+
+// The three sizes with most runs, and their share of all runs.
+function sizes(batches) {
+  const runs = Object.values(batches).reduce((sum, count) => sum + count, 0);
+  const most = Object.entries(batches).sort(([, a], [, b]) => b - a);
+  return most.slice(0, 3).map(([size, count]) => `${size}: ${percent(count / runs)}`).join(", ") + (most.length > 3 ? ", …" : "") || "none";
+}
 
 const tile = (name, value) => h("div", {}, h("dt", {}, name), h("dd", { className: value.length > 12 ? "long" : null }, value));
 

@@ -1,10 +1,10 @@
 // The view "Models": all models, and everything about one version.
 
 import { blob, json, versionPath } from "./api.js";
-import { bytes, count, empty, field, fill, h, percent, tiny, trouble } from "./dom.js";
+import { bytes, count, empty, field, fill, h, percent, refill, tiny, trouble } from "./dom.js";
 import { isReady, modelState, newestReady, onModels, state, stateOf } from "./state.js";
 
-let root, list, detail, filter;
+let root, list, detail, filter, spoken;
 let chosen = { model: "", version: "" };
 let drawn = "";
 let urls = [];
@@ -15,9 +15,11 @@ function start(section) {
   root = section;
   filter = h("input", { type: "search", placeholder: "Name, state or architecture", oninput: drawList });
   list = h("ul", { className: "model-list" });
-  detail = h("article", { className: "detail", "aria-live": "polite" });
+  detail = h("article", { className: "detail" });
+  // Only this is read aloud if something else is shown, not all of it.
+  spoken = h("p", { className: "heard", role: "status" });
   fill(root, h("div", { className: "split" },
-    h("aside", { className: "side", "aria-label": "All models" }, field("Filter models", filter), list), detail));
+    h("aside", { className: "side", "aria-label": "All models" }, h("h1", { className: "heard" }, "Models"), field("Filter models", filter), list), detail), spoken);
   onModels(draw);
 }
 
@@ -25,6 +27,8 @@ function enter([model = "", version = ""]) {
   chosen = { model, version };
   drawn = "";
   if (state.models || state.error) draw();
+  // On a phone, the link that was followed is no longer shown.
+  if (model && !list.checkVisibility()) detail.querySelector("h1")?.focus();
 }
 
 function draw() {
@@ -47,6 +51,7 @@ function draw() {
   const what = JSON.stringify([model, version && version.version]);
   if (what === drawn) return;
   drawn = what;
+  fill(spoken, `${model.name}${version ? ` version ${version.version}, ${stateOf(version)}` : ""}`);
   drawModel(model, version);
 }
 
@@ -58,7 +63,7 @@ function drawList() {
     return words.every((word) => text.includes(word));
   });
   const current = chosen.model || state.models?.[0]?.name;
-  fill(list, matches.map((model) => h("li", {},
+  refill(list, matches.map((model) => h("li", {},
     h("a", { href: `#models/${encodeURIComponent(model.name)}`, "aria-current": model.name === current ? "true" : null },
       h("span", { className: "name" }, model.name), badge(modelState(model)),
       h("span", { className: "sub" }, summary(model))))),
@@ -82,12 +87,13 @@ function drawModel(model, version) {
   }, one.version, one.version_labels.map((label) => h("small", {}, label)), !isReady(one) && h("small", {}, stateOf(one).toLowerCase())));
   const head = h("header", {},
     h("a", { className: "back", href: "#models" }, "← All models"),
-    h("div", { className: "title" }, h("h1", {}, model.name), badge(version ? stateOf(version) : "UNAVAILABLE")),
+    h("div", { className: "title" }, h("h1", { tabIndex: -1 }, model.name), badge(version ? stateOf(version) : "UNAVAILABLE")),
     chips.length > 0 && h("div", { className: "chips" }, h("span", { className: "sub" }, "Version"), chips),
     (version?.reason || model.reason) && h("p", { className: version && isReady(version) ? "note" : "trouble" }, version?.reason || model.reason));
   const body = h("div", { className: "body" });
-  fill(detail, head, version && isReady(version) && facts(version), body);
-  if (version && isReady(version)) drawDetails(body, model, version);
+  const known = version && isReady(version) && facts(version);
+  refill(detail, head, known, body);
+  if (known) drawDetails(body, known, model, version);
 }
 
 const fact = (name, value, note) => h("div", {}, h("dt", {}, name), h("dd", {}, value, note && h("small", {}, note)));
@@ -103,13 +109,13 @@ function facts(version) {
     nodes.map(([provider, number]) => fact("Runs on", provider.replace("ExecutionProvider", ""), `${count(number)} nodes`)));
 }
 
-async function drawDetails(body, model, version) {
+async function drawDetails(body, known, model, version) {
   fill(body, h("p", { className: "sub" }, "Reading the manifest…"));
   const path = versionPath(model.name, version.version);
   try {
     const details = await json(path);
     const { manifest } = details;
-    detail.querySelector(".facts")?.append(
+    known.append(
       fact("Instances", count(details.instances)),
       manifest ? fact("Parameters", count(manifest.parameters)) : "",
       details.size_bytes ? fact("Size", bytes(details.size_bytes)) : "",

@@ -15,7 +15,8 @@ export function onModels(listener) {
 
 export async function refresh() {
   try {
-    const { models } = await json(`${API}/models`);
+    // A server that hangs does not answer either.
+    const { models } = await json(`${API}/models`, { signal: AbortSignal.timeout(EVERY_MS) });
     const now = JSON.stringify(models);
     if (now === text && !state.error) return;
     text = now;

@@ -1,12 +1,13 @@
 // The view "Try it": images in, classes out, for one version or for two side by side.
 
 import { blob, classifyPath, json, post, token, versionPath } from "./api.js";
-import { bytes, duration, empty, field, fill, h, percent } from "./dom.js";
+import { bytes, duration, empty, field, fill, h, percent, trouble } from "./dom.js";
 import { chooser, intake } from "./intake.js";
 import { onModels, state } from "./state.js";
 import { explain } from "./why.js";
 
 const AT_ONCE = 4;
+const MOST = 1000;
 const STEPS = ["queue", "preprocess", "compute", "other"];
 
 let results, topK, first, second, secondVersion, command;
@@ -14,18 +15,21 @@ const cards = [];
 const waiting = [];
 let running = 0;
 let round = 0;
+let root = null;
+let stale = false;
 
-export const tryIt = { start };
+export const tryIt = { start, enter };
 
 function start(section) {
+  root = section;
   first = chooser(again);
   second = chooser(again, { optional: true });
-  topK = h("input", { type: "number", min: 1, max: 1000, value: 5, onchange: again });
+  topK = h("input", { type: "number", min: 1, max: MOST, value: 5, onchange: chooseTop });
   secondVersion = field("Version to compare", second.version);
   results = h("div", { className: "results" });
   command = h("div", {});
   const clear = h("button", { type: "button", className: "quiet", onclick: removeAll }, "Remove all");
-  fill(section,
+  fill(section, h("h1", { className: "heard" }, "Try it"),
     h("div", { className: "controls" }, field("Model", first.model), field("Version", first.version),
       field("Compare with", second.model), secondVersion, field("Top", topK)),
     intake(section, take),
@@ -68,7 +72,21 @@ function removeAll() {
   drawCommand();
 }
 
+function enter() {
+  if (stale) again();
+}
+
+const top = () => Math.min(MOST, Math.max(1, Math.round(Number(topK.value)) || 5));
+
+function chooseTop() {
+  topK.value = top();
+  again();
+}
+
 function again() {
+  // A version may come or go while people look at another view: nothing runs before they come back.
+  stale = root.hidden;
+  if (stale) return;
   secondVersion.hidden = !second.chosen();
   round += 1;
   waiting.length = 0;
@@ -81,14 +99,15 @@ function makeCard(file) {
   const image = h("img", { src: url, alt: `Image ${file.name || "pasted"}` });
   image.addEventListener("error", () => image.classList.add("broken"));
   const answers = h("div", { className: "answers" });
+  const problem = h("div", {});
   const seen = h("button", { type: "button", "aria-pressed": "false", onclick: () => toggle(card) }, "Network’s view");
   const ask = h("button", { type: "button", onclick: () => explain(file, first.chosen()) }, "Why?");
   const remove = h("button", { type: "button", className: "quiet", "aria-label": `Remove ${file.name || "the image"}`, onclick: () => drop(card) }, "Remove");
   const element = h("article", { className: "result" },
-    h("div", { className: "shot" }, h("div", { className: "frame" }, image), h("div", { className: "row" }, seen, ask)),
+    h("div", { className: "shot" }, h("div", { className: "frame" }, image), h("div", { className: "row" }, seen, ask), problem),
     h("div", { className: "said" }, h("div", { className: "row spread" },
-      h("p", { className: "file" }, file.name || "pasted image", h("small", {}, bytes(file.size))), remove), answers));
-  const card = { file, url, image, answers, seen, element };
+      h("p", { className: "file" }, h("bdi", {}, file.name || "pasted image"), h("small", {}, bytes(file.size))), remove), answers));
+  const card = { file, url, image, answers, problem, seen, element, view: 0 };
   return card;
 }
 
@@ -102,8 +121,10 @@ function drop(card) {
 
 async function toggle(card) {
   const on = card.seen.getAttribute("aria-pressed") !== "true";
+  const mine = ++card.view;
   card.seen.setAttribute("aria-pressed", String(on));
   card.image.classList.remove("broken");
+  fill(card.problem);
   if (!on) {
     card.image.src = card.url;
     card.image.classList.remove("pixels");
@@ -112,8 +133,8 @@ async function toggle(card) {
   const chosen = first.chosen();
   if (!chosen) return;
   try {
-    const seen = await blob(`${versionPath(chosen.model, chosen.version)}/input`, post("", card.file));
-    if (card.seen.getAttribute("aria-pressed") !== "true") return;
+    const seen = await blob(`${versionPath(chosen.model, chosen.version)}/input`, await post(card.file));
+    if (mine !== card.view) return;
     const url = URL.createObjectURL(seen);
     card.image.onload = () => {
       URL.revokeObjectURL(url);
@@ -122,8 +143,9 @@ async function toggle(card) {
     card.image.src = url;
     card.image.classList.add("pixels");
   } catch (error) {
+    if (mine !== card.view) return;
     card.seen.setAttribute("aria-pressed", "false");
-    fill(card.answers, h("p", { className: "trouble", role: "alert" }, error.message));
+    fill(card.problem, trouble(error));
   }
 }
 
@@ -154,16 +176,16 @@ async function run({ card, place, chosen, round: mine }) {
   const head = h("p", { className: "sub" }, `${chosen.model} / ${chosen.version}`);
   const started = performance.now();
   try {
-    const found = await json(classifyPath(chosen.model, chosen.version, Number(topK.value) || 5), post("", card.file));
+    const found = await json(classifyPath(chosen.model, chosen.version, top()), await post(card.file));
     if (mine === round) fill(place, head, bars(found.results[0].classes), timings(found.timings, performance.now() - started));
   } catch (error) {
-    if (mine === round) fill(place, head, h("p", { className: "trouble", role: "alert" }, error.message));
+    if (mine === round) fill(place, head, trouble(error));
   }
 }
 
 export function bars(classes) {
   return h("ol", { className: "bars" }, classes.map(({ index, label, probability }) => h("li", {},
-    h("span", { className: "label", title: `Class ${index}` }, label || `Class ${index}`),
+    h("bdi", { className: "label", title: `Class ${index}` }, label || `Class ${index}`),
     h("span", { className: "value" }, percent(probability)),
     h("span", { className: "track", "aria-hidden": "true" }, h("span", { style: { width: `${probability * 100}%` } })))));
 }
@@ -188,7 +210,7 @@ function drawCommand() {
     fill(command, h("p", { className: "sub" }, "Choose a model first."));
     return;
   }
-  const url = location.origin + classifyPath(chosen.model, chosen.version, Number(topK.value) || 5);
+  const url = location.origin + classifyPath(chosen.model, chosen.version, top());
   const name = cards[0]?.file.name || "image.jpg";
   const secret = token() ? " -H \"Authorization: Bearer $TOKEN\"" : "";
   const headers = token() ? ", {\"Authorization\": \"Bearer \" + os.environ[\"TOKEN\"]}" : "";

@@ -1,7 +1,7 @@
 // The view "Why": which parts of the picture the probability of a class depends on.
 
 import { blob, classifyPath, json, post, versionPath } from "./api.js";
-import { empty, field, fill, h, options, percent } from "./dom.js";
+import { apart, empty, field, fill, h, options, percent, trouble } from "./dom.js";
 import { chooser, intake } from "./intake.js";
 import { onModels, state } from "./state.js";
 
@@ -14,14 +14,19 @@ let wanted = null;
 let map = null;
 let round = 0;
 let stop = null;
+let stale = false;
 
-export const why = { start, leave: () => stop?.abort() };
+export const why = { start, enter, leave: () => stop?.abort() };
 
 // Called by "Try it": explains this image.
 export function explain(image, chosen) {
   wanted = { image, chosen };
   location.hash = "#why";
-  if (root) useWanted();
+}
+
+function enter() {
+  if (wanted) useWanted();
+  else if (stale) prepare();
 }
 
 function start(section) {
@@ -34,7 +39,7 @@ function start(section) {
   button = h("button", { type: "button", className: "primary", disabled: true, onclick: run }, "Explain");
   stage = h("div", { className: "stage" });
   told = h("p", { className: "told", role: "status" });
-  fill(root,
+  fill(root, h("h1", { className: "heard" }, "Why"),
     h("div", { className: "controls" }, field("Model", choice.model), field("Version", choice.version), field("Class", label), field("Grid", grid), h("div", { className: "field" }, button)),
     h("div", { className: "split even" },
       h("div", {}, intake(root, ([first]) => use(first), { many: false }),
@@ -43,11 +48,9 @@ function start(section) {
   fill(stage, empty("No picture yet", "Choose one, or click a sample."));
   addEventListener("cnnserve-theme", draw);
   onModels(() => choice.draw());
-  useWanted();
 }
 
 function useWanted() {
-  if (!wanted) return;
   const { image, chosen } = wanted;
   wanted = null;
   if (chosen) choice.choose(chosen.model, chosen.version);
@@ -66,6 +69,10 @@ async function prepare() {
   stop?.abort();
   const chosen = choice.chosen();
   map = null;
+  stage.classList.remove("busy");
+  // As in "Try it": nothing runs while people look at another view.
+  stale = root.hidden;
+  if (stale) return;
   button.disabled = true;
   fill(told);
   if (!chosen) {
@@ -76,18 +83,16 @@ async function prepare() {
   fill(stage, empty("Reading the picture…"));
   try {
     const [seen, found] = await Promise.all([
-      blob(`${versionPath(chosen.model, chosen.version)}/input`, post("", file)),
-      json(classifyPath(chosen.model, chosen.version, TOP), post("", file))]);
+      blob(`${versionPath(chosen.model, chosen.version)}/input`, await post(file)),
+      json(classifyPath(chosen.model, chosen.version, TOP), await post(file))]);
     const picture = await createImageBitmap(seen);
     if (mine !== round) return;
-    const before = label.value;
-    options(label, found.results[0].classes.map(({ index, label: text, probability }) => [String(index), `${text || `Class ${index}`} · ${percent(probability)}`]), before);
-    label.value = String(found.results[0].classes[0].index);
+    options(label, found.results[0].classes.map(({ index, label: text, probability }) => [String(index), `${apart(text || `Class ${index}`)} · ${percent(probability)}`]));
     map = { picture, chosen };
     button.disabled = false;
     draw();
   } catch (error) {
-    if (mine === round) fill(stage, h("p", { className: "trouble", role: "alert" }, error.message));
+    if (mine === round) fill(stage, trouble(error));
   }
 }
 
@@ -101,13 +106,13 @@ async function run() {
   fill(told, `Hiding ${grid.value} × ${grid.value} parts, one after the other…`);
   try {
     const path = `${versionPath(chosen.model, chosen.version)}/occlusion?class=${label.value}&cells=${grid.value}`;
-    const found = await json(path, post("", file, stop.signal));
+    const found = await json(path, await post(file, stop.signal));
     if (mine !== round) return;
     map.found = found;
     draw();
     tell(found);
   } catch (error) {
-    if (mine === round && error.name !== "AbortError") fill(told, h("span", { className: "trouble", role: "alert" }, error.message));
+    if (mine === round) fill(told, error.name !== "AbortError" && trouble(error));
   } finally {
     if (mine === round) stage.classList.remove("busy");
     button.disabled = !map;
@@ -116,9 +121,10 @@ async function run() {
 
 function tell({ label: text, index, probability, drops, runs }) {
   const most = Math.max(...drops.flat());
-  const name = text || `Class ${index}`;
-  fill(told, h("strong", {}, name), ` has a probability of ${percent(probability)}. `,
-    most > 0.005 ? `Hiding the most important part lowers it to ${percent(Math.max(0, probability - most))}.` : "No single part matters: it stays when any of them is hidden.",
+  const row = drops.findIndex((values) => values.includes(most));
+  const place = `row ${row + 1} of ${drops.length}, column ${drops[row].indexOf(most) + 1} of ${drops[row].length}`;
+  fill(told, h("strong", {}, h("bdi", {}, text || `Class ${index}`)), ` has a probability of ${percent(probability)}. `,
+    most > 0.005 ? `Hiding the most important part (${place}) lowers it to ${percent(Math.max(0, probability - most))}.` : "No single part matters: it stays when any of them is hidden.",
     h("small", {}, `${runs} runs`));
 }
 
