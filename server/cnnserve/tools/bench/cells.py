@@ -31,7 +31,8 @@ class Cell:
     Rates count successful requests, and latencies are theirs. `failed` counts the other requests by status. `batches`
     counts the runs of the server by batch size; it is empty if the server did not tell. `busiest`: CPU time of the
     busiest load process, in cores. `late_ms`: 99th percentile of how late requests of an open loop were sent.
-    `server_cpu_ms`: CPU time of the server for each request, 0 if unknown.
+    `server_cpu_ms`: CPU time of the server for each request, 0 if unknown. `withheld`: how many requests of a closed
+    loop were not in flight, because the server limits those of a connection.
     """
 
     load: Load
@@ -48,6 +49,7 @@ class Cell:
     busiest: float = 0.0
     late_ms: float = 0.0
     server_cpu_ms: float = 0.0
+    withheld: int = 0
 
     @property
     def images_per_s(self) -> float:
@@ -67,6 +69,8 @@ class Cell:
             return f"a load process used {self.busiest:.2f} cores"
         if self.late_ms > max(LATE_MS, LATE_SHARE * self.p50_ms):
             return f"requests were sent up to {self.late_ms:.1f} ms late (p99)"
+        if self.withheld:
+            return f"the server let only {self.load.concurrency - self.withheld} be in flight; use more --connections"
         return ""
 
     def as_json(self) -> dict[str, Any]:

@@ -8,19 +8,22 @@ import argparse
 from pathlib import Path
 
 from cnnserve_client.commands.flags import client_parser
+from cnnserve_client.target import DEFAULT_ADDRESS
 
 _TRANSPORTS = ("grpc", "stream", "http")
 _PLOTS = (".svg", ".png", ".html")
+_MOST_PROCESSES = 100
 
 
 def bench(argv: list[str]) -> int:
     """Loads a server and prints what it bears. Returns the exit status."""
     parser = bench_parser()
-    args = parser.parse_args(argv)
-    if args.plot and args.plot.suffix not in _PLOTS:
-        parser.error(f"--plot {args.plot}: the name must end in {', '.join(_PLOTS)}")
-    if args.images and args.batch > 1 and args.transport == "http":
-        parser.error("--images over HTTP has one image in each request, not --batch; use --transport grpc")
+    # So that a given address is known from the default one.
+    args = parser.parse_args(argv, argparse.Namespace(address=""))
+    args.starts = args.repository is not None and not args.address
+    args.address = args.address or DEFAULT_ADDRESS
+    if mistake := _mistake(args):
+        parser.error(mistake)
     if args.plot:
         # Before the load rather than after it: matplotlib may be missing.
         from . import plot  # noqa: F401
@@ -29,6 +32,21 @@ def bench(argv: list[str]) -> int:
     from .running import run
 
     return guard(lambda: run(args))
+
+
+def _mistake(args: argparse.Namespace) -> str:
+    """Returns which flags do not fit together, empty if all do."""
+    if args.plot and args.plot.suffix not in _PLOTS:
+        return f"--plot {args.plot}: the name must end in {', '.join(_PLOTS)}"
+    if args.images and args.batch > 1 and args.transport == "http":
+        return "--images over HTTP has one image in each request, not --batch; use --transport grpc"
+    if not (args.concurrency or args.rate):
+        return "--concurrency 0 and --rate 0 leave no load; give one of them"
+    if not args.concurrency and any(rate.endswith("%") for rate in args.rate):
+        return "--concurrency 0 leaves no closed loop of which --rate could be a percentage; use requests/s"
+    if args.starts and (args.http_address or args.tls or args.root_certificates or args.certificate):
+        return "--repository starts a server without TLS on free ports; name a running server with --address"
+    return ""
 
 
 def bench_parser() -> argparse.ArgumentParser:
@@ -42,7 +60,8 @@ def bench_parser() -> argparse.ArgumentParser:
         "--repository",
         type=Path,
         metavar="DIR",
-        help="start a server of this model repository on this machine for the time of the run, instead of --address",
+        help="start a server of this model repository on this machine for the time of the run; with --address: the "
+        "model repository of that server, for the share of plain ONNX Runtime",
     )
     parser.add_argument(
         "--http-address", metavar="HOST:PORT", help="address of the HTTP port (default: port 8000 of the host)"
@@ -79,7 +98,7 @@ def bench_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--processes",
-        type=_whole,
+        type=_processes,
         default=0,
         metavar="N",
         help="number of load processes (default: as many as are needed)",
@@ -96,6 +115,12 @@ def bench_parser() -> argparse.ArgumentParser:
 def _whole(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 10000")
+    return int(text)
+
+
+def _processes(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {_MOST_PROCESSES}")
     return int(text)
 
 

@@ -30,7 +30,7 @@ _LEAD_S = 0.05
 
 
 class LoadFailed(Exception):
-    """A load process ended without a result. The text has its last line."""
+    """A load has no result. The text says why: for example the last line of a load process."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Plan:
 
 
 class Engine:
-    """Puts loads on a server. The messages lie in a folder that is removed at the end."""
+    """Puts loads on a server. The messages lie in a folder that is removed at the end. Raises `LoadFailed`."""
 
     def __init__(self, target: Target, messages: Messages, plan: Plan, cores: int) -> None:
         self._target = target
@@ -57,7 +57,10 @@ class Engine:
         self._bodies: list[str] = []
         for number, body in enumerate(messages.bodies):
             path = Path(self._folder.name) / f"{number}.bin"
-            path.write_bytes(body)
+            try:
+                path.write_bytes(body)
+            except OSError as error:
+                raise LoadFailed(f"cannot write the messages to {self._folder.name}: {error.strerror}") from error
             self._bodies += ["--body", str(path)]
 
     def __enter__(self) -> Self:
@@ -102,9 +105,9 @@ class Engine:
         return Path(self._folder.name) / f"samples-{number}"
 
     def _command(self, load: Load, number: int, processes: int) -> list[str]:
-        plan, is_http = self._plan, "--http-path" in self._messages.flags
+        plan, is_http = self._plan, bool(self._messages.http_path)
         words = [sys.executable, "-P", "-m", "cnnserve.tools.load", self._target.http if is_http else self._target.grpc]
-        words += [*self._messages.flags, *self._bodies, *self._target.flags(), "--wait"]
+        words += [*self._messages.flags(), *self._bodies, *self._target.flags(), "--wait"]
         words += ["--seconds", str(plan.seconds), "--warm-up-s", str(min(_WARM_UP_S, plan.seconds))]
         words += ["--patience-s", str(plan.timeout_s), "--samples", str(self._samples(number))]
         words += [word for pid in self._target.pids for word in ("--server-pid", str(pid))]
@@ -191,6 +194,7 @@ def _cell(
         busiest=max(result["load_cores"] for result in results),
         late_ms=max(result["lag_p99_ms"] for result in results),
         server_cpu_ms=server_cores / rate * 1e3 if rate else 0.0,
+        withheld=sum(result["withheld"] for result in results),
     )
 
 

@@ -21,16 +21,26 @@ _INFER = "inference.GRPCInferenceService/ModelInfer"
 _STREAM_INFER = "inference.GRPCInferenceService/ModelStreamInfer"
 _CLASSIFY = "cnnserve.v1.Classifier/Classify"
 _CLASSIFY_STREAM = "cnnserve.v1.Classifier/ClassifyStream"
+_BINARY = "Content-Type: application/octet-stream"
 
 
 @dataclass(frozen=True)
 class Messages:
-    """Serialized requests, and the flags of the load generator that send them. `images`: rows of each request."""
+    """Serialized requests. `images`: rows of each. `method` of gRPC, or `http_path` with `headers`, gets them."""
 
     bodies: tuple[bytes, ...]
-    flags: tuple[str, ...]
     images: int
     about: str
+    method: str = ""
+    streaming: bool = False
+    http_path: str = ""
+    headers: tuple[str, ...] = ()
+
+    def flags(self) -> list[str]:
+        """Returns the flags of the load generator that send the requests."""
+        if self.http_path:
+            return ["--http-path", self.http_path, *(word for line in self.headers for word in ("--header", line))]
+        return ["--method", self.method, *(["--streaming"] if self.streaming else [])]
 
 
 def tensors(info: VersionInfo, model: str, version: str, batch: int, transport: str) -> Messages:
@@ -49,22 +59,18 @@ def tensors(info: VersionInfo, model: str, version: str, batch: int, transport: 
     about = f"tensors {spec.datatype} {[batch, *spec.shape[1:]]}"
     if transport == "http":
         header = _json_header(spec, arrays[0])
-        flags = (
-            "--http-path",
-            _path("v2", model, version) + "/infer",
-            "--header",
-            "Content-Type: application/octet-stream",
-            "--header",
-            f"Inference-Header-Content-Length: {len(header)}",
-        )
-        return Messages(tuple(header + array.tobytes() for array in arrays), flags, batch, about)
+        path = _path("v2", model, version) + "/infer"
+        headers = (_BINARY, f"Inference-Header-Content-Length: {len(header)}")
+        bodies_of_http = tuple(header + array.tobytes() for array in arrays)
+        return Messages(bodies_of_http, batch, about, http_path=path, headers=headers)
     bodies = []
     for array in arrays:
         request = open_inference_pb2.ModelInferRequest(model_name=model, model_version=version)
         request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
         request.raw_input_contents.append(array.tobytes())
         bodies.append(request.SerializeToString())
-    return Messages(tuple(bodies), _grpc_flags(transport, _INFER, _STREAM_INFER), batch, about)
+    streaming = transport == "stream"
+    return Messages(tuple(bodies), batch, about, _STREAM_INFER if streaming else _INFER, streaming)
 
 
 def sample(info: VersionInfo, batch: int) -> dict[str, "NDArray[np.generic]"]:
@@ -77,13 +83,9 @@ def images(files: Sequence[bytes], model: str, version: str, batch: int, transpo
     """Returns requests with image files, `batch` in each."""
     about = f"{len(files)} image files, {sum(map(len, files)) / len(files) / 1024:,.1f} KiB on average"
     if transport == "http":
-        flags = (
-            "--http-path",
-            _path("v1", model, version) + ":classify",
-            "--header",
-            "Content-Type: application/octet-stream",
-        )
-        return Messages(tuple(files), flags, 1, about)
+        path = _path("v1", model, version) + ":classify"
+        return Messages(tuple(files), 1, about, http_path=path, headers=(_BINARY,))
+    streaming = transport == "stream"
     requests = []
     for first in range(len(files)):
         request = classifier_pb2.ClassifyRequest(model=model, version=version)
@@ -91,10 +93,10 @@ def images(files: Sequence[bytes], model: str, version: str, batch: int, transpo
             request.images.add(encoded=files[(first + number) % len(files)])
         requests.append(request)
     bodies = tuple(
-        (classifier_pb2.ClassifyStreamRequest(request=each) if transport == "stream" else each).SerializeToString()
+        (classifier_pb2.ClassifyStreamRequest(request=each) if streaming else each).SerializeToString()
         for each in requests
     )
-    return Messages(bodies, _grpc_flags(transport, _CLASSIFY, _CLASSIFY_STREAM), batch, about)
+    return Messages(bodies, batch, about, _CLASSIFY_STREAM if streaming else _CLASSIFY, streaming)
 
 
 def readable(
@@ -141,7 +143,3 @@ def _json_header(spec: TensorInfo, array: "NDArray[np.generic]") -> bytes:
 
 def _path(protocol: str, model: str, version: str) -> str:
     return f"/{protocol}/models/{model}" + (f"/versions/{version}" if version else "")
-
-
-def _grpc_flags(transport: str, unary: str, stream: str) -> tuple[str, ...]:
-    return ("--method", stream, "--streaming") if transport == "stream" else ("--method", unary)

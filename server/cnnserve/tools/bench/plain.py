@@ -6,6 +6,7 @@ It runs in a process of its own, so that its threads and its memory are gone whe
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -34,8 +35,12 @@ def model_file(repository: Path, model: str, version: str) -> Path | None:
     """Returns the ONNX file of a version, None if it is not at hand."""
     folder = repository / model / version
     file = folder / "model.onnx"
-    if (folder / "manifest.json").is_file():
-        file = folder / json.loads((folder / "manifest.json").read_text())["onnx"]["file"]
+    with contextlib.suppress(OSError):  # without a manifest, the name is the usual one
+        manifest = (folder / "manifest.json").read_text()
+        try:
+            file = folder / json.loads(manifest)["onnx"]["file"]
+        except (ValueError, KeyError, TypeError):
+            return None
     return file if file.is_file() else None
 
 

@@ -14,6 +14,8 @@ from .report import head, row, summary
 
 FORMATS = ("svg", "png", "html")
 COLOURS = {"p50": "#1f6f8b", "p90": "#d98e04", "p99": "#b23a48"}
+# With more loads, their names would overlap.
+_MOST_LEVEL = 7
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -22,9 +24,13 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 <style>body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
 svg {{ width: 100%; height: auto; background: #fff; }} pre {{ overflow-x: auto; }}</style>
+<main>
 <h1>{title}</h1>
+<div role="img" aria-label="Throughput against latency, and batch sizes. The table below has the numbers.">
 {picture}
-<pre>{table}</pre>
+</div>
+<pre tabindex="0" role="region" aria-label="Numbers">{table}</pre>
+</main>
 </html>
 """
 
@@ -74,14 +80,20 @@ def _latency(axes: Axes, cells: Sequence[Cell]) -> None:
     axes.set_xlim(left=0)
     if cells:
         axes.set_yscale("log")
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis(_plain_number)
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter(_plain_number)
+        axes.yaxis.set_minor_formatter(_sparse_number if high > 10 * low else _plain_number)
         axes.legend(fontsize="small")
     axes.grid(visible=True, which="both", alpha=0.25)
 
 
 def _plain_number(value: float, _: float) -> str:
     return f"{value:g}"
+
+
+def _sparse_number(value: float, _: float) -> str:
+    """Only 2 and 5 of each decade, so that the numbers do not overlap."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _batches(axes: Axes, cells: Sequence[Cell]) -> None:
@@ -107,7 +119,8 @@ def _batches(axes: Axes, cells: Sequence[Cell]) -> None:
                     color="white" if shade < 0.5 else "black",
                 )
         bottoms = [bottom + part for bottom, part in zip(bottoms, shares, strict=True)]
-    axes.set_xticks(places, [str(cell.load) for cell in cells])
+    turned: Any = {"rotation": 30, "ha": "right"} if len(cells) > _MOST_LEVEL else {}
+    axes.set_xticks(places, [str(cell.load) for cell in cells], **turned)
     axes.set_ylabel("images by batch size" if sizes else "batch sizes unknown")
     axes.set_ylim(0, 1)
 

@@ -18,7 +18,7 @@ def row(cell: Cell) -> str:
     """Returns the line of a cell. `client`: CPU time of the busiest load process in cores, `!` if it was the limit."""
     batch = f"{cell.mean_batch:.1f}" if cell.batches else "?"
     client = f"{cell.busiest:.2f}" + ("!" if cell.client_limit else "")
-    times = [f"{value:,.2f}" for value in (cell.p50_ms, cell.p90_ms, cell.p99_ms)]
+    times = [f"{value:,.2f}" if cell.requests else "-" for value in (cell.p50_ms, cell.p90_ms, cell.p99_ms)]
     rates = [f"{value:,.1f}" for value in (cell.requests_per_s, cell.images_per_s)]
     return _line((str(cell.load), *rates, *times, batch, str(sum(cell.failed.values())), client))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import cnnserve
 from cnnserve.process.cpu import cpu_budget
+from cnnserve.tools import outputs
 from cnnserve_client.client import Client
 from cnnserve_client.commands.console import complain, say
 from cnnserve_client.commands.flags import connect, token_of
@@ -23,32 +24,33 @@ from .cells import Cell, Load, best
 from .engine import Engine, LoadFailed, Plan
 from .messages import Messages
 from .serving import Running, serving
-from .target import Target, checked_address, http_address
+from .target import Target, checked_address, http_address, is_here
 
 _PLAIN_S = 1.0
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes one run and returns the exit status: 1 if some load had no successful response."""
+    """Makes one run and returns the exit status: 1 if some load had no successful response, 130 after Ctrl-C."""
+    outputs.check(args.plot, "--plot")
     tell: Callable[[str], None] = (lambda text: say(text, sys.stderr)) if args.json else say
     with _server(args) as running:
         target, sent, version = _prepared(args, running)
         limit = _plain(args, target.model, version)
         about = _about(args, target, sent, version)
         tell(f"{about['title']}: {sent.about}")
-        cells, complete = _loads(args, target, sent, tell)
+        cells, status = _loads(args, target, sent, tell)
     for line in report.summary(cells, limit):
         tell(line)
     if args.json:
         say(json.dumps(report.as_json(about, cells, limit), indent=1))
     if args.plot:
         _draw(args.plot, about["title"], cells, limit)
-    return 0 if complete and all(cell.requests for cell in cells) else 1
+    return status or int(not all(cell.requests for cell in cells))
 
 
 @contextlib.contextmanager
 def _server(args: argparse.Namespace) -> Iterator[Running]:
-    if args.repository is None:
+    if not args.starts:
         yield Running(checked_address(args.address, "--address"), http_address(args), ())
         return
     with serving(args.repository, args.model) as running:
@@ -61,18 +63,21 @@ def _prepared(args: argparse.Namespace, running: Running) -> tuple[Target, Messa
     with connect(args, retries=0) as client:
         model = args.model or _only_model(client, args.address)
         version = newest(ready_versions(client.get_model(model), args.version))
+        # So that a version that comes during the run does not take its place.
+        number = version.version
         if args.images:
-            files = messages.readable(client, args.images, model, args.version, complain)
-            sent = messages.images(files, model, args.version, args.batch, args.transport)
+            files = messages.readable(client, args.images, model, number, complain)
+            if args.batch > 1:
+                client.classify([files[place % len(files)] for place in range(args.batch)], model=model, version=number)
+            sent = messages.images(files, model, number, args.batch, args.transport)
         else:
-            sent = messages.tensors(version, model, args.version, args.batch, args.transport)
-            client.infer(messages.sample(version, args.batch), model=model, version=args.version)
+            sent = messages.tensors(version, model, number, args.batch, args.transport)
+            client.infer(messages.sample(version, args.batch), model=model, version=number)
     files_of_tls = (args.root_certificates, args.certificate, args.key)
-    return (
-        Target(running.grpc, running.http, model, args.version, token_of(args), args.tls, files_of_tls, running.pids),
-        sent,
-        version,
-    )
+    target = Target(running.grpc, running.http, model, number, token_of(args), args.tls, files_of_tls, running.pids)
+    if sent.http_path:
+        target.check_http(sent, args.timeout_s)
+    return target, sent, version
 
 
 def _only_model(client: Client, address: str) -> str:
@@ -89,11 +94,15 @@ def _plain(args: argparse.Namespace, model: str, version: VersionInfo) -> Mappin
     if args.no_plain:
         return "--no-plain"
     if args.repository is None:
-        return "the model's files are not at hand; with --repository they are"
+        return "name the server's model repository with --repository, if both are on this machine"
+    if not is_here(args.address):
+        return f"{args.address} is another machine"
     if elsewhere := [name for name in version.placement if name != "CPUExecutionProvider"]:
         return f"the server runs it with {', '.join(elsewhere)}"
     file = plain.model_file(args.repository, model, version.version)
-    return plain.measure(file, _PLAIN_S) if file else f"{args.repository / model / version.version} has no model file"
+    if file is None:
+        return f"{args.repository / model / version.version} has no model file"
+    return plain.measure(file, _PLAIN_S)
 
 
 def _about(args: argparse.Namespace, target: Target, sent: Messages, version: VersionInfo) -> dict[str, Any]:
@@ -114,8 +123,8 @@ def _about(args: argparse.Namespace, target: Target, sent: Messages, version: Ve
 
 def _loads(
     args: argparse.Namespace, target: Target, sent: Messages, tell: Callable[[str], None]
-) -> tuple[list[Cell], bool]:
-    """Runs the loads in turn. Returns their cells, and whether none is missing: what was measured is kept."""
+) -> tuple[list[Cell], int]:
+    """Runs the loads in turn. Returns their cells and the exit status: what was measured is kept."""
     plan = Plan(args.seconds, args.processes, args.connections, args.seed, args.timeout_s)
     cells: list[Cell] = []
     tell(report.head())
@@ -128,17 +137,17 @@ def _loads(
                 tell(report.row(cells[-1]))
     except LoadFailed as error:
         complain(f"the load ended early: {error}")
-        return cells, False
+        return cells, 1
     except KeyboardInterrupt:
         complain("interrupted: what follows is incomplete")
-        return cells, False
-    return cells, True
+        return cells, 130
+    return cells, 0
 
 
 def _rate(text: str, cells: list[Cell]) -> float:
     if not text.endswith("%"):
         return float(text)
-    top = best(cells)
+    top = best([cell for cell in cells if cell.load.concurrency])
     if top is None or not top.requests_per_s:
         raise LoadFailed(f"--rate {text} is a share of the best closed loop, and there is none")
     return max(0.01, top.requests_per_s * float(text[:-1]) / 100)

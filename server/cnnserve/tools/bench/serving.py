@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from cnnserve_client.errors import InvalidInputError
@@ -39,7 +41,7 @@ def serving(repository: Path, model: str) -> Iterator[Running]:
     command += ["--host", "127.0.0.1", "--grpc-port", "0", "--http-port", "0"]
     command += ["--model-control-mode", "explicit", "--load-model", model] if model else []
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CNNSERVE_")}
-    with tempfile.NamedTemporaryFile(prefix="cnnserve-bench-log-") as log:
+    with _in_order(), tempfile.NamedTemporaryFile(prefix="cnnserve-bench-log-") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)  # noqa: S603 - our own program
         try:
             ports = _wait(process, log, _PORTS)
@@ -52,6 +54,24 @@ def serving(repository: Path, model: str) -> Iterator[Running]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextlib.contextmanager
+def _in_order() -> Iterator[None]:
+    """If this process is told to end, its `finally` blocks run: otherwise the server would outlive it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    kept = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in kept:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _wait(process: "subprocess.Popen[bytes]", log: IO[bytes], pattern: re.Pattern[str]) -> re.Match[str]:

@@ -6,7 +6,6 @@ Ctrl-C; 141 the reader of standard output has closed it. With 1 and 130, what wa
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -85,9 +84,14 @@ def evaluate_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from cnnserve.tools import outputs
+
     from . import dataset
 
-    _check_report(args.report)
+    outputs.check(args.report, "--report")
+    if args.report:
+        # Without Pillow there are no thumbnails.
+        importlib.import_module("cnnserve.images.thumbnail")
     data = dataset.from_csv(args.csv, args.folder) if args.csv else dataset.from_folder(args.folder)
     found = _findings(args, data)
     if found is None:
@@ -142,16 +146,6 @@ def _tell(args: argparse.Namespace, found: "Findings") -> None:
     except OSError as error:
         raise InvalidInputError(f"--report {args.report}: cannot write the file: {error.strerror}") from error
     say(f"report: {args.report}", sys.stderr)
-
-
-def _check_report(report: Path | None) -> None:
-    """Raises `InvalidInputError` if the report cannot be written, before images are sent."""
-    if report is None:
-        return
-    if report.is_dir() or not os.access(report if report.exists() else report.parent, os.W_OK):
-        raise InvalidInputError(f"--report {report}: this file cannot be written; name another one")
-    # Without Pillow there are no thumbnails.
-    importlib.import_module("cnnserve.images.thumbnail")
 
 
 @contextmanager

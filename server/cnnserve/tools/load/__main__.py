@@ -35,7 +35,11 @@ _JUDGES = {
 def main() -> int:
     """Runs one measurement and returns the exit status."""
     options = _parser().parse_args()
-    generator = Generator(_opens(options), precise=options.rate > 0)
+    try:
+        generator = Generator(_opens(options), precise=options.rate > 0)
+    except OSError as error:
+        print(f"cannot connect to {options.address}: {error.strerror or error}", file=sys.stderr)
+        return 1
     begin = _begin() if options.wait else time.perf_counter()
     measured = _measure(generator, options, begin)
     if options.samples:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+_STAT = Path("/proc/stat")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -14,6 +15,11 @@ def cpu_seconds(pid: int) -> float:
 
 
 def busy_seconds() -> float:
-    """Returns the used CPU time of the whole machine in seconds: with stolen time, without idle time and disk waits."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    """Returns the used CPU time of the whole machine in seconds: with stolen time, without idle time and disk waits.
+
+    0.0 if the operating system has no /proc.
+    """
+    if not _STAT.exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = map(int, _STAT.read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / _TICKS

@@ -6,13 +6,13 @@ not spared the requests that it held up.
 """
 
 import contextlib
-import os
 import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from .answers import OK
 from .clocks import busy_seconds, cpu_seconds
 from .http1 import HttpConnection
 from .http2 import Connection
@@ -22,6 +22,9 @@ Open = Callable[[], AnyConnection]
 LOST = "connection lost"
 UNANSWERED = "no response"
 _REOPEN_S = 0.2
+# If nothing came for so long, and for several times as long as the slowest response took, the server stalls.
+_STALL_S = 1.0
+_STALL_TIMES = 3
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,15 @@ class Measured:
     `ended` has, for each request: when it ended, when it was due, and its status. In an open loop these are the
     requests that were due in this time; in a closed loop, those that ended in it. `begin` and `end` (0: the last
     response) are the time for the rate. `lags`: how much later the generator sent the requests than it could,
-    in seconds.
+    in seconds. `finished`: how many requests of an open loop were answered with success in this time; those that were due
+    in it may be answered later. `withheld`: how many requests the server did not let be in flight beside the others.
     CPU times are in seconds.
     """
 
     ended: list[tuple[float, float, str]] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
+    finished: int | None = None
+    withheld: int = 0
     begin: float = 0.0
     end: float = 0.0
     own_cpu_s: float = 0.0
@@ -87,9 +93,20 @@ class Generator:
                 self._selector.register(connection.wire.fileno(), selectors.EVENT_READ, number)
 
     def closed(self, window: Window) -> Measured:
-        """Keeps every connection full, and closes all at the end."""
+        """Keeps every connection full, and closes all at the end.
+
+        If the server stalls at the end, this time counts, and so do the requests that it held up.
+        """
         measured = self._measure(self._fill, window)
+        measured.withheld = sum(one.withheld for one in self._connections if one is not None)
+        done = len(self._ended)
         self._close()
+        slowest = max((at - due for at, due, _ in measured.ended), default=0.0)
+        last = max((at for at, _, _ in measured.ended), default=window.start)
+        longest = max(_STALL_S, _STALL_TIMES * slowest)
+        if window.end - last > longest:
+            measured.end = window.end
+            measured.ended += [entry for entry in self._ended[done:] if window.end - entry[1] > longest]
         return measured
 
     def open(self, arrivals: Iterator[float], window: Window, patience_s: float = 30.0) -> Measured:
@@ -109,7 +126,7 @@ class Generator:
         self._close()
         now = time.perf_counter()
         unsent = [(now, due, UNANSWERED) for due in schedule.waiting]
-        measured.begin, measured.end = start, end
+        measured.finished = sum(status == OK and start < at <= end for at, _, status in self._ended)
         measured.ended = [entry for entry in (*self._ended, *unsent) if start < entry[1] <= end]
         measured.lags = [lag for due, lag in schedule.lags if start < due <= end]
         return measured
@@ -130,7 +147,7 @@ class Generator:
         ended = [entry for entry in self._ended if entry[0] > start]
         # The time for the rate begins and ends with a response, so that it contains whole batches.
         first = max((entry[0] for entry in self._ended if entry[0] <= start), default=start)
-        return Measured(ended, [], first, 0.0, own, server, busy)
+        return Measured(ended, begin=first, own_cpu_s=own, server_cpu_s=server, busy_cpu_s=busy)
 
     def _turn(self, feed: Callable[[], float], end: float) -> None:
         """Starts what is to be started, and reads what arrives until the next is due, at most until `end`."""
@@ -237,7 +254,7 @@ class _Schedule:
 
 
 def _clocks() -> tuple[float, float]:
-    return cpu_seconds(os.getpid()), busy_seconds()
+    return time.process_time(), busy_seconds()
 
 
 def _server_clocks(pids: Sequence[int]) -> dict[int, float]:

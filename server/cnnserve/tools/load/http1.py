@@ -15,6 +15,7 @@ class HttpConnection:
 
     def __init__(self, wire: Wire, address: str, path: str, bodies: Sequence[bytes], headers: Sequence[str]) -> None:
         self.wire = wire
+        self.withheld = 0
         # When a response ended, when its request was due, and the status.
         self.ended: list[tuple[float, float, str]] = []
         lines = "".join(f"{header}\r\n" for header in headers)

@@ -47,6 +47,8 @@ class Connection:
         self._bodies = [b"\0" + len(body).to_bytes(4, "big") + body for body in bodies]
         self._sent = 0
         self._limit = in_flight
+        # How many requests the server does not let be in flight on this connection beside the others.
+        self.withheld = 0
         self._streaming = streaming
         self._judge = judge
         self._first_headers, self._headers = _header_blocks(address, method, headers, is_encrypted=wire.is_encrypted)
@@ -213,6 +215,7 @@ class Connection:
                     self._windows[stream] += value - self._stream_window
                 self._stream_window = value
             elif key == _MAX_STREAMS:
+                self.withheld += max(0, self._limit - value)
                 self._limit = min(self._limit, value)
         self._out.append(_frame(_SETTINGS, _ACK, 0, b""))
 

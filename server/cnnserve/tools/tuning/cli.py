@@ -22,9 +22,11 @@ from cnnserve.process.cpu import cpu_budget, processor
 from cnnserve.repository import folders, layout
 from cnnserve.repository.folders import ModelFolder
 from cnnserve.repository.signature import SIGNATURE_FILE
+from cnnserve.tools import outputs
 from cnnserve.tools.tuning import plot, writing
 from cnnserve.tools.tuning.flags import tune_parser
 from cnnserve_client.commands.report import table
+from cnnserve_client.errors import CnnserveError
 
 _DELAYS_US = (0, 1000, 4000)
 # Of the budget: each measurement, and how many there are at most. Close results are measured again.
@@ -42,7 +44,7 @@ def tune(argv: Sequence[str]) -> int:
     options = tune_parser().parse_args(argv)
     try:
         return _tune(options)
-    except (_CannotTune, ServingError, OSError) as error:
+    except (_CannotTune, ServingError, CnnserveError, OSError) as error:
         print(f"cnnserve tune: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -50,6 +52,7 @@ def tune(argv: Sequence[str]) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
+    outputs.check(options.plot, "--plot")
     if options.budget < _SHORTEST_BUDGET_S:
         raise _CannotTune(f"--budget is {options.budget:g} s, expected at least {_SHORTEST_BUDGET_S:g} s")
     folder = _folder(options.path)

@@ -56,6 +56,7 @@ def test_when_the_client_is_the_limit() -> None:
     assert "3.0 ms late" in cell(Load(rate=4.0), late_ms=3.0).client_limit
     assert not cell(Load(rate=4.0), p50_ms=100.0, late_ms=3.0).client_limit
     assert not cell(Load(concurrency=4), busiest=0.5).client_limit
+    assert "let only 3 be in flight" in cell(Load(concurrency=4), withheld=1).client_limit
 
 
 def test_the_summary_names_failures_and_what_is_unknown() -> None:
@@ -65,3 +66,6 @@ def test_the_summary_names_failures_and_what_is_unknown() -> None:
     assert "failed at 4 in flight: 1 NOT_FOUND, 7 RESOURCE_EXHAUSTED" in lines
     assert report.share([refused], {1: 20.0, 8: 40.0}) == 0.25
     assert report.share([refused], "no files") is None
+    assert report.row(Cell(Load(concurrency=4), 1, 0, 0.0, 0.0, 0.0, 0.0, 0.0)).split()[3:] == [
+        *("0.0", "0.0", "-", "-", "-", "?", "0", "0.00")
+    ]

@@ -4,6 +4,7 @@ import os
 import socket
 import ssl
 import subprocess
+import struct
 import threading
 import time
 from collections import Counter
@@ -11,12 +12,14 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+import pytest
 import trustme
 
 from cnnserve.tools.load.connecting import Wire, tls_context
 from cnnserve.tools.load.generator import LOST, UNANSWERED, Generator, Open, Window
 from cnnserve.tools.load.http1 import HttpConnection
 from cnnserve.tools.load.http2 import Connection
+from cnnserve.tools.load.summary import summary
 from oip import SERVICE, tensor
 from support import RunningServer, serving, write_version
 
@@ -63,12 +66,17 @@ def test_the_servers_cpu_time_is_that_of_all_its_processes_that_still_run(tiny_s
 
 
 class Stalling:
-    """A server over HTTP that answers the first request only after the others have been due for long."""
+    """A server over HTTP that answers the first request only after the others have been due for long.
 
-    def __init__(self, stall_s: float) -> None:
+    `answers`: how many requests it answers; None: all. `pause_s`: how long each of them takes.
+    """
+
+    def __init__(self, stall_s: float, answers: int | None = None, pause_s: float = 0.0) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self._stall_s = stall_s
+        self._answers = answers
+        self._pause_s = pause_s
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -80,6 +88,9 @@ class Stalling:
                     return
                 if number == 0:
                     time.sleep(self._stall_s)
+                time.sleep(self._pause_s)
+                if number == self._answers:
+                    continue
                 connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
 
     def close(self) -> None:
@@ -103,6 +114,41 @@ def test_a_stall_counts_for_all_requests_that_were_due_meanwhile() -> None:
 
 def http(address: str) -> HttpConnection:
     return HttpConnection(Wire(address), address, "/", [b"x"], [])
+
+
+def test_the_rate_of_an_open_loop_is_what_the_server_did_meanwhile() -> None:
+    """A server that is asked for more than it can do is no slower because of what waits from the warm-up."""
+    server = Stalling(0.0, pause_s=0.01)
+    try:
+        generator = Generator([partial(http, server.address)], precise=True)
+        measured = generator.open((0.004 * index for index in range(1, 200)), Window(time.perf_counter(), 0.4, 0.4))
+    finally:
+        server.close()
+    found = summary(measured, 0.4)
+    assert found["requests"] >= 99
+    assert 40 < found["rate"] <= 100
+
+
+def test_a_stall_at_the_end_of_a_closed_loop_counts() -> None:
+    """Otherwise the rate would be that of the time before the stall."""
+    server = Stalling(0.0, answers=3)
+    try:
+        measured = Generator([partial(http, server.address)]).closed(Window(time.perf_counter(), 0.0, 1.3))
+    finally:
+        server.close()
+    assert statuses(measured.ended) == {"OK": 3, UNANSWERED: 1}
+    assert summary(measured, 1.3)["rate"] == pytest.approx(3 / 1.3, rel=0.1)
+
+
+def test_requests_that_the_server_does_not_let_be_in_flight_are_counted() -> None:
+    settings = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0]) + struct.pack("!HI", 3, 2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        generator = Generator([grpc(address, 5)])
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(settings)
+            assert generator.closed(Window(time.perf_counter(), 0.0, 0.1)).withheld == 3
 
 
 def test_responses_that_never_come_are_counted() -> None:
