@@ -1,6 +1,7 @@
 """The labelled images: a folder with a sub-folder for each class, or a CSV file. Holds names, never images."""
 
 import csv
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,10 +42,10 @@ def from_folder(folder: Path) -> Dataset:
     """
     try:
         children = sorted((child for child in folder.iterdir() if not child.name.startswith(".")), key=lambda c: c.name)
+        classes = [child for child in children if child.is_dir()]
     except OSError as error:
         raise InvalidInputError(f"{folder}: cannot read the folder: {error.strerror}") from error
-    classes = [child for child in children if child.is_dir()]
-    loose = sum(child.suffix.lower() in sources.SUFFIXES for child in children if not child.is_dir())
+    loose = sum(child.suffix.lower() in sources.SUFFIXES for child in children if child not in classes)
     if not classes:
         found = f"{many(loose, 'image')}, but no class folders" if loose else "neither class folders nor images"
         raise InvalidInputError(
@@ -54,7 +55,7 @@ def from_folder(folder: Path) -> Dataset:
     empty = []
     for child in classes:
         found_below = [Sample(entry, child.name) for entry in sources.find([str(child)])]
-        if len(found_below) == 1 and found_below[0].entry.name == str(child):
+        if len(found_below) == 1 and found_below[0].entry.name == str(child) and _is_readable(child):
             empty.append(f"{child.name}: {found_below[0].entry.error}")
         else:
             samples += found_below
@@ -64,6 +65,14 @@ def from_folder(folder: Path) -> Dataset:
     if loose:
         remarks.append(f"{many(loose, 'image')} beside the class folders: not used, because no folder names the class")
     return Dataset(tuple(samples), tuple(remarks))
+
+
+def _is_readable(folder: Path) -> bool:
+    try:
+        with os.scandir(folder):
+            return True
+    except OSError:
+        return False
 
 
 def from_csv(file: Path, root: Path | None) -> Dataset:

@@ -7,6 +7,7 @@ import pytest
 
 from cnnserve.tools.evaluation import dataset
 from cnnserve_client.errors import InvalidInputError
+from support import as_other_user
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -33,6 +34,33 @@ def test_empty_class_folders_and_loose_images_are_told(tmp_path: Path) -> None:
     assert pairs(found, root) == [("a/1.png", "a")]
     assert found.remarks[0].startswith("class folder b: the folder has no images")
     assert found.remarks[1] == "1 image beside the class folders: not used, because no folder names the class"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, which other users reach without a right to the folders above it."""
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    return Path()
+
+
+def test_a_class_folder_that_cannot_be_read_is_a_failure_and_no_empty_one(here: Path) -> None:
+    touch(here, "a/1.png", "b/2.png")
+    (here / "b").chmod(0)
+    with as_other_user():
+        found = dataset.from_folder(here)
+    (here / "b").chmod(0o755)
+    assert pairs(found, here) == [("a/1.png", "a"), ("b", "b")]
+    assert str(found.samples[1].entry.error) == "Permission denied"
+    assert not found.remarks
+
+
+def test_a_folder_in_which_nothing_can_be_looked_up_is_named(here: Path) -> None:
+    touch(here, "root/a/1.png")
+    (here / "root").chmod(0o644)
+    with as_other_user(), pytest.raises(InvalidInputError, match="root: cannot read the folder: Permission denied"):
+        dataset.from_folder(here / "root")
+    (here / "root").chmod(0o755)
 
 
 @pytest.mark.parametrize(

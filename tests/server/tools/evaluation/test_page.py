@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from browsing import browsing, check_accessible, needs_browser
 from cnnserve.tools.evaluation import cli
 from cnnserve.tools.evaluation.page.markup import Markup, element
 from support import picture, rewrite_manifest, write_version
@@ -105,6 +106,21 @@ def test_the_page_can_be_used_without_seeing_it(page: str) -> None:
     assert all(cell.get("scope") in ("row", "col") for cell in reader.all("th"))
     scrolled = [part for part in reader.all("div") if part.get("class") == "scroll"]
     assert all(part["tabindex"] == "0" and part["role"] == "region" and part["aria-label"] for part in scrolled)
+
+
+@needs_browser
+def test_a_browser_shows_it_without_complaints(page: str, tmp_path: Path) -> None:
+    (tmp_path / "out.html").write_text(page, encoding="utf-8")
+    complaints: list[str] = []
+    with browsing() as browser:
+        for scheme in ("light", "dark"):
+            # A phone's width, so that tables scroll.
+            seen = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme=scheme)
+            seen.on("console", lambda message: complaints.append(message.text))
+            seen.goto((tmp_path / "out.html").as_uri())
+            check_accessible(seen)
+            assert seen.evaluate("document.documentElement.scrollWidth") <= 360
+    assert complaints == []
 
 
 def test_both_colour_schemes_have_all_colours() -> None:

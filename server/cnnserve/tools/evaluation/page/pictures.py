@@ -42,4 +42,5 @@ def _picture(path: str) -> Markup:
         alt="",
         width=found.width,
         height=found.height,
+        class_="exact" if max(found.width, found.height) < _SIDE else "small",
     )
