@@ -3,8 +3,8 @@
 import os
 import socket
 import ssl
-import subprocess
 import struct
+import subprocess
 import threading
 import time
 from collections import Counter

@@ -20,6 +20,7 @@ HANG_MS = 120_000
 EVIL = "<img src=x onerror=document.title='broken'>"
 # From right to left, so that a percentage beside it would change places.
 HEBREW = "\u05d0\u05d5\u05e8 (1)"
+LABELS = "\n".join((EVIL, CLASSES[1], f"{HEBREW} {'x' * 300}")) + "\n"
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 
@@ -29,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     root = folder / "models"
     for version in (1, 2):
         write_version(root / "evil" / str(version))
-        (root / "evil" / str(version) / "labels.txt").write_text("\n".join((EVIL, CLASSES[1], f"{HEBREW} {'x' * 300}")) + "\n")
+        (root / "evil" / str(version) / "labels.txt").write_text(LABELS)
         rewrite_manifest(root / "evil" / str(version))
     (root / "evil" / "config.pbtxt").write_text("version_policy { all {} }\n")
     (root / "evil" / "version_labels.json").write_text('{"stable": 1}')
@@ -258,7 +259,11 @@ def test_what_comes_late_about_a_model_is_not_shown_with_another_one(opened: Ope
     page = opened("models")
     page.wait_for_selector(".model-list li")
     held: list[Any] = []
-    page.route("**/models/evil/versions/2", lambda route: held.append(route))
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    page.route("**/models/evil/versions/2", hold)
     page.get_by_role("link", name="evil").click()
     page.get_by_role("heading", name="evil").wait_for()
     while not held:
