@@ -58,7 +58,8 @@ class Measured:
     requests that were due in this time; in a closed loop, those that ended in it. `begin` and `end` (0: the last
     response) are the time for the rate. `lags`: how much later the generator sent the requests than it could,
     in seconds. `finished`: how many requests of an open loop were answered with success in this time; those that were
-    due in it may be answered later. `withheld`: how many requests the server did not let be in flight beside the others.
+    due in it may be answered later. `withheld`: how many requests the server did not let be in flight beside the
+    others.
     CPU times are in seconds.
     """
 
