@@ -31,7 +31,9 @@ TITLES = {
     "resnet50": "ResNet-50",
 }
 _BLOCK = re.compile(r"<!-- ([\w-]+): from bench/results -->\n.*?<!-- end of \1 -->", re.DOTALL)
-_KINDS = {"tensor": "tensors", "image": "JPEGs"}
+_KINDS = {"tensor": "Tensors", "image": "JPEGs"}
+# Characters of a reason why a server did not run.
+_REASON = 200
 
 Result = dict[str, Any]
 
@@ -81,23 +83,25 @@ def _peers() -> str:
     settings, machine = result["settings"], result["machine"]
     parts = [
         _wrapped(
-            f"Commit {result['commit']}, {machine['cores']} cores ({machine['cpu']}), medians of {settings['rounds']} "
-            f"rounds of {settings['seconds']:g} s (`bench/results/{result['file']}`). {_versions(result)}"
+            f"Commit {result['commit']}, {machine['cores']} cores ({machine['cpu']}), {settings['rounds']} "
+            f"{'rounds' if settings['rounds'] > 1 else 'round'} of {settings['seconds']:g} s, medians "
+            f"(`bench/results/{result['file']}`). {_versions(result)}"
         )
     ]
     for model, measured in result["models"].items():
         parts += [f"### {TITLES[model]}", f"![{TITLES[model]}: images/s of each server](pictures/peers-{model}.svg)"]
         for kind, title in _KINDS.items():
             if table := _peers_table(measured["results"], kind, settings["in_flight"]):
-                parts += [f"{title.capitalize()}:", table]
+                parts += [f"{title}:", table]
         parts.append(_servers_table(measured["results"]))
-        parts += [f"{name} did not run: {reason}." for name, reason in measured["not_run"].items()]
+        parts += [f"{name} did not run: `{reason[:_REASON]}`" for name, reason in measured["not_run"].items()]
     return "\n\n".join(parts)
 
 
 def _versions(result: Result) -> str:
     servers = result["servers"]
-    names = [f"{name} {versions.get(name)}" for name, versions in servers.items() if name in versions]
+    # The first package is the server itself.
+    names = [f"{name} {next(iter(versions.values()))}" for name, versions in servers.items()]
     runtime = result["versions"]["onnxruntime"]
     others = {
         name: versions["onnxruntime"]

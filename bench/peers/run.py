@@ -32,7 +32,7 @@ from peers.report import HEAD, cells
 from peers.summary import EMPTY, OWN, PLAIN
 
 MODELS = ("lenet5", "resnet18")
-# A run of LeNet-5 takes microseconds, so a second thread costs every server more than it gains.
+# A run of LeNet-5 takes microseconds: too few for a second thread.
 THREADS = {"lenet5": 1}
 
 
@@ -94,11 +94,11 @@ def _sides(
     options: argparse.Namespace, inputs: Inputs, loads: Loads, repository: Path
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """Returns for each server the function that measures it once."""
-    peers = {name: partial(measure_peer, PEERS[name], inputs, loads) for name in options.peers}
+    peers = [PEERS[name] for name in options.peers]
     return {
         PLAIN: partial(measure_plain, inputs, loads),
         OWN: partial(measure_own, inputs, loads, repository),
-        **peers,
+        **{peer.title: partial(measure_peer, peer, inputs, loads) for peer in peers},
         EMPTY: partial(measure_empty, inputs, loads),
     }
 
@@ -122,7 +122,8 @@ def _rounds(
 
 
 def _versions(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    return {name: environments.versions(PEERS[name]) for name in names if not environments.missing(PEERS[name])}
+    peers = [PEERS[name] for name in names]
+    return {peer.title: environments.versions(peer) for peer in peers if not environments.missing(peer)}
 
 
 def _print(

@@ -13,7 +13,8 @@ _NUMBERS = ("images_per_s", "p50_ms", "p99_ms", "cpu_ms")
 class Row:
     """One server with one load: medians over the rounds.
 
-    `share`: images/s relative to plain ONNX Runtime in the same round, None for itself. `numbers` may lack latencies.
+    `share`: images/s relative to plain ONNX Runtime in the same round; None for itself and without a model. `numbers`
+    may lack latencies.
     """
 
     server: str
@@ -56,7 +57,7 @@ def _row(server: str, protocol: str, cells: Sequence[Any], limits: Sequence[Any]
         server,
         "" if protocol == "run" else protocol,
         {name: _median([cell[name] for cell in cells]) for name in _NUMBERS if name in cells[0]},
-        _median(shares) if shares and server != PLAIN else None,
+        _median(shares) if shares and server not in (PLAIN, EMPTY) else None,
         sum(cell.get("failed", 0) for cell in cells),
         next((cell["client_limit"] for cell in cells if cell.get("client_limit")), ""),
     )

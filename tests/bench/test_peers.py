@@ -96,8 +96,8 @@ def test_the_page_shows_every_server_and_why_one_did_not_run(tmp_path: Path, mon
     assert shown.endswith("<!-- end of peers -->\nafter\n")
     assert "cnnserve 2.0, mosec 3.0; ONNX Runtime 1.0 (mosec: 0.9)." in " ".join(shown.split())
     assert "| 1 | cnnserve gRPC | 99.0 | 0.99 |" in shown
-    assert "| 1 | no model gRPC | 500 | 5.00 |" in shown
-    assert "mosec did not run: it ended: no." in shown
+    assert "| 1 | no model gRPC | 500 | - |" in shown
+    assert "mosec did not run: `it ended: no`" in shown
     assert page.rendered(shown) == shown
 
 
