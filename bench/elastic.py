@@ -35,7 +35,7 @@ import onnxruntime as ort
 from harness import Worker
 from machine import cores, memory_mib
 
-from cnnserve.tools.load.clocks import percentile
+from cnnserve.batching.percentile import percentile
 
 VARIANTS = ("wide", "narrow", "crowded", "elastic", "shared")
 FIXED = ("wide", "narrow")
@@ -187,8 +187,8 @@ def work(variant: str, onnx: Path) -> int:
         latencies = sorted(queue.latencies)
         cell = {
             "rate": len(latencies) / elapsed,
-            "p50_ms": percentile(latencies, 0.5) * 1e3,
-            "p99_ms": percentile(latencies, 0.99) * 1e3,
+            "p50_ms": percentile(latencies, 50) * 1e3,
+            "p99_ms": percentile(latencies, 99) * 1e3,
             "memory_mib": memory_mib(os.getpid()),
         }
         print(json.dumps(cell), flush=True)

@@ -31,7 +31,7 @@ from cnnserve.batching.percentile import percentile
 Load = Callable[..., Measured]
 MODELS = ("lenet5", "resnet18")
 # Those of the usual server that are fitted, and its others.
-FITTED = (Cell(1, 1), Cell(1, 16), Cell(8, 1), Cell(8, 16))
+FITTED = (Cell(1, 1), Cell(1, 16), Cell(8, 1), Cell(8, 8))
 PREDICTED = (Cell(1, 4), Cell(2, 8), Cell(4, 4), Cell(4, 16), Cell(16, 2))
 AT_RANDOM_TIMES = (Cell(1, 1000, 0.5), Cell(1, 1000, 0.8))
 # Of the other servers. That with the small batch is fitted.
