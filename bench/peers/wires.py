@@ -51,10 +51,10 @@ class Way:
     @property
     def messages(self) -> Messages:
         """What the load generator sends."""
-        words = ["--method" if self.protocol == "gRPC" else "--http-path", self.path]
-        for header in self.headers:
-            words += ["--header", header]
-        return Messages(tuple(self.bodies), tuple(words), 1, self.name)
+        bodies, headers = tuple(self.bodies), tuple(self.headers)
+        if self.protocol == "gRPC":
+            return Messages(bodies, 1, self.name, method=self.path)
+        return Messages(bodies, 1, self.name, http_path=self.path, headers=headers)
 
     def ask(self, target: Target, number: int) -> Rows:
         """Returns the probabilities for one of the bodies. Raises `OSError` or `BadResponse`."""
