@@ -28,7 +28,7 @@ class HealthService:
         ]
 
     async def check(self, request: pb.HealthCheckRequest, _: CallContext) -> pb.HealthCheckResponse:
-        """Returns SERVING or NOT_SERVING. Raises as `Registry.entry` if `service` is neither "" nor a model's name."""
+        """Returns SERVING or NOT_SERVING. Raises as `Registry.state` if `service` is neither "" nor a model's name."""
         return _response(self._health.is_serving(request.service))
 
     async def watch(self, request: pb.HealthCheckRequest, _: CallContext) -> AsyncIterator[pb.HealthCheckResponse]:

@@ -45,7 +45,7 @@ class Health:
         """
         if not service:
             return self.is_ready
-        return bool(self._registry.entry(service).ready) and not self._draining
+        return bool(self._registry.state(service).ready) and not self._draining
 
     def started(self) -> None:
         """Records that each model to be served at start is loaded or has failed."""

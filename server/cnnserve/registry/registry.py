@@ -110,12 +110,23 @@ class Registry:
         return chosen.model
 
     def is_ready(self, name: str, version: str = "") -> bool:
-        """Returns whether `get` would return a model. Raises `ModelNotFound` or `VersionNotFound`."""
+        """Returns whether `get` would return a model. Raises `VersionNotFound`, or `ModelNotFound` as `state` does."""
         try:
+            self.state(name)
             self.get(name, version)
         except ModelNotReady:
             return False
         return True
+
+    def state(self, name: str) -> ModelEntry:
+        """Does the same as `entry` for those who may know the state of a model whose name they know.
+
+        The text of `ModelNotFound` names no other model: clients without a token may ask, too.
+        """
+        try:
+            return self.entry(name)
+        except ModelNotFound:
+            raise ModelNotFound(f"model {name!r} is not in the model repository") from None
 
     def entry(self, name: str) -> ModelEntry:
         """Returns a model in any state.

@@ -65,6 +65,8 @@ RULES = {
     f"{HEALTH}/Check": _Rule(health_pb2.HealthCheckRequest, "service", health_pb2.HealthCheckResponse),
     f"{HEALTH}/Watch": _Rule(health_pb2.HealthCheckRequest, "service"),
 }
+# Clients without a token may call these, so their errors name no models.
+_OPEN = {f"{HEALTH}/Check", f"{HEALTH}/Watch", f"{INFERENCE}/ModelReady"}
 # Requests of these RPCs that name no model concern the server; those of others are about a model without a name.
 _ABOUT_SERVER = {f"{INFERENCE}/TraceSetting", f"{HEALTH}/Watch"}
 
@@ -193,9 +195,11 @@ class Routing:
             return model
         if not model and (rule.merged is not None or name in _ABOUT_SERVER):
             return None
-        known = ", ".join(sorted(self._models)[:_LISTED])
-        more = f" and {len(self._models) - _LISTED} more" if len(self._models) > _LISTED else ""
-        raise ModelNotFound(f"model {model[:200]!r} is not in the model repository; it has {known}{more}")
+        text = f"model {model[:200]!r} is not in the model repository"
+        if name not in _OPEN:
+            more = f" and {len(self._models) - _LISTED} more" if len(self._models) > _LISTED else ""
+            text += f"; it has {', '.join(sorted(self._models)[:_LISTED])}{more}"
+        raise ModelNotFound(text)
 
 
 def _merged(kind: type[Message], replies: Sequence[Reply]) -> Reply:

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from cnnserve.access.scopes import Scope
 from cnnserve.api.classifier import ClassifierService
 from cnnserve.api.health import HealthService
 from cnnserve.api.inspection import InspectionService
@@ -181,6 +182,8 @@ def test_every_rpc_on_an_unknown_model_answers_not_found(call: Caller, methods: 
         code, details = fails(call, name, request)
         assert (name, code) == (name, grpc.StatusCode.NOT_FOUND)
         assert "'nobody'" in details
+        # Whoever has no token learns no names.
+        assert method.scope is not Scope.OPEN or "tiny" not in details
         asked.add(name.rpartition("/")[2])
     assert {"ModelReady", "ModelMetadata", "ModelInfer", "Classify", "GetModel", "Check"} <= asked
     [answer] = call.stream(iter([c.ClassifyStreamRequest(id="7", request=c.ClassifyRequest(model="nobody"))]))
