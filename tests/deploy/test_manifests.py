@@ -4,6 +4,7 @@ The schemas are in `kubernetes-validate`, which `make manifests` installs into a
 """
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,25 @@ def test_each_source_of_models_fits_the_volumes_of_an_overlay(
     }
     assert [mount.get("subPath") for mount in (mounts["/models"], mounts["/tls"])] == [folder, None]
     assert all(mount["readOnly"] for mount in mounts.values())
+
+
+@kubectl
+def test_the_kustomization_of_the_documentation_pulls_its_models(tmp_path: Path) -> None:
+    page = (DEPLOY.parent / "docs" / "deploy.md").read_text()
+    match = re.search(r'```yaml title="deploy/kubernetes/own/kustomization.yaml"\n(.*?)```', page, re.DOTALL)
+    assert match is not None
+    own = with_component(tmp_path, "models-pull")
+    (own / "kustomization.yaml").write_text(match[1])
+    built = build(own)
+    spec = one(built, "Deployment")["spec"]["template"]["spec"]
+    (pull,) = spec["initContainers"]
+    assert pull["image"] == spec["containers"][0]["image"] == "registry.example.org/cnnserve:cpu"
+    (variable,) = pull["env"]
+    found = one(built, "ConfigMap")
+    # The name changes with the content, so that the pods do, too.
+    assert variable["valueFrom"]["configMapKeyRef"] == {"name": found["metadata"]["name"], "key": "source"}
+    assert found["metadata"]["name"] != "cnnserve-models"
+    assert found["data"]["source"].startswith("oci://")
 
 
 @kubectl
