@@ -22,6 +22,7 @@ from setting import FREE, SIZES, Setting
 from steps import Kept, Result, Step, part_end, run_part
 
 from cnnserve.model_config.providers import Provider
+from cnnserve.repository.staging import replace_file
 from cnnserve.runtime import cuda, gpus
 from cnnserve.runtime.session import ProviderUnavailable, require
 
@@ -158,7 +159,7 @@ def _write(setting: Setting, kept: Mapping[str, Kept], gpu: Mapping[str, Any]) -
     )
     # Beside packages of its own, a machine may have the metadata of another ONNX Runtime.
     result["versions"]["onnxruntime"] = onnxruntime.__version__
-    (setting.output / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+    replace_file(setting.output / "gpu.json", (json.dumps(result, indent=1) + "\n").encode())
 
 
 def _prepared_commit(setting: Setting) -> str:

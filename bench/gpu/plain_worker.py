@@ -8,11 +8,10 @@ them; `resident` are those with the same batch, which stays on the device.
 import argparse
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import machine
 import numpy as np
@@ -28,7 +27,7 @@ _DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
 
 class Loop:
-    """A session, and its buffers for one batch size."""
+    """A session with its buffers for one batch size, and a thread, because CUDA graphs belong to a thread."""
 
     def __init__(self, model: Path, provider: Provider, threads: int) -> None:
         options = ort.SessionOptions()
@@ -36,9 +35,27 @@ class Loop:
         self._graphs = provider.graphs
         self._device = provider.kind
         self._session = ort.InferenceSession(str(model), options, providers=provider.chain, enable_fallback=0)
+        self._thread = ThreadPoolExecutor(1)
 
     def bind(self, batch: int) -> None:
         """Makes the buffers and runs them some times, so that the CUDA graph of this batch size is captured."""
+        self._thread.submit(self._bind, batch).result()
+
+    def start(self, run: Callable[["Loop"], object], end: float) -> "Future[list[float]]":
+        """Calls `run` again and again until `end`, a time of `time.perf_counter`. Returns the time of each call."""
+        return self._thread.submit(self._repeat, run, end)
+
+    def _repeat(self, run: Callable[["Loop"], object], end: float) -> list[float]:
+        times: list[float] = []
+        now = time.perf_counter()
+        while now < end:
+            run(self)
+            after = time.perf_counter()
+            times.append(after - now)
+            now = after
+        return times
+
+    def _bind(self, batch: int) -> None:
         spec, result = self._session.get_inputs()[0], self._session.get_outputs()[0]
         values = np.random.default_rng(0).random((batch, *spec.shape[1:])) * 255
         self._rows = values.astype(_DTYPES[spec.type])
@@ -95,29 +112,16 @@ def measure(loops: Sequence[Loop], batch: int, seconds: float) -> dict[str, floa
     """Returns images/s with and without copies, and the median time of a run with copies in ms."""
     for loop in loops:
         loop.bind(batch)
-    resident, _ = _timed([loop.resident for loop in loops], seconds)
-    copied, times = _timed([loop.copied for loop in loops], seconds)
+    resident, _ = _timed(loops, Loop.resident, seconds)
+    copied, times = _timed(loops, Loop.copied, seconds)
     return {"copied": copied * batch, "resident": resident * batch, "copied_p50_ms": float(np.median(times)) * 1e3}
 
 
-def _timed(runs: Sequence[Callable[[], Any]], seconds: float) -> tuple[float, list[float]]:
-    """Calls each function again and again on a thread of its own. Returns calls a second and the time of each call."""
-    times: list[float] = []
+def _timed(loops: Sequence[Loop], run: Callable[[Loop], object], seconds: float) -> tuple[float, list[float]]:
+    """Returns how many runs all loops make in a second, and the time of each run."""
     started = time.perf_counter()
-
-    def repeat(run: Callable[[], Any]) -> None:
-        now = time.perf_counter()
-        while now < started + seconds:
-            run()
-            after = time.perf_counter()
-            times.append(after - now)
-            now = after
-
-    threads = [threading.Thread(target=repeat, args=(run,)) for run in runs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    running = [loop.start(run, started + seconds) for loop in loops]
+    times = [each for future in running for each in future.result()]
     return len(times) / (time.perf_counter() - started), times
 
 

@@ -2,7 +2,7 @@
 # Packs what a GPU machine without a package index needs for run.sh: packages for its Python, and all models.
 #   prepare.sh FOLDER [PYTHON_VERSION]     FOLDER/part-aa, part-ab, ... of at most 55 MiB, and FOLDER/SHA256
 # There: unpack.sh FOLDER [DIR]. CUDA 13, cuDNN 9 and Python (default: 3.12) have to be on that machine.
-# PYTHON: an interpreter with the extras cpu and export (default: .venv/bin/python). A second start goes on.
+# PYTHON: an interpreter with the extras cpu and export (default: .venv/bin/python). A second start goes on with what is missing.
 set -euo pipefail
 folder=$(mkdir -p "${1:?folder for the parts}" && cd "$1" && pwd)
 version=${2:-3.12}
@@ -22,13 +22,18 @@ extras = project["optional-dependencies"]
 print(*project["dependencies"], *extras["server"], "nvidia-ml-py", "onnx", "onnxruntime-gpu", "pytest", sep="\n")
 P
 )
-platforms=()
+platforms=(--platform manylinux2014_x86_64)
 for glibc in 17 27 28 34; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
-rm -rf "$folder/packed/site"
-"$python" -m pip install --quiet --target "$folder/packed/site" --only-binary=:all: --constraint constraints.txt \
-  --implementation cp --python-version "$version" "${platforms[@]}" --platform manylinux2014_x86_64 "${packages[@]}"
-# The provider for TensorRT is not measured.
-rm -f "$folder"/packed/site/onnxruntime/capi/libonnxruntime_providers_tensorrt.so "$folder"/part-*
-tar -C "$folder/packed" -c . | xz -T0 -6 | split -b 55M - "$folder/part-"
+site=$folder/packed/site
+if [[ ! -d $site ]]; then
+  rm -rf "$folder/new"
+  "$python" -m pip install --quiet --target "$folder/new" --only-binary=:all: --constraint constraints.txt \
+    --implementation cp --python-version "$version" "${platforms[@]}" "${packages[@]}"
+  # The provider for TensorRT is not measured.
+  rm -f "$folder/new/onnxruntime/capi/libonnxruntime_providers_tensorrt.so"
+  mv "$folder/new" "$site"
+fi
+rm -f "$folder"/part-*
+tar -C "$folder/packed" -c . | xz -T0 | split -b 55M - "$folder/part-"
 cat "$folder"/part-* | sha256sum | cut -d' ' -f1 > "$folder/SHA256"
 ls -l "$folder"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cnnserve.repository.staging import replace_file
+
 Result = dict[str, Any]
 Clock = Callable[[], float]
 
@@ -61,9 +63,8 @@ class Kept:
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps({"complete": self.complete, "results": self.results}, indent=1) + "\n")
-        new.replace(self._path)
+        text = json.dumps({"complete": self.complete, "results": self.results}, indent=1) + "\n"
+        replace_file(self._path, text.encode())
 
 
 def part_end(now: float, end: float, budgets: Sequence[float]) -> float:
