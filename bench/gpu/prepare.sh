@@ -2,7 +2,8 @@
 # Packs what a GPU machine without a package index needs for run.sh: packages for its Python, and all models.
 #   prepare.sh FOLDER [PYTHON_VERSION]     FOLDER/part-aa, part-ab, ... of at most 55 MiB, and FOLDER/SHA256
 # There: unpack.sh FOLDER [DIR]. CUDA 13, cuDNN 9 and Python (default: 3.12) have to be on that machine.
-# PYTHON: an interpreter with the extras cpu and export (default: .venv/bin/python). A second start goes on with what is missing.
+# PYTHON: an interpreter with the extras cpu and export (default: .venv/bin/python).
+# A second start goes on with what is missing.
 set -euo pipefail
 folder=$(mkdir -p "${1:?folder for the parts}" && cd "$1" && pwd)
 version=${2:-3.12}
