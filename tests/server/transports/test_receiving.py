@@ -3,6 +3,8 @@
 import asyncio
 from typing import ClassVar
 
+import pytest
+
 from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
 from cnnserve.transports.core.receiving import Receiving, Turn
@@ -91,6 +93,20 @@ async def test_a_connection_that_waits_for_much_is_not_passed_for_ever() -> None
         assert not large.reads
     work.advance()
     assert large.reads
+
+
+@pytest.mark.parametrize("limit", [LARGEST, 2 * LARGEST])
+async def test_memory_is_freed_for_a_call_that_waits(limit: int) -> None:
+    """Before, one response that nobody read kept new connections out until the core closed its connection."""
+    budget = MemoryBudget(limit)
+    wanted: list[int] = []
+    work = Receiving(budget, LARGEST, MemoryPressure(budget, resident=lambda: 100 * MIB), relieve=wanted.append)
+    with budget.hold(MIB):
+        new = Call(work, "new", [])
+        await until(lambda: bool(wanted))
+        assert not new.reads
+    assert wanted[0] == limit
+    await until(lambda: new.reads)
 
 
 async def test_a_loop_that_is_behind_ends_no_call_as_silent() -> None:

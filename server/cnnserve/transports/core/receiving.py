@@ -106,8 +106,9 @@ class Turn:
 class Receiving:
     """The messages of all calls. Use on one event loop.
 
-    `relieve` is called again and again while requests hold more than the budget allows. `caught_up` returns the loop's
-    time when the last event of the core was handled that had come until then; None: events never wait.
+    `relieve` is called again and again with the bytes that the longest waiting call needs (0: none waits), while they
+    do not fit into the budget beside what requests hold. `caught_up` returns the loop's time when the last event of the
+    core was handled that had come until then; None: events never wait.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Receiving:
         budget: MemoryBudget,
         max_message_bytes: int,
         pressure: MemoryPressure,
-        relieve: Callable[[], None] = lambda: None,
+        relieve: Callable[[int], None] = lambda _: None,
         caught_up: Callable[[], float] | None = None,
     ) -> None:
         self._budget = budget
@@ -278,12 +279,20 @@ class Receiving:
         for turn in self._reading:
             if turn.ended and self._due - turn.ended > _CUT_OFF_S:
                 turn.reader.cut_off()
-        if not self._budget.has_room(0):
-            self._relieve()
+        if not self._budget.has_room(wanted := self._wanted()):
+            self._relieve(wanted)
         self._pressure.trim_if_worth_it(is_quiet=self._loop.time() - self._large_at > _QUIET_S)
         self._quiet_looks = 0 if self._reading or self._queue or self._budget.total_bytes else self._quiet_looks + 1
         if self._quiet_looks < _QUIET_LOOKS:
             self._look_soon()
+
+    def _wanted(self) -> int:
+        """Returns what the call that waits longest needs, and what is on its way before; 0 if no call waits."""
+        if not self._queue:
+            return 0
+        wanted = self._expected + memory_of(self._queue[0].expected or self._max_message_bytes)
+        # A message that is larger needs no more than to be alone.
+        return min(wanted, self._budget.limit_bytes)
 
     def _older(self, seconds: float) -> list[Turn]:
         """Returns the turns whose message has not come for so long. While the loop is behind, that is not known."""

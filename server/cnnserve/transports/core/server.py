@@ -210,12 +210,18 @@ class CoreTransport:
         call.sending_bytes = 0
         del self._unsent[call]
 
-    def _relieve(self) -> None:
-        """Gives up the oldest responses that their clients do not read, until the rest fits into the budget."""
+    def _relieve(self, wanted: int) -> None:
+        """Gives up the oldest responses that their clients do not read, until the rest fits into the budget.
+
+        `wanted`: the bytes of a call that waits. If giving up all of them made no room for it, it waits for others.
+        """
         latest = self.loop.time() - _UNREAD_S
+        unread = [call for call, since in self._unsent.items() if since <= latest]
         too_many = self._budget.total_bytes - self._budget.limit_bytes
-        for call, since in list(self._unsent.items()):
-            if too_many <= 0 or since > latest:
+        if too_many + wanted <= sum(call.sending_bytes for call in unread):
+            too_many += wanted
+        for call in unread:
+            if too_many <= 0:
                 return
             too_many -= call.sending_bytes
             call.abandon()
