@@ -7,6 +7,7 @@ Every job belongs to a path, such as (address, connection, request). At each lev
 2. A path that was empty starts at the tag of the job that left last: nobody saves up work for later.
 3. A waiting job keeps its tag, and the tags of later jobs grow. So a large job waits until the others have had as much
    work as it costs, and no longer.
+4. Of paths with equal tags, the one that has waited longest since its last job comes first.
 
 This is self-clocked fair queueing, applied to each level.
 """
@@ -81,6 +82,8 @@ class FairQueue(Generic[T]):
         keys: list[Hashable] = []
         while node.best is not None:
             key, child = node.best
+            # It comes last among equals from now on: `min` takes the first.
+            node.children[key] = node.children.pop(key)
             child.start += cost
             node.clock = max(node.clock, child.start)
             keys.append(key)

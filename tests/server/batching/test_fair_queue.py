@@ -1,7 +1,7 @@
 """The order in which jobs leave the fair queue. Time does not exist here: work is what jobs cost."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cnnserve.batching.fair_queue import FairQueue
@@ -131,6 +131,7 @@ def test_clients_that_always_wait_get_equal_work(one: list[int], other: list[int
     st.dictionaries(st.sampled_from("bcdef"), st.lists(st.integers(5, 50), min_size=8, max_size=8), min_size=1),
     st.integers(0, 8),
 )
+@example({"b": [5] * 8, "c": [5] * 8}, 1)
 def test_a_newcomer_waits_for_at_most_one_job_of_each_client(others: dict[str, list[int]], pops: int) -> None:
     """However much the others have sent: their jobs are not smaller than the newcomer's."""
     queue: FairQueue[str] = FairQueue()
