@@ -133,19 +133,27 @@ def _findings(args: argparse.Namespace, data: "Dataset") -> "Findings | None":
 
 
 def _tell(args: argparse.Namespace, found: "Findings") -> None:
-    """Prints the summary or JSON, and writes the report."""
+    """Writes the report, and prints the summary or JSON."""
     from . import document, summary
 
+    # First, because the reader of standard output may have closed it.
+    problem = "" if args.report is None else _write(args.report, found)
     say(document.as_json(found) if args.json else summary.as_text(found))
-    if args.report is None:
-        return
+    if problem:
+        raise InvalidInputError(problem)
+    if args.report:
+        say(f"report: {args.report}", sys.stderr)
+
+
+def _write(report: Path, found: "Findings") -> str:
+    """Writes the report and returns what is wrong, empty if nothing is."""
     from .page.document import as_html
 
     try:
-        args.report.write_text(as_html(found), encoding="utf-8", errors="backslashreplace")
+        report.write_text(as_html(found), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise InvalidInputError(f"--report {args.report}: cannot write the file: {error.strerror}") from error
-    say(f"report: {args.report}", sys.stderr)
+        return f"--report {report}: cannot write the file: {error.strerror}"
+    return ""
 
 
 @contextmanager

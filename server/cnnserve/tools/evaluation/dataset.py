@@ -84,6 +84,8 @@ def from_csv(file: Path, root: Path | None) -> Dataset:
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
             samples = tuple(_rows(file, csv.DictReader(text), root or file.parent))
+    except InvalidInputError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         raise InvalidInputError(f"{file}: cannot read the CSV file: {getattr(error, 'strerror', error)}") from error
     if not samples:

@@ -48,6 +48,8 @@ class LocalRunner:
 
     def __init__(self, repository: Path, model: str, version: str, device: Device = "cpu") -> None:
         threads = cpu_budget()
+        if not repository.is_dir():
+            raise InvalidInputError(f"--local {repository} is not a folder: name a model repository")
         try:
             folder = folders.find(repository, model)
             number = _number(folder, version)

@@ -108,8 +108,9 @@ def test_a_csv_names_paths_relative_to_itself_or_to_a_folder(tmp_path: Path) -> 
 def test_wrong_csv_files_are_refused(tmp_path: Path, data: bytes, text: str) -> None:
     file = tmp_path / "test.csv"
     file.write_bytes(data)
-    with pytest.raises(InvalidInputError, match=text):
+    with pytest.raises(InvalidInputError, match=text) as caught:
         dataset.from_csv(file, None)
+    assert str(caught.value).count("test.csv") == 1
 
 
 def test_a_pipe_in_a_csv_is_an_error_of_this_image_and_not_a_wait(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import contextlib
 import csv
 import io
 import json
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -257,6 +259,23 @@ def test_images_that_all_fail_are_no_report(tmp_path: Path, repository: Path) ->
     report = tmp_path / "out.html"
     assert cli.evaluate(["tiny", str(tmp_path), "--local", str(repository), "--report", str(report)]) == 1
     assert not report.exists()
+
+
+def test_a_reader_that_goes_away_leaves_the_report(
+    images: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        report = tmp_path / "out.html"
+        assert cli.evaluate(["tiny:1", str(images), "--local", str(repository), "--report", str(report)]) == 141
+    assert "Most confidently wrong" in report.read_text()
+
+
+def test_a_repository_that_does_not_exist_is_named(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.evaluate(["tiny", str(images), "--local", "/nowhere"]) == 1
+    assert "--local /nowhere is not a folder" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -285,7 +285,10 @@ def test_a_server_that_hangs_does_not_answer(opened: Open) -> None:
 
 
 def test_a_sample_that_does_not_come_is_told(opened: Open) -> None:
-    page = opened("try")
+    page = opened("models")
+    page.wait_for_selector(".model-list li")
+    page.route("**/page/samples/index.json", lambda route: route.abort(), times=1)
+    page.get_by_role("link", name="Try it", exact=True).click()
     ready(page, "try")
     page.route("**/page/samples/cat.jpg", lambda route: route.abort())
     page.get_by_role("button", name="Cat").click()

@@ -51,7 +51,7 @@ def _top(findings: Findings, title: str) -> Markup:
         parts.append(element("div", *(element("p", note) for note in notes), class_="warning"))
     columns = [dict(summary.figures(model)) for model in findings.models]
     names = dict.fromkeys(name for column in columns for name in column)
-    header = ("", *(model.subject.name for model in findings.models))
+    header = ("Figure", *(model.subject.name for model in findings.models))
     rows = [(name, *(column.get(name, "-") for column in columns)) for name in names]
     tests = ("self-test", *(model.subject.self_test or "-" for model in findings.models))
     return joined([*parts, table("Figures", header, [*rows, tests])])

@@ -45,8 +45,11 @@ def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], nu
 
 
 def scrolling(name: str, content: Markup) -> Markup:
-    """Returns a part that scrolls by itself if it is wider than the page, also with the keyboard."""
-    return element("div", content, class_="scroll", tabindex="0", role="region", aria_label=name)
+    """Returns a part that scrolls by itself if it is wider than the page, also with the keyboard.
+
+    It is no region, because two models have parts of the same name.
+    """
+    return element("div", content, class_="scroll", tabindex="0", role="group", aria_label=name)
 
 
 def _row(row: Sequence[str], numbers: Sequence[int]) -> Markup:

@@ -4,6 +4,8 @@ import { blob, json } from "./api.js";
 import { fill, h, options, trouble } from "./dom.js";
 import { classifiers, state } from "./state.js";
 
+const AGAIN_MS = 2000;
+
 // A select of models and one of their versions. Calls `changed` when what is chosen changes, also because a version goes.
 export function chooser(changed, { optional = false } = {}) {
   const model = h("select", {});
@@ -87,6 +89,7 @@ async function showSamples(place, chosen) {
   try {
     found = await json("/page/samples/index.json");
   } catch {
+    setTimeout(() => showSamples(place, chosen), AGAIN_MS);
     return;
   }
   fill(place, found.map(({ file, name }) => h("button", { type: "button", className: "sample", title: name, onclick: () => chosen(file) },
