@@ -37,7 +37,7 @@ def send(
     take the time of another measurement, but `client_limit` says so.
     """
     http = "127.0.0.1:" + server.wait_for(r"HTTP port (\d+)")[1][1]
-    target = Target(server.address, http, model, "", "", False, (None, None, None), server.pid)
+    target = Target(server.address, http, model, "", "", tls=False, files=(None, None, None), pids=(server.pid,))
     with Client(server.address, timeout_s=_TIMEOUT_S, retries=0) as client:
         info = newest(ready_versions(client.get_model(model), ""))
         client.infer(messages.sample(info, images), model=model)
@@ -61,10 +61,10 @@ def _messages(server: Server, info: VersionInfo, model: str, transport: str, ima
         return
     with _region(server, info, images) as (name, size):
         yield Messages(
-            tuple(_reference(info, model, images, (name, number * size, size)) for number in range(_TENSORS)),
-            ("--method", INFER),
-            images,
-            f"references to tensors of {size} bytes in shared memory",
+            bodies=tuple(_reference(info, model, images, (name, number * size, size)) for number in range(_TENSORS)),
+            images=images,
+            about=f"references to tensors of {size} bytes in shared memory",
+            method=INFER,
         )
 
 
