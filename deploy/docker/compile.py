@@ -10,6 +10,7 @@ import importlib.util
 import pkgutil
 import py_compile
 import sys
+from pathlib import Path
 
 # What is imported by name, or only for certain images and settings.
 _BY_NAME = (
@@ -47,5 +48,6 @@ for package in ("numpy.random", "uvloop"):
     importlib.import_module(package)
 named = [spec.origin for name in _BY_NAME if (spec := importlib.util.find_spec(name))]
 for file in {*named, *(getattr(module, "__file__", None) for module in sys.modules.values())}:
-    if file and file.endswith(".py"):
+    # What a lower layer of the image has, another layer would have twice.
+    if file and file.endswith(".py") and not Path(importlib.util.cache_from_source(file)).exists():
         py_compile.compile(file, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)

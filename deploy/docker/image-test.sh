@@ -1,24 +1,19 @@
 #!/usr/bin/env bash
 # Builds a container image, runs it and checks size, user, start, classes, health, a stop under load, and attacks it.
 #   image-test.sh [cpu|gpu|export]     (default: cpu)
-# Uses docker if its daemon responds, otherwise podman, otherwise a podman that ../shared/containers/setup.sh prepares.
-#   CNNSERVE_CONTAINERS=DIR   folder of the prepared podman, which is then used before any other engine
-#                             (default: a folder in the temporary folder)
+# engine.sh says which container engine it uses.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 python=$root/.venv/bin/python
-dockerfile=$here/Dockerfile
-setup=$root/../shared/containers/setup.sh
 kind=${1:-cpu}
 image=cnnserve:image-test-$kind
 container=cnnserve-image-test-$$
 model=lenet5
-base=$(sed -n 's/^FROM \([^ ]*\).*/\1/p' "$dockerfile" | head -n 1)
 work=$(mktemp -d)
-engine=
-build=
+# shellcheck source=deploy/docker/engine.sh
+. "$here/engine.sh"
 
 cleanup() {
   [[ -z $engine ]] || "$engine" rm --force "$container" > /dev/null 2>&1 || true
@@ -28,54 +23,6 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-fail() {
-  printf 'image-test: %s\n' "$*" >&2
-  exit 1
-}
-
-fail_with_log() { # LOG MESSAGE
-  tail -n 40 "$1" >&2
-  fail "$2"
-}
-
-# An engine is usable if its daemon runs and it has, or can get, the base image.
-usable() {
-  command -v "$1" > /dev/null || return 1
-  "$1" info > /dev/null 2>&1 || return 1
-  "$1" image inspect "$base" > /dev/null 2>&1 || "$1" pull --quiet "$base" > /dev/null 2>&1
-}
-
-prepared() { # FOLDER
-  if [[ ! -x $1/build.sh ]]; then
-    printf 'image-test: no container engine found; preparing podman, which takes about a minute\n'
-    mkdir -p "$1"
-    bash "$setup" "$1" > "$1/setup.log" 2>&1 || fail_with_log "$1/setup.log" "podman could not be prepared"
-  fi
-  # shellcheck source=/dev/null
-  . "$1/env.sh"
-  engine=podman
-  build=$1/build.sh
-}
-
-choose_engine() {
-  if [[ -n ${CNNSERVE_CONTAINERS:-} && ( -x $CNNSERVE_CONTAINERS/build.sh || -f $setup ) ]]; then
-    prepared "$CNNSERVE_CONTAINERS"
-  elif usable docker; then
-    engine=docker
-  elif usable podman; then
-    engine=podman
-  elif [[ -f $setup ]]; then
-    prepared "${TMPDIR:-/tmp}/cnnserve-containers"
-  else
-    fail "no usable container engine; it takes podman, or docker with a running daemon, and the image $base"
-  fi
-}
-
-build_image() { # TAG [ARGUMENTS]
-  ENGINE=$engine BUILD=$build bash "$here/build.sh" "$kind" "$@" > "$work/build.log" 2>&1 ||
-    fail_with_log "$work/build.log" "the image cannot be built"
-}
-
 # Every path of an image with its mode, owner and content; not the times, which Docker takes from the build.
 list_files() { # TAG
   "$engine" run --rm --user 0 --network none --entrypoint sh "$1" -c '
@@ -83,14 +30,29 @@ list_files() { # TAG
       -o -printf "%p %m %U %l\n" -type f -exec sha256sum {} + | sort' 2> /dev/null
 }
 
+# The second build is from a checkout with umask 077: the modes of its files must not get into the image.
 check_second_build() {
-  build_image "$image-again" --no-cache
+  local checkout=$work/checkout
+  mkdir "$checkout"
+  (
+    umask 077
+    sed -n 's/^!//p' "$root/.dockerignore" | tar -C "$root" -cf - --exclude __pycache__ .dockerignore deploy/docker -T - |
+      tar -C "$checkout" --no-same-permissions -xf -
+  )
+  build_image "$work/build.log" "$checkout" "$kind" "$image-again" --no-cache
   list_files "$image" > "$work/first"
   list_files "$image-again" > "$work/second"
   "$engine" rmi "$image-again" > /dev/null 2>&1 || true
   [[ -s $work/first ]] || fail "the files of the image cannot be listed"
   diff "$work/first" "$work/second" > "$work/difference" ||
     fail_with_log "$work/difference" "two builds differ"
+}
+
+# What the image gpu has of CUDA is complete. Shown without a GPU, because most machines that build it have none.
+check_cuda() {
+  "$engine" run --rm --interactive --network none --entrypoint python "$image" - < "$here/load_cuda.py" \
+    > "$work/cuda.log" 2>&1 || fail_with_log "$work/cuda.log" "CUDA is incomplete"
+  printf '%-9s %s\n' cuda "$(tail -n 1 "$work/cuda.log")"
 }
 
 # The image must not contain torch, onnx, pip or pytest, must not run as root, and must have telemetry disabled.
@@ -114,6 +76,10 @@ start() {
     --volume "$work/models:/models:ro"
     --publish 127.0.0.1::8001 --publish 127.0.0.1::8000
   )
+  # Without a GPU, the server of the image gpu runs on the CPU.
+  if [[ $kind == gpu && -e /dev/nvidiactl ]]; then
+    [[ $engine == docker ]] && arguments+=(--gpus all) || arguments+=(--device nvidia.com/gpu=all)
+  fi
   # Docker's --read-only makes everything read-only, but podman's needs this flag for /tmp.
   [[ $engine != podman ]] || arguments+=(--read-only-tmpfs=false)
   "$engine" run "${arguments[@]}" "$image" > "$work/run.log" 2>&1 ||
@@ -146,16 +112,18 @@ check_health() {
 [[ -x $python ]] || fail "no .venv in the checkout: run make setup first"
 choose_engine
 printf 'image-test: building with %s\n' "$engine"
-build_image "$image"
+build_image "$work/build.log" "$root" "$kind" "$image"
 size=$("$engine" image inspect --format '{{.Size}}' "$image")
 if [[ $kind == export ]]; then
-  "$engine" run --rm --read-only --tmpfs /tmp --volume "$work:/out:rw" --user 0 "$image" \
-    export resnet18 --repository /out/exported > "$work/export.log" 2>&1 ||
+  "$engine" run --rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges "$image" \
+    export resnet18 --repository /tmp/models > "$work/export.log" 2>&1 ||
     fail_with_log "$work/export.log" "the image cannot export"
-  printf 'image     %s MB; exported a network with torch\n' "$((size / 1000000))"
+  printf 'image     %s MB; exported a network with torch, not root, read-only\n' "$((size / 1000000))"
+  "$python" "$here/image_attacks.py" "$engine" "$image" "$root/model_repo" labels || fail "an attack succeeded"
   exit 0
 fi
 check_contents
+[[ $kind != gpu ]] || check_cuda
 [[ $kind != cpu ]] || ((size <= 300000000)) || fail "the image has $size bytes, expected at most 300000000"
 
 printf 'image-test: starting\n'
@@ -186,4 +154,4 @@ printf '%-9s %s\n' \
   stop "$stopped; exit code 0"
 "$python" "$here/image_attacks.py" "$engine" "$image" "$work/models" || fail "an attack succeeded"
 check_second_build
-printf '%-9s %s\n' again "a second build has the same files"
+printf '%-9s %s\n' again "a second build, from a checkout with umask 077, has the same files"

@@ -1,4 +1,4 @@
-# ruff: noqa: INP001, S603, T201 - a script, and it runs the container engine it is given.
+# ruff: noqa: INP001, T201 - a script.
 """The part of `image-test.sh` that attacks a built image: wrong settings, hostile surroundings, large requests.
 
 Each `check_…` function runs containers of its own and raises `AssertionError` with what it saw instead.
@@ -7,7 +7,6 @@ Each `check_…` function runs containers of its own and raises `AssertionError`
 import argparse
 import io
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -15,20 +14,20 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
+from containers import LOCKED, Images, contains, equals, post
 from PIL import Image
 
 from cnnserve_client import Client
 from cnnserve_client.errors import CnnserveError
 
-_LOCKED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--security-opt", "label=disable")
-_START_S = 60.0
 # 57 MB as BMP, which is not compressed.
 _LARGE_SIDE = 4368
 _LOAD_S = 8.0
+_SHARED = Path("/dev/shm")
+_DIGIT = [1, 28, 28, 1]
 _LINKS = {
     "CNNSERVE_PORT": "tcp://10.0.0.1:8001",
     "CNNSERVE_GRPC_PORT": "tcp://10.0.0.1:8001",
@@ -38,85 +37,13 @@ _LINKS = {
 }
 
 
-class Images:
-    """An image of an engine (podman or docker), and a model repository that containers can read."""
-
-    def __init__(self, engine: str, image: str, models: Path, work: Path) -> None:
-        self.engine = engine
-        self.image = image
-        self.models = models
-        self.work = work
-
-    def call(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Runs the engine. Its output is text; what goes wrong is told with it."""
-        done = subprocess.run([self.engine, *words], check=False, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0 or not check, f"{words}: {done.stdout}{done.stderr}"
-        return done
-
-    def run(self, *words: str, flags: Sequence[str] = (), models: Path | None = None) -> tuple[int, str]:
-        """Runs a container to its end and returns its status and output."""
-        mount = ("--volume", f"{models or self.models}:/models:ro")
-        done = self.call("run", "--rm", *_LOCKED, *mount, *flags, self.image, *words, check=False)
-        return done.returncode, done.stdout + done.stderr
-
-    @contextmanager
-    def serving(self, *words: str, flags: Sequence[str] = (), models: Path | None = None) -> Iterator[str]:
-        """Runs a server in the background and gives the container's name once the server is ready."""
-        name = f"cnnserve-attack-{uuid.uuid4().hex[:8]}"
-        mount = ("--volume", f"{models or self.models}:/models:ro")
-        self.call("run", "--detach", "--name", name, *_LOCKED, *mount, *flags, self.image, *words)
-        try:
-            self.wait(name, r"app: ready")
-            yield name
-        finally:
-            self.call("rm", "--force", name, check=False)
-
-    def log(self, name: str) -> str:
-        """Returns what a container has printed."""
-        done = self.call("logs", name)
-        return done.stdout + done.stderr
-
-    def wait(self, name: str, pattern: str) -> re.Match[str]:
-        """Waits until a container has printed a text."""
-        end = time.monotonic() + _START_S
-        while time.monotonic() < end:
-            if found := re.search(pattern, self.log(name)):
-                return found
-            time.sleep(0.1)
-        raise AssertionError(f"{pattern!r} is not in the log: {self.log(name)}")
-
-    def status(self, name: str, field: str) -> str:
-        """Returns a field of a container's state."""
-        return self.call("inspect", "--format", f"{{{{.State.{field}}}}}", name).stdout.strip()
-
-    def is_healthy(self, name: str) -> bool:
-        """Runs the image's own HEALTHCHECK."""
-        found = json.loads(self.call("image", "inspect", self.image).stdout)[0]
-        command = (found.get("Healthcheck") or found["Config"]["Healthcheck"])["Test"]
-        assert command[0] == "CMD", command
-        end = time.monotonic() + _START_S
-        # The server tells its ports just before it is ready, or just after.
-        while (done := self.call("exec", name, *command[1:], check=False)).returncode and time.monotonic() < end:
-            time.sleep(0.2)
-        return done.returncode == 0
-
-
-def _equals(found: object, expected: object) -> None:
-    assert found == expected, f"{found!r}, expected {expected!r}"
-
-
-def _contains(text: str, *parts: str) -> None:
-    for part in parts:
-        assert part in text, f"{part!r} is not in {text!r}"
-
-
 def check_labels(images: Images) -> str:
     """Every label says something, and the components of the SBOM are the installed distributions."""
     labels = json.loads(images.call("image", "inspect", images.image).stdout)[0]["Config"]["Labels"]
     prefix = "org.opencontainers.image."
     names = "title description vendor licenses source documentation version revision created base.name base.digest"
     empty = [name for name in names.split() if labels.get(prefix + name, "unknown") in ("", "unknown")]
-    _equals(empty, [])
+    equals(empty, [])
     installed = (
         "import importlib.metadata as m, json; "
         "b = json.load(open('/opt/cnnserve/sbom.cdx.json')); "
@@ -124,7 +51,7 @@ def check_labels(images: Images) -> str:
         "== sorted((d.name, d.version) for d in m.distributions(path=__import__('sys').path[-1:])))"
     )
     done = images.call("run", "--rm", "--entrypoint", "python", images.image, "-c", installed)
-    _equals(done.stdout.strip(), "CycloneDX True")
+    equals(done.stdout.strip(), "CycloneDX True")
     return f"version {labels[prefix + 'version']}, commit {labels[prefix + 'revision'][:9]}; SBOM complete"
 
 
@@ -140,7 +67,7 @@ def check_bytecode(images: Images) -> str:
             client.list_models()
         assert images.is_healthy(name)
         added = [line for line in images.call("diff", name).stdout.splitlines() if line.endswith(".pyc")]
-        _equals(added, [])
+        equals(added, [])
     finally:
         images.call("rm", "--force", name, check=False)
     return "nothing is compiled at run time"
@@ -150,7 +77,7 @@ def check_links(images: Images) -> str:
     """Services named cnnserve, cnnserve-grpc and cnnserve-http do not keep the server from its start."""
     links = [word for name, value in _LINKS.items() for word in ("--env", f"{name}={value}")]
     with images.serving(flags=links) as name:
-        _contains(images.log(name), "gRPC port 8001", "HTTP port 8000", "CNNSERVE_GRPC_PORT is 'tcp://10.0.0.1:8001'")
+        contains(images.log(name), "gRPC port 8001", "HTTP port 8000", "CNNSERVE_GRPC_PORT is 'tcp://10.0.0.1:8001'")
         assert images.is_healthy(name)
     return "ignored and told"
 
@@ -162,7 +89,7 @@ def check_settings(images: Images) -> str:
     file.chmod(0o644)
     flags = ("--env", "CNNSERVE_CONFIG=/server.toml", "--volume", f"{file}:/server.toml:ro")
     with images.serving(flags=flags) as name:
-        _contains(images.log(name), "listening on 127.0.0.1: gRPC port 9001, HTTP port 9000")
+        contains(images.log(name), "listening on 127.0.0.1: gRPC port 9001, HTTP port 9000")
         assert images.is_healthy(name)
     for words in (("--grpc-port", "9001"), ("--grpc-port", "0", "--http-port", "0"), ("serve", "--host", "127.0.0.2")):
         with images.serving(*words) as name:
@@ -174,14 +101,14 @@ def check_early_stop(images: Images) -> str:
     """SIGTERM in the first moments ends the container at once, with status 0."""
     for delay_s in (0.0, 0.01, 0.02, 0.04, 0.08, 0.2):
         name = f"cnnserve-attack-{uuid.uuid4().hex[:8]}"
-        images.call("create", "--name", name, *_LOCKED, "--volume", f"{images.models}:/models:ro", images.image)
+        images.call("create", "--name", name, *LOCKED, "--volume", f"{images.models}:/models:ro", images.image)
         try:
             images.call("start", name)
             time.sleep(delay_s)
             began = time.monotonic()
             images.call("stop", "--time", "20", name)
             assert time.monotonic() - began < 10, f"SIGTERM {delay_s} s after the start was lost"
-            _equals(images.status(name, "ExitCode"), "0")
+            equals(images.status(name, "ExitCode"), "0")
         finally:
             images.call("rm", "--force", name, check=False)
     return "six stops within 0.2 s of the start, none lost"
@@ -194,20 +121,57 @@ def check_permissions(images: Images) -> str:
         shutil.copytree(images.models, models)
         (models / folder).chmod(mode)
         _, told = images.run("serve", "--dry-run", models=models)
-        _contains(told, "Permission denied")
+        contains(told, "Permission denied")
         assert "holds no version folder" not in told, told
     return "named"
+
+
+def check_shared_memory(images: Images) -> str:
+    """A region of another user is refused with what to do, unless that user lets everybody read and write it."""
+    key = f"cnnserve-attack-{uuid.uuid4().hex[:8]}"
+    flags = ("--ipc", "host", "--publish", "127.0.0.1::8000")
+    pixels = bytes(range(256)) * 3 + bytes(16)
+    region = _SHARED / key
+    # In this container, this user is not the server's, and the server has no capability to pass over modes.
+    region.write_bytes(pixels)
+    try:
+        with images.serving("--shared-memory-prefix", "cnnserve-attack-", flags=flags) as name:
+            address = images.call("port", name, "8000/tcp").stdout.split()[0]
+            register = {"key": f"/{key}", "offset": 0, "byte_size": len(pixels)}
+            for mode in (0o600, 0o644):
+                region.chmod(mode)
+                status, told = post(address, "/v2/systemsharedmemory/region/digit/register", register)
+                equals(status, 400)
+                contains(told["error"], "Permission denied", "user 10001", "chmod 666")
+            region.chmod(0o666)
+            equals(post(address, "/v2/systemsharedmemory/region/digit/register", register)[0], 200)
+            shared = {"shared_memory_region": "digit", "shared_memory_byte_size": len(pixels)}
+            equals(_infer(address, parameters=shared), _infer(address, data=list(pixels)))
+    finally:
+        region.unlink()
+    return "modes 600 and 644 of another user refused with advice, 666 gives the answer of a message"
+
+
+def _infer(address: str, **source: object) -> object:
+    """Returns the scores of a digit that comes from `source`."""
+    entry = {"name": "image", "datatype": "UINT8", "shape": _DIGIT, **source}
+    status, answer = post(address, "/v2/models/lenet5/infer", {"inputs": [entry]})
+    equals((status, answer.get("error")), (200, None))
+    return answer["outputs"][0]["data"]
 
 
 def check_advice(images: Images) -> str:
     """What an image lacks is advised as an image, not as a call of pip."""
     status, told = images.run("export", "resnet18")
-    _equals(status, 1)
-    _contains(told, "deploy/docker/build.sh export")
+    equals(status, 1)
+    contains(told, "deploy/docker/build.sh export")
     _, told = images.run("serve", "--device", "cuda", "--dry-run")
-    _contains(told, "deploy/docker/build.sh gpu")
+    contains(told, "deploy/docker/build.sh gpu")
     assert "pip" not in told, told
-    return "export and cuda name the images that have them"
+    status, told = images.run("pull", "s3://bucket/models", "--repository", "/tmp/models")
+    equals(status, 1)
+    contains(told, "s3:// needs fsspec", "--build-arg EXTRAS=remote")
+    return "export, cuda and s3:// name the images that have them"
 
 
 def check_memory(images: Images) -> str:
@@ -217,7 +181,7 @@ def check_memory(images: Images) -> str:
         flags = ("--memory", limit, "--publish", "127.0.0.1::8001")
         with images.serving(flags=flags) as name:
             answered, refused = _load(images.call("port", name, "8001/tcp").stdout.split()[0], clients)
-            _equals((images.status(name, "Running"), images.status(name, "OOMKilled")), ("true", "false"))
+            equals((images.status(name, "Running"), images.status(name, "OOMKilled")), ("true", "false"))
             assert images.is_healthy(name)
             assert answered, "no request was answered"
         said.append(f"{clients} clients under {limit}: {answered} answered, {refused} refused")
@@ -259,6 +223,7 @@ _CHECKS: dict[str, Callable[[Images], str]] = {
     "settings": check_settings,
     "stopping": check_early_stop,
     "modes": check_permissions,
+    "shared": check_shared_memory,
     "advice": check_advice,
     "memory": check_memory,
 }

@@ -40,9 +40,12 @@ def test_every_script_is_started_here() -> None:
         "try.py",
         "try.sh",
         "compile.py",
+        "containers.py",
+        "engine.sh",
         "image-test.sh",
         "image_attacks.py",
         "image_test_load.py",
+        "load_cuda.py",
     }
 
 
@@ -203,6 +206,17 @@ def test_the_attacks_need_an_engine_that_works(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [["labels", "FAILED:"], ["service", "FAILED:"]]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nvidia") is not None, reason="CUDA is installed")
+def test_a_missing_library_of_cuda_fails_the_build_of_the_image() -> None:
+    """ONNX Runtime without its CUDA provider, as it is here, is an image whose provider cannot be loaded."""
+    done = subprocess.run(
+        [sys.executable, FOLDER / "load_cuda.py"], check=False, capture_output=True, text=True, timeout=HANG_S
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the slimmed CUDA is incomplete: " in done.stderr
+    assert "libonnxruntime_providers_cuda.so" in done.stderr
 
 
 def test_the_pinned_gpu_packages_are_complete() -> None:

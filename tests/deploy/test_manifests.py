@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from cnnserve.config.settings import ServerConfig, keys, variable
+from cnnserve.sources.command import pull_parser
 from support import HANG_S, REPOSITORY
 
 DEPLOY = REPOSITORY.parent / "deploy"
@@ -133,7 +134,7 @@ def test_the_server_knows_its_variables_and_is_locked_up(manifests: list[dict[st
     ours = {variable(key) for field in ServerConfig.__dataclass_fields__ for key in keys(field)}
     assert {entry["name"] for entry in server["env"]} <= ours
     for each in (server, *spec.get("initContainers", [])):
-        assert each["image"].startswith("cnnserve:")
+        assert each["image"].startswith("cnnserve:" if each is server else "cnnserve-pull:")
         assert each["securityContext"] == {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -221,6 +222,33 @@ def test_with_tls_the_probes_have_a_port_in_plain_text() -> None:
     assert values["CNNSERVE_HEALTH_HTTP_PORT"] == str(health)
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert server[probe]["httpGet"]["port"] == "health"
+
+
+@kubectl
+def test_a_kustomization_of_ones_own_has_both_images(tmp_path: Path) -> None:
+    """The one that the documentation shows: the server's image, and the one with the packages for object stores."""
+    text = (REPOSITORY.parent / "docs" / "deploy.md").read_text()
+    (shown,) = re.findall(r'```yaml title="deploy/kubernetes/own/kustomization.yaml"\n(.+?)```', text, re.DOTALL)
+    own = with_component(tmp_path, "models-pull")
+    (own / "kustomization.yaml").write_text(shown)
+    manifests = build(own)
+    (pull,) = one(manifests, "Deployment")["spec"]["template"]["spec"]["initContainers"]
+    assert container(manifests)["image"] == "registry.example.org/cnnserve:cpu"
+    assert pull["image"] == "registry.example.org/cnnserve:cpu-remote"
+
+
+@kubectl
+def test_the_pull_is_a_command_that_the_program_takes(tmp_path: Path) -> None:
+    manifests = build(with_component(tmp_path, "models-pull"))
+    (pull,) = one(manifests, "Deployment")["spec"]["template"]["spec"]["initContainers"]
+    command, *arguments = pull["args"]
+    parsed = pull_parser().parse_args(arguments)
+    assert (command, parsed.source) == ("pull", "$(SOURCE)")
+    # The models go where the server, by what the image sets, looks for them.
+    assert str(parsed.repository) == pull["volumeMounts"][0]["mountPath"]
+    assert pull["volumeMounts"][0]["name"] == container(manifests)["volumeMounts"][0]["name"]
+    assert not pull["volumeMounts"][0].get("readOnly")
+    assert pull["env"][0]["name"] == "SOURCE"
 
 
 def test_kserve_gets_what_it_asks_for() -> None:

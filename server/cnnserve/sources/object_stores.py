@@ -74,7 +74,10 @@ class ObjectStore:
         except (SourceError, ImportError):
             raise
         except FileNotFoundError as error:
-            raise NotFound(f"{address} does not exist; correct the address") from error
+            # Some stores, such as hf://, also say so of what is private.
+            raise NotFound(
+                f"{address} does not exist; correct the address, or set the credentials if it is private"
+            ) from error
         # Each package has errors of its own, which have no base in common.
         except Exception as error:
             text = " ".join(str(error).split())[:300] or "no reason given"

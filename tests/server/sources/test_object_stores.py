@@ -1,13 +1,10 @@
-"""Pulls through fsspec: in memory, and from a local S3 server (`make remote` installs it)."""
+"""Pulls through fsspec: in memory, and from a local server of each object store (`make remote` installs them)."""
 
-import os
+import importlib.util
 import re
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -15,13 +12,11 @@ import pytest
 
 from cnnserve.sources.contents import Plain
 from cnnserve.sources.errors import NotFound, SourceError
-from cnnserve.sources.object_stores import ObjectStore
+from cnnserve.sources.object_stores import SCHEMES, ObjectStore
 from cnnserve.sources.room import Room
 from pulls import blob, layer, names, same
-from support import HANG_S, REPOSITORY
-
-# A folder with s3fs and moto, which are large, and which nothing else needs.
-REMOTE = os.environ.get("CNNSERVE_TEST_REMOTE", "")
+from store_servers import SERVERS, Store, missing
+from support import REPOSITORY
 
 
 @pytest.fixture
@@ -67,63 +62,27 @@ def test_too_many_files(memory: fsspec.AbstractFileSystem, monkeypatch: pytest.M
         ObjectStore("memory://bucket").files()
 
 
-@dataclass
-class S3:
-    """A local S3 server, and what reaches it."""
-
-    environment: dict[str, str]
-
-    def run(self, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-        """Runs Python with these arguments."""
-        command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=HANG_S, check=False
-        )
-
-    def put(self, folder: Path, key: str) -> None:
-        """Copies a file, or the content of a folder, into the bucket."""
-        code = "import sys, s3fs\ns3fs.S3FileSystem().put(sys.argv[1], sys.argv[2], recursive=True)"
-        source = f"{folder}/" if folder.is_dir() else folder
-        done = self.run("-c", code, str(source), f"bucket/{key}")
-        assert done.returncode == 0, done.stderr
-
-    def pull(self, key: str, repository: Path) -> "subprocess.CompletedProcess[str]":
-        """Runs `cnnserve pull`."""
-        return self.run("-m", "cnnserve", "pull", f"s3://bucket/{key}", "--repository", repository)
+@pytest.mark.parametrize(("scheme", "package"), SCHEMES.items())
+def test_a_missing_package_is_named(scheme: str, package: str) -> None:
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(SourceError, match=f'{scheme}:// needs {package}, .*: pip install "cnnserve\\[remote\\]"'):
+        ObjectStore(f"{scheme}://owner/models")
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    if not REMOTE:
-        pytest.skip("needs s3fs and moto, which make remote installs")
-    log = tmp_path_factory.mktemp("s3") / "log"
-    path = f"{REMOTE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    environment = os.environ | {
-        "PYTHONPATH": path,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as server:
-        try:
-            end = time.monotonic() + HANG_S
-            while not (match := re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text())):
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < end, log.read_text()
-                time.sleep(0.02)
-            s3 = S3(environment | {"AWS_ENDPOINT_URL": match[1]})
-            made = s3.run("-c", "import s3fs; s3fs.S3FileSystem().mkdir('bucket')")
-            assert made.returncode == 0, made.stderr
-            yield s3
-        finally:
-            server.terminate()
+@pytest.fixture(params=SCHEMES, scope="module")
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A bucket of each kind of object store."""
+    if reason := missing(request.param):
+        pytest.skip(reason)
+    with SERVERS[request.param](tmp_path_factory.mktemp(request.param)) as store:
+        yield store
 
 
 @pytest.mark.parametrize("kind", ["repository", "layout", "pack.tar"])
-def test_a_bucket(kind: str, s3: S3, made: Path, tmp_path: Path) -> None:
-    s3.put(REPOSITORY if kind == "repository" else made / kind, kind)
-    done = s3.pull(kind, tmp_path / "models")
+def test_a_bucket(kind: str, store: Store, made: Path, tmp_path: Path) -> None:
+    store.put(REPOSITORY if kind == "repository" else made / kind, kind)
+    done = store.pull(kind, tmp_path / "models")
     assert done.stdout.strip().endswith("lenet5/1"), done.stderr
     same(REPOSITORY, tmp_path / "models")
 
@@ -134,22 +93,46 @@ def refused(done: "subprocess.CompletedProcess[str]", repository: Path, problem:
     assert names(repository) == []
 
 
-def test_a_bucket_with_something_else(s3: S3, layout: Path, tmp_path: Path) -> None:
+def test_a_bucket_with_something_else(store: Store, layout: Path, tmp_path: Path) -> None:
     source, repository = shutil.copytree(REPOSITORY, tmp_path / "source"), tmp_path / "models"
     onnx = source / "lenet5" / "1" / "model.onnx"
     onnx.write_bytes(onnx.read_bytes()[:-1] + b"x")
-    s3.put(source, "altered")
-    refused(s3.pull("altered", repository), repository, r"file model\.onnx was altered: SHA-256")
+    store.put(source, "altered")
+    refused(store.pull("altered", repository), repository, r"file model\.onnx was altered: SHA-256")
     blob(layout, layer(layout, "lenet5/1/model.onnx")["digest"]).write_bytes(b"x")
-    s3.put(layout, "broken")
-    refused(s3.pull("broken", repository), repository, r"model\.onnx ended after 1 of \d+ bytes")
-    refused(s3.pull("nothing", repository), repository, "s3://bucket/nothing does not exist; correct the address")
-    refused(s3.pull("nothing.tar", repository), repository, r"s3://bucket/nothing\.tar does not exist")
+    store.put(layout, "broken")
+    refused(store.pull("broken", repository), repository, r"model\.onnx ended after 1 of \d+ bytes")
+    for key in ("nothing", "nothing.tar"):
+        refused(store.pull(key, repository), repository, f"{store.address(key)} does not exist; correct the address")
 
 
-def test_a_bucket_that_is_served(s3: S3, tmp_path: Path) -> None:
-    s3.put(REPOSITORY, "served")
-    flags = ["--repository", "s3://bucket/served", "--pull-cache", str(tmp_path / "cache"), "--dry-run"]
-    done = s3.run("-m", "cnnserve", "serve", *flags)
+def test_a_bucket_that_is_served(store: Store, tmp_path: Path) -> None:
+    store.put(REPOSITORY, "served")
+    flags = ["--repository", store.address("served"), "--pull-cache", str(tmp_path / "cache"), "--dry-run"]
+    done = store.run("-m", "cnnserve", "serve", *flags)
     assert "ready: 1 of 1 versions can be served" in done.stdout, done.stderr
-    assert f"pulling s3://bucket/served into {tmp_path / 'cache'}" in done.stderr + done.stdout
+    assert f"pulling {store.address('served')} into {tmp_path / 'cache'}" in done.stderr + done.stdout
+
+
+# Variables that make each login wrong, and what is then said.
+_WRONG = {
+    "s3": ({"AWS_ACCESS_KEY_ID": "", "AWS_EC2_METADATA_DISABLED": "true"}, "cannot be read: .*and the credentials"),
+    "gs": ({"FSSPEC_GS_TOKEN": "/missing/key.json"}, "cannot be read: .*/missing/key.json.*and the credentials"),
+    "az": ({"AZURE_STORAGE_CONNECTION_STRING": "AccountName=a;AccountKey=eA=="}, "cannot be read: .*and the credentials"),
+    "hf": ({"HF_TOKEN": "hf_another"}, "does not exist; correct the address, or set the credentials"),
+}
+
+
+def test_a_wrong_login(store: Store, tmp_path: Path) -> None:
+    variables, problem = _WRONG[store.scheme]
+    refused(store.with_variables(**variables).pull("repository", tmp_path / "models"), tmp_path / "models", problem)
+
+
+def test_a_bucket_for_everybody(store: Store, tmp_path: Path) -> None:
+    """Those of S3 and Google Cloud Storage want to be told that there is no login."""
+    nobody = {"s3": {"AWS_ACCESS_KEY_ID": "", "FSSPEC_S3_ANON": "true"}, "gs": {"FSSPEC_GS_TOKEN": "anon"}}
+    if store.scheme not in nobody:
+        pytest.skip("there is no such bucket here")
+    store.put(REPOSITORY, "public")
+    done = store.with_variables(**nobody[store.scheme]).pull("public", tmp_path / "models")
+    assert (done.returncode, done.stderr) == (0, "")
