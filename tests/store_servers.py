@@ -25,7 +25,7 @@ REMOTE = os.environ.get("CNNSERVE_TEST_REMOTE", "")
 _AZURITE = Path(REMOTE, "node_modules", ".bin", "azurite-blob")
 # The account that each Azurite has.
 _AZURE_KEY = base64.b64encode(b"cnnserve's tests").decode()
-HUB_TOKEN = "hf_a_token"  # noqa: S105  (made up)
+HUB_TOKEN = "hf_a_token"
 
 
 @dataclass(frozen=True)
@@ -198,4 +198,6 @@ def missing(scheme: str) -> str:
     """What a server needs that is not here, "" if nothing is missing."""
     if not REMOTE:
         return "needs the extra remote and local servers, which make remote installs"
-    return "needs Azurite, which make remote installs if there is npm" if scheme == "az" and not _AZURITE.exists() else ""
+    if scheme == "az" and not _AZURITE.exists():
+        return "needs Azurite, which make remote installs if there is npm"
+    return ""

@@ -27,7 +27,7 @@ class Answer:
 
 @dataclass
 class Request:
-    """What a client asked for."""
+    """What a client asked for. The names of the headers are in small letters."""
 
     path: str
     headers: Mapping[str, str]
@@ -35,7 +35,7 @@ class Request:
     @property
     def authorization(self) -> str:
         """The credentials, "" if there are none."""
-        return self.headers.get("Authorization", "")
+        return self.headers.get("authorization", "")
 
 
 class Site:
@@ -55,17 +55,17 @@ class Site:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                request = Request(self.path, dict(self.headers.items()))
+                request = Request(self.path, {name.lower(): value for name, value in self.headers.items()})
                 site.requests.append(request)
                 answer = site.answer(request)
                 self.send_response(answer.status)
                 for header, value in answer.headers.items():
                     self.send_header(header, value)
                 self.send_header("Content-Length", str(len(answer.body) if answer.length is None else answer.length))
+                # Otherwise a client would wait for the rest of a body that is too short.
+                self.send_header("Connection", "close")
                 self.end_headers()
                 self.wfile.write(answer.body)
-                # Otherwise a client would wait for the rest of a body that is too short.
-                self.close_connection = True
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -1,4 +1,4 @@
-# ruff: noqa: INP001, T201 - a script.
+# ruff: noqa: INP001, S108, T201 - a script, and it names shared memory and folders of containers.
 """The part of `image-test.sh` that attacks a built image: wrong settings, hostile surroundings, large requests.
 
 Each `check_…` function runs containers of its own and raises `AssertionError` with what it saw instead.

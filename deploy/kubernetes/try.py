@@ -90,11 +90,14 @@ def try_pull(root: Path, models: Path, images: dict[str, str], work: Path) -> st
     # In Kubernetes, fsGroup lets the user of the image write into the volume.
     empty.chmod(0o777)
     with s3_server(root, models) as endpoint:
-        source = {"kind": "ConfigMap", "metadata": {"name": "cnnserve-models"}, "data": {"source": "s3://bucket/models"}}
-        login = {"kind": "Secret", "metadata": {"name": "cnnserve-source"}, "stringData": _LOGIN | endpoint}
-        extra = [one | {"apiVersion": "v1"} for one in (source, login)]
-        with playing(*extra, deployment(own, empty, images)):
+        source = _named("ConfigMap", "cnnserve-models", data={"source": "s3://bucket/models"})
+        login = _named("Secret", "cnnserve-source", stringData=_LOGIN | endpoint)
+        with playing(source, login, deployment(own, empty, images)):
             return classify(models / "lenet5" / "1" / "golden.png")
+
+
+def _named(kind: str, name: str, **content: object) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, **content}
 
 
 @contextmanager
@@ -103,14 +106,18 @@ def s3_server(root: Path, models: Path) -> Iterator[dict[str, str]]:
     path = os.pathsep.join((str(root / ".venv" / "remote"), os.environ.get("PYTHONPATH", "")))
     environment = os.environ | _LOGIN | {"PYTHONPATH": path}
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as server:
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, **output, text=True, env=environment) as server:
         try:
             assert server.stdout is not None
             said = iter(server.stdout.readline, "")
             found = next(match for line in said if (match := re.search(r"http://127\.0\.0\.1:\d+", line)))
             endpoint = {"AWS_ENDPOINT_URL": found[0]}
-            code = "import sys, s3fs\ns3 = s3fs.S3FileSystem()\ns3.mkdir('bucket')\ns3.put(sys.argv[1], 'bucket/models', recursive=True)"
-            subprocess.run([sys.executable, "-c", code, f"{models}/"], check=True, env=environment | endpoint)
+            code = (
+                "import sys, s3fs\ns3 = s3fs.S3FileSystem()\ns3.mkdir('bucket')\ns3.put(*sys.argv[1:], recursive=True)"
+            )
+            put = [sys.executable, "-c", code, f"{models}/", "bucket/models"]
+            subprocess.run(put, check=True, env=environment | endpoint)
             yield endpoint
         finally:
             server.terminate()

@@ -111,28 +111,37 @@ def test_a_bucket_that_is_served(store: Store, tmp_path: Path) -> None:
     flags = ["--repository", store.address("served"), "--pull-cache", str(tmp_path / "cache"), "--dry-run"]
     done = store.run("-m", "cnnserve", "serve", *flags)
     assert "ready: 1 of 1 versions can be served" in done.stdout, done.stderr
-    assert f"pulling {store.address('served')} into {tmp_path / 'cache'}" in done.stderr + done.stdout
+    assert f"pulling {store.address('served')} into {tmp_path / 'cache'}" in done.stderr
+    # The addresses of requests may have signatures in them.
+    assert "http://" not in done.stderr
 
 
 # Variables that make each login wrong, and what is then said.
 _WRONG = {
     "s3": ({"AWS_ACCESS_KEY_ID": "", "AWS_EC2_METADATA_DISABLED": "true"}, "cannot be read: .*and the credentials"),
-    "gs": ({"FSSPEC_GS_TOKEN": "/missing/key.json"}, "cannot be read: .*/missing/key.json.*and the credentials"),
-    "az": ({"AZURE_STORAGE_CONNECTION_STRING": "AccountName=a;AccountKey=eA=="}, "cannot be read: .*and the credentials"),
-    "hf": ({"HF_TOKEN": "hf_another"}, "does not exist; correct the address, or set the credentials"),
+    "az": (
+        {"AZURE_STORAGE_CONNECTION_STRING": "AccountName=a;AccountKey=eA=="},
+        "cannot be read: .*and the credentials",
+    ),
+    "hf": ({"HF_TOKEN": "hf_another"}, "cannot be read: .*401 Unauthorized.*and the credentials"),
 }
 
 
 def test_a_wrong_login(store: Store, tmp_path: Path) -> None:
+    if store.scheme not in _WRONG:
+        pytest.skip("the local server lets everybody in")
     variables, problem = _WRONG[store.scheme]
     refused(store.with_variables(**variables).pull("repository", tmp_path / "models"), tmp_path / "models", problem)
 
 
-def test_a_bucket_for_everybody(store: Store, tmp_path: Path) -> None:
-    """Those of S3 and Google Cloud Storage want to be told that there is no login."""
+def test_objects_for_everybody(store: Store, tmp_path: Path) -> None:
+    """The packages want to be told that there is no login."""
     nobody = {"s3": {"AWS_ACCESS_KEY_ID": "", "FSSPEC_S3_ANON": "true"}, "gs": {"FSSPEC_GS_TOKEN": "anon"}}
     if store.scheme not in nobody:
-        pytest.skip("there is no such bucket here")
+        pytest.skip("the local server has no such objects")
     store.put(REPOSITORY, "public")
+    if store.scheme == "s3":
+        publish = "import s3fs; s3fs.S3FileSystem().chmod('bucket/public', 'public-read', recursive=True)"
+        assert store.run("-c", publish).returncode == 0
     done = store.with_variables(**nobody[store.scheme]).pull("public", tmp_path / "models")
     assert (done.returncode, done.stderr) == (0, "")
