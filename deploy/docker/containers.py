@@ -25,6 +25,12 @@ class Images:
         self.models = models
         self.work = work
 
+    @property
+    def kind(self) -> str:
+        """`cpu`, `gpu` or `export`."""
+        variables = json.loads(self.call("image", "inspect", self.image).stdout)[0]["Config"]["Env"]
+        return dict(variable.split("=", 1) for variable in variables)["CNNSERVE_IMAGE"]
+
     def call(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs the engine. Its output is text; what goes wrong is told with it."""
         done = subprocess.run([self.engine, *words], check=False, capture_output=True, text=True, timeout=120)

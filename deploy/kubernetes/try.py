@@ -19,6 +19,7 @@ from cnnserve_client import Client, CnnserveError
 
 _ADDRESS = "127.0.0.1:8001"
 _START_S = 60.0
+_SOURCE = "s3://bucket/models"
 # Both are made up, as is all that a local S3 server asks for.
 _LOGIN = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -31,15 +32,20 @@ def deployment(kustomization: Path, models: Path, images: dict[str, str]) -> dic
     done = subprocess.run(["kubectl", "kustomize", kustomization], check=True, stdout=subprocess.PIPE)
     found: dict[str, Any] = next(one for one in yaml.safe_load_all(done.stdout) if one["kind"] == "Deployment")
     found["spec"]["replicas"] = 1
+    # Otherwise podman removes an init container when it has ended, and fails if it ends slowly.
+    found["metadata"]["annotations"] = {"io.podman.annotations.init.container.type": "always"}
     spec = found["spec"]["template"]["spec"]
     spec["volumes"][0] = {"name": "models", "hostPath": {"path": str(models), "type": "Directory"}}
     spec["hostNetwork"] = True
     for container in (*spec["containers"], *spec.get("initContainers", [])):
-        container.update(image=images[container["image"]], imagePullPolicy="Never")
+        # podman puts no variables into arguments, and takes variables from ConfigMaps only.
+        args = [word.replace("$(SOURCE)", _SOURCE) for word in container["args"]]
+        sources = [{"configMapRef": source["secretRef"]} for source in container.get("envFrom", [])]
+        container.update(image=images[container["image"]], imagePullPolicy="Never", args=args, envFrom=sources)
     (server,) = spec["containers"]
     server["env"].append({"name": "CNNSERVE_HOST", "value": "127.0.0.1"})
-    # podman knows neither `sleep` nor these probes, and takes the number of a port only.
-    for name in ("lifecycle", "startupProbe", "readinessProbe"):
+    # podman knows neither `sleep` nor these probes, takes the number of a port only, and maps no ports of a host network.
+    for name in ("lifecycle", "startupProbe", "readinessProbe", "ports"):
         del server[name]
     server["livenessProbe"]["httpGet"]["port"] = 8000
     return found
@@ -90,8 +96,8 @@ def try_pull(root: Path, models: Path, images: dict[str, str], work: Path) -> st
     # In Kubernetes, fsGroup lets the user of the image write into the volume.
     empty.chmod(0o777)
     with s3_server(root, models) as endpoint:
-        source = _named("ConfigMap", "cnnserve-models", data={"source": "s3://bucket/models"})
-        login = _named("Secret", "cnnserve-source", stringData=_LOGIN | endpoint)
+        source = _named("ConfigMap", "cnnserve-models", data={"source": _SOURCE})
+        login = _named("ConfigMap", "cnnserve-source", data=_LOGIN | endpoint)
         with playing(source, login, deployment(own, empty, images)):
             return classify(models / "lenet5" / "1" / "golden.png")
 
