@@ -44,7 +44,7 @@ def deployment(kustomization: Path, models: Path, images: dict[str, str]) -> dic
         container.update(image=images[container["image"]], imagePullPolicy="Never", args=args, envFrom=sources)
     (server,) = spec["containers"]
     server["env"].append({"name": "CNNSERVE_HOST", "value": "127.0.0.1"})
-    # podman knows neither `sleep` nor these probes, takes the number of a port only, and maps no ports of a host network.
+    # podman knows neither `sleep` nor these probes, and maps no ports of a host network. Ports of probes are numbers.
     for name in ("lifecycle", "startupProbe", "readinessProbe", "ports"):
         del server[name]
     server["livenessProbe"]["httpGet"]["port"] = 8000

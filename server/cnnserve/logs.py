@@ -184,7 +184,7 @@ def configure(level: str, style: str = "text") -> None:
     for name in (ACCESS, AUDIT):
         # Whoever asks for access lines wants them at each level, and audit lines are always written.
         logging.getLogger(name).setLevel(logging.INFO)
-    # The server logs its own start and stop. Clients of object stores log each address, which may have a signature in it.
+    # The server logs its own start and stop. Clients of object stores log each address, which may hold a signature.
     for name in ("uvicorn", "azure", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Pillow warns about unusual image files, but their clients already get a result or an error.
