@@ -220,7 +220,7 @@ def test_blobs_on_another_host_come_without_the_token(
     registry: OciRegistry, authority: Authority, tmp_path: Path
 ) -> None:
     store = Site(authority, lambda request: registry._answer(Request(request.path, authorized)), "localhost")
-    authorized = {"Authorization": f"Bearer {registry.TOKEN}"}
+    authorized = {"authorization": f"Bearer {registry.TOKEN}"}
 
     def elsewhere(request: Request, answer: Answer) -> Answer:
         at_blob = "/blobs/" in request.path and answer.status == 200
@@ -232,7 +232,7 @@ def test_blobs_on_another_host_come_without_the_token(
         assert len(store.requests) > 10
         assert {request.authorization for request in store.requests} == {""}
         pulled(registry.address, tmp_path / "again", credential_hosts=[store.host])
-        assert store.requests[-1].authorization == authorized["Authorization"]
+        assert store.requests[-1].authorization == authorized["authorization"]
     finally:
         store.close()
 
