@@ -224,6 +224,8 @@ def open_loop(model: Model) -> Outcome:
     outcome, options = Outcome(), model.options
     seconds, warm_up_s = options.open_seconds, options.warm_up_s
     rate = _LOAD * model.load("default")["rate"]
+    if not rate:
+        raise SystemExit(f"{model.name} answered nothing in {options.seconds:g} s; raise --seconds")
     served: list[float] = []
     ideal: list[float] = []
     for seed in range(options.rounds):
