@@ -183,12 +183,15 @@ def work(variant: str, onnx: Path) -> int:
         command = json.loads(line)
         Queue(sessions, command["in_flight"]).serve(min(WARM_UP_S, command["seconds"]))
         queue = Queue(sessions, command["in_flight"])
+        cpu_s = time.process_time()
         elapsed = queue.serve(command["seconds"])
+        cpu_s = time.process_time() - cpu_s
         latencies = sorted(queue.latencies)
         cell = {
             "rate": len(latencies) / elapsed,
             "p50_ms": percentile(latencies, 50) * 1e3,
             "p99_ms": percentile(latencies, 99) * 1e3,
+            "cpu_ms": cpu_s / len(latencies) * 1e3,
             "memory_mib": memory_mib(os.getpid()),
         }
         print(json.dumps(cell), flush=True)
@@ -216,11 +219,25 @@ def _print(model: str, cells: dict[str, dict[str, dict[str, float]]]) -> bool:
         [
             variant,
             *(f"{cell['rate']:.1f}" for cell in counts.values()),
-            *(f"{counts[count][key]:.2f}" for count, key in ((lone, "p50_ms"), (full, "p99_ms"), (full, "memory_mib"))),
+            *(
+                f"{counts[count][key]:.2f}"
+                for count, key in (
+                    (lone, "p50_ms"),
+                    (full, "p99_ms"),
+                    (full, "cpu_ms"),
+                    (full, "memory_mib"),
+                )
+            ),
         ]
         for variant, counts in cells.items()
     ]
-    head = [*(f"images/s at {count}" for count in IN_FLIGHT), f"p50 ms at {lone}", f"p99 ms at {full}", "MiB"]
+    head = [
+        *(f"images/s at {count}" for count in IN_FLIGHT),
+        f"p50 ms at {lone}",
+        f"p99 ms at {full}",
+        f"CPU ms at {full}",
+        "MiB",
+    ]
     print(f"\n{model}, {cores()} cores")
     print(harness.table(["variant", *head], rows))
     fixed = max(cell[full]["rate"] for variant, cell in cells.items() if variant in FIXED)
