@@ -14,10 +14,10 @@ Threads take rows from a queue that clients keep at a number of requests in flig
 
 A lone request is one that arrives while nothing runs and nothing else waits. Each variant has a process of its own.
 
-On two busy cores, where only CPU time and memory mean something (one run of 2 s a cell): with 16 in flight, an image of
-ResNet-50 takes 37.7 ms of CPU time narrow, 42.8 crowded, 37.3 elastic and 37.2 shared; one of GoogLeNet 13.0, 14.4, 13.6
-and 13.0. Memory beside wide: 1.08 to 1.35 elastic, 0.64 and 0.78 shared. So crowded is no substitute for narrow sessions,
-and shared weights make a second session free.
+On two busy cores, where only CPU time and memory mean something (one run of 2 s a cell): with 16 in flight, an image
+of ResNet-50 takes 37.7 ms of CPU time narrow, 42.8 crowded, 37.3 elastic and 37.2 shared; one of GoogLeNet 13.0, 14.4,
+13.6 and 13.0. Memory beside wide: 1.08 to 1.35 elastic, 0.64 and 0.78 shared. So crowded is no substitute for narrow
+sessions, and shared weights make a second session free.
 
     python bench/elastic.py --models resnet50,googlenet --rounds 2 --seconds 3
 """
