@@ -86,9 +86,9 @@ class MemoryPressure:
         """Returns freed memory to the system, on a thread, if the last look found much that nobody holds.
 
         While large messages come (not `is_quiet`), they would soon ask for the memory again, which costs a third
-        of their CPU time. So it stays until it is half of the budget.
+        of their CPU time. So it stays until it is an eighth of the budget.
         """
         kept = self._resident_bytes - self.idle_bytes - self._budget.total_bytes
-        worth_bytes = _WORTH_BYTES if is_quiet else max(_WORTH_BYTES, self._budget.limit_bytes // 2)
+        worth_bytes = _WORTH_BYTES if is_quiet else max(_WORTH_BYTES, self._budget.limit_bytes // 8)
         if kept > worth_bytes and self._clock() - self._trimmed >= _TRIM_S:
             self.trim()

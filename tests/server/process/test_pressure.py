@@ -8,7 +8,7 @@ from cnnserve.process.admission import MemoryBudget
 from cnnserve.process.pressure import MemoryPressure
 
 MIB = 2**20
-LIMIT = 128 * MIB
+LIMIT = 1024 * MIB
 
 
 class Watched(MemoryPressure):
@@ -27,8 +27,8 @@ class Watched(MemoryPressure):
         (15 * MIB, True, 0),
         (17 * MIB, True, 1),
         (17 * MIB, False, 0),
-        (63 * MIB, False, 0),
-        (65 * MIB, False, 1),
+        (127 * MIB, False, 0),
+        (129 * MIB, False, 1),
     ],
 )
 async def test_memory_that_is_about_to_be_used_again_stays_until_it_is_much(
