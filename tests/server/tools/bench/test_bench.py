@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from certificates import Authority, flags
-from cnnserve.tools.bench import report
+from cnnserve.tools.bench import report, running
 from cnnserve.tools.bench.cells import Cell
 from cnnserve.tools.bench.cli import bench
 from cnnserve.tools.bench.serving import serving as serving_for_a_run
@@ -102,8 +102,9 @@ def test_what_cannot_be_measured_is_named(
 
 
 def test_a_server_on_this_machine_over_tls_with_a_token_and_several_load_processes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(running, "_PLAIN_S", 0.01)
     write_version(tmp_path / "models" / "tiny" / "1")
     authority = Authority(tmp_path / "certificates")
     own = authority.issue("client", common_name="client")
@@ -177,10 +178,10 @@ def test_wrong_usage(arguments: Sequence[str], capsys: pytest.CaptureFixture[str
 
 def test_a_server_of_its_own_does_not_outlive_the_run(tmp_path: Path) -> None:
     write_version(tmp_path / "models" / "tiny" / "1")
-    with pytest.raises(SystemExit) as ended, serving_for_a_run(tmp_path / "models", "tiny") as running:
+    with pytest.raises(SystemExit) as ended, serving_for_a_run(tmp_path / "models", "tiny") as started:
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 143
-    assert not Path(f"/proc/{running.pids[0]}").exists()
+    assert not Path(f"/proc/{started.pids[0]}").exists()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
