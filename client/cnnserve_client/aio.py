@@ -168,7 +168,7 @@ class AsyncClient:
                 allowed_s = attempts.try_s
                 response = await stub(call.request, timeout=allowed_s, metadata=target.metadata_of(allowed_s))
             except grpc.aio.AioRpcError as failure:
-                error = self._error(failure, number, about=call.about, timeout_s=timeout_s)
+                error = await self._error(failure, number, about=call.about, timeout_s=timeout_s)
                 wait_s = attempts.wait_s(error)
                 if wait_s is None:
                     raise error from failure
@@ -181,10 +181,12 @@ class AsyncClient:
         self._check()
         return rpc.stream(self._channels[number])(requests, metadata=self._target.metadata)
 
-    def _error(self, failure: Failure, number: int, *, about: str, timeout_s: float) -> CnnserveError:
+    async def _error(self, failure: Failure, number: int, *, about: str, timeout_s: float) -> CnnserveError:
         self._check()
-        ended = partial(channels.has_ended_for_asyncio, self._channels[number])
-        return self._target.error(failure, about, timeout_s, number, has_ended=ended)
+        # Nothing else depends on it.
+        is_cancelled = failure.code() is grpc.StatusCode.CANCELLED
+        ended = is_cancelled and await channels.has_ended_for_asyncio(self._channels[number])
+        return self._target.error(failure, about, timeout_s, number, has_ended=lambda: ended)
 
     def _check(self) -> None:
         if self._closed:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from .target import Failure
 _LOST_REASON = "Internal error from Core"
 
 Open = Callable[[int, AsyncIterator[bytes]], Any]
-Explain = Callable[[Failure, int], CnnserveError]
+Explain = Callable[[Failure, int], Awaitable[CnnserveError]]
 Source = AsyncIterable[Image | ImageResult] | Iterable[Image | ImageResult]
 
 
@@ -179,7 +179,7 @@ class _Streams:
                 pipeline.answered(stream.lane, outcome, time.monotonic())
             else:
                 self.abandon(stream.lane)
-                pipeline.broke(stream.lane, self._reason(outcome, stream.lane), time.monotonic())
+                pipeline.broke(stream.lane, await self._reason(outcome, stream.lane), time.monotonic())
 
     def abandon(self, lane: int) -> None:
         task = asyncio.create_task(self._streams.pop(lane).close())
@@ -200,9 +200,9 @@ class _Streams:
         except asyncio.QueueEmpty:
             return None
 
-    def _reason(self, error: grpc.aio.AioRpcError | None, lane: int) -> CnnserveError:
+    async def _reason(self, error: grpc.aio.AioRpcError | None, lane: int) -> CnnserveError:
         if error is None:
             return UnavailableError("the server ended the stream")
         if error.details() == _LOST_REASON:
             return UnavailableError("the server ended the stream while a request was being sent")
-        return self._explain(error, lane)
+        return await self._explain(error, lane)

@@ -1,5 +1,7 @@
 """Creates the gRPC channels of a client, blocking or for asyncio: as many for each address as it has `connections`."""
 
+import asyncio as aio
+import contextlib
 import queue
 
 import grpc
@@ -8,6 +10,8 @@ from .security import Tls
 from .target import Target
 
 _STATE_S = 1.0
+# gRPC ends a call on one thread and tells that its connection has ended on another, a moment later.
+_LATE_S = 0.1
 
 
 def blocking(target: Target) -> list[grpc.Channel]:
@@ -27,21 +31,30 @@ def asyncio(target: Target) -> list[grpc.aio.Channel]:
 
 
 def has_ended(channel: grpc.Channel) -> bool:
-    """Returns whether a blocking channel has no connection now. Blocks until gRPC has told, for 1 s at most."""
+    """Returns whether a blocking channel has lost its connection. Blocks until gRPC has told, for 1 s at most."""
     states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
     tell = states.put
     channel.subscribe(tell)
     try:
-        return states.get(timeout=_STATE_S) is not grpc.ChannelConnectivity.READY
+        wait_s = _STATE_S
+        while states.get(timeout=wait_s) is grpc.ChannelConnectivity.READY:
+            wait_s = _LATE_S
     except queue.Empty:
-        return True
+        return wait_s == _STATE_S
     finally:
         channel.unsubscribe(tell)
+    return True
 
 
-def has_ended_for_asyncio(channel: grpc.aio.Channel) -> bool:
-    """Returns whether a channel for asyncio has no connection now."""
-    return channel.get_state() is not grpc.ChannelConnectivity.READY
+async def has_ended_for_asyncio(channel: grpc.aio.Channel) -> bool:
+    """Returns whether a channel for asyncio has lost its connection. Waits for 0.1 s at most."""
+    state = channel.get_state()
+    if state is not grpc.ChannelConnectivity.READY:
+        return True
+    with contextlib.suppress(TimeoutError):
+        await aio.wait_for(channel.wait_for_state_change(state), _LATE_S)
+        return True
+    return False
 
 
 def _credentials(target: Target) -> grpc.ChannelCredentials | None:
