@@ -17,8 +17,11 @@ from support import HANG_S, RunningServer, make_registry, serving, tiny_onnx, wr
 settings.register_profile("cnnserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cnnserve")
 
-# Under nohup, all processes that tests start would ignore SIGHUP, as a server under nohup should.
+# Under nohup, all processes that tests start would ignore SIGHUP, as a server under nohup should. And a shell without
+# job control starts its background processes with SIGINT ignored.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
