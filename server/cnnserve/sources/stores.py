@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import stat
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -44,6 +45,8 @@ class Folder:
             self._tree = Tree(path)
         except OSError as error:
             raise SourceError(f"the folder {path} cannot be read: {reason(error)}; correct the path") from error
+        # Its descriptors. A server that pulls before it serves would keep them.
+        weakref.finalize(self, self._tree.close)
 
     @contextlib.contextmanager
     def open(self, path: str) -> Iterator[Reads]:

@@ -32,6 +32,15 @@ def test_a_version_goes_from_one_repository_to_another(
     assert capsys.readouterr() == ("models/lenet5/1\n", "models/lenet5/1 is there already, with the same content\n")
 
 
+@pytest.mark.parametrize("source", [VERSION, REPOSITORY, "lenet5.tar"])
+def test_a_pull_leaves_no_descriptor(source: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["pack", str(VERSION), "--output", "lenet5.tar"]) == 0
+    assert main(["pull", str(source), "--repository", "models"]) == 0
+    left = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert not [path for path in left if path.is_relative_to(tmp_path) or path.is_relative_to(REPOSITORY)]
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repository = ["--repository", str(tmp_path / "models")]
     assert main(["pull", str(tmp_path / "none\x1b[31m.tar"), *repository]) == 1
