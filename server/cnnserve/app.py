@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SWITCH_S = 0.0002
-# New objects after which the garbage collector looks at them: more than those of 100 requests in flight.
-_GC_OBJECTS = 5_000
 # The server no longer waits for runs this many seconds after the grace period.
 _CLOSE_S = 1.0
 # People read the log of a container that has lost requests.
@@ -66,9 +64,6 @@ def run(config: ServerConfig, work: Callable[[ServerConfig], Coroutine[Any, Any,
     # If the event loop is busy when a run ends, the instance's thread waits for the GIL: by default up to 5 ms, which
     # is a whole run of a small model.
     sys.setswitchinterval(_SWITCH_S)
-    # Requests leave no garbage, but by default, the collector looks at all their objects as soon as there are 700 of
-    # them. With 64 requests of a LeNet-5 in flight, that took 2.5 % of the server's CPU time.
-    gc.set_threshold(_GC_OBJECTS)
     heap.limit_arenas(max(2, cpu_threads(config)))
     try:
         code = _run_loop((work or _run)(config))
