@@ -50,12 +50,17 @@ def instances(setting: Setting) -> Iterator[Step]:
 
 def throughput(setting: Setting) -> Iterator[Step]:
     """Every transport with every size of a request, in closed loops."""
-    size = setting.size
     for precision, model in setting.precisions.items():
-        for images in size.images:
-            for transport in size.transports:
-                run = partial(_closed, setting, setting.best_layout, model, transport, images)
-                yield Step(f"{precision}, {transport}, {_of(images)}", size.seconds + _STEP_S, run)
+        yield from _closed_loops(setting, model, f"{precision}, ")
+
+
+def _closed_loops(setting: Setting, model: str, prefix: str = "") -> Iterator[Step]:
+    """Every transport with every size of a request to one model. `prefix` begins the names of the steps."""
+    size = setting.size
+    for images in size.images:
+        for transport in size.transports:
+            run = partial(_closed, setting, setting.best_layout, model, transport, images)
+            yield Step(f"{prefix}{transport}, {_of(images)}", size.seconds + _STEP_S, run)
 
 
 def tail(setting: Setting) -> Iterator[Step]:
@@ -79,11 +84,7 @@ def tail(setting: Setting) -> Iterator[Step]:
 
 def ceiling(setting: Setting) -> Iterator[Step]:
     """The server with a model that costs nothing: the largest rate that its front end allows."""
-    size = setting.size
-    for images in size.images:
-        for transport in size.transports:
-            run = partial(_closed, setting, setting.best_layout, FREE, transport, images)
-            yield Step(f"{transport}, {_of(images)}", size.seconds + _STEP_S, run)
+    return _closed_loops(setting, FREE)
 
 
 def cores(setting: Setting) -> Iterator[Step]:
